@@ -1,0 +1,7 @@
+//! The vocabulary that director and agent share.
+//!
+//! Ids, specs, reports, steps, wire messages, certificates, durable files and limits. Nothing here
+//! starts a task or decides anything; both sides depend on this crate and it depends on neither.
+
+pub mod error;
+pub mod id;
