@@ -30,10 +30,20 @@ pub struct NameError {
 fn check_label(what: &'static str, value: &str, max: usize) -> Result<(), NameError> {
     let ok = !value.is_empty()
         && value.len() <= max
-        && value.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && value
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && value.as_bytes()[0].is_ascii_lowercase()
         && !value.ends_with('-');
-    if ok { Ok(()) } else { Err(NameError { what, value: value.chars().take(80).collect(), max }) }
+    if ok {
+        Ok(())
+    } else {
+        Err(NameError {
+            what,
+            value: value.chars().take(80).collect(),
+            max,
+        })
+    }
 }
 
 macro_rules! dns_label {
@@ -180,10 +190,12 @@ impl Digest {
     /// The 64 hex digits without the algorithm.
     pub fn hex(&self) -> String {
         use fmt::Write;
-        self.0.iter().fold(String::with_capacity(64), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        self.0
+            .iter()
+            .fold(String::with_capacity(64), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
     }
 }
 

@@ -3,5 +3,12 @@
 //! Ids, specs, reports, steps, wire messages, certificates, durable files and limits. Nothing here
 //! starts a task or decides anything; both sides depend on this crate and it depends on neither.
 
+pub mod cluster;
 pub mod error;
 pub mod id;
+pub mod limits;
+pub mod report;
+pub mod secret;
+pub mod settings;
+pub mod step;
+pub mod wire;

@@ -1,0 +1,362 @@
+//! What a director asks of an agent, one step at a time.
+//!
+//! A step is *desired state of one thing on one machine*. Each converges: repeating it does nothing
+//! more. Two kinds cannot, [`Exec`] and any step interrupted before its effect is known: they run at
+//! most once and report [`Outcome::Unknown`] when interrupted.
+//!
+//! These types are wire bodies: once released, a field never changes (see [`crate::wire`]); new
+//! content is a new kind.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::error::ErrorClass;
+use crate::id::{Digest, Epoch};
+use crate::secret::SecretBytes;
+
+/// Longest step id, in bytes.
+pub const STEP_ID_MAX: usize = 200;
+
+/// Names one step of one task, the same on every attempt: `<task>/<step key>`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StepId(pub String);
+
+impl fmt::Display for StepId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// One order to an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRequest {
+    /// Names the step on every attempt; the agent's journal is keyed by it.
+    pub id: StepId,
+    /// Epoch of the director that orders it; a lower one than the highest seen is refused.
+    pub epoch: Epoch,
+    /// How long the step may take, in milliseconds from its arrival.
+    pub deadline_ms: u64,
+    /// What to do.
+    pub step: Step,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Bring a content-addressed artifact onto the machine.
+    Fetch(Fetch),
+    /// Make private keys on the machine and return certificate requests for them.
+    Keys(Keys),
+    /// Write files, links, routes and sysctls.
+    Configure(Configure),
+    /// Format and mount a persistent disk.
+    Disk(Disk),
+    /// Start, stop or restart units through systemd.
+    Service(Service),
+    /// Wait until health checks pass.
+    Gate(Gate),
+    /// Gather logs and diagnostics; the output is streamed.
+    Collect(Collect),
+    /// Run a command for an operator, at most once; the output is streamed.
+    Exec(Exec),
+}
+
+impl Step {
+    /// The kind's name, as in logs, journals and the API.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Step::Fetch(_) => "fetch",
+            Step::Keys(_) => "keys",
+            Step::Configure(_) => "configure",
+            Step::Disk(_) => "disk",
+            Step::Service(_) => "service",
+            Step::Gate(_) => "gate",
+            Step::Collect(_) => "collect",
+            Step::Exec(_) => "exec",
+        }
+    }
+
+    /// Whether repeating the step after an interruption is safe.
+    pub fn converges(&self) -> bool {
+        match self {
+            Step::Fetch(_)
+            | Step::Keys(_)
+            | Step::Configure(_)
+            | Step::Disk(_)
+            | Step::Service(_)
+            | Step::Gate(_)
+            | Step::Collect(_) => true,
+            Step::Exec(_) => false,
+        }
+    }
+}
+
+/// Brings one artifact into the machine's store, `/var/lib/windlass/artifacts/sha256/<hex>`;
+/// resumable at any byte, verified before it appears under its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// What to bring.
+    pub digest: Digest,
+    /// Its length in bytes; a longer one is refused while it streams.
+    pub bytes: u64,
+}
+
+/// Makes private keys (ECDSA P-256, PKCS#8 PEM, mode 0600) that are not there yet, and returns a
+/// certificate request for each. The names in a certificate are the director's choice: it takes the
+/// public key and the proof of possession from the request and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keys {
+    /// Which keys; at most 16.
+    pub keys: Vec<KeySpec>,
+}
+
+/// One private key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeySpec {
+    /// Name by which the request is returned, for example `kubelet-client`.
+    pub name: String,
+    /// Absolute path of the key file.
+    pub path: String,
+}
+
+/// Writes configuration; each file atomically, the whole in the order given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configure {
+    /// Files that have to be there.
+    pub files: Vec<FileSpec>,
+    /// Symbolic links that have to be there, switched atomically: path to target.
+    pub links: BTreeMap<String, String>,
+    /// Absolute paths that must not be there.
+    pub absent: Vec<String>,
+    /// Routes that this machine has to have for other machines' pods; routes of ours that are not
+    /// listed (protocol number 119) are removed. `None` leaves routes alone.
+    pub routes: Option<Vec<Route>>,
+    /// Kernel parameters, by dotted name.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSpec {
+    /// Absolute path; missing parent directories are made with mode 0755.
+    pub path: String,
+    /// Permission bits, for example `0o600`.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// What it holds.
+    pub content: FileContent,
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileContent {
+    /// Text that may be shown in a diff.
+    Text(String),
+    /// Bytes that are never shown.
+    Secret(SecretBytes),
+    /// An artifact that a `fetch` step brought.
+    Artifact(Digest),
+}
+
+/// A route to another machine's pods.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Route {
+    /// Pods of the other machine.
+    pub destination: Ipv4Net,
+    /// Address of the other machine.
+    pub via: Ipv4Addr,
+}
+
+/// Formats a block device if it holds no file system, and mounts it now and at every boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Device path inside the machine, as the provider gave it.
+    pub device: String,
+    /// Where to mount it; made with mode 0700 if missing.
+    pub mount_path: String,
+}
+
+/// Brings units into a state through systemd's D-Bus API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Units in the order in which they are acted on.
+    pub units: Vec<UnitGoal>,
+}
+
+/// What one unit should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitGoal {
+    /// Unit name with suffix, for example `kubelet.service`.
+    pub unit: String,
+    /// The state to reach.
+    pub state: UnitState,
+    /// Whether the unit starts at boot.
+    pub enabled: bool,
+    /// Digest over what the unit reads. A running unit that was started for another one is
+    /// restarted; `None` never restarts.
+    pub configuration: Option<Digest>,
+    /// Whether the step waits until systemd says the job is done (for `Type=notify` units: until
+    /// they are ready) or only queues it.
+    pub wait: bool,
+}
+
+/// State of a unit that a step asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnitState {
+    /// Started.
+    Active,
+    /// Stopped.
+    Inactive,
+}
+
+/// Waits until every check passes at once, or the step's deadline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gate {
+    /// All of these; at most 16.
+    pub checks: Vec<Check>,
+    /// Pause between two looks, in milliseconds, 10 to 60 000.
+    pub interval_ms: u32,
+}
+
+/// One health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// The unit is active.
+    UnitActive {
+        /// Unit name with suffix.
+        unit: String,
+    },
+    /// A TCP connection opens.
+    TcpOpen {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// `GET` answers 200.
+    Https {
+        /// Address to connect to.
+        address: SocketAddr,
+        /// Name that the server's certificate has to carry.
+        server_name: String,
+        /// Path and query, for example `/readyz`.
+        path: String,
+        /// PEM bundle that the server's certificate is verified against.
+        ca_path: String,
+        /// Client certificate and key, PEM.
+        client: Option<ClientFiles>,
+    },
+}
+
+/// Client certificate files of a check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientFiles {
+    /// Certificate chain, PEM.
+    pub certificate_path: String,
+    /// Private key, PEM.
+    pub key_path: String,
+}
+
+/// Gathers logs of units (from the journal) and, with `diagnostics`, the state of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collect {
+    /// Units to take; empty means all.
+    pub units: Vec<String>,
+    /// Newest lines, 1 to 10 000.
+    pub lines: u32,
+    /// Adds processes, mounts, addresses, routes, disks and unit states.
+    pub diagnostics: bool,
+}
+
+/// Runs a command as root for an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Program and arguments; at most 256.
+    pub argv: Vec<String>,
+}
+
+/// What an agent sends while a step runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Progress {
+    /// What is being done, for people.
+    Stage(String),
+    /// Output of `collect` and `exec`.
+    Output {
+        /// Which stream.
+        stream: OutputStream,
+        /// At most [`crate::limits::CHUNK_BYTES`].
+        bytes: Vec<u8>,
+    },
+}
+
+/// Where output came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepResult {
+    /// The step.
+    pub id: StepId,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it returns.
+    pub payload: Payload,
+    /// What was changed, one line each; secrets are named, never shown.
+    pub changes: Vec<String>,
+    /// How long it took on the machine, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// All was as desired already.
+    Converged,
+    /// Something was changed and is as desired now.
+    Changed,
+    /// Not done.
+    Failed {
+        /// Who acts.
+        class: ErrorClass,
+        /// What failed, with which values, and what to do.
+        message: String,
+    },
+    /// A step that cannot be repeated was interrupted: what it did is not known.
+    Unknown {
+        /// What is known.
+        message: String,
+    },
+    /// Not begun, and nothing was changed.
+    Refused {
+        /// Why.
+        message: String,
+    },
+}
+
+/// What a step returns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Payload {
+    /// Nothing.
+    None,
+    /// Certificate requests of a `keys` step, PKCS#10 DER by name.
+    Requests(BTreeMap<String, Vec<u8>>),
+    /// Exit code of an `exec` step; 128 + signal when killed by one.
+    Exit(i32),
+}

@@ -1,0 +1,205 @@
+//! The bodies that are neither steps nor reports, and the number of every kind.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
+use crate::report::{Heartbeat, Report};
+use crate::secret::Secret;
+use crate::step::{self, Progress, StepId, StepResult};
+
+/// A type that travels as the body of one frame kind.
+pub trait Body: Serialize + serde::de::DeserializeOwned + Send + Sync {
+    /// The frame kind; never reused.
+    const KIND: u16;
+}
+
+macro_rules! bodies {
+    ($($kind:literal => $body:ty),+ $(,)?) => {
+        $(impl Body for $body { const KIND: u16 = $kind; })+
+        /// Every kind there is, for the test that none is used twice.
+        pub const KINDS: &[(u16, &str)] = &[$(($kind, stringify!($body))),+];
+    };
+}
+
+bodies! {
+    0x0001 => EnrollRequest,
+    0x0002 => EnrollResponse,
+    0x0003 => Refusal,
+    0x0010 => Hello,
+    0x0011 => Welcome,
+    0x0012 => Tune,
+    0x0013 => RenewRequest,
+    0x0014 => RenewResponse,
+    0x0020 => Report,
+    0x0021 => Heartbeat,
+    0x0030 => ArtifactRequest,
+    0x0031 => ArtifactHeader,
+    0x0040 => TunnelRequest,
+    0x0041 => TunnelOpen,
+    0x0100 => StepHeader,
+    0x0101 => Progress,
+    0x0102 => StepResult,
+    0x0110 => step::Fetch,
+    0x0111 => step::Keys,
+    0x0112 => step::Configure,
+    0x0113 => step::Disk,
+    0x0114 => step::Service,
+    0x0115 => step::Gate,
+    0x0116 => step::Collect,
+    0x0117 => step::Exec,
+}
+
+/// First and only frame of a machine that has no certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrollRequest {
+    /// The one-time token from the settings.
+    pub token: Secret,
+    /// The cluster it was issued for.
+    pub cluster: ClusterName,
+    /// The machine it was issued for.
+    pub machine: MachineName,
+    /// The incarnation it was issued for.
+    pub incarnation: Incarnation,
+    /// PKCS#10, DER; only the public key and the proof of possession count.
+    pub request_der: Vec<u8>,
+}
+
+/// The machine's first certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrollResponse {
+    /// Leaf first, then intermediates; DER.
+    pub chain_der: Vec<Vec<u8>>,
+    /// Root CAs to trust from now on; DER.
+    pub roots_der: Vec<Vec<u8>>,
+}
+
+/// The peer will not go on, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What kind of reason.
+    pub code: RefusalCode,
+    /// For people: what was refused, and what to do.
+    pub message: String,
+}
+
+/// Reasons to refuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalCode {
+    /// No protocol version in common.
+    Version,
+    /// Token unknown, used, expired or of another machine.
+    Token,
+    /// Certificate of an incarnation that is not current.
+    Incarnation,
+    /// Too many requests; try later.
+    Busy,
+    /// Not found.
+    NotFound,
+    /// Malformed.
+    Malformed,
+    /// Cannot be reached from this machine.
+    Unreachable,
+}
+
+/// First frame of the control stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Protocol versions the agent understands, highest first.
+    pub protocols: Vec<u16>,
+    /// Agent version.
+    pub agent_version: String,
+    /// What the agent can do beyond the base: names, sorted.
+    pub capabilities: Vec<String>,
+    /// See [`Report::boot_id`].
+    pub boot_id: String,
+    /// Highest epoch the agent has seen.
+    pub epoch: Epoch,
+    /// Steps in the agent's journal that are not yet reported to be over, and how those that are
+    /// over ended is asked by sending them again.
+    pub unfinished: Vec<StepId>,
+}
+
+/// The director's answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The protocol version to speak.
+    pub protocol: u16,
+    /// The director's epoch.
+    pub epoch: Epoch,
+    /// See [`Tune`].
+    pub tune: Tune,
+}
+
+/// How often and how much the agent reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tune {
+    /// Between heartbeats, milliseconds, 50 to 60 000.
+    pub heartbeat_interval_ms: u32,
+    /// Between looks at what a report holds, milliseconds, 500 to 600 000.
+    pub report_interval_ms: u32,
+}
+
+/// Asks for a new certificate over the live link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// PKCS#10, DER.
+    pub request_der: Vec<u8>,
+}
+
+/// The new certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewResponse {
+    /// As in [`EnrollResponse`].
+    pub chain_der: Vec<Vec<u8>>,
+    /// As in [`EnrollResponse`].
+    pub roots_der: Vec<Vec<u8>>,
+}
+
+/// Asks for an artifact from a byte on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactRequest {
+    /// Which.
+    pub digest: Digest,
+    /// First byte wanted.
+    pub offset: u64,
+}
+
+/// Answers [`ArtifactRequest`]; the bytes follow raw.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactHeader {
+    /// Length of the whole artifact in bytes.
+    pub bytes: u64,
+}
+
+/// Asks the agent to connect a stream with something on its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelRequest {
+    /// With what.
+    pub target: TunnelTarget,
+}
+
+/// What a tunnel may reach; an agent opens no other address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TunnelTarget {
+    /// The API server of this machine (control-plane machines only).
+    ApiServer,
+}
+
+/// The tunnel is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelOpen {}
+
+/// First frame of a step stream; the step's own body follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepHeader {
+    /// See [`step::StepRequest::id`].
+    pub id: StepId,
+    /// See [`step::StepRequest::epoch`].
+    pub epoch: Epoch,
+    /// See [`step::StepRequest::deadline_ms`].
+    pub deadline_ms: u64,
+    /// Labels for logs and audit, such as the operator's name; bounded to 16.
+    pub labels: BTreeMap<String, String>,
+}

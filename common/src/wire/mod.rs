@@ -1,0 +1,31 @@
+//! The protocol between agent and director.
+//!
+//! QUIC with TLS 1.3; on each stream a sequence of frames ([`frame`]), each a kind, a length and a
+//! body; bodies are the types of [`message`], [`crate::step`] and [`crate::report`] in the encoding
+//! of [`codec`].
+//!
+//! | stream | opened by | first frame | then |
+//! | --- | --- | --- | --- |
+//! | enrollment ([`ALPN_ENROLL`]) | agent | `EnrollRequest` | `EnrollResponse` or `Refusal`, end |
+//! | control ([`ALPN`]) | agent | `Hello` | `Welcome` or `Refusal`; then `Report` up, `Tune` down, `RenewRequest` up, `RenewResponse` down |
+//! | artifact | agent | `ArtifactRequest` | `ArtifactHeader` or `Refusal`, then raw bytes to the end |
+//! | step | director | `StepHeader`, then the step's body | `Progress`*, `StepResult` |
+//! | tunnel | director | `TunnelRequest` | `TunnelOpen` or `Refusal`, then raw bytes both ways |
+//!
+//! Heartbeats are datagrams: one frame each.
+//!
+//! # Invariants
+//! * A published body never changes: new content is a new kind. Golden bytes pin each one.
+//! * A kind with the bit [`frame::OPTIONAL`] that a peer does not know is skipped; any other unknown
+//!   kind ends the stream.
+//! * No length is trusted: frames and decoding are capped ([`crate::limits`]).
+//! * The director sends nothing before the client is authenticated.
+
+pub mod codec;
+pub mod frame;
+pub mod message;
+
+/// Protocol of enrolled agents.
+pub const ALPN: &[u8] = b"windlass/1";
+/// Protocol of machines that have no certificate yet.
+pub const ALPN_ENROLL: &[u8] = b"windlass-enroll/1";
