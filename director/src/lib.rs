@@ -1,1 +1,3 @@
 //! Windlass.
+
+pub mod provider;
