@@ -1,2 +1,55 @@
-//! Windlass.
-fn main() {}
+//! The commands of this repository: `cargo xtask demo`, `test`, `bench` and `check`.
+//!
+//! Everything a fresh Debian or Ubuntu machine lacks is installed on the way ([`prerequisites`]);
+//! everything that is built is built once ([`build`]). Nothing here is part of the product.
+
+mod bench;
+mod build;
+mod demo;
+mod floor;
+mod prerequisites;
+mod shell;
+mod suites;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Commands of the Windlass repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring up a real Kubernetes cluster on this machine, or take it down again.
+    ///
+    /// Installs what is missing, builds everything, starts a director and creates cluster `demo`
+    /// with one control-plane machine and two workers. Run again, it finds what is there.
+    Demo(demo::Options),
+    /// Run every test: checks, unit and integration tests, stemcells, end-to-end scenarios.
+    Test(suites::Options),
+    /// Measure: `create` (phases of a create beside the floor) or `agent` (size, memory, idle CPU).
+    Bench(bench::Options),
+    /// Formatting, lints, documentation, licences and bans; no test is run.
+    Check,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Demo(options) => demo::run(&options),
+        Command::Test(options) => suites::run(&options),
+        Command::Bench(options) => bench::run(&options),
+        Command::Check => suites::check(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Builds what the other commands run: the binaries, the static agent and the stemcells.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::shell::{cargo, privileged, root, step};
+
+/// The newest Kubernetes version that is built here, and the one before it.
+pub(crate) const KUBERNETES: [&str; 2] = ["1.37.2", "1.36.3"];
+
+/// How the director and its tools are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Profile {
+    /// Quick to build, with assertions; what the tests run.
+    Dev,
+    /// What users run.
+    Release,
+}
+
+/// Where things were built.
+#[derive(Debug, Clone)]
+pub(crate) struct Binaries {
+    /// Directory with `windlass`, `windlass-director` and `windlass-stemcell`.
+    pub(crate) dir: PathBuf,
+    /// The static agent.
+    pub(crate) agent: PathBuf,
+}
+
+impl Binaries {
+    /// A command of one of the binaries, as root.
+    pub(crate) fn privileged(&self, name: &str) -> Command {
+        privileged(self.dir.join(name))
+    }
+}
+
+/// Compiles the director, the CLI, the stemcell builder and the agent.
+pub(crate) fn binaries(profile: Profile) -> Result<Binaries> {
+    let (flag, dir) = match profile {
+        Profile::Dev => ("dev", "debug"),
+        Profile::Release => ("release", "release"),
+    };
+    step(
+        "building the director, the command line and the stemcell builder",
+        cargo()
+            .args(["build", "--quiet", "--locked", "--profile", flag, "--bins"])
+            .args(["-p", "windlass-director", "-p", "windlass-stemcell"]),
+    )?;
+    Ok(Binaries {
+        dir: target().join(dir),
+        agent: agent()?,
+    })
+}
+
+/// Compiles the agent as it is shipped: static, small. A target directory of its own keeps its
+/// compiler flags from invalidating every other build.
+pub(crate) fn agent() -> Result<PathBuf> {
+    const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+    let target = target().join("static");
+    step(
+        "building the static agent",
+        cargo()
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--profile",
+                "agent",
+                "-p",
+                "windlass-agent",
+            ])
+            .args(["--target", TRIPLE, "--bins"])
+            .env("CARGO_TARGET_DIR", &target)
+            .env(
+                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+                "-C target-feature=+crt-static -C relocation-model=static",
+            ),
+    )?;
+    Ok(target.join(TRIPLE).join("agent/windlass-agent"))
+}
+
+/// Builds the stemcell of a Kubernetes version (nothing to do: a few seconds) and returns the
+/// directory that holds all stemcells.
+pub(crate) fn stemcell(binaries: &Binaries, kubernetes: &str) -> Result<PathBuf> {
+    let output = stemcells();
+    step(
+        &format!("building the stemcell for Kubernetes {kubernetes}"),
+        binaries
+            .privileged("windlass-stemcell")
+            .args(["build", "--kubernetes", kubernetes, "--agent"])
+            .arg(&binaries.agent)
+            .arg("--output")
+            .arg(&output),
+    )?;
+    Ok(output)
+}
+
+/// The directory of all stemcells that this checkout built.
+pub(crate) fn stemcells() -> PathBuf {
+    state().join("stemcells")
+}
+
+/// State that outlives a run: stemcells, the demo's director. Ignored by git.
+pub(crate) fn state() -> PathBuf {
+    root().join(".windlass")
+}
+
+/// The newest stemcell of a Kubernetes version below the directory of all stemcells.
+pub(crate) fn newest_stemcell(kubernetes: &str) -> Result<PathBuf> {
+    let dir = stemcells();
+    let mut found: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();
+    for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot list {dir:?}"))? {
+        let path = entry?.path();
+        let manifest = path.join("manifest.json");
+        if let Ok(text) = std::fs::read_to_string(&manifest)
+            && manifest_kubernetes(&text).as_deref() == Some(kubernetes)
+        {
+            found.push((manifest.metadata()?.modified()?, path));
+        }
+    }
+    found.sort();
+    found
+        .pop()
+        .map(|(_, path)| path)
+        .with_context(|| format!("no stemcell for Kubernetes {kubernetes} in {dir:?}"))
+}
+
+fn manifest_kubernetes(text: &str) -> Option<String> {
+    let manifest: serde_json::Value = serde_json::from_str(text).ok()?;
+    Some(manifest.get("kubernetesVersion")?.as_str()?.to_owned())
+}
+
+/// `kubectl` out of a stemcell; the host has the same architecture.
+pub(crate) fn kubectl(stemcell: &Path) -> PathBuf {
+    stemcell.join("rootfs/opt/windlass/components/kubectl/current/kubectl")
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}

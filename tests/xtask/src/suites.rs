@@ -1,0 +1,288 @@
+//! `cargo xtask test`: every suite, its time beside its budget.
+//!
+//! Speed is printed and never asserted: a suite over its budget is marked, not failed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::build::{self, KUBERNETES, Profile};
+use crate::prerequisites;
+use crate::shell::{capture, cargo, command, has, step};
+
+/// All suites together, from cold.
+const TOTAL_BUDGET: Duration = Duration::from_secs(60 * 60);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Only these suites, in the order of the list; all if none is named.
+    #[arg(value_enum)]
+    only: Vec<Suite>,
+    /// Also what is too long for every change.
+    #[arg(long)]
+    full: bool,
+}
+
+/// One group of tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Suite {
+    /// Formatting, lints, documentation, licences and bans.
+    Checks,
+    /// Stemcells of both Kubernetes minors, built for real.
+    Stemcells,
+    /// Unit, property and integration tests of every crate, on real components.
+    Crates,
+    /// Scenarios on real clusters.
+    EndToEnd,
+    /// `cargo xtask demo`, twice, then `--down`.
+    Demo,
+}
+
+impl Suite {
+    const ALL: [Suite; 5] = [
+        Suite::Checks,
+        Suite::Stemcells,
+        Suite::Crates,
+        Suite::EndToEnd,
+        Suite::Demo,
+    ];
+
+    /// From cold, on two cores.
+    fn budget(self) -> Duration {
+        Duration::from_secs(
+            60 * match self {
+                Suite::Checks => 9,
+                Suite::Stemcells => 24,
+                Suite::Crates => 12,
+                Suite::EndToEnd => 12,
+                Suite::Demo => 3,
+            },
+        )
+    }
+
+    fn run(self, options: &Options) -> Result<()> {
+        match self {
+            Suite::Checks => check(),
+            Suite::Stemcells => stemcells(),
+            Suite::Crates => crates(),
+            Suite::EndToEnd => end_to_end(options.full),
+            Suite::Demo => demo(),
+        }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    prerequisites::install()?;
+    let started = Instant::now();
+    let mut rows = Vec::new();
+    for suite in Suite::ALL {
+        if !options.only.is_empty() && !options.only.contains(&suite) {
+            continue;
+        }
+        println!("\n######## suite {suite:?}");
+        let suite_started = Instant::now();
+        let outcome = suite.run(options);
+        if let Err(error) = &outcome {
+            println!("suite {suite:?} failed: {error:#}");
+        }
+        rows.push((suite, suite_started.elapsed(), outcome.is_ok()));
+    }
+    report(&rows, started.elapsed());
+    let failed: Vec<_> = rows
+        .iter()
+        .filter(|(.., ok)| !ok)
+        .map(|(suite, ..)| suite)
+        .collect();
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("failed suites: {failed:?}")
+    }
+}
+
+/// Formatting, lints, documentation, licences and bans.
+pub(crate) fn check() -> Result<()> {
+    step("formatting", cargo().args(["fmt", "--all", "--check"]))?;
+    step(
+        "lints",
+        cargo()
+            .args([
+                "clippy",
+                "--quiet",
+                "--locked",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+            ])
+            .arg("warnings"),
+    )?;
+    step(
+        "documentation",
+        cargo()
+            .args([
+                "doc",
+                "--quiet",
+                "--locked",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+            ])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    if !has_subcommand("deny") {
+        step(
+            "installing cargo-deny",
+            cargo().args(["install", "--quiet", "--locked", "cargo-deny"]),
+        )?;
+    }
+    step(
+        "licences, bans and sources",
+        cargo().args(["deny", "check", "bans", "licenses", "sources"]),
+    )
+}
+
+fn stemcells() -> Result<()> {
+    let binaries = build::binaries(Profile::Dev)?;
+    for version in KUBERNETES {
+        build::stemcell(&binaries, version)?;
+    }
+    let again = Instant::now();
+    build::stemcell(&binaries, KUBERNETES[0])?;
+    println!(
+        "    nothing changed: {:.1} s (goal 5 s)",
+        again.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn crates() -> Result<()> {
+    let binaries = build::binaries(Profile::Dev)?;
+    build::stemcell(&binaries, KUBERNETES[0])?;
+    let stemcell = build::newest_stemcell(KUBERNETES[0])?;
+    step(
+        "tests of the crates",
+        cargo()
+            .args([
+                "test",
+                "--quiet",
+                "--locked",
+                "--workspace",
+                "--exclude",
+                "windlass-tests",
+            ])
+            .arg("--no-fail-fast")
+            .env("WINDLASS_TEST_ROOTFS", stemcell.join("rootfs"))
+            .env(
+                "WINDLASS_TEST_COMPONENTS",
+                stemcell.join("rootfs/opt/windlass/components"),
+            )
+            .env("WINDLASS_TEST_BIN", &binaries.dir),
+    )
+}
+
+fn end_to_end(full: bool) -> Result<()> {
+    let binaries = build::binaries(Profile::Dev)?;
+    let stemcells = build::stemcell(&binaries, KUBERNETES[0])?;
+    let stemcell = build::newest_stemcell(KUBERNETES[0])?;
+    let mut test = cargo();
+    test.args([
+        "test",
+        "--quiet",
+        "--locked",
+        "-p",
+        "windlass-tests",
+        "--test",
+        "e2e",
+    ])
+    .env("WINDLASS_TEST_BIN", &binaries.dir)
+    .env("WINDLASS_TEST_STEMCELLS", &stemcells)
+    .env("WINDLASS_TEST_KUBECTL", build::kubectl(&stemcell));
+    if full {
+        test.env("WINDLASS_TEST_FULL", "1");
+    }
+    step("scenarios on real clusters", &mut test)
+}
+
+fn demo() -> Result<()> {
+    let xtask = std::env::current_exe().context("cannot find this program")?;
+    let demo = |what: &str, extra: &[&str]| {
+        step(
+            what,
+            command(&xtask)
+                .args(["demo", "--profile", "dev"])
+                .args(extra),
+        )
+    };
+    demo("demo", &[])?;
+    let again = Instant::now();
+    let second = demo("demo, with everything there", &[]);
+    println!(
+        "    found what is there: {:.1} s",
+        again.elapsed().as_secs_f64()
+    );
+    let down = demo("demo --down", &["--down"]);
+    second.and(down)?;
+    let left = leftovers()?;
+    if !left.is_empty() {
+        bail!("demo --down left behind:\n{}", left.join("\n"));
+    }
+    println!("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+    Ok(())
+}
+
+/// What a demo could leave behind: its directory, mounts below it, processes that name it.
+fn leftovers() -> Result<Vec<String>> {
+    let dir = build::state().join("demo");
+    let mut left = Vec::new();
+    if dir.exists() {
+        left.push(format!("directory {}", dir.display()));
+    }
+    let needle = dir.to_string_lossy().into_owned();
+    let mounts = std::fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+    left.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(&needle))
+            .map(|l| format!("mount {l}")),
+    );
+    for entry in std::fs::read_dir("/proc").context("cannot list /proc")? {
+        let path = entry?.path().join("cmdline");
+        // A process may be gone by now; then it is nothing left behind.
+        if let Ok(line) = std::fs::read(&path)
+            && String::from_utf8_lossy(&line).contains(&needle)
+        {
+            left.push(format!(
+                "process {}",
+                String::from_utf8_lossy(&line).replace('\0', " ")
+            ));
+        }
+    }
+    Ok(left)
+}
+
+fn has_subcommand(name: &str) -> bool {
+    has(&format!("cargo-{name}")) || capture(cargo().args([name, "--version"])).is_ok()
+}
+
+fn report(rows: &[(Suite, Duration, bool)], total: Duration) {
+    println!("\n{:<12} {:>9} {:>9}  outcome", "suite", "time", "budget");
+    for (suite, elapsed, ok) in rows {
+        let outcome = if *ok { "passed" } else { "FAILED" };
+        print_row(&format!("{suite:?}"), *elapsed, suite.budget(), outcome);
+    }
+    print_row("all", total, TOTAL_BUDGET, "");
+}
+
+fn print_row(name: &str, elapsed: Duration, budget: Duration, outcome: &str) {
+    let over = if elapsed > budget {
+        "  over budget"
+    } else {
+        ""
+    };
+    println!(
+        "{name:<12} {:>7.0} s {:>7.0} s  {outcome}{over}",
+        elapsed.as_secs_f64(),
+        budget.as_secs_f64()
+    );
+}
