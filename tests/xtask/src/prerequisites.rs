@@ -64,13 +64,3 @@ pub(crate) fn install() -> Result<()> {
     }
     Ok(())
 }
-
-/// Fails unless this runs as root: machines are made of mounts, namespaces and cgroups.
-pub(crate) fn require_root(what: &str) -> Result<()> {
-    if nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    bail!(
-        "{what} makes mounts, namespaces and cgroups and has to run as root: sudo -E cargo xtask …"
-    )
-}
