@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod error;
 pub mod id;
+pub mod journal;
 pub mod limits;
 pub mod report;
 pub mod secret;
