@@ -11,5 +11,6 @@ pub mod limits;
 pub mod report;
 pub mod secret;
 pub mod settings;
+pub mod stemcell;
 pub mod step;
 pub mod wire;
