@@ -1,3 +1,7 @@
-//! Windlass.
+//! The Windlass director: owns desired state, decides, and has agents and providers act.
+//!
+//! The map of this crate is `docs/architecture.md`.
 
+pub mod model;
 pub mod provider;
+pub mod service;

@@ -1,0 +1,113 @@
+//! A cluster as the director keeps it: what it should be, and how far it is.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use windlass_common::cluster::ClusterSpec;
+use windlass_common::id::Digest;
+
+use super::{Revision, TaskId, Timestamp};
+
+/// One cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cluster {
+    /// What it should be.
+    pub spec: ClusterSpec,
+    /// The one address of its API.
+    pub endpoint: Endpoint,
+    /// Stemcell its machines are made from: the version of [`super::StemcellRecord`].
+    pub stemcell: String,
+    /// How far it is.
+    pub phase: ClusterPhase,
+    /// Why it is not `Ready`, for people.
+    pub message: Option<String>,
+    /// The task that works on it now.
+    pub task: Option<TaskId>,
+    /// Whether the provider has its endpoint.
+    #[serde(default)]
+    pub endpoint_ready: bool,
+    /// Digest of the add-ons that were applied last.
+    #[serde(default)]
+    pub addons: Option<Digest>,
+    /// Revision of this record.
+    pub revision: Revision,
+    /// When it was ordered.
+    pub created_at: Timestamp,
+}
+
+/// The address of a cluster's API, never a machine's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// DNS name in its certificate.
+    pub name: String,
+    /// Address on the provider's network.
+    pub address: Ipv4Addr,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// How far a cluster is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterPhase {
+    /// A task makes it.
+    Creating,
+    /// All of it is as it should be.
+    Ready,
+    /// It was ready, and something of it is not.
+    Degraded,
+    /// Its task failed; planning it again goes on from what is there.
+    Failed,
+    /// A task deletes it.
+    Deleting,
+}
+
+impl std::fmt::Display for ClusterPhase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Creating => "Creating",
+            Self::Ready => "Ready",
+            Self::Degraded => "Degraded",
+            Self::Failed => "Failed",
+            Self::Deleting => "Deleting",
+        })
+    }
+}
+
+/// One fault of an input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FieldFault {
+    /// Path of the field, for example `controlPlane.count`.
+    pub key: String,
+    /// The value given, shortened to 80 characters.
+    pub value: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+impl FieldFault {
+    /// A fault of the field `key`.
+    pub fn new(
+        key: impl Into<String>,
+        value: impl std::fmt::Display,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Self {
+            key: key.into(),
+            value: value.to_string().chars().take(80).collect(),
+            allowed: allowed.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for FieldFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} is {:?}: must be {}",
+            self.key, self.value, self.allowed
+        )
+    }
+}

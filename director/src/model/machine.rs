@@ -1,0 +1,182 @@
+//! A machine as the director keeps it, and as the API shows it with its session and report.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use windlass_common::cluster::MachineSize;
+use windlass_common::id::{
+    ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
+};
+use windlass_common::report::Report;
+
+use super::{Revision, Timestamp};
+
+/// One machine; its addresses are reserved for as long as this record exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    /// `<cluster>-<pool>-<number>`; `cp` stands for the control plane.
+    pub name: MachineName,
+    /// The cluster it belongs to.
+    pub cluster: ClusterName,
+    /// What it is for.
+    pub role: MachineRole,
+    /// Which rebirth of it this is.
+    pub incarnation: Incarnation,
+    /// Its Kubernetes node.
+    pub node_name: NodeName,
+    /// Its address on the provider's network.
+    pub address: Ipv4Addr,
+    /// Addresses of its pods.
+    pub pod_cidr: Ipv4Net,
+    /// Version of the stemcell it is made from.
+    pub stemcell: String,
+    /// Its shape.
+    pub size: MachineSize,
+    /// Its persistent data disk (control-plane machines).
+    pub data_disk: Option<DiskName>,
+    /// Block device of the data disk inside the machine, once attached.
+    #[serde(default)]
+    pub data_device: Option<String>,
+    /// How far it is.
+    pub phase: MachinePhase,
+    /// Digest of the configuration it runs, once it was started with it.
+    #[serde(default)]
+    pub configured: Option<Digest>,
+    /// Revision of this record.
+    pub revision: Revision,
+    /// When it was ordered.
+    pub created_at: Timestamp,
+}
+
+/// What a machine is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum MachineRole {
+    /// API server, controllers and a member of etcd; also a tainted node.
+    ControlPlane,
+    /// Runs pods.
+    Worker {
+        /// The pool it is one of.
+        pool: PoolName,
+    },
+}
+
+impl MachineRole {
+    /// Whether it is a control-plane machine.
+    pub fn is_control_plane(&self) -> bool {
+        match self {
+            Self::ControlPlane => true,
+            Self::Worker { .. } => false,
+        }
+    }
+}
+
+impl std::fmt::Display for MachineRole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ControlPlane => f.pad("control-plane"),
+            Self::Worker { pool } => f.pad(pool.as_str()),
+        }
+    }
+}
+
+/// How far a machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum MachinePhase {
+    /// Ordered; nothing of it exists.
+    Planned,
+    /// The provider was asked for it.
+    Creating,
+    /// It runs and its agent connected.
+    Enrolled,
+    /// Its components were configured and started.
+    Configured,
+    /// Its node is Ready.
+    Ready,
+    /// The provider was asked to delete it.
+    Deleting,
+}
+
+impl std::fmt::Display for MachinePhase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Planned => "Planned",
+            Self::Creating => "Creating",
+            Self::Enrolled => "Enrolled",
+            Self::Configured => "Configured",
+            Self::Ready => "Ready",
+            Self::Deleting => "Deleting",
+        })
+    }
+}
+
+/// Which machines to show; an absent field matches all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MachineFilter {
+    /// Only of this cluster.
+    pub cluster: Option<ClusterName>,
+}
+
+/// A machine with what is known of its agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineView {
+    /// The record.
+    #[serde(flatten)]
+    pub machine: Machine,
+    /// Its agent's connection.
+    pub agent: AgentView,
+    /// What the director makes of it.
+    pub health: MachineHealth,
+    /// The agent's last report.
+    pub report: Option<Report>,
+}
+
+/// An agent's connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentView {
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// Since when.
+    pub connected_at: Option<Timestamp>,
+    /// Where from.
+    pub remote_address: Option<IpAddr>,
+    /// Its version.
+    pub version: Option<String>,
+    /// Milliseconds since its last heartbeat.
+    pub last_heartbeat_age_ms: Option<u64>,
+    /// Milliseconds since its last report.
+    pub last_report_age_ms: Option<u64>,
+}
+
+/// What the director makes of a machine's report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum MachineHealth {
+    /// Connected, and no unit it watches fails.
+    Healthy,
+    /// Connected, and these units fail or restart.
+    Degraded {
+        /// Units, with systemd's word for each.
+        units: Vec<String>,
+    },
+    /// Its agent is not connected or silent; the machine may live.
+    AgentLost,
+    /// It has not connected yet.
+    Unknown,
+}
+
+impl std::fmt::Display for MachineHealth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Healthy => "Healthy",
+            Self::Degraded { .. } => "Degraded",
+            Self::AgentLost => "AgentLost",
+            Self::Unknown => "Unknown",
+        })
+    }
+}

@@ -1,0 +1,55 @@
+//! The director's records: what the store keeps and the API shows.
+//!
+//! # Invariants
+//! * Every record serialises as camelCase JSON, in the store and in the API alike; a field that an older
+//!   director did not write has a default.
+//! * A record holds no secret: those are sealed blobs of the store (see `store::Secrets`).
+//!
+//! # After a crash
+//! Nothing here lives longer than a call; the store is the truth.
+//!
+//! # Not here
+//! What a cluster should be ([`windlass_common::cluster`]), and every decision (planner, rollout).
+
+mod audit;
+mod cluster;
+mod machine;
+mod plan;
+mod stemcell;
+mod task;
+mod time;
+
+pub use audit::{AuditEntry, Caller, Role};
+pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault};
+pub use machine::{
+    AgentView, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole, MachineView,
+};
+pub use plan::{Action, Disruption, Goal, Invariant, Plan, PlanStep, StepKey};
+pub use stemcell::StemcellRecord;
+pub use task::{
+    Fault, StepRecord, StepState, Task, TaskEvent, TaskId, TaskIdError, TaskKind, TaskState,
+};
+pub use time::{Timestamp, TimestampError};
+
+/// Grows by one with each write of a record; a writer that has seen an older one is refused.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+impl std::fmt::Display for Revision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}

@@ -1,0 +1,217 @@
+//! A plan: an explained, acyclic graph of steps, each with its reason and its guard.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName};
+
+/// What has to be done to bring a cluster where it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// What the plan leads to.
+    pub goal: Goal,
+    /// Digest over the decisions: machines, versions, order; not over explanations.
+    pub hash: Digest,
+    /// The steps, in an order that satisfies [`PlanStep::after`].
+    pub steps: Vec<PlanStep>,
+}
+
+/// What a plan leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Goal {
+    /// The cluster exists as its spec says.
+    Present,
+    /// Nothing of the cluster exists.
+    Absent,
+}
+
+/// Names one step of a plan, for example `machine/demo-cp-0/create`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StepKey(pub String);
+
+impl fmt::Display for StepKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanStep {
+    /// Unique in the plan.
+    pub key: StepKey,
+    /// What to do.
+    pub action: Action,
+    /// Why it is there.
+    pub why: String,
+    /// The invariant that guards it.
+    pub guard: Invariant,
+    /// What it disturbs.
+    pub disrupts: Disruption,
+    /// Steps that have to have succeeded before.
+    pub after: Vec<StepKey>,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Action {
+    /// Have the provider serve the cluster's endpoint.
+    EnsureEndpoint,
+    /// Make a persistent disk.
+    CreateDisk {
+        /// The disk.
+        disk: DiskName,
+        /// The machine it is for.
+        machine: MachineName,
+    },
+    /// Make a machine and start it.
+    CreateMachine {
+        /// The machine.
+        machine: MachineName,
+    },
+    /// Give a disk to its machine.
+    AttachDisk {
+        /// The disk.
+        disk: DiskName,
+        /// The machine.
+        machine: MachineName,
+    },
+    /// Wait until the machine's agent is connected.
+    AwaitAgent {
+        /// The machine.
+        machine: MachineName,
+    },
+    /// Format and mount the data disk.
+    MountDisk {
+        /// The machine.
+        machine: MachineName,
+    },
+    /// Make keys on the machine, sign their certificates, write all configuration.
+    Configure {
+        /// The machine.
+        machine: MachineName,
+    },
+    /// Start the components.
+    StartComponents {
+        /// The machine.
+        machine: MachineName,
+    },
+    /// Wait until the machine's API server is ready.
+    AwaitControlPlane {
+        /// The machine.
+        machine: MachineName,
+    },
+    /// Apply roles, DNS and the other add-ons.
+    ApplyAddons,
+    /// Set the node's labels and wait until it is Ready.
+    AwaitNode {
+        /// The machine.
+        machine: MachineName,
+        /// Its node.
+        node: NodeName,
+    },
+    /// Remove the Node object of a machine that is no more.
+    DropNode {
+        /// The machine.
+        machine: MachineName,
+        /// Its node.
+        node: NodeName,
+    },
+    /// Stop and remove a machine.
+    DeleteMachine {
+        /// The machine.
+        machine: MachineName,
+    },
+    /// Delete a persistent disk and its data.
+    DeleteDisk {
+        /// The disk, named by the operator's order.
+        disk: DiskName,
+    },
+    /// Have the provider stop serving the endpoint.
+    DeleteEndpoint,
+    /// Forget the cluster's records and secrets.
+    ForgetCluster,
+}
+
+impl Action {
+    /// The machine it acts on, if it is one's.
+    pub fn machine(&self) -> Option<&MachineName> {
+        match self {
+            Self::CreateDisk { machine, .. }
+            | Self::CreateMachine { machine }
+            | Self::AttachDisk { machine, .. }
+            | Self::AwaitAgent { machine }
+            | Self::MountDisk { machine }
+            | Self::Configure { machine }
+            | Self::StartComponents { machine }
+            | Self::AwaitControlPlane { machine }
+            | Self::AwaitNode { machine, .. }
+            | Self::DropNode { machine, .. }
+            | Self::DeleteMachine { machine } => Some(machine),
+            Self::EnsureEndpoint
+            | Self::ApplyAddons
+            | Self::DeleteDisk { .. }
+            | Self::DeleteEndpoint
+            | Self::ForgetCluster => None,
+        }
+    }
+
+    /// The kind's name, as in keys, logs and tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::EnsureEndpoint => "ensure-endpoint",
+            Self::CreateDisk { .. } => "create-disk",
+            Self::CreateMachine { .. } => "create-machine",
+            Self::AttachDisk { .. } => "attach-disk",
+            Self::AwaitAgent { .. } => "await-agent",
+            Self::MountDisk { .. } => "mount-disk",
+            Self::Configure { .. } => "configure",
+            Self::StartComponents { .. } => "start-components",
+            Self::AwaitControlPlane { .. } => "await-control-plane",
+            Self::ApplyAddons => "apply-addons",
+            Self::AwaitNode { .. } => "await-node",
+            Self::DropNode { .. } => "drop-node",
+            Self::DeleteMachine { .. } => "delete-machine",
+            Self::DeleteDisk { .. } => "delete-disk",
+            Self::DeleteEndpoint => "delete-endpoint",
+            Self::ForgetCluster => "forget-cluster",
+        }
+    }
+}
+
+/// The invariant that guards a step; the numbers are those of `docs/architecture.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Invariant {
+    /// 1: etcd keeps its quorum; one member changes at a time.
+    EtcdQuorum,
+    /// 2: at most one incarnation of a machine can write.
+    OneIncarnation,
+    /// 5: versions stay inside Kubernetes' skew policy.
+    VersionSkew,
+    /// 6: every step ends as stated or as a reported fault.
+    StepEnds,
+    /// 7: persistent data is deleted only by an order that names it.
+    NamedDeletion,
+}
+
+/// What a step disturbs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Disruption {
+    /// Nothing that runs.
+    Nothing,
+    /// Pods of one machine.
+    Pods,
+    /// The cluster's API.
+    Api,
+    /// Data is destroyed.
+    Data,
+}

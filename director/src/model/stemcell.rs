@@ -1,0 +1,25 @@
+//! A stemcell the director may make machines from.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use windlass_common::id::Digest;
+
+/// One stemcell in the catalogue; listed only when its signature was verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StemcellRecord {
+    /// Name and version, for example `debian-12-kubernetes-1.37.2-1`; also its directory's name.
+    pub version: String,
+    /// Kubernetes version inside.
+    pub kubernetes_version: String,
+    /// Component name to version.
+    pub components: BTreeMap<String, String>,
+    /// Images inside: name to reference.
+    pub images: BTreeMap<String, String>,
+    /// Digest of the signed manifest.
+    pub digest: Digest,
+    /// Directory that holds it.
+    pub path: PathBuf,
+}

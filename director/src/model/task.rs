@@ -1,0 +1,256 @@
+//! A task: one plan being carried out, with the state of each of its steps.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use windlass_common::error::ErrorClass;
+use windlass_common::id::ClusterName;
+
+use super::{Plan, Revision, StepKey, Timestamp};
+
+/// Names a task: `t<number>-<6 hex digits>`. The digits are random, so that a director restored from an
+/// old store never reuses a name that an agent has in its journal.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TaskId(String);
+
+/// Why a text is not a task id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("task id {0:?} must look like `t12-3fa9c0`; `windlass task list` shows those there are")]
+pub struct TaskIdError(String);
+
+impl TaskId {
+    /// The id of the `number`th task.
+    pub fn new(number: u64, random: [u8; 3]) -> Self {
+        let [a, b, c] = random;
+        Self(format!("t{number}-{a:02x}{b:02x}{c:02x}"))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = TaskIdError;
+    fn from_str(value: &str) -> Result<Self, TaskIdError> {
+        let ok = value.len() <= 32
+            && value
+                .strip_prefix('t')
+                .and_then(|rest| rest.split_once('-'))
+                .is_some_and(|(number, random)| {
+                    number.parse::<u64>().is_ok()
+                        && random.len() == 6
+                        && random.bytes().all(|b| b.is_ascii_hexdigit())
+                });
+        if ok {
+            Ok(Self(value.to_owned()))
+        } else {
+            Err(TaskIdError(value.chars().take(80).collect()))
+        }
+    }
+}
+
+impl TryFrom<String> for TaskId {
+    type Error = TaskIdError;
+    fn try_from(value: String) -> Result<Self, TaskIdError> {
+        value.parse()
+    }
+}
+
+impl From<TaskId> for String {
+    fn from(value: TaskId) -> String {
+        value.0
+    }
+}
+
+/// What a task is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TaskKind {
+    /// Bring a cluster up, or a half-made one to its end.
+    CreateCluster,
+    /// Delete a cluster.
+    DeleteCluster,
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::CreateCluster => "create-cluster",
+            Self::DeleteCluster => "delete-cluster",
+        })
+    }
+}
+
+/// How far a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaskState {
+    /// Written down, not begun.
+    Queued,
+    /// Steps are running.
+    Running,
+    /// Every step succeeded.
+    Succeeded,
+    /// A step failed for good.
+    Failed,
+    /// Running steps are being stopped; for a create, what was made is being removed.
+    Cancelling,
+    /// Cancelled; for a create, nothing is left of it.
+    Cancelled,
+}
+
+impl TaskState {
+    /// Whether it will change no more.
+    pub fn is_over(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Failed | Self::Cancelled => true,
+            Self::Queued | Self::Running | Self::Cancelling => false,
+        }
+    }
+}
+
+impl fmt::Display for TaskState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Queued => "Queued",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+            Self::Cancelling => "Cancelling",
+            Self::Cancelled => "Cancelled",
+        })
+    }
+}
+
+/// One task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Task {
+    /// Its name.
+    pub id: TaskId,
+    /// What it is for.
+    pub kind: TaskKind,
+    /// The cluster it works on.
+    pub cluster: ClusterName,
+    /// Who ordered it.
+    pub operator: String,
+    /// How far it is.
+    pub state: TaskState,
+    /// What it carries out.
+    pub plan: Plan,
+    /// Each step of the plan that was touched; one that is absent waits.
+    pub steps: BTreeMap<StepKey, StepRecord>,
+    /// The plan that removes what a cancelled create had made, once there is one.
+    pub cleanup: Option<Plan>,
+    /// Why it failed.
+    pub error: Option<Fault>,
+    /// Revision of this record.
+    pub revision: Revision,
+    /// When it was ordered.
+    pub created_at: Timestamp,
+    /// When its first step began.
+    pub started_at: Option<Timestamp>,
+    /// When it was over.
+    pub ended_at: Option<Timestamp>,
+}
+
+impl Task {
+    /// Number of steps that succeeded, and number of all.
+    pub fn progress(&self) -> (usize, usize) {
+        let plan = self.cleanup.as_ref().unwrap_or(&self.plan);
+        let done = plan
+            .steps
+            .iter()
+            .filter(|step| {
+                self.steps
+                    .get(&step.key)
+                    .is_some_and(|record| record.state == StepState::Succeeded)
+            })
+            .count();
+        (done, plan.steps.len())
+    }
+}
+
+/// What failed, and who acts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fault {
+    /// Who acts.
+    pub class: ErrorClass,
+    /// The whole chain of causes, for people.
+    pub message: String,
+}
+
+/// How far a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StepState {
+    /// Begun; its effect may or may not have happened.
+    Running,
+    /// Done.
+    Succeeded,
+    /// Failed for good.
+    Failed,
+    /// Stopped by a cancel.
+    Cancelled,
+}
+
+/// A step that was touched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepRecord {
+    /// How far it is.
+    pub state: StepState,
+    /// How often it was begun, over restarts of the director too.
+    pub attempts: u32,
+    /// When it was begun first.
+    pub started_at: Timestamp,
+    /// When it was over.
+    pub ended_at: Option<Timestamp>,
+    /// The last error; on a running step, why it is being tried again.
+    pub error: Option<Fault>,
+    /// What it changed, one line each, without secrets.
+    pub changes: Vec<String>,
+}
+
+/// What a watcher of a task receives. The first event is always a snapshot; one that fell behind gets a
+/// new snapshot instead of what it missed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum TaskEvent {
+    /// The whole task as it is now.
+    Snapshot {
+        /// The task.
+        task: Box<Task>,
+    },
+    /// A step changed.
+    Step {
+        /// Which.
+        key: StepKey,
+        /// How far it is now.
+        record: StepRecord,
+    },
+    /// What a running step is doing, for people; not kept.
+    Progress {
+        /// Which step.
+        key: StepKey,
+        /// What it does.
+        stage: String,
+    },
+    /// The task's own state changed.
+    State {
+        /// The new state.
+        state: TaskState,
+        /// Why it failed.
+        error: Option<Fault>,
+    },
+}

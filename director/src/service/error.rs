@@ -1,0 +1,96 @@
+//! Why an operation of the director was not done.
+
+use std::fmt;
+
+use windlass_common::error::ErrorClass;
+
+use crate::model::FieldFault;
+
+/// Why an operation of [`super::Director`] was not done. `Display` never repeats the source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// There is no such thing.
+    #[error("{kind} {name} does not exist; `windlass {kind} list` shows those there are")]
+    NotFound {
+        /// `cluster`, `node`, `task`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// It cannot be done in the state things are in.
+    #[error("{message}")]
+    Conflict {
+        /// What is in the way, and what to do.
+        message: String,
+    },
+    /// The input is refused; all its faults.
+    #[error("{}", Faults(.faults))]
+    Invalid {
+        /// Every fault.
+        faults: Vec<FieldFault>,
+    },
+    /// The caller's role does not allow it.
+    #[error("{operator} may not {action}; ask an operator with the role admin")]
+    Forbidden {
+        /// Who asked.
+        operator: String,
+        /// For what.
+        action: &'static str,
+    },
+    /// What it needs is not there now.
+    #[error("{what}; try again")]
+    Unavailable {
+        /// What is not there.
+        what: String,
+        /// Why.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// Something needs a person.
+    #[error("{what}")]
+    Operator {
+        /// What, and what to do.
+        what: String,
+        /// Why.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// A broken invariant of ours.
+    #[error("bug in the director: {what}")]
+    Bug {
+        /// What does not hold.
+        what: String,
+        /// What showed it.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+impl ServiceError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Unavailable { .. } => ErrorClass::Retry,
+            Self::NotFound { .. }
+            | Self::Conflict { .. }
+            | Self::Invalid { .. }
+            | Self::Forbidden { .. }
+            | Self::Operator { .. } => ErrorClass::Operator,
+            Self::Bug { .. } => ErrorClass::Bug,
+        }
+    }
+}
+
+/// Prints faults one after another.
+struct Faults<'a>(&'a [FieldFault]);
+
+impl fmt::Display for Faults<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.0.iter().enumerate() {
+            let separator = if i == 0 { "" } else { "; " };
+            write!(f, "{separator}{fault}")?;
+        }
+        Ok(())
+    }
+}
