@@ -1,1 +1,9 @@
-//! Windlass.
+//! The harness of the end-to-end scenarios: a director of its own, driven as a user drives it.
+//!
+//! Everything goes through the command line and `kubectl`; the only look behind the curtain is
+//! [`host`], for what a scenario breaks on purpose and for what must not be left behind.
+
+pub mod host;
+pub mod kubectl;
+pub mod wait;
+pub mod world;

@@ -1,0 +1,174 @@
+//! One director in a directory of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::host;
+use crate::kubectl::Kubectl;
+use crate::wait::until;
+
+/// A director, its data directory and the programs to drive it; removed when dropped.
+#[derive(Debug)]
+pub struct World {
+    /// Directory with `windlass` and `windlass-director`.
+    bin: PathBuf,
+    /// Data directory of the director.
+    dir: tempfile::TempDir,
+    kubectl: PathBuf,
+    /// Short unique name: prefix of everything on the host.
+    name: String,
+}
+
+fn required(variable: &str) -> Result<PathBuf> {
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .with_context(|| format!("{variable} is not set: run this suite by `cargo xtask test`"))
+}
+
+impl World {
+    /// Sets up and starts a director named `name` (at most 5 letters).
+    pub fn start(name: &str) -> Result<World> {
+        let stemcells = required("WINDLASS_TEST_STEMCELLS")?;
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("windlass-e2e-{name}-"))
+            .tempdir_in("/var/tmp")
+            .context("cannot make a data directory")?;
+        let world = World {
+            bin: required("WINDLASS_TEST_BIN")?,
+            dir,
+            kubectl: required("WINDLASS_TEST_KUBECTL")?,
+            name: name.to_owned(),
+        };
+        let stemcells = stemcells.to_string_lossy().into_owned();
+        world.run(&[
+            "director",
+            "init",
+            "--name",
+            name,
+            "--stemcells",
+            &stemcells,
+        ])?;
+        world.run(&["director", "start"])?;
+        Ok(world)
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The command line, not yet started.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.bin.join("windlass"));
+        command
+            .arg("--data-dir")
+            .arg(self.dir.path())
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the command line to its end.
+    pub fn output(&self, arguments: &[&str]) -> Result<Output> {
+        self.command(arguments)
+            .output()
+            .context("cannot start windlass")
+    }
+
+    /// Runs the command line, which has to succeed; returns its standard output.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.output(arguments)?;
+        if !output.status.success() {
+            bail!(
+                "windlass {} ({}): {}{}",
+                arguments.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs the command line with `--json`; returns what it printed.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.run(&[&["--json"], arguments].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
+    }
+
+    /// `kubectl` with fresh credentials for a cluster.
+    pub fn kubectl(&self, cluster: &str) -> Result<Kubectl> {
+        let kubeconfig = self.dir.path().join(format!("{cluster}.kubeconfig"));
+        let path = kubeconfig.to_string_lossy().into_owned();
+        self.run(&["cluster", "credentials", cluster, "--write", &path])?;
+        Ok(Kubectl {
+            program: self.kubectl.clone(),
+            kubeconfig,
+        })
+    }
+
+    /// Process id of the director's daemon.
+    pub fn director_pid(&self) -> Result<i32> {
+        let dir = self.dir.path().to_string_lossy().into_owned();
+        let found = host::processes(&dir)?;
+        let daemon = |line: &str| {
+            let mut words = line.split_whitespace();
+            words
+                .next()
+                .is_some_and(|argv0| argv0.ends_with("windlass-director"))
+                && !line.contains("machine-monitor")
+                && !line.contains(" endpoint ")
+        };
+        found
+            .into_iter()
+            .find(|(_, line)| daemon(line))
+            .map(|(pid, _)| pid)
+            .context("no director is running")
+    }
+
+    /// Kills the director as a power cut would, and starts it again.
+    pub fn crash_director(&self) -> Result<()> {
+        let pid = self.director_pid()?;
+        host::kill_hard(pid)?;
+        until(
+            "the killed director is gone",
+            Duration::from_secs(10),
+            || Ok((!Path::new(&format!("/proc/{pid}")).exists()).then_some(())),
+        )?;
+        self.run(&["director", "start"])?;
+        Ok(())
+    }
+
+    /// Waits until a task has ended; returns it.
+    pub fn task_ended(&self, id: &str, deadline: Duration) -> Result<Value> {
+        until(&format!("task {id} has ended"), deadline, || {
+            let task = self.json(&["task", "show", id])?;
+            let state = task["state"].as_str().unwrap_or("").to_owned();
+            Ok(["succeeded", "failed", "cancelled"]
+                .contains(&state.as_str())
+                .then_some(task))
+        })
+    }
+
+    /// Everything of this director that is on the host.
+    pub fn traces(&self) -> Result<Vec<String>> {
+        host::traces(self.dir.path(), &format!("wl-{}", self.name))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::env::var_os("WINDLASS_TEST_KEEP").is_some() {
+            eprintln!("kept: {}", self.dir.path().display());
+            self.dir.disable_cleanup(true);
+            return;
+        }
+        if let Err(error) = self.run(&["director", "reset", "--yes"]) {
+            eprintln!("cannot remove the director of this scenario: {error:#}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Directors and agents die in the middle of a create; the cluster comes up all the same.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use windlass_tests::host;
+use windlass_tests::wait::until;
+use windlass_tests::world::World;
+
+use crate::lifecycle::{healthy, items, with_world};
+
+pub(crate) fn director_five_times() -> Result<()> {
+    with_world(|world| {
+        let task = start_create(world, "crash", "1")?;
+        let mut progress = 0;
+        for crash in 1..=5 {
+            // Each crash comes after more of the plan is done than at the one before.
+            progress = until("the create goes on", Duration::from_secs(60), || {
+                let done = steps_done(&world.json(&["task", "show", &task])?);
+                Ok((done > progress || crash == 1).then_some(done))
+            })?;
+            world.crash_director()?;
+        }
+        let ended = world.task_ended(&task, Duration::from_secs(180))?;
+        ensure!(ended["state"] == "succeeded", "task: {ended:#}");
+        let kubectl = world.kubectl("crash")?;
+        healthy(&kubectl, 2)?;
+        let machines = world.json(&["node", "list", "--cluster", "crash"])?;
+        ensure!(items(&machines)?.len() == 2, "machines: {machines}");
+        world.run(&["cluster", "delete", "crash", "--yes", "--wait"])?;
+        Ok(())
+    })
+}
+
+pub(crate) fn agent_during_configure() -> Result<()> {
+    with_world(|world| {
+        let task = start_create(world, "agents", "1")?;
+        // Kill the agent of each machine as soon as it is seen, three times over.
+        let mut killed = BTreeSet::new();
+        until("six agents were killed", Duration::from_secs(60), || {
+            for pid in host::machine_processes("agents-", "windlass-agent")? {
+                if killed.insert(pid) {
+                    host::kill_hard(pid)?;
+                }
+            }
+            Ok((killed.len() >= 6).then_some(()))
+        })?;
+        let ended = world.task_ended(&task, Duration::from_secs(180))?;
+        ensure!(ended["state"] == "succeeded", "task: {ended:#}");
+        healthy(&world.kubectl("agents")?, 2)?;
+        world.run(&["cluster", "delete", "agents", "--yes", "--wait"])?;
+        Ok(())
+    })
+}
+
+pub(crate) fn cancel() -> Result<()> {
+    with_world(|world| {
+        let task = start_create(world, "cancel", "1")?;
+        until("machines are there", Duration::from_secs(60), || {
+            Ok((steps_done(&world.json(&["task", "show", &task])?) > 2).then_some(()))
+        })?;
+        world.run(&["task", "cancel", &task])?;
+        let ended = world.task_ended(&task, Duration::from_secs(60))?;
+        ensure!(ended["state"] == "cancelled", "task: {ended:#}");
+        let left: Vec<_> = world
+            .traces()?
+            .into_iter()
+            .filter(|trace| trace.contains("cancel-"))
+            .collect();
+        ensure!(left.is_empty(), "left behind:\n{}", left.join("\n"));
+        let clusters = world.json(&["cluster", "list"])?;
+        ensure!(
+            !clusters.to_string().contains("\"cancel\""),
+            "clusters: {clusters}"
+        );
+        Ok(())
+    })
+}
+
+fn start_create(world: &World, name: &str, workers: &str) -> Result<String> {
+    let task = world.json(&["cluster", "create", name, "--workers", workers])?;
+    let id = &task["id"];
+    id.as_str()
+        .map(str::to_owned)
+        .or_else(|| id.as_u64().map(|n| n.to_string()))
+        .context("id")
+}
+
+fn steps_done(task: &Value) -> usize {
+    let done = |step: &&Value| {
+        matches!(
+            step["state"].as_str(),
+            Some("succeeded" | "converged" | "changed" | "done")
+        )
+    };
+    match &task["steps"] {
+        Value::Object(steps) => steps.values().filter(done).count(),
+        Value::Array(steps) => steps.iter().filter(done).count(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}

@@ -1,0 +1,75 @@
+//! Scenarios on real clusters: real kubelets, etcd, containerd and API servers.
+//!
+//! They run in the order given and share clusters where they can, with a health gate between two:
+//! building a cluster is the expensive part. `cargo xtask test end-to-end` runs them.
+
+mod crashes;
+mod lifecycle;
+mod workloads;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let trials = [
+        trial("a_cluster_of_three_machines_comes_up", lifecycle::comes_up),
+        trial(
+            "bad_input_is_refused_with_every_fault",
+            lifecycle::bad_input,
+        ),
+        trial(
+            "pods_talk_across_nodes_by_ip_service_and_name",
+            workloads::pods_talk,
+        ),
+        trial(
+            "exec_logs_and_port_forward_work",
+            workloads::exec_logs_port_forward,
+        ),
+        trial(
+            "a_validating_webhook_served_by_a_pod_is_called",
+            workloads::webhook,
+        ),
+        trial(
+            "kubelets_refuse_anonymous_callers",
+            workloads::anonymous_kubelet,
+        ),
+        trial(
+            "operators_see_logs_and_run_commands_on_a_node",
+            lifecycle::node_logs_and_exec,
+        ),
+        trial(
+            "a_rebooted_machine_comes_back_to_service",
+            lifecycle::reboot,
+        ),
+        trial("deleting_a_cluster_leaves_nothing_of_it", lifecycle::delete),
+        trial(
+            "a_create_survives_five_crashes_of_the_director",
+            crashes::director_five_times,
+        ),
+        trial(
+            "a_create_survives_a_killed_agent",
+            crashes::agent_during_configure,
+        ),
+        trial("a_cancelled_create_cleans_up", crashes::cancel),
+        trial(
+            "three_control_plane_machines_share_one_etcd",
+            lifecycle::highly_available,
+        ),
+        trial("a_reset_leaves_nothing_on_the_host", lifecycle::reset),
+    ];
+    let conclusion = libtest_mimic::run(&arguments, trials.into());
+    lifecycle::forget_worlds();
+    conclusion.exit_code()
+}
+
+fn trial(name: &'static str, scenario: fn() -> anyhow::Result<()>) -> Trial {
+    Trial::test(name, move || {
+        let started = std::time::Instant::now();
+        let outcome = scenario();
+        eprintln!("{name}: {:.1} s", started.elapsed().as_secs_f64());
+        outcome.map_err(|error| Failed::from(format!("{error:?}")))
+    })
+}
