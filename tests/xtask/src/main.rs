@@ -6,7 +6,6 @@
 mod bench;
 mod build;
 mod demo;
-mod floor;
 mod prerequisites;
 mod shell;
 mod suites;
