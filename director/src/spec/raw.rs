@@ -1,0 +1,120 @@
+//! The input schema as types: what the OpenAPI document shows and what the command line fills in.
+//!
+//! Input is not read through these types: serde stops at the first fault, [`super::parse`] does not.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::fault::Faults;
+
+/// Largest input, in bytes: 32 pools with 32 labels each come to 150 KiB.
+pub const INPUT_BYTES_MAX: usize = 256 << 10;
+
+/// A cluster as it is asked for. Everything but the name has a default.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawClusterSpec {
+    /// Unique within the director: a DNS label of at most 24 characters.
+    #[schema(
+        example = "demo",
+        max_length = 24,
+        pattern = "^[a-z]([a-z0-9-]*[a-z0-9])?$"
+    )]
+    pub name: String,
+    /// A Kubernetes version with a stemcell; the newest one when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "1.37.2")]
+    pub kubernetes_version: Option<String>,
+    /// Control-plane machines; one when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<RawControlPlane>,
+    /// Worker pools by name; `workers` with two machines when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pools: Option<BTreeMap<String, RawPool>>,
+    /// Pod and Service networks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<RawNetwork>,
+}
+
+/// Control-plane machines as they are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawControlPlane {
+    /// 1, 3 or 5; 1 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 1)]
+    pub count: Option<u32>,
+    /// Shape of each machine; at least 1024 MiB of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<RawMachineSize>,
+}
+
+/// A worker pool as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawPool {
+    /// Machines, 0 to 1000; 2 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 2, maximum = 1000)]
+    pub count: Option<u32>,
+    /// Shape of each machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<RawMachineSize>,
+    /// Node labels the director sets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// Shape of a machine as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawMachineSize {
+    /// Thousandths of a CPU, 100 to 256000; 2000 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 100, maximum = 256_000)]
+    pub cpu_millis: Option<u32>,
+    /// Memory in MiB, from 256; 2048 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 256)]
+    pub memory_mib: Option<u32>,
+    /// Persistent data disk of control-plane machines (etcd) in MiB, from 512; 10240 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 512)]
+    pub disk_mib: Option<u32>,
+}
+
+/// Networks as they are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawNetwork {
+    /// Addresses of pods, one /24 per machine; 10.244.0.0/16 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "10.244.0.0/16")]
+    pub pod_cidr: Option<String>,
+    /// Addresses of Services; 10.96.0.0/16 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "10.96.0.0/16")]
+    pub service_cidr: Option<String>,
+}
+
+/// Reads a text as JSON or YAML (JSON is YAML); what it holds is judged by [`super::parse`].
+///
+/// # Errors
+/// One fault, with the line, when the text is neither, is too long or names a key twice.
+pub fn from_text(text: &str) -> Result<Value, Faults> {
+    let mut faults = Faults::default();
+    if text.len() > INPUT_BYTES_MAX {
+        let allowed = format!("at most {INPUT_BYTES_MAX} bytes");
+        faults.add("", format!("{} bytes", text.len()), allowed);
+        return Err(faults);
+    }
+    serde_saphyr::from_str::<Value>(text).map_err(|error| {
+        let line = error.to_string();
+        let line = line.lines().next().unwrap_or("cannot be read").to_owned();
+        faults.add("", line, "one YAML or JSON document with unique keys");
+        faults
+    })
+}
