@@ -6,3 +6,4 @@ pub mod model;
 pub mod provider;
 pub mod service;
 pub mod spec;
+pub mod store;

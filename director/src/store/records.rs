@@ -1,0 +1,397 @@
+//! Typed access to a store: records as JSON, secrets sealed, changes as commits.
+//!
+//! # Invariants
+//! * A record is written over the revision it was read at; one that changed since is a conflict.
+//! * A secret's body is sealed under its name before it is handed to the backend.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use windlass_common::id::Epoch;
+use zeroize::Zeroizing;
+
+use super::{Change, Entry, Expect, Kind, Sealer, Store, StoreError, Write};
+use crate::model::{
+    AuditEntry, Cluster, Machine, Revision, StepKey, StepRecord, Task, TaskId, Timestamp,
+};
+
+/// Name of the entry that holds the epoch.
+const EPOCH: &str = "epoch";
+/// Name of the entry that holds the number of the last task.
+const TASK_NUMBER: &str = "task-number";
+/// Most lines of the audit log in one answer.
+const AUDIT_MAX: u32 = 1000;
+
+/// A record that is stored under its own name.
+pub trait Record: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Where it is kept.
+    const KIND: Kind;
+    /// Under which name.
+    fn name(&self) -> &str;
+    /// The revision it was read at; zero when it is new.
+    fn revision(&self) -> Revision;
+    /// Sets the revision.
+    fn set_revision(&mut self, revision: Revision);
+}
+
+macro_rules! record {
+    ($type:ty, $kind:ident, |$r:ident| $name:expr) => {
+        impl Record for $type {
+            const KIND: Kind = Kind::$kind;
+            fn name(&self) -> &str {
+                let $r = self;
+                $name
+            }
+            fn revision(&self) -> Revision {
+                self.revision
+            }
+            fn set_revision(&mut self, revision: Revision) {
+                self.revision = revision;
+            }
+        }
+    };
+}
+
+record!(Cluster, Cluster, |r| r.spec.name.as_str());
+record!(Machine, Machine, |r| r.name.as_str());
+record!(Task, Task, |r| r.id.as_str());
+
+/// Typed access to a store. Cheap to clone.
+#[derive(Clone)]
+pub struct Records {
+    store: Arc<dyn Store>,
+    sealer: Arc<Sealer>,
+    audit_sequence: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Records({:?})", self.store)
+    }
+}
+
+/// Writes that are made together or not at all.
+#[derive(Debug, Default)]
+pub struct Commit {
+    writes: Vec<Write>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Counter {
+    value: u64,
+}
+
+impl Records {
+    /// Typed access to `store`, with secrets under `sealer`.
+    pub async fn new(store: Arc<dyn Store>, sealer: Sealer) -> Result<Self, StoreError> {
+        let newest = store.newest(Kind::Audit, 1).await?;
+        let last = newest.first().map_or(0, |e| e.name.parse().unwrap_or(0));
+        Ok(Self {
+            store,
+            sealer: Arc::new(sealer),
+            audit_sequence: Arc::new(AtomicU64::new(last)),
+        })
+    }
+
+    /// The record of this name.
+    pub async fn get<T: Record>(&self, name: &str) -> Result<Option<T>, StoreError> {
+        let entry = self.store.get(T::KIND, name).await?;
+        entry.map(|entry| decode_record(&entry)).transpose()
+    }
+
+    /// All records of a type, by name.
+    pub async fn list<T: Record>(&self) -> Result<Vec<T>, StoreError> {
+        let entries = self.store.list(T::KIND, "").await?;
+        entries.iter().map(decode_record).collect()
+    }
+
+    /// The machines of a cluster, by name.
+    pub async fn machines_of(&self, cluster: &str) -> Result<Vec<Machine>, StoreError> {
+        let mut machines: Vec<Machine> = self.list().await?;
+        machines.retain(|machine| machine.cluster.as_str() == cluster);
+        Ok(machines)
+    }
+
+    /// A task with its steps.
+    pub async fn task(&self, id: &TaskId) -> Result<Option<Task>, StoreError> {
+        let Some(mut task) = self.get::<Task>(id.as_str()).await? else {
+            return Ok(None);
+        };
+        let prefix = format!("{id}/");
+        for entry in self.store.list(Kind::Step, &prefix).await? {
+            let key = StepKey(entry.name[prefix.len()..].to_owned());
+            let record: StepRecord = decode(Kind::Step, &entry)?;
+            task.steps.insert(key, record);
+        }
+        Ok(Some(task))
+    }
+
+    /// The secret of this name.
+    pub async fn secret(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+        let Some(entry) = self.store.get(Kind::Secret, name).await? else {
+            return Ok(None);
+        };
+        let opened = self.sealer.open(name, &entry.body);
+        opened.map(Some).map_err(|source| StoreError::Seal {
+            name: name.to_owned(),
+            source,
+        })
+    }
+
+    /// Adds a secret to a commit; an existing one must not be there.
+    pub fn put_secret(
+        &self,
+        commit: &mut Commit,
+        name: &str,
+        plain: &[u8],
+    ) -> Result<(), StoreError> {
+        let sealed = self
+            .sealer
+            .seal(name, plain)
+            .map_err(|source| StoreError::Seal {
+                name: name.to_owned(),
+                source,
+            })?;
+        commit.raw(Kind::Secret, name, Expect::Absent, Some(sealed));
+        Ok(())
+    }
+
+    /// An untyped value of `kind`.
+    pub async fn value<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        name: &str,
+    ) -> Result<Option<(Revision, T)>, StoreError> {
+        let entry = self.store.get(kind, name).await?;
+        entry
+            .map(|entry| Ok((entry.revision, decode(kind, &entry)?)))
+            .transpose()
+    }
+
+    /// All untyped values of `kind` whose name starts with `prefix`.
+    pub async fn values<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        prefix: &str,
+    ) -> Result<Vec<(String, T)>, StoreError> {
+        let entries = self.store.list(kind, prefix).await?;
+        entries
+            .into_iter()
+            .map(|entry| {
+                let value = decode(kind, &entry)?;
+                Ok((entry.name, value))
+            })
+            .collect()
+    }
+
+    /// Makes all writes of a commit or none.
+    pub async fn commit(&self, commit: Commit) -> Result<Revision, StoreError> {
+        self.store.commit(commit.writes).await
+    }
+
+    /// Reads a record, changes it and writes it back, again while others change it too. `None` when there
+    /// is no such record.
+    pub async fn update<T: Record>(
+        &self,
+        name: &str,
+        mut change: impl FnMut(&mut T),
+    ) -> Result<Option<T>, StoreError> {
+        loop {
+            let Some(mut record) = self.get::<T>(name).await? else {
+                return Ok(None);
+            };
+            change(&mut record);
+            let mut commit = Commit::default();
+            commit.put(&record)?;
+            match self.commit(commit).await {
+                Ok(revision) => {
+                    record.set_revision(revision);
+                    return Ok(Some(record));
+                }
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Adds a line to the audit log with `commit`, so that what is done and what is logged agree.
+    pub fn audit(
+        &self,
+        commit: &mut Commit,
+        actor: &str,
+        action: &str,
+        subject: &str,
+        detail: &str,
+    ) {
+        let sequence = self.audit_sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        let entry = AuditEntry {
+            sequence,
+            at: Timestamp::now(),
+            actor: actor.to_owned(),
+            action: action.to_owned(),
+            subject: subject.to_owned(),
+            detail: detail.to_owned(),
+        };
+        commit.value(
+            Kind::Audit,
+            &format!("{sequence:020}"),
+            Expect::Absent,
+            &entry,
+        );
+    }
+
+    /// The newest lines of the audit log, newest first.
+    pub async fn audit_log(&self, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
+        let entries = self.store.newest(Kind::Audit, limit.min(AUDIT_MAX)).await?;
+        entries
+            .iter()
+            .map(|entry| decode(Kind::Audit, entry))
+            .collect()
+    }
+
+    /// Takes over: makes the epoch grow, and returns the new one.
+    pub async fn next_epoch(&self) -> Result<Epoch, StoreError> {
+        self.count(EPOCH).await.map(Epoch)
+    }
+
+    /// A number that no task has.
+    pub async fn next_task_number(&self) -> Result<u64, StoreError> {
+        self.count(TASK_NUMBER).await
+    }
+
+    /// Every change from now on.
+    pub fn watch(&self) -> tokio::sync::broadcast::Receiver<Change> {
+        self.store.watch()
+    }
+
+    async fn count(&self, name: &str) -> Result<u64, StoreError> {
+        loop {
+            let found: Option<(Revision, Counter)> = self.value(Kind::Meta, name).await?;
+            let (expect, value) = match found {
+                Some((revision, counter)) => (Expect::At(revision), counter.value + 1),
+                None => (Expect::Absent, 1),
+            };
+            let mut commit = Commit::default();
+            commit.value(Kind::Meta, name, expect, &Counter { value });
+            match self.commit(commit).await {
+                Ok(_) => return Ok(value),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Commit {
+    /// Writes a record over the revision it was read at.
+    pub fn put<T: Record>(&mut self, record: &T) -> Result<(), StoreError> {
+        let body = serde_json::to_vec(record).map_err(|source| StoreError::Damaged {
+            kind: T::KIND,
+            name: record.name().to_owned(),
+            source: Box::new(source),
+        })?;
+        let expect = expect_of(record);
+        self.raw(T::KIND, record.name(), expect, Some(body));
+        Ok(())
+    }
+
+    /// Deletes a record if it is as it was read.
+    pub fn delete<T: Record>(&mut self, record: &T) {
+        self.raw(T::KIND, record.name(), expect_of(record), None);
+    }
+
+    /// Writes the state of one step.
+    pub fn put_step(&mut self, task: &TaskId, key: &StepKey, record: &StepRecord) {
+        self.value(Kind::Step, &format!("{task}/{key}"), Expect::Any, record);
+    }
+
+    /// Writes an untyped value.
+    pub fn value<T: Serialize>(&mut self, kind: Kind, name: &str, expect: Expect, value: &T) {
+        // The types that come here have string keys and no fallible parts, so this cannot fail; an empty
+        // body would be refused as damaged when read.
+        let body = serde_json::to_vec(value).unwrap_or_default();
+        self.raw(kind, name, expect, Some(body));
+    }
+
+    /// Deletes whatever is there.
+    pub fn delete_value(&mut self, kind: Kind, name: &str) {
+        self.raw(kind, name, Expect::Any, None);
+    }
+
+    fn raw(&mut self, kind: Kind, name: &str, expect: Expect, body: Option<Vec<u8>>) {
+        self.writes.push(Write {
+            kind,
+            name: name.to_owned(),
+            expect,
+            body,
+        });
+    }
+}
+
+fn expect_of<T: Record>(record: &T) -> Expect {
+    match record.revision() {
+        Revision(0) => Expect::Absent,
+        revision => Expect::At(revision),
+    }
+}
+
+fn decode_record<T: Record>(entry: &Entry) -> Result<T, StoreError> {
+    let mut record: T = decode(T::KIND, entry)?;
+    record.set_revision(entry.revision);
+    Ok(record)
+}
+
+fn decode<T: DeserializeOwned>(kind: Kind, entry: &Entry) -> Result<T, StoreError> {
+    serde_json::from_slice(&entry.body).map_err(|source| StoreError::Damaged {
+        kind,
+        name: entry.name.clone(),
+        source: Box::new(source),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memory;
+    use super::*;
+
+    async fn records(store: &Arc<Memory>, key: u8) -> Records {
+        Records::new(store.clone(), Sealer::new(&[key; 32]).unwrap())
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn secrets_are_unreadable_with_another_key_or_under_another_name() {
+        let store = Arc::new(Memory::default());
+        let right = records(&store, 1).await;
+        let mut commit = Commit::default();
+        right.put_secret(&mut commit, "ca", b"private").unwrap();
+        right.commit(commit).await.unwrap();
+        assert_eq!(&right.secret("ca").await.unwrap().unwrap()[..], b"private");
+        let raw = store.get(Kind::Secret, "ca").await.unwrap().unwrap().body;
+        assert!(!raw.windows(7).any(|w| w == b"private"));
+        let wrong = records(&store, 2).await.secret("ca").await.unwrap_err();
+        assert!(matches!(wrong, StoreError::Seal { .. }), "{wrong}");
+    }
+
+    #[tokio::test]
+    async fn the_epoch_grows_and_the_audit_log_goes_on() {
+        let store = Arc::new(Memory::default());
+        let one = records(&store, 1).await;
+        assert_eq!(one.next_epoch().await.unwrap(), Epoch(1));
+        let mut commit = Commit::default();
+        one.audit(&mut commit, "ann", "cluster.create", "cluster/demo", "");
+        one.commit(commit).await.unwrap();
+        let two = records(&store, 1).await;
+        assert_eq!(two.next_epoch().await.unwrap(), Epoch(2));
+        let mut commit = Commit::default();
+        two.audit(&mut commit, "bob", "cluster.delete", "cluster/demo", "");
+        two.commit(commit).await.unwrap();
+        let log = two.audit_log(10).await.unwrap();
+        let seen: Vec<_> = log.iter().map(|e| (e.sequence, e.actor.as_str())).collect();
+        assert_eq!(seen, [(2, "bob"), (1, "ann")]);
+    }
+}
