@@ -1,1 +1,3 @@
-//! Windlass.
+//! The agent on every machine.
+
+pub mod link;

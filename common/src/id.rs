@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 /// Longest name of a cluster, in bytes. Machine names add a pool and a number, node names add the
 /// incarnation, and the result has to stay a DNS label (63 bytes): 24 + 1 + 24 + 1 + 4 + 2 + 7 = 63.
 pub const CLUSTER_NAME_MAX: usize = 24;
+/// Longest id of a director, in bytes: with it, the names in certificates stay under 200 bytes.
+pub const DIRECTOR_ID_MAX: usize = 32;
 /// Longest name of a pool, in bytes; see [`CLUSTER_NAME_MAX`].
 pub const POOL_NAME_MAX: usize = 24;
 /// Longest DNS label, in bytes (RFC 1035, section 2.3.4).
@@ -95,6 +97,14 @@ macro_rules! dns_label {
     };
 }
 
+dns_label!(
+    /// A director: chosen when it is initialised, part of every certificate it issues.
+    DirectorId, "director id", DIRECTOR_ID_MAX
+);
+dns_label!(
+    /// A person or program that operates a director, named in its certificate.
+    OperatorName, "operator name", DNS_LABEL_MAX
+);
 dns_label!(
     /// A cluster, unique within a director.
     ClusterName, "cluster name", CLUSTER_NAME_MAX

@@ -3,14 +3,18 @@
 //! Ids, specs, reports, steps, wire messages, certificates, durable files and limits. Nothing here
 //! starts a task or decides anything; both sides depend on this crate and it depends on neither.
 
+pub mod backoff;
 pub mod cluster;
 pub mod error;
 pub mod id;
 pub mod journal;
 pub mod limits;
+pub mod pki;
 pub mod report;
 pub mod secret;
 pub mod settings;
 pub mod stemcell;
 pub mod step;
+pub mod tls;
+pub mod transport;
 pub mod wire;

@@ -32,3 +32,34 @@ pub const RECONNECT_CAP: Duration = Duration::from_secs(15);
 pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Life of an enrollment token: from creating the machine to its first connection.
 pub const ENROLLMENT_TOKEN_LIFE: Duration = Duration::from_secs(3600);
+/// How long after a step's deadline the director still waits for the agent's answer: the agent stops
+/// at the deadline by itself, and says what became of it; a link that breaks meanwhile is noticed in
+/// [`LINK_IDLE_TIMEOUT`].
+pub const STEP_ANSWER_GRACE: Duration = Duration::from_secs(10);
+/// Progress of one step that waits to be sent or received: output chunks of 64 KiB make 1 MiB.
+pub const PROGRESS_QUEUE: usize = 16;
+/// Events that a slow subscriber may be behind before it has to read the table of sessions again; a
+/// cluster of 300 machines that all connect and report at once.
+pub const EVENTS_QUEUE: usize = 1024;
+/// How long a peer may take for the handshake, and again for its first frame.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes under way from which on a new peer has to prove its address first (QUIC Retry). A
+/// handshake takes about 2 ms of CPU, so that this many are a quarter of a second of work.
+pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
+/// Handshakes under way at most; further ones are refused at once. 2048 of about 20 KiB are 40 MiB.
+pub const HANDSHAKES_MAX: usize = 2048;
+/// Enrollments under way at most; each may hold a blocking thread for one transaction of the store.
+pub const ENROLLMENTS_MAX: usize = 64;
+/// Sessions at most: 20 000 machines, of about 30 KiB each.
+pub const SESSIONS_MAX: usize = 20_000;
+/// Artifacts that the director sends to one machine at a time; the rest of its streams waits.
+pub const ARTIFACTS_PER_AGENT_MAX: usize = 4;
+/// How long opening a tunnel may take: one round trip, and a connect on the machine itself.
+pub const TUNNEL_OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of one stream that the sender may be ahead: a whole frame, so that a frame never waits for
+/// its own reader to ask for the rest.
+pub const STREAM_WINDOW_BYTES: u32 = FRAME_BYTES_MAX as u32 + (64 << 10);
+/// Bytes of all streams of one connection that the sender may be ahead.
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Datagrams that wait for their reader, in bytes: a dozen heartbeats; the newest count.
+pub const DATAGRAM_BUFFER_BYTES: usize = 16 << 10;

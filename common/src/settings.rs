@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ClusterName, Digest, Incarnation, MachineName};
+use crate::id::{ClusterName, Digest, DirectorId, Incarnation, MachineName};
 use crate::secret::Secret;
 
 /// Where the local provider writes the settings inside a machine.
@@ -18,7 +18,7 @@ pub const SETTINGS_PATH: &str = "/etc/windlass/settings.json";
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The director's id; part of every certificate it issues.
-    pub director_id: String,
+    pub director_id: DirectorId,
     /// Addresses of the director's gateway (UDP), tried in order.
     pub directors: Vec<SocketAddr>,
     /// SHA-256 of the DER of the director's root CA, the pin of the first connection.

@@ -2,7 +2,9 @@
 //!
 //! The map of this crate is `docs/architecture.md`.
 
+pub mod gateway;
 pub mod model;
+pub mod pki;
 pub mod provider;
 pub mod service;
 pub mod spec;

@@ -63,6 +63,18 @@ pub enum FrameError {
     },
 }
 
+impl FrameError {
+    /// Who acts: a broken stream is tried again, bytes that make no sense are a defect of a peer.
+    pub fn class(&self) -> crate::error::ErrorClass {
+        match self {
+            FrameError::Io(_) | FrameError::Closed => crate::error::ErrorClass::Retry,
+            FrameError::TooLong { .. }
+            | FrameError::Unexpected { .. }
+            | FrameError::Body { .. } => crate::error::ErrorClass::Bug,
+        }
+    }
+}
+
 impl Frame {
     /// Puts a body into a frame.
     pub fn of<B: Body>(body: &B) -> Result<Frame, FrameError> {
@@ -131,6 +143,14 @@ pub async fn write<B: Body>(
 ) -> Result<(), FrameError> {
     stream
         .write_all(&Frame::of(body)?.to_bytes())
+        .await
+        .map_err(FrameError::Io)
+}
+
+/// Writes a frame that is already made.
+pub async fn send(stream: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> Result<(), FrameError> {
+    stream
+        .write_all(&frame.to_bytes())
         .await
         .map_err(FrameError::Io)
 }

@@ -24,8 +24,13 @@
 pub mod codec;
 pub mod frame;
 pub mod message;
+pub mod step;
 
 /// Protocol of enrolled agents.
 pub const ALPN: &[u8] = b"windlass/1";
 /// Protocol of machines that have no certificate yet.
 pub const ALPN_ENROLL: &[u8] = b"windlass-enroll/1";
+/// The protocol version that this release speaks.
+pub const PROTOCOL: u16 = 1;
+/// The protocol versions that this release understands, highest first.
+pub const PROTOCOLS: &[u16] = &[PROTOCOL];

@@ -1,0 +1,75 @@
+//! What the link needs of the rest of the agent.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use windlass_common::id::Epoch;
+use windlass_common::report::{Heartbeat, Report};
+use windlass_common::step::{Progress, StepId, StepRequest, StepResult};
+use windlass_common::wire::message::Tune;
+
+/// What the link needs of the rest of the agent.
+pub trait Handler: Send + Sync + 'static {
+    /// Carries out a step, or answers from the journal. Runs on a task of its own, whatever becomes
+    /// of the connection; never runs twice at once for one id. Refuses a lower epoch than the highest
+    /// seen, and keeps the step's deadline.
+    fn step(&self, request: StepRequest, progress: ProgressSink) -> StepFuture<'_>;
+
+    /// What to say on connecting.
+    fn hello(&self) -> HelloFacts;
+
+    /// The newest report; each change is sent.
+    fn reports(&self) -> watch::Receiver<Arc<Report>>;
+
+    /// The next heartbeat; the link sets its sequence number. Quick: it is called on the loop.
+    fn heartbeat(&self) -> Heartbeat;
+
+    /// The director said its epoch. Called before any of its steps.
+    fn epoch_seen(&self, epoch: Epoch);
+
+    /// The director said how often to report.
+    fn tuned(&self, tune: Tune);
+}
+
+/// A step under way.
+pub type StepFuture<'a> = Pin<Box<dyn Future<Output = StepResult> + Send + 'a>>;
+
+/// What an agent says of itself on connecting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelloFacts {
+    /// Agent version.
+    pub agent_version: String,
+    /// What the agent can do beyond the base: names, sorted.
+    pub capabilities: Vec<String>,
+    /// See [`Report::boot_id`].
+    pub boot_id: String,
+    /// Highest epoch seen.
+    pub epoch: Epoch,
+    /// Steps in the journal that are not reported to be over.
+    pub unfinished: Vec<StepId>,
+}
+
+/// Where a step's progress goes: to whichever stream the director listens on at the moment.
+#[derive(Debug, Clone)]
+pub struct ProgressSink(mpsc::Sender<Progress>);
+
+impl ProgressSink {
+    /// A sink, and the end that receives what is put in; for tests of steps.
+    pub fn channel(capacity: usize) -> (ProgressSink, mpsc::Receiver<Progress>) {
+        let (sender, receiver) = mpsc::channel(capacity);
+        (ProgressSink(sender), receiver)
+    }
+
+    /// Says what is being done. Dropped when the queue is full: it is a hint.
+    pub fn stage(&self, text: impl Into<String>) {
+        let _ = self.0.try_send(Progress::Stage(text.into()));
+    }
+
+    /// Sends output, waiting for room. Output that nobody listens to is dropped.
+    pub async fn send(&self, progress: Progress) {
+        let _ = self.0.send(progress).await;
+    }
+}

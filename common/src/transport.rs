@@ -1,0 +1,181 @@
+//! QUIC settings of both ends of the link, and the codes with which one closes it.
+//!
+//! Congestion control is CUBIC, quinn's default: its BBR is experimental and gains nothing on the
+//! links between a director and its machines.
+
+use std::fmt;
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ConnectionError, IdleTimeout, TransportConfig, VarInt};
+
+use crate::limits::{
+    CONNECTION_WINDOW_BYTES, DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, HANDSHAKES_MAX,
+    LINK_IDLE_TIMEOUT, STREAM_WINDOW_BYTES, STREAMS_FROM_AGENT_MAX, STREAMS_TO_AGENT_MAX,
+};
+use crate::tls::TlsError;
+
+/// Why one end closes the link; the other end acts on it. Codes are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Close {
+    /// All is said.
+    Done,
+    /// The director restarts: come back at once.
+    Shutdown,
+    /// A newer connection of the same machine took over.
+    Superseded,
+    /// The incarnation is not current.
+    Revoked,
+    /// A certificate is needed here.
+    Unauthenticated,
+    /// No protocol version in common.
+    Version,
+    /// Bytes that make no sense.
+    Malformed,
+    /// Too many peers; come back later.
+    Busy,
+    /// The certificate expired and was not renewed.
+    Expired,
+    /// The peer was too slow.
+    TimedOut,
+}
+
+impl Close {
+    const ALL: [(Close, u32, &str); 10] = [
+        (Close::Done, 0, "done"),
+        (
+            Close::Shutdown,
+            1,
+            "the director restarts, come back at once",
+        ),
+        (
+            Close::Superseded,
+            2,
+            "a newer connection of this machine took over",
+        ),
+        (Close::Revoked, 3, "this incarnation is not current"),
+        (Close::Unauthenticated, 4, "a certificate is needed here"),
+        (Close::Version, 5, "no protocol version in common"),
+        (Close::Malformed, 6, "bytes that make no sense"),
+        (Close::Busy, 7, "too many peers, come back later"),
+        (
+            Close::Expired,
+            8,
+            "the certificate expired and was not renewed",
+        ),
+        (Close::TimedOut, 9, "the peer was too slow"),
+    ];
+
+    fn row(self) -> (Close, u32, &'static str) {
+        // Every variant has a row; a test says so.
+        Close::ALL
+            .into_iter()
+            .find(|(close, ..)| *close == self)
+            .unwrap_or(Close::ALL[0])
+    }
+
+    /// The application error code.
+    pub fn code(self) -> VarInt {
+        VarInt::from_u32(self.row().1)
+    }
+
+    /// Closes a connection for this reason.
+    pub fn close(self, connection: &quinn::Connection) {
+        connection.close(self.code(), self.row().2.as_bytes());
+    }
+
+    /// Why the peer closed, if it said so in a code of ours.
+    pub fn of(error: &ConnectionError) -> Option<Close> {
+        let ConnectionError::ApplicationClosed(closed) = error else {
+            return None;
+        };
+        Close::ALL
+            .into_iter()
+            .find(|(_, code, _)| VarInt::from_u32(*code) == closed.error_code)
+            .map(|(close, ..)| close)
+    }
+}
+
+impl fmt::Display for Close {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.row().2)
+    }
+}
+
+/// The director's end. A peer that is not yet authenticated may open one stream and send one small
+/// frame on it; [`open_up`] lifts that.
+pub fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, TlsError> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|_| TlsError::Provider)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut transport = base();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .receive_window(VarInt::from_u32(2 * ENROLL_FRAME_BYTES_MAX as u32));
+    config
+        .transport_config(Arc::new(transport))
+        .max_incoming(HANDSHAKES_MAX)
+        // What a peer sends before its handshake is accepted: a first flight is under 8 KiB.
+        .incoming_buffer_size(16 << 10)
+        .incoming_buffer_size_total(16 << 20);
+    Ok(config)
+}
+
+/// Gives an authenticated agent its streams and window.
+pub fn open_up(connection: &quinn::Connection) {
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_FROM_AGENT_MAX));
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+}
+
+/// The agent's end. It alone keeps the connection alive, so that an idle director sends nothing.
+pub fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, TlsError> {
+    let crypto = QuicClientConfig::try_from(tls).map_err(|_| TlsError::Provider)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    let mut transport = base();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_TO_AGENT_MAX))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        // Two may be lost before the other end gives up.
+        .keep_alive_interval(Some(LINK_IDLE_TIMEOUT / 3));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+fn base() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(IdleTimeout::try_from(LINK_IDLE_TIMEOUT).ok())
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES);
+    transport
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_one_code() {
+        for (at, (close, code, _)) in Close::ALL.into_iter().enumerate() {
+            assert_eq!(u32::try_from(at).unwrap(), code);
+            assert_eq!(close.row().0, close);
+            assert_eq!(close.code(), VarInt::from_u32(code));
+        }
+        // A new variant without a row would be printed as the first one.
+        let variants = |close: Close| match close {
+            Close::Done
+            | Close::Shutdown
+            | Close::Superseded
+            | Close::Revoked
+            | Close::Unauthenticated
+            | Close::Version
+            | Close::Malformed
+            | Close::Busy
+            | Close::Expired
+            | Close::TimedOut => 10,
+        };
+        assert_eq!(variants(Close::Done), Close::ALL.len());
+    }
+}

@@ -1,0 +1,67 @@
+//! A step as two frames: the header that every kind shares, and the kind's own body.
+
+use std::collections::BTreeMap;
+
+use super::frame::{Frame, FrameError};
+use super::message::{Body, StepHeader};
+use crate::step::{
+    Collect, Configure, Disk, Exec, Fetch, Gate, Keys, STEP_ID_MAX, Service, Step, StepRequest,
+};
+
+/// Most labels in a header.
+pub const LABELS_MAX: usize = 16;
+
+/// Splits a request into the two frames that go over the wire.
+pub fn to_frames(request: &StepRequest) -> Result<[Frame; 2], FrameError> {
+    let header = StepHeader {
+        id: request.id.clone(),
+        epoch: request.epoch,
+        deadline_ms: request.deadline_ms,
+        labels: BTreeMap::new(),
+    };
+    let body = match &request.step {
+        Step::Fetch(body) => Frame::of(body),
+        Step::Keys(body) => Frame::of(body),
+        Step::Configure(body) => Frame::of(body),
+        Step::Disk(body) => Frame::of(body),
+        Step::Service(body) => Frame::of(body),
+        Step::Gate(body) => Frame::of(body),
+        Step::Collect(body) => Frame::of(body),
+        Step::Exec(body) => Frame::of(body),
+    }?;
+    Ok([Frame::of(&header)?, body])
+}
+
+/// Puts a request together again. A kind that this release does not know is
+/// [`FrameError::Unexpected`].
+pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, FrameError> {
+    if header.id.0.len() > STEP_ID_MAX || header.labels.len() > LABELS_MAX {
+        return Err(FrameError::TooLong {
+            kind: StepHeader::KIND,
+            bytes: header.id.0.len().max(header.labels.len()),
+            max: STEP_ID_MAX,
+        });
+    }
+    let step = match body.kind {
+        Fetch::KIND => Step::Fetch(body.body()?),
+        Keys::KIND => Step::Keys(body.body()?),
+        Configure::KIND => Step::Configure(body.body()?),
+        Disk::KIND => Step::Disk(body.body()?),
+        Service::KIND => Step::Service(body.body()?),
+        Gate::KIND => Step::Gate(body.body()?),
+        Collect::KIND => Step::Collect(body.body()?),
+        Exec::KIND => Step::Exec(body.body()?),
+        got => {
+            return Err(FrameError::Unexpected {
+                got,
+                want: Fetch::KIND,
+            });
+        }
+    };
+    Ok(StepRequest {
+        id: header.id,
+        epoch: header.epoch,
+        deadline_ms: header.deadline_ms,
+        step,
+    })
+}

@@ -1,0 +1,201 @@
+//! Who may connect: the chain, the identity in it, and whether that incarnation is current.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use windlass_common::id::DirectorId;
+use windlass_common::pki::{Leaf, LeafError, MachineIdentity, gateway_name};
+
+use crate::pki::{DirectorCa, IssueError};
+
+use super::IncarnationRegistry;
+
+/// Why a certificate whose chain is in order is refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unauthorized {
+    #[error("no certificate was shown")]
+    NoCertificate,
+    #[error("the certificate names no machine")]
+    NoMachine(#[source] LeafError),
+    #[error("{0} is a machine of another director")]
+    OtherDirector(MachineIdentity),
+    #[error("{0} is not current; this incarnation was replaced or deleted")]
+    NotCurrent(MachineIdentity),
+}
+
+/// Reads the identity of a verified certificate and asks whether it is current.
+pub(super) fn authorize(
+    certificate: &[u8],
+    director: &DirectorId,
+    registry: &dyn IncarnationRegistry,
+) -> Result<(MachineIdentity, Leaf), Unauthorized> {
+    let leaf = Leaf::parse(certificate).map_err(Unauthorized::NoMachine)?;
+    let identity = leaf.machine().map_err(Unauthorized::NoMachine)?;
+    if identity.director != *director {
+        return Err(Unauthorized::OtherDirector(identity));
+    }
+    if !registry.is_current(&identity) {
+        return Err(Unauthorized::NotCurrent(identity));
+    }
+    Ok((identity, leaf))
+}
+
+/// The same for a connection whose handshake is over.
+pub(super) fn authorize_connection(
+    connection: &quinn::Connection,
+    director: &DirectorId,
+    registry: &dyn IncarnationRegistry,
+) -> Result<(MachineIdentity, Leaf), Unauthorized> {
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(Unauthorized::NoCertificate)?;
+    let leaf = chain.first().ok_or(Unauthorized::NoCertificate)?;
+    authorize(leaf, director, registry)
+}
+
+/// Verifies clients in the handshake. A client without a certificate gets through, for enrollment;
+/// `windlass/1` turns it away.
+pub(super) struct AgentVerifier {
+    chains: Arc<dyn ClientCertVerifier>,
+    director: DirectorId,
+    registry: Arc<dyn IncarnationRegistry>,
+}
+
+impl fmt::Debug for AgentVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentVerifier")
+            .field("director", &self.director)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AgentVerifier {
+    pub(super) fn new(
+        ca: &DirectorCa,
+        registry: Arc<dyn IncarnationRegistry>,
+    ) -> Result<AgentVerifier, windlass_common::tls::TlsError> {
+        Ok(AgentVerifier {
+            chains: ca.agent_verifier()?,
+            director: ca.director().clone(),
+            registry,
+        })
+    }
+}
+
+impl ClientCertVerifier for AgentVerifier {
+    fn offer_client_auth(&self) -> bool {
+        true
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chains.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self
+            .chains
+            .verify_client_cert(end_entity, intermediates, now)?;
+        match authorize(end_entity, &self.director, &*self.registry) {
+            Ok(_) => Ok(verified),
+            Err(Unauthorized::NotCurrent(_)) => {
+                Err(Error::InvalidCertificate(CertificateError::Revoked))
+            }
+            Err(error) => Err(Error::InvalidCertificate(CertificateError::Other(
+                OtherError(Arc::new(error)),
+            ))),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
+        self.chains
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
+        self.chains
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}
+
+/// Life of the gateway's own certificate, whose key is only ever in memory.
+const SERVER_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The gateway's certificate: made when the gateway starts, and again at half of its life.
+pub(super) struct ServerIdentity {
+    ca: Arc<DirectorCa>,
+    held: Mutex<(Arc<CertifiedKey>, Timestamp)>,
+}
+
+impl fmt::Debug for ServerIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerIdentity[key redacted]")
+    }
+}
+
+impl ServerIdentity {
+    pub(super) fn new(ca: Arc<DirectorCa>, now: Timestamp) -> Result<ServerIdentity, IssueError> {
+        let held = Mutex::new(Self::issue(&ca, now)?);
+        Ok(ServerIdentity { ca, held })
+    }
+
+    fn issue(
+        ca: &DirectorCa,
+        now: Timestamp,
+    ) -> Result<(Arc<CertifiedKey>, Timestamp), IssueError> {
+        let name = gateway_name(ca.director());
+        let key = ca
+            .issue_server(&[name], &[], SERVER_LIFE, now)?
+            .certified_key()?;
+        let renew = now.as_second() + SERVER_LIFE.as_secs() as i64 / 2;
+        Ok((key, Timestamp::from_second(renew).unwrap_or(Timestamp::MAX)))
+    }
+}
+
+impl ResolvesServerCert for ServerIdentity {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let now = Timestamp::now();
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if now >= held.1 {
+            match Self::issue(&self.ca, now) {
+                Ok(fresh) => *held = fresh,
+                // The one at hand is good for as long again.
+                Err(error) => tracing::warn!(%error, "cannot renew the gateway's certificate"),
+            }
+        }
+        Some(Arc::clone(&held.0))
+    }
+}

@@ -1,0 +1,349 @@
+//! A session: hello, then reports, heartbeats and renewals until one end closes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use quinn::{ConnectionError, RecvStream, SendStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use windlass_common::error::{ErrorChain, ErrorClass};
+use windlass_common::limits::{
+    ARTIFACTS_PER_AGENT_MAX, FRAME_BYTES_MAX, HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, SESSIONS_MAX,
+};
+use windlass_common::pki::{Leaf, MachineIdentity};
+use windlass_common::report::{Heartbeat, Report};
+use windlass_common::transport::{self, Close};
+use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
+use windlass_common::wire::message::{
+    Body, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Welcome,
+};
+use windlass_common::wire::{PROTOCOL, PROTOCOLS};
+
+use crate::pki::IssueError;
+
+use super::authorize::{Unauthorized, authorize_connection};
+use super::server::{Shared, log_failure};
+use super::session::Session;
+use super::{Event, artifacts};
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the connection ended")]
+    Connection(#[source] ConnectionError),
+    #[error("the agent sent what makes no sense here")]
+    Frame(#[source] FrameError),
+    #[error("the agent does not say hello within {HELLO_TIMEOUT:?}")]
+    TooSlow,
+    #[error("the agent speaks protocols {theirs:?}, this director {ours:?}; upgrade the older one")]
+    Version {
+        theirs: Vec<u16>,
+        ours: &'static [u16],
+    },
+    #[error("there are {SESSIONS_MAX} sessions already")]
+    Full,
+    #[error("the incarnation is not current any more")]
+    NotCurrent,
+    #[error("the certificate expired and was not renewed")]
+    Expired,
+    #[error("a new certificate cannot be issued")]
+    Renewal(#[source] IssueError),
+    #[error("the agent closed its control stream")]
+    ControlClosed,
+}
+
+impl Ended {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Ended::Connection(_) | Ended::TooSlow | Ended::Full | Ended::ControlClosed => {
+                ErrorClass::Retry
+            }
+            Ended::Frame(source) => source.class(),
+            Ended::Version { .. } | Ended::NotCurrent | Ended::Expired => ErrorClass::Operator,
+            Ended::Renewal(source) => source.class(),
+        }
+    }
+
+    fn close(&self) -> Close {
+        match self {
+            Ended::Connection(_) | Ended::ControlClosed => Close::Done,
+            Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
+            Ended::TooSlow => Close::TimedOut,
+            Ended::Version { .. } => Close::Version,
+            Ended::Full => Close::Busy,
+            Ended::NotCurrent => Close::Revoked,
+            Ended::Expired => Close::Expired,
+        }
+    }
+}
+
+/// Serves a connection of `windlass/1` to its end. `place` is given back once the peer is known.
+pub(super) async fn serve(
+    shared: &Arc<Shared>,
+    connection: quinn::Connection,
+    place: OwnedSemaphorePermit,
+) {
+    let peer = connection.remote_address();
+    let director = shared.doors.ca.director();
+    // Again after the handshake: it may have been long ago, and one without a certificate passed it.
+    let authorized = authorize_connection(&connection, director, &*shared.doors.registry);
+    let (identity, leaf) = match authorized {
+        Ok(authorized) => authorized,
+        Err(error) => {
+            log_failure(
+                peer,
+                None,
+                ErrorClass::Operator,
+                &error,
+                "connection refused",
+            );
+            let why = match error {
+                Unauthorized::NotCurrent(_) => Close::Revoked,
+                Unauthorized::NoCertificate
+                | Unauthorized::NoMachine(_)
+                | Unauthorized::OtherDirector(_) => Close::Unauthenticated,
+            };
+            why.close(&connection);
+            return;
+        }
+    };
+    let ended = session(shared, &connection, &identity, &leaf, place).await;
+    ended.close().close(&connection);
+    let machine = identity.to_string();
+    log_failure(peer, Some(&machine), ended.class(), &ended, "session ended");
+}
+
+async fn session(
+    shared: &Arc<Shared>,
+    connection: &quinn::Connection,
+    identity: &MachineIdentity,
+    leaf: &Leaf,
+    place: OwnedSemaphorePermit,
+) -> Ended {
+    let greeting = timeout(HELLO_TIMEOUT, greet(shared, connection))
+        .await
+        .unwrap_or(Err(Ended::TooSlow));
+    let (send, recv, hello) = match greeting {
+        Ok(greeting) => greeting,
+        Err(ended) => return ended,
+    };
+    drop(place);
+    transport::open_up(connection);
+    let now = Timestamp::now();
+    let session = Arc::new(Session::new(
+        identity.clone(),
+        connection.clone(),
+        hello,
+        now,
+    ));
+    shared.sessions.insert(&session);
+    tracing::info!(machine = %identity, peer = %connection.remote_address(), "machine connected");
+    shared.sessions.emit(Event::Connected {
+        identity: identity.clone(),
+    });
+    // From here on `revoke` finds the session; what was revoked before it is seen here.
+    let ended = if shared.doors.registry.is_current(identity) {
+        converse(shared, &session, leaf, send, recv).await
+    } else {
+        Ended::NotCurrent
+    };
+    shared.sessions.remove(&session);
+    shared.sessions.emit(Event::Disconnected {
+        identity: identity.clone(),
+        reason: ErrorChain(&ended).to_string(),
+    });
+    ended
+}
+
+async fn greet(
+    shared: &Shared,
+    connection: &quinn::Connection,
+) -> Result<(SendStream, RecvStream, Hello), Ended> {
+    let (mut send, mut recv) = connection.accept_bi().await.map_err(Ended::Connection)?;
+    let hello: Hello = frame::expect(&mut recv, FRAME_BYTES_MAX)
+        .await
+        .map_err(Ended::Frame)?;
+    if !hello.protocols.contains(&PROTOCOL) {
+        let ended = Ended::Version {
+            theirs: hello.protocols.into_iter().take(8).collect(),
+            ours: PROTOCOLS,
+        };
+        refuse(&mut send, connection, RefusalCode::Version, &ended).await;
+        return Err(ended);
+    }
+    if shared.sessions.len() >= SESSIONS_MAX {
+        refuse(&mut send, connection, RefusalCode::Busy, &Ended::Full).await;
+        return Err(Ended::Full);
+    }
+    let welcome = Welcome {
+        protocol: PROTOCOL,
+        epoch: shared.epoch,
+        tune: shared.config.tune,
+    };
+    frame::write(&mut send, &welcome)
+        .await
+        .map_err(Ended::Frame)?;
+    Ok((send, recv, hello))
+}
+
+/// Says why in words before the code says it; the agent closes once it has read them.
+async fn refuse(
+    send: &mut SendStream,
+    connection: &quinn::Connection,
+    code: RefusalCode,
+    why: &Ended,
+) {
+    let refusal = Refusal {
+        code,
+        message: why.to_string(),
+    };
+    if frame::write(send, &refusal).await.is_ok() && send.finish().is_ok() {
+        connection.closed().await;
+    }
+}
+
+/// All that goes on in a session at once; what ends first ends it.
+async fn converse(
+    shared: &Arc<Shared>,
+    session: &Arc<Session>,
+    leaf: &Leaf,
+    send: SendStream,
+    recv: RecvStream,
+) -> Ended {
+    let expires = AtomicI64::new(leaf.not_after.as_second());
+    // None of these is ever polled again after one has ended, so it does not matter that reading a
+    // frame cannot be taken up again.
+    tokio::select! {
+        ended = control(shared, session, &expires, send, recv) => ended,
+        ended = datagrams(session) => ended,
+        ended = streams(shared, session) => ended,
+        () = expiry(&expires) => Ended::Expired,
+    }
+}
+
+async fn control(
+    shared: &Shared,
+    session: &Session,
+    expires: &AtomicI64,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) -> Ended {
+    loop {
+        let frame = match frame::read(&mut recv, FRAME_BYTES_MAX).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Ended::ControlClosed,
+            Err(error) => return broken(session, error),
+        };
+        let done = match frame.kind {
+            Report::KIND => frame
+                .body()
+                .map(|report| took_report(shared, session, report)),
+            RenewRequest::KIND => match frame.body() {
+                Ok(request) => match renew(shared, session, expires, &request) {
+                    Ok(response) => frame::write(&mut send, &response).await,
+                    Err(ended) => return ended,
+                },
+                Err(error) => Err(error),
+            },
+            kind if kind & OPTIONAL != 0 => Ok(()),
+            got => Err(FrameError::Unexpected {
+                got,
+                want: Report::KIND,
+            }),
+        };
+        if let Err(error) = done {
+            return broken(session, error);
+        }
+    }
+}
+
+fn took_report(shared: &Shared, session: &Session, report: Report) {
+    session.report(report, Timestamp::now());
+    shared.sessions.emit(Event::ReportChanged {
+        identity: session.identity.clone(),
+    });
+}
+
+fn renew(
+    shared: &Shared,
+    session: &Session,
+    expires: &AtomicI64,
+    request: &RenewRequest,
+) -> Result<RenewResponse, Ended> {
+    if !shared.doors.registry.is_current(&session.identity) {
+        return Err(Ended::NotCurrent);
+    }
+    let (life, now) = (shared.config.certificate_life, Timestamp::now());
+    let ca = &shared.doors.ca;
+    let chain = ca
+        .issue_agent(&request.request_der, &session.identity, life, now)
+        .map_err(Ended::Renewal)?;
+    let until = now.as_second() + i64::try_from(life.as_secs()).unwrap_or(0);
+    expires.store(until, Ordering::Relaxed);
+    tracing::debug!(machine = %session.identity, "certificate renewed");
+    Ok(RenewResponse {
+        chain_der: chain.to_der(),
+        roots_der: vec![ca.root_der().to_vec()],
+    })
+}
+
+async fn datagrams(session: &Session) -> Ended {
+    loop {
+        let datagram = match session.connection.read_datagram().await {
+            Ok(datagram) => datagram,
+            Err(error) => return Ended::Connection(error),
+        };
+        let heartbeat = Frame::from_datagram(&datagram, HEARTBEAT_BYTES_MAX)
+            .and_then(|frame| frame.body::<Heartbeat>());
+        match heartbeat {
+            Ok(heartbeat) => session.heartbeat(heartbeat, Timestamp::now()),
+            // Unknown kinds may be of a newer agent, and a datagram ends nothing.
+            Err(error) => tracing::debug!(machine = %session.identity, %error, "datagram skipped"),
+        }
+    }
+}
+
+async fn streams(shared: &Arc<Shared>, session: &Arc<Session>) -> Ended {
+    let mut transfers = JoinSet::new();
+    loop {
+        // A full set takes no further stream until one is done: the agent waits, others do not.
+        while transfers.len() >= ARTIFACTS_PER_AGENT_MAX {
+            transfers.join_next().await;
+        }
+        tokio::select! {
+            stream = session.connection.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    let (shared, session) = (Arc::clone(shared), Arc::clone(session));
+                    transfers.spawn(async move {
+                        artifacts::serve(&shared, &session, send, recv).await;
+                    });
+                }
+                Err(error) => return Ended::Connection(error),
+            },
+            Some(_) = transfers.join_next() => {}
+        }
+    }
+}
+
+/// Returns when the certificate is over by the wall clock, which may jump: so it looks every minute.
+async fn expiry(expires: &AtomicI64) {
+    loop {
+        let left = expires.load(Ordering::Relaxed) - Timestamp::now().as_second();
+        let Ok(left @ 1..) = u64::try_from(left) else {
+            return;
+        };
+        tokio::time::sleep(Duration::from_secs(left.min(60))).await;
+    }
+}
+
+/// A stream that failed because its connection did ended with the connection.
+fn broken(session: &Session, error: FrameError) -> Ended {
+    match session.connection.close_reason() {
+        Some(reason) => Ended::Connection(reason),
+        None => Ended::Frame(error),
+    }
+}

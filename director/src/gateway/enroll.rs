@@ -1,0 +1,193 @@
+//! Enrollment: a token and a certificate request against a certificate.
+//!
+//! The peer is a stranger until its token is redeemed: it gets one stream, one small frame, five
+//! seconds, and one of few places. It is never told *why* its token does not count.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::time::timeout;
+
+use windlass_common::error::ErrorClass;
+use windlass_common::limits::{ENROLL_FRAME_BYTES_MAX, HELLO_TIMEOUT};
+use windlass_common::pki::{MachineIdentity, PublicKey, RequestError};
+use windlass_common::transport::Close;
+use windlass_common::wire::frame::{self, FrameError};
+use windlass_common::wire::message::{EnrollRequest, EnrollResponse, Refusal, RefusalCode};
+
+use crate::pki::{EnrollmentToken, IssueError};
+
+use super::RedeemError;
+use super::server::{Shared, log_failure};
+
+#[derive(Debug, thiserror::Error)]
+enum EnrollError {
+    #[error("the enrollment request cannot be read")]
+    Frame(#[source] FrameError),
+    #[error("the connection broke before the enrollment request came")]
+    Connection(#[source] quinn::ConnectionError),
+    #[error("no enrollment request within {HELLO_TIMEOUT:?}")]
+    TooSlow,
+    #[error("the certificate request is refused")]
+    Request(#[source] RequestError),
+    #[error("the token does not count")]
+    Token(#[source] RedeemError),
+    #[error("the incarnation is not current")]
+    NotCurrent,
+    #[error("the certificate cannot be issued")]
+    Issue(#[source] IssueError),
+    #[error("the thread that asked the store is gone")]
+    Thread(#[source] tokio::task::JoinError),
+}
+
+impl EnrollError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            EnrollError::Frame(_) | EnrollError::Request(_) | EnrollError::NotCurrent => {
+                ErrorClass::Operator
+            }
+            EnrollError::Connection(_) | EnrollError::TooSlow => ErrorClass::Retry,
+            EnrollError::Token(source) => source.class(),
+            EnrollError::Issue(source) => source.class(),
+            EnrollError::Thread(_) => ErrorClass::Bug,
+        }
+    }
+
+    fn refusal(&self) -> (RefusalCode, &'static str) {
+        match self {
+            EnrollError::Frame(_)
+            | EnrollError::Connection(_)
+            | EnrollError::TooSlow
+            | EnrollError::Request(_) => (
+                RefusalCode::Malformed,
+                "the enrollment request is malformed",
+            ),
+            EnrollError::Token(RedeemError::Store(_))
+            | EnrollError::Issue(_)
+            | EnrollError::Thread(_) => (
+                RefusalCode::Busy,
+                "the director cannot enroll machines at the moment; its log says why",
+            ),
+            EnrollError::Token(_) | EnrollError::NotCurrent => (
+                RefusalCode::Token,
+                "the token does not count; the director's log says why",
+            ),
+        }
+    }
+}
+
+pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection) {
+    let peer = connection.remote_address();
+    let Ok(_place) = shared.enrollments.try_acquire() else {
+        tracing::info!(%peer, "too many enrollments, peer put off");
+        Close::Busy.close(&connection);
+        return;
+    };
+    let first = async {
+        let (send, mut recv) = connection
+            .accept_bi()
+            .await
+            .map_err(EnrollError::Connection)?;
+        let request: EnrollRequest = frame::expect(&mut recv, ENROLL_FRAME_BYTES_MAX)
+            .await
+            .map_err(EnrollError::Frame)?;
+        Ok((send, request))
+    };
+    let first = timeout(HELLO_TIMEOUT, first)
+        .await
+        .unwrap_or(Err(EnrollError::TooSlow));
+    let (send, request) = match first {
+        Ok(first) => first,
+        Err(error) => {
+            log_failure(peer, None, error.class(), &error, "enrollment refused");
+            let why = match error {
+                EnrollError::TooSlow => Close::TimedOut,
+                _ => Close::Malformed,
+            };
+            why.close(&connection);
+            return;
+        }
+    };
+    answer(shared, peer, send, request).await;
+    // The agent closes once it has read the answer.
+    if timeout(HELLO_TIMEOUT, connection.closed()).await.is_err() {
+        Close::TimedOut.close(&connection);
+    }
+}
+
+async fn answer(
+    shared: &Arc<Shared>,
+    peer: SocketAddr,
+    mut send: quinn::SendStream,
+    request: EnrollRequest,
+) {
+    let claim = MachineIdentity {
+        director: shared.doors.ca.director().clone(),
+        cluster: request.cluster.clone(),
+        machine: request.machine.clone(),
+        incarnation: request.incarnation,
+    };
+    let answered = match decide(shared, &claim, request).await {
+        Ok(response) => {
+            tracing::info!(%peer, machine = %claim, "machine enrolled");
+            frame::write(&mut send, &response).await
+        }
+        Err(error) => {
+            let machine = claim.to_string();
+            log_failure(
+                peer,
+                Some(&machine),
+                error.class(),
+                &error,
+                "enrollment refused",
+            );
+            let (code, message) = error.refusal();
+            let refusal = Refusal {
+                code,
+                message: message.to_owned(),
+            };
+            frame::write(&mut send, &refusal).await
+        }
+    };
+    if let Err(error) = answered {
+        log_failure(peer, None, error.class(), &error, "enrollment not answered");
+    }
+    // Fails only if the peer has gone.
+    let _ = send.finish();
+}
+
+async fn decide(
+    shared: &Arc<Shared>,
+    claim: &MachineIdentity,
+    request: EnrollRequest,
+) -> Result<EnrollResponse, EnrollError> {
+    let now = Timestamp::now();
+    // Proof of possession first: a token is not bound to a key that nobody holds.
+    let EnrollRequest {
+        token, request_der, ..
+    } = request;
+    let key = PublicKey::from_request(&request_der).map_err(EnrollError::Request)?;
+    if !shared.doors.registry.is_current(claim) {
+        return Err(EnrollError::NotCurrent);
+    }
+    let (gateway, claimed) = (Arc::clone(shared), claim.clone());
+    tokio::task::spawn_blocking(move || {
+        let hash = EnrollmentToken::hash_of(&token);
+        gateway
+            .doors
+            .enrollment
+            .redeem(hash, &claimed, key.as_bytes(), now)
+    })
+    .await
+    .map_err(EnrollError::Thread)?
+    .map_err(EnrollError::Token)?;
+    let ca = &shared.doors.ca;
+    let chain = ca
+        .issue_agent(&request_der, claim, shared.config.certificate_life, now)
+        .map_err(EnrollError::Issue)?;
+    Ok(EnrollResponse {
+        chain_der: chain.to_der(),
+        roots_der: vec![ca.root_der().to_vec()],
+    })
+}

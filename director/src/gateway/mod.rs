@@ -1,0 +1,400 @@
+//! The gateway: the director's end of the link to every machine.
+//!
+//! One UDP port, two protocols: `windlass-enroll/1` for machines that have no certificate yet and
+//! `windlass/1` for those that have one. What the gateway may not decide by itself it asks: whether a
+//! token counts ([`EnrollmentStore`]), whether an incarnation is current ([`IncarnationRegistry`]),
+//! where an artifact is ([`ArtifactSource`]).
+//!
+//! # Invariants
+//! * Nothing is sent to a peer before it is authenticated, except the answer to an enrollment.
+//! * At most one session per machine; the newest connection wins, the older is told why.
+//! * [`IncarnationRegistry::is_current`] is asked in the handshake, again once the session is in the
+//!   table, and before each step and tunnel; [`Gateway::revoke`] closes what is open. So whatever the
+//!   order in which a revocation and a connection meet, one of them sees the other.
+//! * Every frame, queue and number of streams is bounded ([`windlass_common::limits`]).
+//!
+//! # After a crash
+//! Nothing is kept: agents reconnect by themselves. A step whose connection broke is
+//! [`DeliveryError::Lost`]; sending it again is safe, since the agent's journal knows its id.
+//!
+//! # Not here
+//! What a silent machine means (health), what to send (rollout), who issues (`pki`).
+
+mod artifacts;
+mod authorize;
+mod control;
+mod enroll;
+mod server;
+mod session;
+mod step;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
+
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{Digest, Epoch, Incarnation, MachineName};
+use windlass_common::limits;
+use windlass_common::pki::MachineIdentity;
+use windlass_common::report::{Heartbeat, Report};
+use windlass_common::step::{Progress, StepRequest, StepResult};
+use windlass_common::wire::message::{Hello, Tune, TunnelTarget};
+
+use crate::pki::{DirectorCa, IssueError};
+
+pub use session::Tunnel;
+
+/// Decides about enrollment tokens. Called on a blocking thread.
+pub trait EnrollmentStore: Send + Sync + 'static {
+    /// Spends the token whose SHA-256 is `token_hash` for `claim` and `public_key` (an uncompressed
+    /// P-256 point), in one transaction.
+    ///
+    /// The first key that shows a token binds it: the same key may come again until the token
+    /// expires, any other is refused, also when both come at once.
+    fn redeem(
+        &self,
+        token_hash: Digest,
+        claim: &MachineIdentity,
+        public_key: &[u8],
+        now: Timestamp,
+    ) -> Result<(), RedeemError>;
+}
+
+/// Why a token does not count. The machine is only told that it does not; the log says why.
+#[derive(Debug, thiserror::Error)]
+pub enum RedeemError {
+    /// No such token.
+    #[error("no token with this digest was issued; recreate the machine for a fresh one")]
+    Unknown,
+    /// Too late.
+    #[error("the token expired at {0}; recreate the machine for a fresh one")]
+    Expired(Timestamp),
+    /// Issued for another machine or incarnation.
+    #[error("the token was issued for {0}, not for the machine that shows it")]
+    OtherMachine(String),
+    /// Another key came first.
+    #[error("another key has used the token; recreate the machine, and find out who used it")]
+    OtherKey,
+    /// The machine is not wanted any more.
+    #[error("the incarnation is not current")]
+    NotCurrent,
+    /// The store failed; the machine may try again.
+    #[error("the store cannot say whether the token counts")]
+    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl RedeemError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            RedeemError::Unknown
+            | RedeemError::Expired(_)
+            | RedeemError::OtherMachine(_)
+            | RedeemError::OtherKey
+            | RedeemError::NotCurrent => ErrorClass::Operator,
+            RedeemError::Store(_) => ErrorClass::Retry,
+        }
+    }
+}
+
+/// Knows which incarnation of each machine is current. Called in the handshake, on a runtime thread:
+/// answers from memory, without blocking.
+pub trait IncarnationRegistry: Send + Sync + 'static {
+    /// Whether this very incarnation of this machine of this cluster may connect now.
+    fn is_current(&self, identity: &MachineIdentity) -> bool;
+}
+
+/// Knows where artifacts are. Called on a blocking thread.
+pub trait ArtifactSource: Send + Sync + 'static {
+    /// The file that holds the artifact, if it is there and this machine may have it.
+    fn locate(&self, digest: &Digest, machine: &MachineIdentity) -> Option<PathBuf>;
+}
+
+/// Settings of the gateway.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// UDP address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// What agents are told on connecting.
+    pub tune: Tune,
+    /// Life of the certificates that agents get; [`limits::AGENT_CERTIFICATE_LIFE`] by default.
+    pub certificate_life: Duration,
+}
+
+impl GatewayConfig {
+    /// The defaults, listening on `listen`.
+    pub fn new(listen: SocketAddr) -> GatewayConfig {
+        GatewayConfig {
+            listen,
+            tune: Tune {
+                heartbeat_interval_ms: limits::HEARTBEAT_INTERVAL.as_millis() as u32,
+                report_interval_ms: 2_000,
+            },
+            certificate_life: limits::AGENT_CERTIFICATE_LIFE,
+        }
+    }
+}
+
+/// What the gateway knows about a connected machine.
+#[derive(Debug, Clone)]
+pub struct SessionView {
+    /// Who.
+    pub identity: MachineIdentity,
+    /// Where its packets come from.
+    pub address: SocketAddr,
+    /// When it was welcomed.
+    pub since: Timestamp,
+    /// The last heartbeat and when it arrived.
+    pub last_heartbeat: Option<(Timestamp, Heartbeat)>,
+    /// What it said on connecting.
+    pub hello: Arc<Hello>,
+    /// Its last report and when it arrived.
+    pub report: Option<(Timestamp, Arc<Report>)>,
+}
+
+/// Something changed. A subscriber that lags reads [`Gateway::connected`] again: events say *that*,
+/// the table says *what*.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A machine was welcomed.
+    Connected {
+        /// Who.
+        identity: MachineIdentity,
+    },
+    /// A session ended.
+    Disconnected {
+        /// Who.
+        identity: MachineIdentity,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A report arrived.
+    ReportChanged {
+        /// Whose.
+        identity: MachineIdentity,
+    },
+}
+
+/// Why the gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The port is taken or the address is not this machine's.
+    #[error("cannot listen on UDP {listen}; choose another address or stop what uses it")]
+    Bind {
+        /// Address asked for.
+        listen: SocketAddr,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The gateway's own certificate could not be issued.
+    #[error("cannot issue the gateway's certificate")]
+    Certificate(#[source] IssueError),
+    /// The TLS settings are refused.
+    #[error("cannot set up TLS")]
+    Tls(#[source] windlass_common::tls::TlsError),
+}
+
+impl StartError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            StartError::Bind { .. } => ErrorClass::Operator,
+            StartError::Certificate(_) | StartError::Tls(_) => ErrorClass::Bug,
+        }
+    }
+}
+
+/// Why a step or a tunnel did not reach its machine, or its outcome did not come back.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliveryError {
+    /// No session with this incarnation.
+    #[error("machine {machine} incarnation {incarnation} is not connected")]
+    NotConnected {
+        /// Which machine.
+        machine: MachineName,
+        /// Which incarnation.
+        incarnation: Incarnation,
+    },
+    /// The incarnation is not current any more.
+    #[error("machine {machine} incarnation {incarnation} is not current any more")]
+    NotCurrent {
+        /// Which machine.
+        machine: MachineName,
+        /// Which incarnation.
+        incarnation: Incarnation,
+    },
+    /// The connection broke on the way; the step may be running or done. Send it again.
+    #[error("the link to machine {machine} broke; whether it has acted is asked by sending again")]
+    Lost {
+        /// Which machine.
+        machine: MachineName,
+        /// Cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No answer within the deadline and its grace.
+    #[error("machine {machine} did not answer step {step} within its deadline of {deadline_ms} ms")]
+    Deadline {
+        /// Which machine.
+        machine: MachineName,
+        /// Which step.
+        step: String,
+        /// The step's deadline, milliseconds.
+        deadline_ms: u64,
+    },
+    /// The answer is to another step.
+    #[error("machine {machine} answered step {answered} where {asked} was asked")]
+    OtherStep {
+        /// Which machine.
+        machine: MachineName,
+        /// The step that was sent.
+        asked: String,
+        /// The step that was answered.
+        answered: String,
+    },
+    /// The agent refused to open a tunnel.
+    #[error("machine {machine} refuses: {message}")]
+    Refused {
+        /// Which machine.
+        machine: MachineName,
+        /// The agent's words.
+        message: String,
+    },
+    /// The step cannot be encoded, or the agent's answer makes no sense.
+    #[error("machine {machine} and this director do not understand each other")]
+    Protocol {
+        /// Which machine.
+        machine: MachineName,
+        /// Cause.
+        #[source]
+        source: windlass_common::wire::frame::FrameError,
+    },
+}
+
+impl DeliveryError {
+    /// Who acts. `Retry` means: the same request may be sent again, over a new connection.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            DeliveryError::NotConnected { .. }
+            | DeliveryError::Lost { .. }
+            | DeliveryError::Deadline { .. }
+            | DeliveryError::Refused { .. } => ErrorClass::Retry,
+            DeliveryError::NotCurrent { .. } => ErrorClass::Operator,
+            DeliveryError::Protocol { .. } | DeliveryError::OtherStep { .. } => ErrorClass::Bug,
+        }
+    }
+}
+
+/// A running gateway. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    shared: Arc<server::Shared>,
+}
+
+impl Gateway {
+    /// Binds the port and serves until [`Gateway::shutdown`].
+    pub async fn start(
+        config: GatewayConfig,
+        ca: Arc<DirectorCa>,
+        enrollment: Arc<dyn EnrollmentStore>,
+        registry: Arc<dyn IncarnationRegistry>,
+        artifacts: Arc<dyn ArtifactSource>,
+        epoch: Epoch,
+    ) -> Result<Gateway, StartError> {
+        let doors = server::Doors {
+            ca,
+            enrollment,
+            registry,
+            artifacts,
+        };
+        let shared = server::start(config, doors, epoch)?;
+        Ok(Gateway { shared })
+    }
+
+    /// The address the gateway listens on.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.shared.endpoint.local_addr()
+    }
+
+    /// Sends a step to a machine and waits for its result.
+    ///
+    /// Progress goes to `progress`; when nobody receives it any more it is dropped, the step goes on.
+    /// Dropping the future gives up waiting, not the step. On [`DeliveryError::Lost`] the same request
+    /// is sent again over the next connection: the agent answers from its journal, or goes on.
+    pub async fn run_step(
+        &self,
+        machine: &MachineName,
+        incarnation: Incarnation,
+        request: StepRequest,
+        progress: mpsc::Sender<Progress>,
+    ) -> Result<StepResult, DeliveryError> {
+        let session = self.shared.session(machine, incarnation)?;
+        step::run(&session, request, progress).await
+    }
+
+    /// Waits until this incarnation is connected.
+    pub async fn wait_connected(
+        &self,
+        machine: &MachineName,
+        incarnation: Incarnation,
+        deadline: Instant,
+    ) -> Result<SessionView, DeliveryError> {
+        let mut events = self.subscribe();
+        loop {
+            if let Ok(session) = self.shared.session(machine, incarnation) {
+                return Ok(session.view());
+            }
+            match tokio::time::timeout_at(deadline, events.recv()).await {
+                // Lagging means that something changed; closed cannot be, `self` holds the sender.
+                Ok(Ok(_) | Err(_)) => {}
+                Err(_) => {
+                    return Err(DeliveryError::NotConnected {
+                        machine: machine.clone(),
+                        incarnation,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Every machine that is connected now.
+    pub fn connected(&self) -> BTreeMap<MachineName, SessionView> {
+        self.shared.sessions.views()
+    }
+
+    /// Events from now on; see [`Event`] about lagging.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.shared.sessions.subscribe()
+    }
+
+    /// Connects with something on a machine, through its agent.
+    pub async fn open_tunnel(
+        &self,
+        machine: &MachineName,
+        incarnation: Incarnation,
+        target: TunnelTarget,
+    ) -> Result<Tunnel, DeliveryError> {
+        let session = self.shared.session(machine, incarnation)?;
+        step::open_tunnel(&session, target).await
+    }
+
+    /// Closes the session of an incarnation that is not current any more. Make
+    /// [`IncarnationRegistry::is_current`] say so first.
+    pub fn revoke(&self, identity: &MachineIdentity) {
+        self.shared.sessions.revoke(identity);
+    }
+
+    /// Tells every agent that the director restarts, so that they come back at once, and waits until
+    /// they were told or `deadline` passed.
+    pub async fn shutdown(&self, deadline: Duration) {
+        server::shutdown(&self.shared, deadline).await;
+    }
+}

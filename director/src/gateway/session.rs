@@ -1,0 +1,174 @@
+//! Who is connected: one session per machine, and the events about them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+
+use windlass_common::id::{Incarnation, MachineName};
+use windlass_common::limits::EVENTS_QUEUE;
+use windlass_common::pki::MachineIdentity;
+use windlass_common::report::{Heartbeat, Report};
+use windlass_common::transport::Close;
+use windlass_common::wire::message::Hello;
+
+use super::{Event, SessionView};
+
+/// A stream to something on a machine.
+pub type Tunnel = tokio::io::Join<quinn::RecvStream, quinn::SendStream>;
+
+/// One welcomed connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) identity: MachineIdentity,
+    pub(super) connection: quinn::Connection,
+    hello: Arc<Hello>,
+    since: Timestamp,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    heartbeat: Option<(Timestamp, Heartbeat)>,
+    report: Option<(Timestamp, Arc<Report>)>,
+}
+
+impl Session {
+    pub(super) fn new(
+        identity: MachineIdentity,
+        connection: quinn::Connection,
+        hello: Hello,
+        now: Timestamp,
+    ) -> Session {
+        Session {
+            identity,
+            connection,
+            hello: Arc::new(hello),
+            since: now,
+            seen: Mutex::default(),
+        }
+    }
+
+    /// Takes a heartbeat, unless a newer one was there before it: datagrams overtake one another.
+    pub(super) fn heartbeat(&self, heartbeat: Heartbeat, now: Timestamp) {
+        let mut seen = lock(&self.seen);
+        let newer = seen
+            .heartbeat
+            .is_none_or(|(_, last)| heartbeat.sequence > last.sequence);
+        if newer {
+            seen.heartbeat = Some((now, heartbeat));
+        }
+    }
+
+    pub(super) fn report(&self, report: Report, now: Timestamp) {
+        lock(&self.seen).report = Some((now, Arc::new(report)));
+    }
+
+    pub(super) fn view(&self) -> SessionView {
+        let seen = lock(&self.seen);
+        SessionView {
+            identity: self.identity.clone(),
+            address: self.connection.remote_address(),
+            since: self.since,
+            last_heartbeat: seen.heartbeat,
+            hello: Arc::clone(&self.hello),
+            report: seen.report.clone(),
+        }
+    }
+
+    pub(super) fn close(&self, why: Close) {
+        why.close(&self.connection);
+    }
+}
+
+/// The table of sessions.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    table: Mutex<BTreeMap<MachineName, Arc<Session>>>,
+    events: broadcast::Sender<Event>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Sessions {
+            table: Mutex::default(),
+            events: broadcast::channel(EVENTS_QUEUE).0,
+        }
+    }
+}
+
+impl Sessions {
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    pub(super) fn emit(&self, event: Event) {
+        // Without subscribers nobody needs it.
+        let _ = self.events.send(event);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        lock(&self.table).len()
+    }
+
+    pub(super) fn get(
+        &self,
+        machine: &MachineName,
+        incarnation: Incarnation,
+    ) -> Option<Arc<Session>> {
+        let table = lock(&self.table);
+        let session = table.get(machine)?;
+        (session.identity.incarnation == incarnation).then(|| Arc::clone(session))
+    }
+
+    pub(super) fn views(&self) -> BTreeMap<MachineName, SessionView> {
+        lock(&self.table)
+            .iter()
+            .map(|(machine, session)| (machine.clone(), session.view()))
+            .collect()
+    }
+
+    /// Puts a session in; the one it takes the place of is closed and told why.
+    pub(super) fn insert(&self, session: &Arc<Session>) {
+        let machine = session.identity.machine.clone();
+        let older = lock(&self.table).insert(machine, Arc::clone(session));
+        if let Some(older) = older {
+            tracing::info!(machine = %older.identity, "newer connection takes over");
+            older.close(Close::Superseded);
+        }
+    }
+
+    /// Takes a session out, unless a newer one is in its place already.
+    pub(super) fn remove(&self, session: &Arc<Session>) {
+        let mut table = lock(&self.table);
+        let machine = &session.identity.machine;
+        if table
+            .get(machine)
+            .is_some_and(|held| Arc::ptr_eq(held, session))
+        {
+            table.remove(machine);
+        }
+    }
+
+    pub(super) fn revoke(&self, identity: &MachineIdentity) {
+        let session = self.get(&identity.machine, identity.incarnation);
+        if let Some(session) = session.filter(|session| session.identity == *identity) {
+            tracing::info!(machine = %identity, "closing a session that was revoked");
+            // Out of the table at once, so that no step finds it while its task winds down.
+            self.remove(&session);
+            session.close(Close::Revoked);
+        }
+    }
+
+    pub(super) fn close_all(&self, why: Close) {
+        for session in lock(&self.table).values() {
+            session.close(why);
+        }
+    }
+}
+
+/// Nothing panics while it holds one of these locks, and each value in it is whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
