@@ -5,6 +5,8 @@
 pub mod gateway;
 pub mod model;
 pub mod pki;
+pub mod plan;
+pub mod planner;
 pub mod provider;
 pub mod service;
 pub mod spec;

@@ -39,11 +39,17 @@ pub struct Machine {
     /// Block device of the data disk inside the machine, once attached.
     #[serde(default)]
     pub data_device: Option<String>,
+    /// Whether the data disk is mounted.
+    #[serde(default)]
+    pub mounted: bool,
     /// How far it is.
     pub phase: MachinePhase,
-    /// Digest of the configuration it runs, once it was started with it.
+    /// Digest of the configuration that was written.
     #[serde(default)]
     pub configured: Option<Digest>,
+    /// Digest of the configuration its components were started with.
+    #[serde(default)]
+    pub started: Option<Digest>,
     /// Revision of this record.
     pub revision: Revision,
     /// When it was ordered.
