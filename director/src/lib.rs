@@ -8,6 +8,7 @@ pub mod pki;
 pub mod plan;
 pub mod planner;
 pub mod provider;
+pub mod rollout;
 pub mod service;
 pub mod spec;
 pub mod store;

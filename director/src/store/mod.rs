@@ -24,6 +24,7 @@ mod seal;
 mod sqlite;
 #[cfg(test)]
 mod suite;
+mod token;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -38,6 +39,7 @@ pub use lock::{DirectoryLock, LockError};
 pub use records::{Commit, Record, Records};
 pub use seal::{SealError, Sealer};
 pub use sqlite::Sqlite;
+pub use token::Token;
 
 /// Changes a watcher may fall behind before it has to read again: a create of 100 machines makes about
 /// 1 500 commits; a watcher that is a thousand behind is better off reading anew.
@@ -82,10 +84,10 @@ pub enum Kind {
     Step,
     /// Sealed secrets.
     Secret,
+    /// Certificates issued to a machine's components, by machine.
+    Certificates,
     /// Enrollment tokens, by digest.
     Token,
-    /// Incarnations that may connect, by machine.
-    Incarnation,
     /// The audit log, by sequence number.
     Audit,
 }
@@ -101,8 +103,8 @@ impl Kind {
             Self::Task => "task",
             Self::Step => "step",
             Self::Secret => "secret",
+            Self::Certificates => "certificates",
             Self::Token => "token",
-            Self::Incarnation => "incarnation",
             Self::Audit => "audit",
         }
     }

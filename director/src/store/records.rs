@@ -74,7 +74,7 @@ impl fmt::Debug for Records {
 }
 
 /// Writes that are made together or not at all.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Commit {
     writes: Vec<Write>,
 }

@@ -1,0 +1,417 @@
+//! Drives one task from where it is to its end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch};
+use tokio::task::{JoinError, JoinSet};
+use windlass_common::error::ErrorClass;
+
+use super::change;
+use super::step::{End, Runner, stopped};
+use super::{Effects, ProgressSink, STEPS_IN_FLIGHT, StepOrder, Stop, limit};
+use crate::model::{
+    Cluster, ClusterPhase, Fault, Goal, Plan, PlanStep, StepKey, StepRecord, StepState, Task,
+    TaskEvent, TaskId, TaskKind, TaskState, Timestamp,
+};
+use crate::store::{Commit, Records, StoreError};
+
+/// Pause between two tries to write to a store that refuses.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+pub(super) struct Driver {
+    pub(super) id: TaskId,
+    pub(super) records: Records,
+    pub(super) effects: Arc<dyn Effects>,
+    pub(super) events: broadcast::Sender<TaskEvent>,
+    pub(super) stop: watch::Receiver<Stop>,
+}
+
+/// How a plan ended.
+enum Outcome {
+    Succeeded,
+    Failed(Fault),
+    Stopped,
+}
+
+type Ended = (StepOrder, StepRecord, End);
+
+/// What is going on while a plan is carried out.
+#[derive(Default)]
+struct Flight {
+    begun: BTreeSet<StepKey>,
+    ended: Vec<Ended>,
+    failure: Option<Fault>,
+}
+
+impl Flight {
+    fn land(&mut self, end: Result<Ended, JoinError>) {
+        match end {
+            Ok(end) => self.ended.push(end),
+            Err(error) => {
+                self.failure.get_or_insert_with(|| Fault {
+                    class: ErrorClass::Bug,
+                    message: format!("a step ended without an answer: {error}"),
+                });
+            }
+        }
+    }
+}
+
+impl Driver {
+    /// Returns when the task is over.
+    pub(super) async fn run(self) {
+        let Some(mut task) = self.load().await else {
+            tracing::error!(task = %self.id, "a task that is not in the store was started");
+            return;
+        };
+        tracing::info!(task = %task.id, kind = %task.kind, cluster = %task.cluster, state = %task.state, "task begins or goes on");
+        while !task.state.is_over() {
+            match task.state {
+                TaskState::Queued => {
+                    task.started_at = Some(Timestamp::now());
+                    self.set_state(&mut task, TaskState::Running, None).await;
+                }
+                TaskState::Running => self.carry_out(&mut task).await,
+                TaskState::Cancelling => self.clean_up(&mut task).await,
+                TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => {}
+            }
+        }
+        tracing::info!(task = %task.id, cluster = %task.cluster, state = %task.state, "task is over");
+    }
+
+    async fn load(&self) -> Option<Task> {
+        loop {
+            match self.records.task(&self.id).await {
+                Ok(task) => return task,
+                Err(error) => wait_for_store(&error).await,
+            }
+        }
+    }
+
+    async fn carry_out(&self, task: &mut Task) {
+        let plan = task.plan.clone();
+        let outcome = self.run_plan(task, &plan, false).await;
+        if task.state == TaskState::Cancelling {
+            return; // however far it got, the clean-up comes next
+        }
+        match outcome {
+            Outcome::Succeeded => self.set_state(task, TaskState::Succeeded, None).await,
+            Outcome::Failed(fault) => self.set_state(task, TaskState::Failed, Some(fault)).await,
+            Outcome::Stopped => self.set_state(task, TaskState::Cancelled, None).await,
+        }
+    }
+
+    async fn clean_up(&self, task: &mut Task) {
+        if task.cleanup.is_none() {
+            match self.effects.plan_cleanup(&task.cluster).await {
+                Ok(plan) => {
+                    task.cleanup = Some(plan);
+                    self.set_state(task, TaskState::Cancelling, None).await;
+                }
+                Err(error) if error.class == ErrorClass::Retry => {
+                    tracing::warn!(task = %task.id, %error, "cannot plan the clean-up yet");
+                    tokio::time::sleep(STORE_PAUSE).await;
+                    return;
+                }
+                Err(error) => {
+                    let fault = Some(Fault::from(error));
+                    return self.set_state(task, TaskState::Failed, fault).await;
+                }
+            }
+        }
+        let Some(plan) = task.cleanup.clone() else {
+            return;
+        };
+        match self.run_plan(task, &plan, true).await {
+            Outcome::Succeeded | Outcome::Stopped => {
+                self.set_state(task, TaskState::Cancelled, None).await;
+            }
+            Outcome::Failed(fault) => self.set_state(task, TaskState::Failed, Some(fault)).await,
+        }
+    }
+
+    /// Carries out what is left of a plan. A clean-up is not stopped by the cancel that led to it.
+    async fn run_plan(&self, task: &mut Task, plan: &Plan, cleanup: bool) -> Outcome {
+        let (halt, halted) = watch::channel(Stop::No);
+        let mut flight = Flight::default();
+        let mut running: JoinSet<Ended> = JoinSet::new();
+        loop {
+            note_ends(task, &flight.ended, &mut flight.failure);
+            let stop = *self.stop.borrow();
+            if !cleanup && stop != Stop::No {
+                self.begin_to_cancel(task, stop).await;
+                halt.send_replace(stop);
+            }
+            if flight.failure.is_some() {
+                halt.send_replace(Stop::Leave);
+            }
+            let next = if *halt.borrow() == Stop::No {
+                let free = STEPS_IN_FLIGHT.saturating_sub(running.len());
+                ready(plan, &task.steps, &flight.begun, free)
+            } else {
+                Vec::new()
+            };
+            let orders: Vec<StepOrder> = next.iter().map(|step| self.order(task, step)).collect();
+            note_intents(task, &orders);
+            self.write(task, &flight.ended, &orders).await;
+            flight.ended.clear();
+            for order in orders {
+                flight.begun.insert(order.key.clone());
+                let record = task.steps[&order.key].clone();
+                running.spawn(self.runner(halted.clone()).run(order, record));
+            }
+            if running.is_empty() {
+                break;
+            }
+            let mut stop = self.stop.clone();
+            let calm = cleanup || *halt.borrow() != Stop::No;
+            tokio::select! {
+                Some(end) = running.join_next() => flight.land(end),
+                () = stopped(&mut stop), if !calm => {}
+            }
+            while let Some(end) = running.try_join_next() {
+                flight.land(end);
+            }
+        }
+        match flight.failure {
+            Some(fault) => Outcome::Failed(fault),
+            None if complete(plan, &task.steps) => Outcome::Succeeded,
+            None => Outcome::Stopped,
+        }
+    }
+
+    /// Writes down that a create is being cancelled, so that a restart does not forget it.
+    async fn begin_to_cancel(&self, task: &mut Task, stop: Stop) {
+        let clean = stop == Stop::CleanUp && task.kind == TaskKind::CreateCluster;
+        if clean && task.state == TaskState::Running {
+            self.set_state(task, TaskState::Cancelling, None).await;
+        }
+    }
+
+    fn runner(&self, stop: watch::Receiver<Stop>) -> Runner {
+        Runner {
+            records: self.records.clone(),
+            effects: self.effects.clone(),
+            events: self.events.clone(),
+            stop,
+        }
+    }
+
+    fn order(&self, task: &Task, step: &PlanStep) -> StepOrder {
+        StepOrder {
+            task: task.id.clone(),
+            cluster: task.cluster.clone(),
+            key: step.key.clone(),
+            action: step.action.clone(),
+            attempt: task
+                .steps
+                .get(&step.key)
+                .map_or(1, |record| record.attempts),
+            limit: limit(&step.action),
+            progress: ProgressSink {
+                events: self.events.clone(),
+                key: step.key.clone(),
+            },
+        }
+    }
+
+    /// Writes ends with what they changed and intents, in one commit, and tells the watchers.
+    async fn write(&self, task: &Task, ended: &[Ended], orders: &[StepOrder]) {
+        if ended.is_empty() && orders.is_empty() {
+            return;
+        }
+        let keys: Vec<&StepKey> = ended
+            .iter()
+            .map(|(order, _, _)| &order.key)
+            .chain(orders.iter().map(|order| &order.key))
+            .collect();
+        let changes: Vec<_> = ended
+            .iter()
+            .filter_map(|(_, _, end)| match end {
+                End::Succeeded(done) => Some(done.records.iter().cloned()),
+                End::Failed(_) | End::Stopped => None,
+            })
+            .flatten()
+            .collect();
+        loop {
+            let mut commit = Commit::default();
+            for key in &keys {
+                commit.put_step(&task.id, key, &task.steps[*key]);
+            }
+            let result = async {
+                change::apply(&self.records, &task.cluster, &changes, &mut commit).await?;
+                self.records.commit(commit).await
+            };
+            match result.await {
+                Ok(_) => break,
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => wait_for_store(&error).await,
+            }
+        }
+        for key in keys {
+            self.tell(TaskEvent::Step {
+                key: key.clone(),
+                record: task.steps[key].clone(),
+            });
+        }
+    }
+
+    /// Writes the task's state, and what it means for its cluster.
+    async fn set_state(&self, task: &mut Task, state: TaskState, error: Option<Fault>) {
+        task.state = state;
+        task.error = error;
+        if state.is_over() {
+            task.ended_at = Some(Timestamp::now());
+        }
+        loop {
+            match self.write_state(task).await {
+                Ok(()) => break,
+                // An earlier commit may have been made although its answer was lost.
+                Err(StoreError::Conflict { .. }) => {
+                    match self.records.get::<Task>(task.id.as_str()).await {
+                        Ok(found) => {
+                            task.revision = found.map_or(task.revision, |found| found.revision)
+                        }
+                        Err(error) => wait_for_store(&error).await,
+                    }
+                }
+                Err(error) => wait_for_store(&error).await,
+            }
+        }
+        if let Some(fault) = &task.error {
+            tracing::error!(task = %task.id, cluster = %task.cluster, error = %fault.message, error_class = ?fault.class, "task failed");
+        }
+        self.tell(TaskEvent::State {
+            state,
+            error: task.error.clone(),
+        });
+    }
+
+    async fn write_state(&self, task: &mut Task) -> Result<(), StoreError> {
+        let mut commit = Commit::default();
+        let mut header = task.clone();
+        header.steps = BTreeMap::new();
+        commit.put(&header)?;
+        if let Some(mut cluster) = self.records.get::<Cluster>(task.cluster.as_str()).await? {
+            settle(&mut cluster, task);
+            commit.put(&cluster)?;
+        }
+        if task.state.is_over() {
+            let subject = format!("cluster/{}", task.cluster);
+            let detail = format!("{} is {}", task.id, task.state);
+            self.records
+                .audit(&mut commit, "director", "task.end", &subject, &detail);
+        }
+        task.revision = self.records.commit(commit).await?;
+        Ok(())
+    }
+
+    fn tell(&self, event: TaskEvent) {
+        let _ = self.events.send(event); // nobody watches: nothing to tell
+    }
+}
+
+/// What the state of its task means for a cluster.
+fn settle(cluster: &mut Cluster, task: &Task) {
+    let over = task.state.is_over();
+    cluster.task = if over { None } else { Some(task.id.clone()) };
+    let fault = task.error.as_ref().map(|fault| fault.message.clone());
+    (cluster.phase, cluster.message) = match (task.state, task.plan.goal) {
+        (TaskState::Succeeded, Goal::Present) => (ClusterPhase::Ready, None),
+        (TaskState::Queued | TaskState::Running, Goal::Present) => (ClusterPhase::Creating, None),
+        (TaskState::Cancelling, _) | (TaskState::Queued | TaskState::Running, Goal::Absent) => {
+            (ClusterPhase::Deleting, None)
+        }
+        (TaskState::Failed, _) => (ClusterPhase::Failed, fault),
+        (TaskState::Cancelled | TaskState::Succeeded, _) => (
+            ClusterPhase::Failed,
+            Some(format!("{} was cancelled", task.id)),
+        ),
+    };
+}
+
+fn ready<'a>(
+    plan: &'a Plan,
+    steps: &BTreeMap<StepKey, StepRecord>,
+    begun: &BTreeSet<StepKey>,
+    most: usize,
+) -> Vec<&'a PlanStep> {
+    let succeeded = |key| {
+        steps
+            .get(key)
+            .is_some_and(|r| r.state == StepState::Succeeded)
+    };
+    plan.steps
+        .iter()
+        .filter(|step| !begun.contains(&step.key) && !succeeded(&step.key))
+        .filter(|step| step.after.iter().all(succeeded))
+        .take(most)
+        .collect()
+}
+
+fn complete(plan: &Plan, steps: &BTreeMap<StepKey, StepRecord>) -> bool {
+    plan.steps.iter().all(|step| {
+        steps
+            .get(&step.key)
+            .is_some_and(|r| r.state == StepState::Succeeded)
+    })
+}
+
+fn note_ends(task: &mut Task, ended: &[Ended], failure: &mut Option<Fault>) {
+    for (order, record, end) in ended {
+        let mut record = record.clone();
+        record.ended_at = Some(Timestamp::now());
+        match end {
+            End::Succeeded(done) => {
+                record.state = StepState::Succeeded;
+                record.error = None;
+                record.changes.clone_from(&done.changes);
+            }
+            End::Failed(error) => {
+                record.state = StepState::Failed;
+                record.error = Some(Fault::from(error.clone()));
+                failure.get_or_insert_with(|| Fault {
+                    class: error.class,
+                    message: format!("step {}: {}", order.key, error.message),
+                });
+            }
+            End::Stopped => record.state = StepState::Cancelled,
+        }
+        task.steps.insert(order.key.clone(), record);
+    }
+}
+
+/// A step that was running when the director died keeps its record, and so its attempt number.
+fn note_intents(task: &mut Task, orders: &[StepOrder]) {
+    for order in orders {
+        let record = task.steps.entry(order.key.clone()).or_insert(StepRecord {
+            state: StepState::Running,
+            attempts: 1,
+            started_at: Timestamp::now(),
+            ended_at: None,
+            error: None,
+            changes: Vec::new(),
+        });
+        record.state = StepState::Running;
+    }
+}
+
+/// Commits, and waits for the store when it refuses: nothing goes on without it.
+pub(super) async fn insist(records: &Records, commit: impl Fn() -> Commit) {
+    loop {
+        match records.commit(commit()).await {
+            Ok(_) => return,
+            Err(error) => wait_for_store(&error).await,
+        }
+    }
+}
+
+async fn wait_for_store(error: &StoreError) {
+    tracing::error!(
+        error = %windlass_common::error::ErrorChain(error), error_class = ?error.class(),
+        "the store cannot be used; work waits for it"
+    );
+    tokio::time::sleep(STORE_PAUSE).await;
+}

@@ -1,0 +1,322 @@
+//! The rollout: carries plans out, and makes no choices of its own.
+//!
+//! # Invariants
+//! * A step is written down as running before its effect begins, and its end together with what it changed
+//!   in the records before any step that waits for it is written down.
+//! * A step that was running when the director died is begun again under the same attempt number, so that
+//!   an agent recognises it; a new attempt gets a new number, written down first.
+//! * Tasks of different clusters never wait for one another: each has its own driver.
+//! * While the store cannot be written nothing new begins.
+//!
+//! # After a crash
+//! [`Rollouts::resume`] goes on with every task that was not over.
+//!
+//! # Not here
+//! Which steps there are (planner), and what each does to the world ([`Effects`]).
+
+mod change;
+mod drive;
+mod step;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{broadcast, watch};
+use windlass_common::error::{ErrorChain, ErrorClass};
+use windlass_common::id::{ClusterName, MachineName};
+
+use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId};
+use crate::store::{Records, StoreError};
+
+pub use change::RecordChange;
+
+/// Events a watcher may fall behind before it gets a snapshot instead: a create of 3 machines sends about
+/// 60.
+const EVENT_QUEUE: usize = 512;
+/// Steps of one task that run at once: 64 machines being made or configured keep a director busy without
+/// drowning a provider.
+const STEPS_IN_FLIGHT: usize = 64;
+
+/// What steps do to the world.
+pub trait Effects: Send + Sync + fmt::Debug {
+    /// Carries out one step. Repeating it is safe, whatever an earlier attempt got done. Dropping the future
+    /// gives up waiting; what was begun may still happen.
+    fn perform(&self, order: StepOrder) -> BoxFuture<'_, Result<Done, EffectError>>;
+
+    /// The plan that removes everything a cancelled create has made, its fresh disks included.
+    fn plan_cleanup<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+    ) -> BoxFuture<'a, Result<Plan, EffectError>>;
+}
+
+/// One step to carry out.
+#[derive(Debug, Clone)]
+pub struct StepOrder {
+    /// The task it is of.
+    pub task: TaskId,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// Its name in the plan.
+    pub key: StepKey,
+    /// What to do.
+    pub action: Action,
+    /// 1 at first; grows when an attempt has failed, not when the director restarted.
+    pub attempt: u32,
+    /// How long it may take.
+    pub limit: Duration,
+    /// Where to say what is being done.
+    pub progress: ProgressSink,
+}
+
+/// Where a step says what it is doing; nobody has to listen.
+#[derive(Debug, Clone)]
+pub struct ProgressSink {
+    events: broadcast::Sender<TaskEvent>,
+    key: StepKey,
+}
+
+impl ProgressSink {
+    /// Says what is being done, for people.
+    pub fn stage(&self, stage: impl Into<String>) {
+        let event = TaskEvent::Progress {
+            key: self.key.clone(),
+            stage: stage.into(),
+        };
+        let _ = self.events.send(event); // nobody watches: nothing to tell
+    }
+}
+
+/// A step succeeded.
+#[derive(Debug, Clone, Default)]
+pub struct Done {
+    /// What it changed, one line each, without secrets.
+    pub changes: Vec<String>,
+    /// What the records have to say from now on.
+    pub records: Vec<RecordChange>,
+}
+
+/// A step did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct EffectError {
+    /// Who acts.
+    pub class: ErrorClass,
+    /// The whole chain of causes.
+    pub message: String,
+}
+
+impl EffectError {
+    /// Takes over an error with all its causes.
+    pub fn of(class: ErrorClass, error: &dyn std::error::Error) -> Self {
+        Self {
+            class,
+            message: ErrorChain(error).to_string(),
+        }
+    }
+}
+
+impl From<EffectError> for Fault {
+    fn from(error: EffectError) -> Fault {
+        Fault {
+            class: error.class,
+            message: error.message,
+        }
+    }
+}
+
+impl From<StoreError> for EffectError {
+    fn from(error: StoreError) -> Self {
+        Self::of(error.class(), &error)
+    }
+}
+
+/// How to stop a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Go on.
+    No,
+    /// Stop, and remove what a create has made.
+    CleanUp,
+    /// Stop, and leave everything as it is.
+    Leave,
+}
+
+/// All tasks that run in this director. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Rollouts {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    records: Records,
+    effects: Arc<dyn Effects>,
+    running: Mutex<BTreeMap<TaskId, Running>>,
+}
+
+#[derive(Debug, Clone)]
+struct Running {
+    events: broadcast::Sender<TaskEvent>,
+    stop: watch::Sender<Stop>,
+    over: watch::Receiver<bool>,
+    abort: tokio::task::AbortHandle,
+}
+
+impl Rollouts {
+    /// Carries tasks out with these effects.
+    pub fn new(records: Records, effects: Arc<dyn Effects>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                records,
+                effects,
+                running: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Goes on with every task that is not over; returns their ids.
+    pub async fn resume(&self) -> Result<Vec<TaskId>, StoreError> {
+        let tasks: Vec<Task> = self.shared.records.list().await?;
+        let open: Vec<TaskId> = tasks
+            .into_iter()
+            .filter(|task| !task.state.is_over())
+            .map(|task| task.id)
+            .collect();
+        for id in &open {
+            self.start(id.clone());
+        }
+        Ok(open)
+    }
+
+    /// Begins a task that is in the store; one that runs is left alone.
+    pub fn start(&self, id: TaskId) {
+        let mut running = self.running();
+        if running.contains_key(&id) {
+            return;
+        }
+        let (events, _) = broadcast::channel(EVENT_QUEUE);
+        let (stop, stopped) = watch::channel(Stop::No);
+        let (finish, over) = watch::channel(false);
+        let driver = drive::Driver {
+            id: id.clone(),
+            records: self.shared.records.clone(),
+            effects: self.shared.effects.clone(),
+            events: events.clone(),
+            stop: stopped,
+        };
+        let shared = Arc::downgrade(&self.shared);
+        let key = id.clone();
+        let handle = tokio::spawn(async move {
+            driver.run().await;
+            if let Some(shared) = shared.upgrade() {
+                shared
+                    .running
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&key);
+            }
+            let _ = finish.send(true); // nobody waits: nothing to tell
+        });
+        running.insert(
+            id,
+            Running {
+                events,
+                stop,
+                over,
+                abort: handle.abort_handle(),
+            },
+        );
+    }
+
+    /// Asks a running task to stop; false when it does not run.
+    pub fn stop(&self, id: &TaskId, how: Stop) -> bool {
+        match self.running().get(id) {
+            Some(running) => running.stop.send(how).is_ok(),
+            None => false,
+        }
+    }
+
+    /// Waits until a task does not run any more.
+    pub async fn wait(&self, id: &TaskId) {
+        let over = self.running().get(id).map(|running| running.over.clone());
+        if let Some(mut over) = over {
+            // An error means that the driver is gone, which is what is waited for.
+            let _ = over.wait_for(|over| *over).await;
+        }
+    }
+
+    /// Events of a running task from now on.
+    pub fn subscribe(&self, id: &TaskId) -> Option<broadcast::Receiver<TaskEvent>> {
+        self.running()
+            .get(id)
+            .map(|running| running.events.subscribe())
+    }
+
+    /// Stops driving at once, as a crash would: what was begun is taken up by [`Rollouts::resume`].
+    pub fn abandon(&self) {
+        for running in std::mem::take(&mut *self.running()).into_values() {
+            running.abort.abort();
+        }
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, BTreeMap<TaskId, Running>> {
+        self.shared
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a step may take, retries included. Ample for a busy host: a deadline that fires is a failed
+/// create, a slow step is not.
+fn limit(action: &Action) -> Duration {
+    let seconds = match action {
+        Action::EnsureEndpoint
+        | Action::CreateDisk { .. }
+        | Action::AttachDisk { .. }
+        | Action::DeleteDisk { .. }
+        | Action::DeleteEndpoint
+        | Action::ForgetCluster => 60,
+        Action::MountDisk { .. } | Action::Configure { .. } => 120,
+        Action::CreateMachine { .. }
+        | Action::DeleteMachine { .. }
+        | Action::AwaitAgent { .. }
+        | Action::StartComponents { .. }
+        | Action::ApplyAddons
+        | Action::DropNode { .. } => 180,
+        Action::AwaitControlPlane { .. } | Action::AwaitNode { .. } => 300,
+    };
+    Duration::from_secs(seconds)
+}
+
+/// Whether a cancel may stop waiting for it: the provider's calls are short and are let finish, so that
+/// what they make is seen by the plan that removes it.
+fn may_be_dropped(action: &Action) -> bool {
+    match action {
+        Action::AwaitAgent { .. }
+        | Action::MountDisk { .. }
+        | Action::Configure { .. }
+        | Action::StartComponents { .. }
+        | Action::AwaitControlPlane { .. }
+        | Action::ApplyAddons
+        | Action::AwaitNode { .. }
+        | Action::DropNode { .. } => true,
+        Action::EnsureEndpoint
+        | Action::CreateDisk { .. }
+        | Action::CreateMachine { .. }
+        | Action::AttachDisk { .. }
+        | Action::DeleteMachine { .. }
+        | Action::DeleteDisk { .. }
+        | Action::DeleteEndpoint
+        | Action::ForgetCluster => false,
+    }
+}
+
+/// The machine an order is about, for logs.
+fn machine_of(order: &StepOrder) -> &str {
+    order.action.machine().map_or("", MachineName::as_str)
+}
