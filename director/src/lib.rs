@@ -2,6 +2,9 @@
 //!
 //! The map of this crate is `docs/architecture.md`.
 
+pub mod api;
+pub mod client;
+pub mod config;
 pub mod gateway;
 pub mod model;
 pub mod pki;

@@ -3,16 +3,18 @@
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use windlass_common::cluster::ClusterSpec;
 use windlass_common::id::Digest;
 
 use super::{Revision, TaskId, Timestamp};
 
 /// One cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Cluster {
     /// What it should be.
+    #[schema(value_type = crate::spec::RawClusterSpec)]
     pub spec: ClusterSpec,
     /// The one address of its API.
     pub endpoint: Endpoint,
@@ -29,6 +31,7 @@ pub struct Cluster {
     pub endpoint_ready: bool,
     /// Digest of the add-ons that were applied last.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub addons: Option<Digest>,
     /// Revision of this record.
     pub revision: Revision,
@@ -37,19 +40,20 @@ pub struct Cluster {
 }
 
 /// The address of a cluster's API, never a machine's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// DNS name in its certificate.
     pub name: String,
     /// Address on the provider's network.
+    #[schema(value_type = String)]
     pub address: Ipv4Addr,
     /// TCP port.
     pub port: u16,
 }
 
 /// How far a cluster is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum ClusterPhase {
     /// A task makes it.
     Creating,
@@ -76,7 +80,7 @@ impl std::fmt::Display for ClusterPhase {
 }
 
 /// One fault of an input.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FieldFault {
     /// Path of the field, for example `controlPlane.count`.

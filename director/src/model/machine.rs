@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use windlass_common::cluster::MachineSize;
 use windlass_common::id::{
     ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
@@ -13,28 +14,36 @@ use windlass_common::report::Report;
 use super::{Revision, Timestamp};
 
 /// One machine; its addresses are reserved for as long as this record exists.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {
     /// `<cluster>-<pool>-<number>`; `cp` stands for the control plane.
+    #[schema(value_type = String)]
     pub name: MachineName,
     /// The cluster it belongs to.
+    #[schema(value_type = String)]
     pub cluster: ClusterName,
     /// What it is for.
     pub role: MachineRole,
     /// Which rebirth of it this is.
+    #[schema(value_type = u32)]
     pub incarnation: Incarnation,
     /// Its Kubernetes node.
+    #[schema(value_type = String)]
     pub node_name: NodeName,
     /// Its address on the provider's network.
+    #[schema(value_type = String)]
     pub address: Ipv4Addr,
     /// Addresses of its pods.
+    #[schema(value_type = String)]
     pub pod_cidr: Ipv4Net,
     /// Version of the stemcell it is made from.
     pub stemcell: String,
     /// Its shape.
+    #[schema(value_type = crate::spec::RawMachineSize)]
     pub size: MachineSize,
     /// Its persistent data disk (control-plane machines).
+    #[schema(value_type = Option<String>)]
     pub data_disk: Option<DiskName>,
     /// Block device of the data disk inside the machine, once attached.
     #[serde(default)]
@@ -46,6 +55,7 @@ pub struct Machine {
     pub phase: MachinePhase,
     /// Digest of the configuration that was written.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub configured: Option<Digest>,
     /// Digest of the configuration its components were started with.
     #[serde(default)]
@@ -57,7 +67,7 @@ pub struct Machine {
 }
 
 /// What a machine is for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum MachineRole {
     /// API server, controllers and a member of etcd; also a tainted node.
@@ -65,6 +75,7 @@ pub enum MachineRole {
     /// Runs pods.
     Worker {
         /// The pool it is one of.
+        #[schema(value_type = String)]
         pool: PoolName,
     },
 }
@@ -89,7 +100,7 @@ impl std::fmt::Display for MachineRole {
 }
 
 /// How far a machine is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub enum MachinePhase {
     /// Ordered; nothing of it exists.
     Planned,
@@ -119,15 +130,16 @@ impl std::fmt::Display for MachinePhase {
 }
 
 /// Which machines to show; an absent field matches all.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MachineFilter {
     /// Only of this cluster.
+    #[schema(value_type = Option<String>)]
     pub cluster: Option<ClusterName>,
 }
 
 /// A machine with what is known of its agent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MachineView {
     /// The record.
@@ -138,11 +150,12 @@ pub struct MachineView {
     /// What the director makes of it.
     pub health: MachineHealth,
     /// The agent's last report.
+    #[schema(value_type = Option<Object>)]
     pub report: Option<Report>,
 }
 
 /// An agent's connection.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentView {
     /// Whether it is connected now.
@@ -150,6 +163,7 @@ pub struct AgentView {
     /// Since when.
     pub connected_at: Option<Timestamp>,
     /// Where from.
+    #[schema(value_type = Option<String>)]
     pub remote_address: Option<IpAddr>,
     /// Its version.
     pub version: Option<String>,
@@ -160,7 +174,7 @@ pub struct AgentView {
 }
 
 /// What the director makes of a machine's report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum MachineHealth {
     /// Connected, and no unit it watches fails.

@@ -44,6 +44,7 @@ pub use time::{Timestamp, TimestampError};
     Default,
     serde::Serialize,
     serde::Deserialize,
+    utoipa::ToSchema,
 )]
 #[serde(transparent)]
 pub struct Revision(pub u64);

@@ -3,24 +3,27 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName};
 
 /// What has to be done to bring a cluster where it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// The cluster.
+    #[schema(value_type = String)]
     pub cluster: ClusterName,
     /// What the plan leads to.
     pub goal: Goal,
     /// Digest over the decisions: machines, versions, order; not over explanations.
+    #[schema(value_type = String)]
     pub hash: Digest,
     /// The steps, in an order that satisfies [`PlanStep::after`].
     pub steps: Vec<PlanStep>,
 }
 
 /// What a plan leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Goal {
     /// The cluster exists as its spec says.
@@ -30,7 +33,7 @@ pub enum Goal {
 }
 
 /// Names one step of a plan, for example `machine/demo-cp-0/create`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct StepKey(pub String);
 
@@ -41,7 +44,7 @@ impl fmt::Display for StepKey {
 }
 
 /// One step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanStep {
     /// Unique in the plan.
@@ -59,7 +62,7 @@ pub struct PlanStep {
 }
 
 /// What a step does.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Action {
     /// Have the provider serve the cluster's endpoint.
@@ -67,45 +70,55 @@ pub enum Action {
     /// Make a persistent disk.
     CreateDisk {
         /// The disk.
+        #[schema(value_type = String)]
         disk: DiskName,
         /// The machine it is for.
+        #[schema(value_type = String)]
         machine: MachineName,
     },
     /// Make a machine and start it.
     CreateMachine {
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
     },
     /// Give a disk to its machine.
     AttachDisk {
         /// The disk.
+        #[schema(value_type = String)]
         disk: DiskName,
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
     },
     /// Wait until the machine's agent is connected.
     AwaitAgent {
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
     },
     /// Format and mount the data disk.
     MountDisk {
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
     },
     /// Make keys on the machine, sign their certificates, write all configuration.
     Configure {
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
     },
     /// Start the components.
     StartComponents {
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
     },
     /// Wait until the machine's API server is ready.
     AwaitControlPlane {
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
     },
     /// Apply roles, DNS and the other add-ons.
@@ -113,25 +126,31 @@ pub enum Action {
     /// Set the node's labels and wait until it is Ready.
     AwaitNode {
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
         /// Its node.
+        #[schema(value_type = String)]
         node: NodeName,
     },
     /// Remove the Node object of a machine that is no more.
     DropNode {
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
         /// Its node.
+        #[schema(value_type = String)]
         node: NodeName,
     },
     /// Stop and remove a machine.
     DeleteMachine {
         /// The machine.
+        #[schema(value_type = String)]
         machine: MachineName,
     },
     /// Delete a persistent disk and its data.
     DeleteDisk {
         /// The disk, named by the operator's order.
+        #[schema(value_type = String)]
         disk: DiskName,
     },
     /// Have the provider stop serving the endpoint.
@@ -187,7 +206,7 @@ impl Action {
 }
 
 /// The invariant that guards a step; the numbers are those of `docs/architecture.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Invariant {
     /// 1: etcd keeps its quorum; one member changes at a time.
@@ -203,7 +222,7 @@ pub enum Invariant {
 }
 
 /// What a step disturbs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Disruption {
     /// Nothing that runs.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use windlass_common::id::Digest;
 
 /// One stemcell in the catalogue; listed only when its signature was verified.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StemcellRecord {
     /// Name and version, for example `debian-12-kubernetes-1.37.2-1`; also its directory's name.
@@ -19,7 +20,9 @@ pub struct StemcellRecord {
     /// Images inside: name to reference.
     pub images: BTreeMap<String, String>,
     /// Digest of the signed manifest.
+    #[schema(value_type = String)]
     pub digest: Digest,
     /// Directory that holds it.
+    #[schema(value_type = String)]
     pub path: PathBuf,
 }

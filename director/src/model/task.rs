@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::ClusterName;
 
@@ -12,8 +13,9 @@ use super::{Plan, Revision, StepKey, Timestamp};
 
 /// Names a task: `t<number>-<6 hex digits>`. The digits are random, so that a director restored from an
 /// old store never reuses a name that an agent has in its journal.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, example = "t12-3fa9c0")]
 pub struct TaskId(String);
 
 /// Why a text is not a task id.
@@ -74,7 +76,7 @@ impl From<TaskId> for String {
 }
 
 /// What a task is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TaskKind {
     /// Bring a cluster up, or a half-made one to its end.
@@ -93,7 +95,7 @@ impl fmt::Display for TaskKind {
 }
 
 /// How far a task is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum TaskState {
     /// Written down, not begun.
     Queued,
@@ -133,7 +135,7 @@ impl fmt::Display for TaskState {
 }
 
 /// One task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Task {
     /// Its name.
@@ -141,6 +143,7 @@ pub struct Task {
     /// What it is for.
     pub kind: TaskKind,
     /// The cluster it works on.
+    #[schema(value_type = String)]
     pub cluster: ClusterName,
     /// Who ordered it.
     pub operator: String,
@@ -182,17 +185,18 @@ impl Task {
 }
 
 /// What failed, and who acts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Fault {
     /// Who acts.
+    #[schema(value_type = String)]
     pub class: ErrorClass,
     /// The whole chain of causes, for people.
     pub message: String,
 }
 
 /// How far a step is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum StepState {
     /// Begun; its effect may or may not have happened.
     Running,
@@ -205,7 +209,7 @@ pub enum StepState {
 }
 
 /// A step that was touched.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StepRecord {
     /// How far it is.
@@ -224,7 +228,7 @@ pub struct StepRecord {
 
 /// What a watcher of a task receives. The first event is always a snapshot; one that fell behind gets a
 /// new snapshot instead of what it missed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", tag = "type")]
 pub enum TaskEvent {
     /// The whole task as it is now.

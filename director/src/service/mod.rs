@@ -18,6 +18,7 @@ use std::path::PathBuf;
 
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use windlass_common::cluster::ClusterSpec;
 use windlass_common::id::{ClusterName, DiskName, Epoch, MachineName};
 use windlass_common::secret::Secret;
@@ -53,12 +54,13 @@ pub struct Credentials {
 }
 
 /// What the director says about itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DirectorStatus {
     /// The director's id, part of every certificate it issues.
     pub id: String,
     /// Grows at each start.
+    #[schema(value_type = u64)]
     pub epoch: Epoch,
     /// Its version.
     pub version: String,
@@ -67,8 +69,10 @@ pub struct DirectorStatus {
     /// Process id.
     pub pid: u32,
     /// Where agents connect (UDP).
+    #[schema(value_type = String)]
     pub gateway_address: SocketAddr,
     /// Its data directory.
+    #[schema(value_type = String)]
     pub data_dir: PathBuf,
     /// Clusters by phase.
     pub clusters: BTreeMap<String, u32>,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::fault::{Faults, join, shown};
 
 /// An object that is being read.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: String,
     map: &'a Map<String, Value>,
     known: Vec<&'static str>,
@@ -16,7 +16,7 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// Begins to read `value`, which has to be an object.
-    pub(super) fn open(value: &'a Value, path: &str, faults: &mut Faults) -> Option<Self> {
+    pub(crate) fn open(value: &'a Value, path: &str, faults: &mut Faults) -> Option<Self> {
         let Some(map) = value.as_object() else {
             faults.add(path, shown(value), "an object");
             return None;
@@ -29,18 +29,18 @@ impl<'a> Fields<'a> {
     }
 
     /// Full path of a field.
-    pub(super) fn path(&self, key: &str) -> String {
+    pub(crate) fn path(&self, key: &str) -> String {
         join(&self.path, key)
     }
 
     /// The field's value; `null` counts as not given.
-    pub(super) fn take(&mut self, key: &'static str) -> Option<&'a Value> {
+    pub(crate) fn take(&mut self, key: &'static str) -> Option<&'a Value> {
         self.known.push(key);
         self.map.get(key).filter(|value| !value.is_null())
     }
 
     /// A text that has to be there and to parse.
-    pub(super) fn required<T>(
+    pub(crate) fn required<T>(
         &mut self,
         key: &'static str,
         allowed: &str,
@@ -59,7 +59,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A text that parses, or the default when it is not given.
-    pub(super) fn optional<T>(
+    pub(crate) fn optional<T>(
         &mut self,
         key: &'static str,
         default: T,
@@ -78,7 +78,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A whole number in a range, or the default when it is not given.
-    pub(super) fn number(
+    pub(crate) fn number(
         &mut self,
         key: &'static str,
         default: u32,
@@ -103,7 +103,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Ends the reading: fields nobody asked for are faults.
-    pub(super) fn close(self, faults: &mut Faults) {
+    pub(crate) fn close(self, faults: &mut Faults) {
         for (key, value) in self.map {
             if !self.known.contains(&key.as_str()) {
                 let allowed = format!("no such field; known here: {}", self.known.join(", "));

@@ -27,7 +27,8 @@ pub use raw::{
     from_text,
 };
 
-use fields::Fields;
+pub(crate) use fields::Fields;
+pub(crate) use network::usable as usable_network;
 
 /// Allowed numbers of control-plane machines: odd, since an even member adds a vote to lose and none
 /// to spare; at most 5, since each write waits for a majority.

@@ -94,7 +94,7 @@ fn cidr(
 }
 
 /// Whether hosts can have addresses in it.
-fn usable(net: Ipv4Net) -> bool {
+pub(crate) fn usable(net: Ipv4Net) -> bool {
     let never = [
         Ipv4Net::new_assert(std::net::Ipv4Addr::new(0, 0, 0, 0), 8),
         Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8),

@@ -1,0 +1,72 @@
+//! The director itself: health, status, stemcells, audit log.
+
+use axum::Json;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::Query;
+use super::problem::Problem;
+use super::{ApiState, List};
+use crate::model::{AuditEntry, StemcellRecord};
+use crate::service::DirectorStatus;
+
+/// Whether the director serves requests.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+    /// Version of the director.
+    pub version: String,
+    /// Its process id, by which a client that started it knows that it is the one.
+    pub pid: u32,
+}
+
+/// Whether the director serves requests.
+#[utoipa::path(get, path = "/v1/health", tag = "director", responses((status = 200, body = Health)))]
+pub(super) async fn health() -> Json<Health> {
+    Json(Health {
+        status: "ok".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+    })
+}
+
+/// What the director says about itself.
+#[utoipa::path(get, path = "/v1/status", tag = "director",
+    responses((status = 200, body = DirectorStatus), (status = "default", body = Problem)))]
+pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<DirectorStatus>, Problem> {
+    Ok(Json(state.director.status().await?))
+}
+
+/// Stemcells whose signature was verified.
+#[utoipa::path(get, path = "/v1/stemcells", tag = "director",
+    responses((status = 200, body = List<StemcellRecord>), (status = "default", body = Problem)))]
+pub(super) async fn stemcells(
+    State(state): State<ApiState>,
+) -> Result<Json<List<StemcellRecord>>, Problem> {
+    let items = state.director.stemcells().await?;
+    Ok(Json(List { items }))
+}
+
+/// How much of the audit log to show.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct AuditQuery {
+    /// Newest entries, 1 to 1000; 100 when not given.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+}
+
+/// The audit log, newest first.
+#[utoipa::path(get, path = "/v1/audit", tag = "director", params(AuditQuery),
+    responses((status = 200, body = List<AuditEntry>), (status = "default", body = Problem)))]
+pub(super) async fn audit(
+    State(state): State<ApiState>,
+    Query(query): Query<AuditQuery>,
+) -> Result<Json<List<AuditEntry>>, Problem> {
+    let limit = query.limit.unwrap_or(100).clamp(1, 1000);
+    let items = state.director.audit(limit).await?;
+    Ok(Json(List { items }))
+}

@@ -1,0 +1,152 @@
+//! The REST API under `/v1`: HTTP over mutual TLS, and nothing decided.
+//!
+//! # Invariants
+//! * No request is served before its sender's operator certificate was verified in the handshake; the
+//!   caller's name comes from that certificate alone.
+//! * Every input is bounded (body, header, connections, time) and every fault of it is reported at once.
+//! * The OpenAPI document is generated from the handlers that serve the requests; both are registered in
+//!   one call.
+//!
+//! # After a crash
+//! Nothing is kept here. A client that was watching a task connects again and gets its state.
+//!
+//! # Not here
+//! What operations do ([`crate::service`]), who gets a certificate ([`crate::pki`]).
+
+mod clusters;
+mod director;
+mod extract;
+mod identity;
+mod machines;
+mod problem;
+mod serve;
+mod stream;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+use axum::extract::Request;
+use axum::http::Method;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
+use ipnet::Ipv4Net;
+use serde::Serialize;
+use utoipa::{OpenApi, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::model::{Caller, Role};
+use crate::service::{Director, ServiceError};
+
+pub use director::Health;
+pub use identity::{CallerError, caller_of};
+pub use machines::{ExecRequest, NodeOutput, Source};
+pub use problem::Problem;
+pub use serve::{Server, ServerError, server_tls};
+
+/// What every handler has at hand.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiState {
+    /// The operations.
+    pub(crate) director: Director,
+    /// Networks that clusters have to stay clear of.
+    pub(crate) reserved: Vec<(String, Ipv4Net)>,
+}
+
+/// A list of things; an object, so that it can grow.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct List<T> {
+    /// The things.
+    pub items: Vec<T>,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Windlass director",
+        description = "Makes Kubernetes clusters from VMs and keeps them healthy.\n\nEvery connection \
+            is TLS with a client certificate of an operator. Errors are `application/problem+json`. \
+            Orders answer 202 with a task; `GET /v1/tasks/{id}/events` follows it.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    components(schemas(Problem, crate::model::TaskEvent, NodeOutput))
+)]
+struct Document;
+
+fn documented() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(director::health))
+        .routes(routes!(director::status))
+        .routes(routes!(director::stemcells))
+        .routes(routes!(director::audit))
+        .routes(routes!(clusters::list, clusters::create))
+        .routes(routes!(clusters::show, clusters::delete))
+        .routes(routes!(clusters::credentials))
+        .routes(routes!(machines::list))
+        .routes(routes!(machines::show))
+        .routes(routes!(machines::logs))
+        .routes(routes!(machines::exec))
+        .routes(routes!(tasks::list))
+        .routes(routes!(tasks::show))
+        .routes(routes!(tasks::events))
+        .routes(routes!(tasks::cancel))
+}
+
+/// The OpenAPI 3.1 document of this version, pretty-printed JSON with a final newline.
+pub fn openapi_json() -> String {
+    let document = documented().into_openapi();
+    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// All routes, for one connection's caller.
+pub(crate) fn router(state: ApiState) -> Router {
+    let (router, _) = documented().split_for_parts();
+    router
+        .route("/v1/openapi.json", axum::routing::get(document))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn(allowed))
+        .layer(middleware::from_fn(serve::in_time))
+        .layer(axum::extract::DefaultBodyLimit::max(
+            crate::spec::INPUT_BYTES_MAX,
+        ))
+        .with_state(state)
+}
+
+async fn document() -> Response {
+    let json = [(axum::http::header::CONTENT_TYPE, "application/json")];
+    (json, openapi_json()).into_response()
+}
+
+/// A viewer may look; whatever else is for an admin.
+async fn allowed(Extension(caller): Extension<Caller>, request: Request, next: Next) -> Response {
+    let looks = matches!(*request.method(), Method::GET | Method::HEAD);
+    if caller.role < Role::Admin && !looks {
+        let error = ServiceError::Forbidden {
+            operator: caller.operator,
+            action: "change anything",
+        };
+        return Problem::from(error).into_response();
+    }
+    next.run(request).await
+}
+
+async fn no_such_route(request: Request) -> Problem {
+    let path: String = request.uri().path().chars().take(120).collect();
+    Problem::new(
+        404,
+        "no-such-route",
+        format!("{path} is not part of this API; GET /v1/openapi.json shows what is"),
+    )
+}
+
+async fn no_such_method(request: Request) -> Problem {
+    let message = format!(
+        "{} cannot be done here; GET /v1/openapi.json shows what can",
+        request.method()
+    );
+    Problem::new(405, "no-such-method", message)
+}

@@ -1,0 +1,64 @@
+//! Tasks: list, show, follow, cancel.
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use axum::{Extension, Json};
+
+use super::extract::Name;
+use super::problem::Problem;
+use super::stream::task_events;
+use super::{ApiState, List};
+use crate::model::{Caller, Task, TaskEvent, TaskId};
+
+/// All tasks, newest first.
+#[utoipa::path(get, path = "/v1/tasks", tag = "tasks",
+    responses((status = 200, body = List<Task>), (status = "default", body = Problem)))]
+pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<List<Task>>, Problem> {
+    let items = state.director.tasks().await?;
+    Ok(Json(List { items }))
+}
+
+/// One task.
+#[utoipa::path(get, path = "/v1/tasks/{id}", tag = "tasks", params(("id" = String, Path)),
+    responses((status = 200, body = Task), (status = "default", body = Problem)))]
+pub(super) async fn show(
+    State(state): State<ApiState>,
+    Name(id): Name<TaskId>,
+) -> Result<Json<Task>, Problem> {
+    Ok(Json(state.director.task(&id).await?))
+}
+
+/// Follow a task by server-sent events, to its end.
+///
+/// The first event is a snapshot of the whole task, so that nothing is missed however often a client
+/// connects. An event's id is the revision of the task that the client then has; one that connects
+/// again with `Last-Event-ID` and has missed nothing gets no snapshot.
+#[utoipa::path(get, path = "/v1/tasks/{id}/events", tag = "tasks",
+    params(("id" = String, Path), ("Last-Event-ID" = Option<String>, Header)),
+    responses((status = 200, body = TaskEvent, content_type = "text/event-stream"),
+        (status = "default", body = Problem)))]
+pub(super) async fn events(
+    State(state): State<ApiState>,
+    Name(id): Name<TaskId>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let last = headers
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok());
+    let events = state.director.watch_task(&id).await?;
+    Ok(task_events(events, last.map(str::to_owned)))
+}
+
+/// Stop a task; a create removes what it had made.
+#[utoipa::path(post, path = "/v1/tasks/{id}/cancel", tag = "tasks", params(("id" = String, Path)),
+    responses((status = 202, description = "Being stopped", body = Task),
+        (status = "default", body = Problem)))]
+pub(super) async fn cancel(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Name(id): Name<TaskId>,
+) -> Result<(axum::http::StatusCode, Json<Task>), Problem> {
+    let task = state.director.cancel_task(&id, &caller).await?;
+    Ok((axum::http::StatusCode::ACCEPTED, Json(task)))
+}
