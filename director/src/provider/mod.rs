@@ -14,6 +14,8 @@
 //! # Not here
 //! Which machine to make and which address it gets (the planner); what runs in it (the agent).
 
+pub mod local;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -98,8 +100,8 @@ pub trait Provider: Send + Sync + fmt::Debug {
     fn disks(&self) -> ProviderFuture<'_, Vec<DiskView>>;
 
     /// Makes the cluster's endpoint answer at `address:port` and spread connections over `backends`.
-    /// Returns when it listens. Asked again, it takes over the new backends without closing healthy
-    /// connections, and restarts the endpoint if it is gone.
+    /// Returns when it listens. Asked again, it takes over the new backends without closing connections to
+    /// those that stay, and restarts the endpoint if it is gone.
     fn ensure_endpoint(&self, request: EndpointRequest) -> ProviderFuture<'_, EndpointView>;
 
     /// Removes the cluster's endpoint; removing what is not there succeeds.

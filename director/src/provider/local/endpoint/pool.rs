@@ -1,0 +1,215 @@
+//! The backends of an endpoint, and which of them accept connections.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::note;
+
+/// How long a backend may take to accept a connection; it is one hop away on the same bridge.
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How often each backend is tried.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// So many failures in a row make a backend unhealthy for its open connections: one may be a full
+/// backlog. A new connection passes it over after one.
+const FAILURES_TO_GIVE_UP: u32 = 3;
+
+/// What is known about a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Health {
+    /// Failures since the last success.
+    failures: u32,
+    /// It is no longer in the spec.
+    removed: bool,
+}
+
+/// One API server.
+#[derive(Debug)]
+pub(super) struct Backend {
+    address: SocketAddr,
+    health: watch::Sender<Health>,
+}
+
+impl Backend {
+    fn new(address: SocketAddr) -> Backend {
+        let health = watch::Sender::new(Health {
+            failures: 0,
+            removed: false,
+        });
+        Backend { address, health }
+    }
+
+    fn healthy(&self) -> bool {
+        self.health.borrow().failures == 0
+    }
+
+    fn succeeded(&self) {
+        self.health.send_if_modified(|health| {
+            let was_down = health.failures > 0;
+            health.failures = 0;
+            was_down
+        });
+    }
+
+    fn failed(&self) {
+        self.health
+            .send_modify(|health| health.failures = health.failures.saturating_add(1));
+    }
+
+    /// Ends when connections to this backend are to be closed.
+    pub(super) async fn given_up(&self) {
+        let mut health = self.health.subscribe();
+        let over = |h: &Health| h.removed || h.failures >= FAILURES_TO_GIVE_UP;
+        // The sender is `self`, which lives as long as this future: no error can come.
+        let _ = health.wait_for(over).await;
+    }
+
+    async fn try_connect(&self) -> Option<TcpStream> {
+        match timeout(CONNECT_LIMIT, TcpStream::connect(self.address)).await {
+            Ok(Ok(stream)) => {
+                self.succeeded();
+                Some(stream)
+            }
+            Ok(Err(_)) | Err(_) => {
+                self.failed();
+                None
+            }
+        }
+    }
+
+    /// Tries the backend again and again until it is removed.
+    async fn watch(self: Arc<Backend>) {
+        let mut removed = self.health.subscribe();
+        let mut tick = interval(CHECK_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = removed.wait_for(|h| h.removed) => return,
+                _ = tick.tick() => {}
+            }
+            let before = self.healthy();
+            let now = self.try_connect().await.is_some();
+            if before != now {
+                let state = if now { "answers" } else { "does not answer" };
+                note(&format!("backend {} {state}", self.address));
+            }
+        }
+    }
+}
+
+/// The backends in use.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    backends: Mutex<BTreeMap<SocketAddr, Arc<Backend>>>,
+    turn: AtomicUsize,
+}
+
+impl Pool {
+    /// Takes over a new set: what stays is left alone, what is new is watched, the rest is given up.
+    pub(super) fn replace(&self, addresses: &[SocketAddr]) {
+        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        backends.retain(|address, backend| {
+            let stays = addresses.contains(address);
+            if !stays {
+                backend.health.send_modify(|health| health.removed = true);
+            }
+            stays
+        });
+        for address in addresses {
+            backends.entry(*address).or_insert_with(|| {
+                let backend = Arc::new(Backend::new(*address));
+                tokio::spawn(Arc::clone(&backend).watch());
+                backend
+            });
+        }
+    }
+
+    /// A connection to the next backend that accepts one: healthy ones in turn, then the others.
+    pub(super) async fn connect(&self) -> Option<(TcpStream, Arc<Backend>)> {
+        for backend in self.candidates() {
+            if let Some(stream) = backend.try_connect().await {
+                return Some((stream, backend));
+            }
+        }
+        None
+    }
+
+    fn candidates(&self) -> Vec<Arc<Backend>> {
+        let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut order: Vec<Arc<Backend>> = backends.values().cloned().collect();
+        drop(backends);
+        if !order.is_empty() {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % order.len();
+            order.rotate_left(turn);
+        }
+        order.sort_by_key(|backend| !backend.healthy()); // stable: turns are kept
+        order
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn connections_take_turns_and_pass_over_the_dead() {
+        let (_one, first) = listener().await;
+        let (_two, second) = listener().await;
+        let (dead_listener, dead) = listener().await;
+        drop(dead_listener);
+        let pool = Pool::default();
+        pool.replace(&[first, second, dead]);
+        let mut seen = BTreeMap::new();
+        for _ in 0..12 {
+            let (stream, _) = pool.connect().await.unwrap();
+            *seen.entry(stream.peer_addr().unwrap()).or_insert(0) += 1;
+        }
+        assert_eq!(seen.keys().copied().collect::<Vec<_>>(), {
+            let mut both = vec![first, second];
+            both.sort();
+            both
+        });
+        assert!(seen.values().all(|n| *n >= 4), "{seen:?}");
+        pool.replace(&[]);
+        assert!(pool.connect().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_dies_or_leaves_is_given_up() {
+        let (one, first) = listener().await;
+        let (_two, second) = listener().await;
+        let pool = Pool::default();
+        pool.replace(&[first]);
+        let (_, backend) = pool.connect().await.unwrap();
+        pool.replace(&[first, second]);
+        let limit = Duration::from_secs(20);
+        assert!(
+            timeout(Duration::from_millis(1), backend.given_up())
+                .await
+                .is_err()
+        );
+        drop(one);
+        timeout(limit, backend.given_up())
+            .await
+            .expect("given up when it stops answering");
+        pool.replace(&[second]);
+        let (_, backend) = pool.connect().await.unwrap();
+        pool.replace(&[first]);
+        timeout(limit, backend.given_up())
+            .await
+            .expect("given up when it leaves the spec");
+    }
+}

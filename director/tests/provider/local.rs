@@ -1,0 +1,383 @@
+//! What the local provider has to do besides: monitors, leftovers, limits, seeds.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use windlass_common::id::{DiskName, MachineName};
+use windlass_director::provider::{MachineView, Power};
+
+use crate::rig::{BOOT_LIMIT, COPIED_FILE, Rig, SHARED_PART, tool, until};
+
+type Case = (&'static str, fn(&Rig) -> anyhow::Result<()>);
+
+/// All of them.
+#[rustfmt::skip] // one case per line, so that a missing one shows
+pub(crate) const CASES: &[Case] = &[
+    ("a_machine_survives_its_monitor", monitor_killed),
+    ("an_adopted_machine_powers_off", adopted_power_off),
+    ("a_monitor_that_hangs_does_not_keep_a_machine", monitor_hangs),
+    ("a_killed_init_is_started_again", init_killed),
+    ("a_frozen_machine_is_deleted", frozen),
+    ("a_restarted_provider_finds_everything", restarted),
+    ("a_create_cut_off_anywhere_converges", create_cut_off),
+    ("a_reset_finds_what_has_lost_its_files", lost_files),
+    ("a_machine_has_its_limits", limits),
+    ("seeds_are_copied_or_shared_read_only", seeds),
+    ("preflight_names_every_fault", preflight_faults),
+];
+
+fn signal(pid: i32, signal: Signal) -> anyhow::Result<()> {
+    Ok(kill(Pid::from_raw(pid), signal)?)
+}
+
+fn monitor(rig: &Rig, name: &MachineName) -> anyhow::Result<i32> {
+    let text = std::fs::read_to_string(rig.machine_dir(name).join("monitor.lock"))?;
+    Ok(text.trim().parse()?)
+}
+
+fn look(rig: &Rig, name: &MachineName) -> anyhow::Result<MachineView> {
+    rig.wait(rig.provider().machine(name))?
+        .context("the machine is gone")
+}
+
+/// Kills a machine's monitor and lets the provider find out.
+fn replace_monitor(rig: &Rig, machine: &MachineView) -> anyhow::Result<()> {
+    let (old, init) = (monitor(rig, &machine.name)?, rig.init(&machine.name)?);
+    signal(old, Signal::SIGKILL)?;
+    until(Duration::from_secs(10), "the monitor to end", || {
+        // A zombie until its parent looks; it holds no lock any more.
+        let stat = std::fs::read_to_string(format!("/proc/{old}/stat")).unwrap_or_default();
+        (stat.is_empty() || stat.contains(") Z ")).then_some(())
+    })?;
+    ensure!(
+        rig.says(&machine.name, "echo alive")? == "alive",
+        "the machine died with its monitor"
+    );
+    let view = look(rig, &machine.name)?;
+    ensure!(view == *machine, "{view:?} instead of {machine:?}");
+    ensure!(
+        rig.init(&machine.name)? == init,
+        "the machine was started again"
+    );
+    let new = monitor(rig, &machine.name)?;
+    ensure!(new != old, "no new monitor");
+    Ok(())
+}
+
+fn monitor_killed(rig: &Rig) -> anyhow::Result<()> {
+    let machine = rig.booted(10)?;
+    replace_monitor(rig, &machine)?;
+    let first = rig.init(&machine.name)?;
+    let _ = rig.inside(&machine.name, "systemctl reboot");
+    until(BOOT_LIMIT, "another init process", || {
+        rig.init(&machine.name).ok().filter(|pid| *pid != first)
+    })?;
+    rig.until_up(&machine.name)?;
+    ensure!(look(rig, &machine.name)?.boots == 2);
+    // Nor does a graceful stop need the first monitor.
+    replace_monitor(rig, &look(rig, &machine.name)?)?;
+    let view = rig.wait(rig.provider().stop_machine(&machine.name, BOOT_LIMIT))?;
+    ensure!(view.power == Power::Stopped, "{view:?}");
+    Ok(())
+}
+
+fn adopted_power_off(rig: &Rig) -> anyhow::Result<()> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let machine = rig.booted(10)?;
+    replace_monitor(rig, &machine)?;
+    let _ = rig.inside(&machine.name, "systemctl poweroff");
+    if version < (6, 15) {
+        // The kernel does not tell why: documented as a reboot.
+        return until(BOOT_LIMIT, "a second boot", || {
+            look(rig, &machine.name)
+                .ok()
+                .filter(|v| v.boots == 2)
+                .map(|_| ())
+        });
+    }
+    until(BOOT_LIMIT, "the machine to be off", || {
+        look(rig, &machine.name)
+            .ok()
+            .filter(|v| v.power == Power::Stopped)
+    })?;
+    ensure!(look(rig, &machine.name)?.boots == 1);
+    Ok(())
+}
+
+fn monitor_hangs(rig: &Rig) -> anyhow::Result<()> {
+    let machine = rig.booted(10)?;
+    signal(monitor(rig, &machine.name)?, Signal::SIGSTOP)?;
+    rig.wait(rig.provider().delete_machine(&machine.name))?;
+    ensure!(rig.wait(rig.provider().machines())?.is_empty());
+    Ok(())
+}
+
+fn init_killed(rig: &Rig) -> anyhow::Result<()> {
+    let machine = rig.booted(10)?;
+    let first = rig.init(&machine.name)?;
+    signal(first, Signal::SIGKILL)?;
+    until(BOOT_LIMIT, "another init process", || {
+        rig.init(&machine.name).ok().filter(|pid| *pid != first)
+    })?;
+    rig.until_up(&machine.name)?;
+    ensure!(look(rig, &machine.name)?.boots == 2);
+    Ok(())
+}
+
+fn frozen(rig: &Rig) -> anyhow::Result<()> {
+    let machine = rig.booted(10)?;
+    let group = format!("windlass-{}/{}", rig.config.name, machine.name);
+    let v1 = format!("/sys/fs/cgroup/freezer/{group}/freezer.state");
+    let v2 = format!("/sys/fs/cgroup/{group}/cgroup.freeze");
+    let frozen = std::fs::write(&v1, "FROZEN").or_else(|_| std::fs::write(&v2, "1"));
+    frozen.context("cannot freeze the machine")?;
+    let init = rig.init(&machine.name)?;
+    until(Duration::from_secs(10), "the machine to freeze", || {
+        let state = std::fs::read_to_string(&v1).unwrap_or_default();
+        let events = std::fs::read_to_string(format!("/sys/fs/cgroup/{group}/cgroup.events"));
+        (state.trim() == "FROZEN" || events.unwrap_or_default().contains("frozen 1")).then_some(())
+    })?;
+    // Its init does not hear a graceful stop; the grace has to end, and the power be cut.
+    let view = rig.wait(
+        rig.provider()
+            .stop_machine(&machine.name, Duration::from_millis(300)),
+    )?;
+    ensure!(view.power == Power::Stopped, "{view:?}");
+    ensure!(!std::path::Path::new(&format!("/proc/{init}")).exists());
+    rig.wait(rig.provider().delete_machine(&machine.name))?;
+    Ok(())
+}
+
+fn restarted(rig: &Rig) -> anyhow::Result<()> {
+    let (provider, disk) = (rig.provider(), DiskName::new("data")?);
+    let (one, two) = (rig.booted(10)?, rig.booted(11)?);
+    rig.wait(provider.create_disk(&disk, 64 << 20))?;
+    rig.wait(provider.attach_disk(&one.name, &disk))?;
+    let off = rig.wait(provider.stop_machine(&two.name, Duration::ZERO))?;
+    let again = rig.restarted()?;
+    let provider = again.provider();
+    let found = again.wait(provider.machines())?;
+    ensure!(found == [one.clone(), off], "{found:#?}");
+    ensure!(again.wait(provider.disks())?[0].attached_to.as_ref() == Some(&one.name));
+    ensure!(again.wait(provider.machine(&one.name))?.as_ref() == Some(&one));
+    again.wait(provider.reboot_machine(&one.name, Duration::ZERO))?;
+    again.until_up(&one.name)?;
+    ensure!(again.says(&one.name, "test -b /dev/windlass/data && echo there")? == "there");
+    again.wait(provider.delete_machine(&one.name))?;
+    again.wait(provider.delete_machine(&two.name))?;
+    Ok(())
+}
+
+/// A process like a director makes a machine and is killed in the middle, a little later each time.
+fn create_cut_off(rig: &Rig) -> anyhow::Result<()> {
+    let request = rig.request(10)?;
+    let mut seen_half_made = false;
+    for round in 0..24u64 {
+        let mut maker = Command::new(&rig.config.director_exe)
+            .arg("make-machine")
+            .args([rig.config.dir.as_os_str(), rig.root.stemcell().as_os_str()])
+            .args([&rig.config.name, &rig.config.cidr.to_string(), "10"])
+            .stdin(Stdio::null())
+            .spawn()?;
+        // Not to wait for anything: to cut it off somewhere else each time.
+        std::thread::sleep(Duration::from_millis(4 * round));
+        maker.kill()?;
+        maker.wait()?;
+        let again = rig.restarted()?;
+        let found = again.wait(again.provider().machines())?;
+        ensure!(
+            found.len() <= 1 && found.iter().all(|m| m.name == request.name),
+            "{found:#?}"
+        );
+        seen_half_made |= found
+            .iter()
+            .any(|m| !m.complete || m.power == Power::Stopped);
+        if round % 2 == 0 {
+            let view = again.wait(again.provider().create_machine(request.clone()))?;
+            ensure!(
+                view.power == Power::Running && view.complete,
+                "round {round}: {view:?}"
+            );
+            again
+                .says(&request.name, "cat /etc/machine-id")
+                .with_context(|| format!("{round}"))?;
+        }
+        again.wait(again.provider().delete_machine(&request.name))?;
+        let left: Vec<String> = again.leftovers()?;
+        let left: Vec<&String> = left
+            .iter()
+            .filter(|l| !l.starts_with("directory"))
+            .collect();
+        ensure!(left.is_empty(), "round {round} left {left:#?}");
+    }
+    ensure!(
+        seen_half_made,
+        "no round cut a create off in the middle: make the pauses finer"
+    );
+    Ok(())
+}
+
+fn lost_files(rig: &Rig) -> anyhow::Result<()> {
+    let (machine, disk) = (rig.booted(10)?, DiskName::new("data")?);
+    rig.wait(rig.provider().create_disk(&disk, 64 << 20))?;
+    rig.wait(rig.provider().attach_disk(&machine.name, &disk))?;
+    rig.says(
+        &machine.name,
+        "mkfs.ext4 -q /dev/windlass/data && mount /dev/windlass/data /mnt",
+    )?;
+    std::fs::remove_dir_all(&rig.config.dir)?;
+    ensure!(
+        !rig.leftovers()?.is_empty(),
+        "nothing was there to be found"
+    );
+    let found = rig.wait(rig.provider().machines())?;
+    ensure!(found.len() == 1 && !found[0].complete, "{found:?}");
+    rig.wait(rig.restarted()?.provider().reset())?;
+    Ok(())
+}
+
+fn limits(rig: &Rig) -> anyhow::Result<()> {
+    let machine = rig.booted(10)?;
+    let size = rig.request(10)?.size;
+    let total = rig.says(&machine.name, "awk '/MemTotal/ {print $2}' /proc/meminfo")?;
+    ensure!(total == (size.memory_bytes / 1024).to_string(), "{total}");
+    let group = "/sys/fs/cgroup";
+    let memory = rig.says(
+        &machine.name,
+        &format!("cat {group}/memory/memory.limit_in_bytes {group}/memory.max 2>/dev/null; true"),
+    )?;
+    ensure!(memory == size.memory_bytes.to_string(), "{memory}");
+    let cpu = rig.says(
+        &machine.name,
+        &format!("cat {group}/cpu/cpu.cfs_quota_us {group}/cpu.max 2>/dev/null; true"),
+    )?;
+    let quota = (u64::from(size.cpu_millis) * 100).to_string();
+    ensure!(
+        cpu.split_whitespace().next() == Some(quota.as_str()),
+        "{cpu}"
+    );
+    ensure!(
+        rig.says(&machine.name, "tail -n +2 /proc/swaps")?
+            .is_empty(),
+        "swap shows"
+    );
+    let own = rig.says(&machine.name, "cat /proc/1/cgroup")?;
+    ensure!(
+        !own.contains("windlass"),
+        "the machine sees the host's groups: {own}"
+    );
+    // More than its memory is not to be had.
+    let grab = rig.inside(
+        &machine.name,
+        "head -c 400M /dev/zero | tail -c 400M > /dev/null",
+    )?;
+    ensure!(!grab.status.success() || is_v1_without_us(rig, &machine.name)?);
+    Ok(())
+}
+
+/// Whether commands run from outside are not in the machine's group (nsenter does not join it).
+fn is_v1_without_us(rig: &Rig, machine: &MachineName) -> anyhow::Result<bool> {
+    Ok(rig.says(machine, "cat /proc/self/cgroup")?.contains(".."))
+}
+
+fn seeds(rig: &Rig) -> anyhow::Result<()> {
+    let (one, two) = (rig.booted(10)?, rig.booted(11)?);
+    ensure!(rig.says(&one.name, &format!("cat {SHARED_PART}/file"))? == "from the stemcell");
+    let refused = rig.inside(&one.name, &format!("echo x > {SHARED_PART}/file"))?;
+    ensure!(
+        !refused.status.success(),
+        "the stemcell can be written through a machine"
+    );
+    rig.says(
+        &one.name,
+        &format!("echo mine > {COPIED_FILE} && echo x > /usr/new"),
+    )?;
+    ensure!(rig.says(&two.name, &format!("cat {COPIED_FILE}"))? == "copied");
+    let original = rig.root.stemcell().join("rootfs").join(&COPIED_FILE[1..]);
+    ensure!(
+        std::fs::read_to_string(original)? == "copied",
+        "the stemcell was written to"
+    );
+    // An overlay can be made there, as containerd does.
+    rig.says(
+        &one.name,
+        "cd /var/lib/containerd && mkdir u w m && \
+         mount -t overlay overlay -o lowerdir=shared/layer,upperdir=u,workdir=w m && cat m/file",
+    )?;
+    for dir in ["kubelet", "etcd"] {
+        let kind = rig.says(&one.name, &format!("stat -f -c %T /var/lib/{dir}"))?;
+        ensure!(!kind.contains("overlay"), "/var/lib/{dir} is on {kind}");
+    }
+    Ok(())
+}
+
+/// What `preflight` of another process finds, run under `prefix`.
+fn faults_of(
+    rig: &Rig,
+    prefix: &[&str],
+    dir: &str,
+    name: &str,
+    cidr: &str,
+) -> anyhow::Result<String> {
+    let (program, arguments) = prefix.split_first().context("no program")?;
+    tool(
+        Command::new(program)
+            .args(arguments)
+            .arg(&rig.config.director_exe)
+            .args(["show-preflight", dir, "/", name, cidr, "0"]),
+    )
+}
+
+fn preflight_faults(rig: &Rig) -> anyhow::Result<()> {
+    let machine = rig.wait(rig.provider().create_machine(rig.request(10)?))?;
+    let (name, cidr) = (rig.config.name.clone(), rig.config.cidr.to_string());
+    let dir = rig.config.dir.display().to_string();
+    let parent = rig
+        .config
+        .dir
+        .parent()
+        .context("no parent")?
+        .display()
+        .to_string();
+    let other = format!("{parent}/other");
+    let free = "10.214.77.0/24";
+    let fresh = format!("x{}", &name[1..]);
+    let overlay = format!(
+        "cd {parent} && mkdir -p l u w o && mount -t overlay o -o lowerdir=l,upperdir=u,workdir=w o && \
+         exec \"$@\""
+    );
+    let under_overlay = ["unshare", "-m", "sh", "-c", &overlay, "sh"];
+    let nobody = ["setpriv", "--reuid=65534", "--clear-groups"];
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases: [(&str, String, &[&str], &str, &str, &str); 7] = [
+        ("nothing",         String::new(),          &["env"],              &dir,   &name,  &cidr),
+        ("nothing",         String::new(),          &["env"],              &other, &fresh, free),
+        ("name ",           "belongs to".into(),    &["env"],              &other, &name,  &cidr),
+        ("network ",        "overlaps".into(),      &["env"],              &other, &fresh, &cidr),
+        ("overlay ",        "cannot mount".into(),  &under_overlay,        &format!("{parent}/o/data"), &fresh, free),
+        ("user ",           "65534".into(),         &nobody,               &other, &fresh, free),
+        ("runc ",           "no-such".into(),       &["env", "TEST_RUNC=/no-such-runc"], &other, &fresh, free),
+    ];
+    for (subject, message, prefix, dir, name, cidr) in cases {
+        let found = faults_of(rig, prefix, dir, name, cidr)?;
+        if subject == "nothing" {
+            ensure!(found.is_empty(), "{found}");
+        } else if !found
+            .lines()
+            .any(|l| l.starts_with(subject) && l.contains(&message))
+        {
+            bail!("no fault {subject:?} with {message:?} in {found:?}");
+        }
+    }
+    ensure!(
+        !std::path::Path::new(&other).exists(),
+        "the preflight changed something"
+    );
+    rig.wait(rig.provider().delete_machine(&machine.name))?;
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! The provider's contract, on real machines: runc, systemd, bridges, loop devices. Needs root.
+//!
+//! `WINDLASS_TEST_ROOTFS` names a Debian root file system with systemd, dbus, iproute2, e2fsprogs and perl,
+//! for example one made by
+//! `mmdebstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,e2fsprogs bookworm DIR`.
+//!
+//! The cases of [`contract`] see only the trait, those of [`local`] also the host. Each has a provider of
+//! its own name, network and directory, and ends with a reset that has to leave nothing. This program
+//! also stands in for the director's: started as `machine-monitor` or `endpoint` it is that process.
+
+mod contract;
+mod local;
+mod rig;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use windlass_director::provider::local::LocalConfig;
+use windlass_director::provider::Severity;
+
+use self::rig::{Rig, Root};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let first = arguments.next().unwrap_or_default();
+    if first == "machine-monitor" {
+        return windlass_director::provider::local::monitor::main(arguments.collect());
+    }
+    if first == "endpoint" {
+        return windlass_director::provider::local::endpoint::main(arguments.collect());
+    }
+    if first == "make-machine" || first == "show-preflight" {
+        let rest: Vec<String> = arguments.filter_map(|a| a.into_string().ok()).collect();
+        return match helper(first == "make-machine", &rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:?}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let arguments = Arguments::from_args();
+    let cases: Vec<(&'static str, fn(&Rig) -> anyhow::Result<()>)> = contract::CASES
+        .iter()
+        .chain(local::CASES)
+        .copied()
+        .collect();
+    let trials = cases.into_iter().map(|(name, case)| {
+        Trial::test(name, move || {
+            let began = std::time::Instant::now();
+            let outcome = Root::shared().and_then(|root| rig::run(name, root, case));
+            eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
+            outcome.map_err(|error| Failed::from(format!("{error:?}")))
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    Root::forget();
+    conclusion.exit_code()
+}
+
+/// A process like a director: makes one machine, or says what its preflight finds fatal.
+fn helper(make: bool, arguments: &[String]) -> anyhow::Result<()> {
+    let [dir, stemcell, name, cidr, number] = arguments else {
+        anyhow::bail!("five arguments")
+    };
+    let config = LocalConfig {
+        dir: dir.into(),
+        name: name.clone(),
+        cidr: cidr.parse()?,
+        director_exe: std::env::current_exe()?,
+        runc: std::env::var("TEST_RUNC")
+            .unwrap_or("runc".to_owned())
+            .into(),
+    };
+    let rig = Rig::new(config, Root::at(stemcell.into()))?;
+    if make {
+        rig.wait(rig.provider().create_machine(rig.request(number.parse()?)?))?;
+        return Ok(());
+    }
+    for fault in rig.wait(rig.provider().preflight()) {
+        if fault.severity == Severity::Fatal {
+            println!("{} : {fault}", fault.subject);
+        }
+    }
+    Ok(())
+}
