@@ -11,6 +11,10 @@
 //! # Not here
 //! Whether what the file names works on this host: that is `preflight`.
 
+mod files;
+mod identity;
+mod init;
+pub mod preflight;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -22,6 +26,10 @@ use ipnet::Ipv4Net;
 use windlass_common::error::ErrorClass;
 
 use crate::spec::Faults;
+
+pub use files::write_atomic;
+pub use identity::{Identity, IdentityError};
+pub use init::{InitError, InitRequest, Initialised, init};
 
 /// Name of the file in the data directory.
 pub const FILE: &str = "director.toml";
@@ -51,6 +59,16 @@ impl DataDir {
     /// The configuration.
     pub fn config(&self) -> PathBuf {
         self.0.join(FILE)
+    }
+
+    /// The embedded store.
+    pub fn store(&self) -> PathBuf {
+        self.0.join("store.sqlite")
+    }
+
+    /// The key that seals the secrets in the store; back it up elsewhere.
+    pub fn seal_key(&self) -> PathBuf {
+        self.0.join("seal.key")
     }
 
     /// Log of a director that runs in the background.

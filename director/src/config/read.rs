@@ -55,7 +55,7 @@ fn whole(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<Config> {
         |text| {
             let sound = text.split(',').all(|part| {
                 let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
-                level.parse::<tracing::level_filters::LevelFilter>().is_ok()
+                !level.is_empty() && level.parse::<tracing::level_filters::LevelFilter>().is_ok()
             });
             (sound && text.parse::<tracing_subscriber::EnvFilter>().is_ok())
                 .then(|| text.to_owned())

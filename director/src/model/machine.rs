@@ -59,6 +59,7 @@ pub struct Machine {
     pub configured: Option<Digest>,
     /// Digest of the configuration its components were started with.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub started: Option<Digest>,
     /// Revision of this record.
     pub revision: Revision,
