@@ -1,3 +1,23 @@
-//! The agent on every machine.
+//! The agent on every Windlass machine: it does what its director orders and says what it sees.
+//!
+//! | module | job |
+//! | --- | --- |
+//! | [`agent`] | puts it all together, from start to stop |
+//! | [`settings`] | who this machine is |
+//! | [`link`] | the connection to the director |
+//! | [`runner`], [`history`] | steps: admitted, journaled, run, remembered |
+//! | [`steps`] | one file for each kind of step |
+//! | [`host`], [`units`] | files and subprocesses; systemd over D-Bus |
+//! | [`vitals`], [`report`] | what the machine looks like |
+//! | [`notify`] | systemd is told that the agent lives |
 
+pub mod history;
+pub mod host;
 pub mod link;
+pub mod notify;
+pub mod report;
+pub mod runner;
+pub mod settings;
+pub mod steps;
+pub mod units;
+pub mod vitals;

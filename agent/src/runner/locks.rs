@@ -1,0 +1,97 @@
+//! What a step touches, held by one step at a time.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::Notify;
+use windlass_common::step::Step;
+
+/// A thing on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Thing {
+    /// A file, link, device or mount point, by path.
+    Path(String),
+    /// A systemd unit.
+    Unit(String),
+    /// The table of routes.
+    Routes,
+    /// A kernel parameter.
+    Sysctl(String),
+}
+
+/// What a step touches; looking is not touching.
+pub(super) fn of(step: &Step) -> BTreeSet<Thing> {
+    let path = |path: &String| Thing::Path(path.clone());
+    match step {
+        Step::Fetch(fetch) => [Thing::Path(crate::host::Host::artifact_path(&fetch.digest))].into(),
+        Step::Keys(keys) => keys.keys.iter().map(|key| path(&key.path)).collect(),
+        Step::Configure(configure) => {
+            let files = configure.files.iter().map(|file| path(&file.path));
+            let routes = configure.routes.as_ref().map(|_| Thing::Routes);
+            let sysctls = configure.sysctls.keys().cloned().map(Thing::Sysctl);
+            files
+                .chain(configure.links.keys().map(path))
+                .chain(configure.absent.iter().map(path))
+                .chain(routes)
+                .chain(sysctls)
+                .collect()
+        }
+        Step::Disk(disk) => [path(&disk.device), path(&disk.mount_path)].into(),
+        Step::Service(service) => {
+            let units = service.units.iter();
+            units.map(|goal| Thing::Unit(goal.unit.clone())).collect()
+        }
+        Step::Gate(_) | Step::Collect(_) | Step::Exec(_) => BTreeSet::new(),
+    }
+}
+
+/// Which things are held.
+#[derive(Debug, Default)]
+pub(super) struct Locks {
+    held: Mutex<BTreeSet<Thing>>,
+    freed: Notify,
+}
+
+/// Things held; freed when dropped.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    locks: &'a Locks,
+    things: BTreeSet<Thing>,
+}
+
+impl Locks {
+    /// Waits until none of the things is held and takes all of them at once, so that two steps never
+    /// wait for one another.
+    pub(super) async fn acquire(&self, things: BTreeSet<Thing>) -> Held<'_> {
+        loop {
+            // Registered before looking, so that a release in between is not missed.
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            {
+                let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+                if held.is_disjoint(&things) {
+                    held.extend(things.iter().cloned());
+                    return Held {
+                        locks: self,
+                        things,
+                    };
+                }
+            }
+            freed.await;
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut held = self
+            .locks
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        held.retain(|thing| !self.things.contains(thing));
+        drop(held);
+        self.locks.freed.notify_waiters();
+    }
+}

@@ -1,0 +1,303 @@
+//! Admits steps, runs them, and remembers how they ended.
+//!
+//! # Invariants
+//! * A step of a lower epoch than the highest ever seen is refused; the highest is on disk before a
+//!   step begins.
+//! * A step's begin is on disk before its effect, its end before its result is returned.
+//! * A step that cannot be repeated runs at most once, whatever is sent how often.
+//! * Two steps never touch the same thing at once ([`locks`]).
+//! * Every step ends by its deadline.
+//!
+//! # After a crash
+//! The director sends the step again. One that had ended answers from the journal; one that had not
+//! converges; one that cannot be repeated was ended as unknown when the journal was opened.
+//!
+//! # Cancellation
+//! The link runs each step on a task of its own. Dropping the future of [`Runner::step`] is like a
+//! crash: the step has begun and not ended.
+//!
+//! # Not here
+//! What steps do ([`crate::steps`]); attaching a second sender to a running step ([`crate::link`]).
+
+mod locks;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{Digest, Epoch};
+use windlass_common::limits::STEPS_IN_FLIGHT_MAX;
+use windlass_common::step::{Outcome, Payload, Step, StepId, StepRequest, StepResult};
+use windlass_common::wire::codec;
+
+use crate::steps::{self, Context, Failure, Reporter, Run, blocking, check::check, lock};
+
+use locks::Locks;
+
+/// Longest deadline of a step; a director that wants more sends the step again.
+const DEADLINE_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// Runs the steps of one machine.
+#[derive(Debug)]
+pub struct Runner {
+    context: Context,
+    locks: Locks,
+    slots: Semaphore,
+    running: Mutex<BTreeSet<StepId>>,
+    epoch: AtomicU64,
+    changed: watch::Sender<u64>,
+}
+
+/// What became of a request before anything was done.
+enum Admission {
+    /// It runs; the digest of what it asks for.
+    Run(Digest),
+    /// It was over before.
+    Over(StepResult),
+    /// It does not run.
+    Refuse(String),
+}
+
+impl Runner {
+    /// A runner with nothing to do.
+    pub fn new(context: Context) -> Self {
+        let epoch = lock(&context.history).epoch();
+        Self {
+            context,
+            locks: Locks::default(),
+            slots: Semaphore::new(STEPS_IN_FLIGHT_MAX as usize),
+            running: Mutex::default(),
+            epoch: AtomicU64::new(epoch.0),
+            changed: watch::channel(0).0,
+        }
+    }
+
+    /// What the steps work with.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// From now on, steps of a lower epoch are refused. The disk follows before the next step begins.
+    pub fn see_epoch(&self, epoch: Epoch) {
+        self.epoch.fetch_max(epoch.0, Ordering::Relaxed);
+    }
+
+    /// Highest epoch seen.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::Relaxed))
+    }
+
+    /// Tells of each step that changed something.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Carries out a step, or says how it ended before.
+    pub async fn step(&self, request: StepRequest, progress: Reporter) -> StepResult {
+        let started = Instant::now();
+        let deadline = started + Duration::from_millis(request.deadline_ms).min(DEADLINE_MAX);
+        let run = Run::new(progress);
+        let Some(_running) = Running::enter(&self.running, &request.id) else {
+            let message = "it is running already".to_owned();
+            return result(
+                &request.id,
+                started,
+                Outcome::Refused { message },
+                Payload::None,
+                &run,
+            );
+        };
+        let content = match self.admit(&request).await {
+            Ok(Admission::Run(content)) => content,
+            Ok(Admission::Over(result)) => return result,
+            Ok(Admission::Refuse(message)) => {
+                tracing::warn!(step = %request.id, message, "refused a step");
+                let outcome = Outcome::Refused { message };
+                return result(&request.id, started, outcome, Payload::None, &run);
+            }
+            Err(failure) => {
+                return result(&request.id, started, failure.outcome, failure.payload, &run);
+            }
+        };
+        let (outcome, payload) = self.execute(&request, deadline, &run).await;
+        let result = result(&request.id, started, outcome, payload, &run);
+        tracing::info!(
+            step = %result.id,
+            kind = request.step.kind(),
+            outcome = ?result.outcome,
+            changes = result.changes.len(),
+            elapsed_ms = result.elapsed_ms,
+            "a step is over"
+        );
+        self.remember_end(content, &request, &result).await;
+        if !result.changes.is_empty() {
+            self.changed.send_modify(|steps| *steps += 1);
+        }
+        result
+    }
+
+    async fn admit(&self, request: &StepRequest) -> Result<Admission, Failure> {
+        let faults = check(&request.id, &request.step);
+        if !faults.is_empty() {
+            return Ok(Admission::Refuse(faults.join("; ")));
+        }
+        let encoded = codec::encode(&request.step);
+        let content = match encoded {
+            Ok(bytes) => Digest::of(&bytes),
+            Err(error) => return Ok(Admission::Refuse(error.to_string())),
+        };
+        let history = self.context.history.clone();
+        let (id, epoch) = (request.id.clone(), request.epoch);
+        let once = !request.step.converges();
+        let looks = matches!(request.step, Step::Gate(_) | Step::Collect(_));
+        self.see_epoch(epoch);
+        let highest = self.epoch();
+        blocking(move || {
+            let mut history = lock(&history);
+            if epoch < highest {
+                return Ok(Admission::Refuse(format!(
+                    "epoch {epoch} is over, this machine has seen {highest}; the director that \
+                     sent this is not in charge any more"
+                )));
+            }
+            history.see_epoch(highest)?;
+            let known = history.step(&id);
+            if let Some(admission) =
+                known.and_then(|known| admit_again(known, content, once, looks))
+            {
+                return Ok(admission);
+            }
+            if !looks {
+                // What only looks leaves nothing behind that a crash could make unclear.
+                history.begin(&id, content, once)?;
+            }
+            Ok(Admission::Run(content))
+        })
+        .await
+    }
+
+    async fn execute(
+        &self,
+        request: &StepRequest,
+        deadline: Instant,
+        run: &Run,
+    ) -> (Outcome, Payload) {
+        let work = async {
+            let _slot = self.slots.acquire().await;
+            let _locked = self.locks.acquire(locks::of(&request.step)).await;
+            steps::run(&self.context, run, &request.step).await
+        };
+        match timeout_at(deadline, work).await {
+            Ok(Ok(payload)) if run.changes().is_empty() => (Outcome::Converged, payload),
+            Ok(Ok(payload)) => (Outcome::Changed, payload),
+            Ok(Err(failure)) => (failure.outcome, failure.payload),
+            Err(_) => (overdue(request, run), Payload::None),
+        }
+    }
+
+    async fn remember_end(&self, content: Digest, request: &StepRequest, result: &StepResult) {
+        if matches!(request.step, Step::Gate(_) | Step::Collect(_)) {
+            return;
+        }
+        let history = self.context.history.clone();
+        let (once, result) = (!request.step.converges(), result.clone());
+        let ended: Result<(), Failure> =
+            blocking(move || Ok(lock(&history).end(content, once, &result)?)).await;
+        if let Err(failure) = ended {
+            // The result is true all the same. Without its end, a step that converges runs again when
+            // it is sent again, and one that cannot is reported as unknown.
+            tracing::error!(step = %request.id, ?failure, "cannot remember how a step ended");
+        }
+    }
+}
+
+/// What a request for a step that is known already gets; `None`: it runs (again).
+fn admit_again(
+    known: &crate::history::Known,
+    content: Digest,
+    once: bool,
+    looks: bool,
+) -> Option<Admission> {
+    if once {
+        return Some(match &known.result {
+            _ if known.content != content => Admission::Refuse(
+                "a step of this id ran with other content, and this kind runs only once".to_owned(),
+            ),
+            Some(result) => Admission::Over(result.clone()),
+            // Begun in this process and dropped: not running, since the caller entered.
+            None => Admission::Refuse("it was begun and given up, and runs only once".to_owned()),
+        });
+    }
+    if looks || known.content != content {
+        return None;
+    }
+    match &known.result {
+        Some(result) if matches!(result.outcome, Outcome::Converged | Outcome::Changed) => {
+            Some(Admission::Over(result.clone()))
+        }
+        Some(_) | None => None,
+    }
+}
+
+fn overdue(request: &StepRequest, run: &Run) -> Outcome {
+    let deadline_ms = request.deadline_ms;
+    if !request.step.converges() {
+        return Outcome::Unknown {
+            message: format!(
+                "killed at its deadline of {deadline_ms} ms; what it had done by then is not known"
+            ),
+        };
+    }
+    let waited = run
+        .waits_for()
+        .map_or_else(String::new, |what| format!("; waiting for {what}"));
+    Outcome::Failed {
+        class: ErrorClass::Retry,
+        message: format!("not done within its deadline of {deadline_ms} ms{waited}"),
+    }
+}
+
+fn result(
+    id: &StepId,
+    started: Instant,
+    outcome: Outcome,
+    payload: Payload,
+    run: &Run,
+) -> StepResult {
+    StepResult {
+        id: id.clone(),
+        outcome,
+        payload,
+        changes: run.changes(),
+        elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// Marks a step as running while it lives.
+struct Running<'a> {
+    running: &'a Mutex<BTreeSet<StepId>>,
+    id: StepId,
+}
+
+impl<'a> Running<'a> {
+    fn enter(running: &'a Mutex<BTreeSet<StepId>>, id: &StepId) -> Option<Self> {
+        let mut ids = running.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.insert(id.clone()).then(|| Self {
+            running,
+            id: id.clone(),
+        })
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let mut ids = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.remove(&self.id);
+    }
+}

@@ -1,0 +1,303 @@
+//! The runner against a temporary root, without systemd and without a director.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use windlass_common::journal::sim::SimDisk;
+use windlass_common::step::Progress;
+use windlass_common::step::{Check, Configure, Exec, FileContent, FileSpec, Gate, OutputStream};
+
+use super::*;
+use crate::history::History;
+use crate::host::Host;
+use crate::link::ProgressSink;
+use crate::steps::fetch::{ArtifactSource, Opening, SourceError};
+use crate::units::Units;
+
+#[derive(Debug)]
+struct NoArtifacts;
+
+impl ArtifactSource for NoArtifacts {
+    fn open(&self, _: Digest, _: u64) -> Opening<'_> {
+        Box::pin(async { Err(SourceError::NotFound("none here".to_owned())) })
+    }
+}
+
+fn runner(root: &Path, disk: &SimDisk) -> Runner {
+    let history = History::open(disk.clone()).unwrap();
+    Runner::new(Context {
+        host: Host::open(root).unwrap(),
+        units: Arc::new(Units::default()),
+        artifacts: Arc::new(NoArtifacts),
+        history: Arc::new(Mutex::new(history)),
+        watched: watch::channel(BTreeMap::new()).0,
+    })
+}
+
+fn request(id: &str, epoch: u64, step: Step) -> StepRequest {
+    StepRequest {
+        id: StepId(id.to_owned()),
+        epoch: Epoch(epoch),
+        deadline_ms: 20_000,
+        step,
+    }
+}
+
+fn file(path: &str, text: &str) -> Step {
+    Step::Configure(Configure {
+        files: vec![FileSpec {
+            path: path.to_owned(),
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            content: FileContent::Text(text.to_owned()),
+        }],
+        ..Configure::default()
+    })
+}
+
+fn exec(argv: &[&str]) -> Step {
+    let argv = argv.iter().map(|s| (*s).to_owned()).collect();
+    Step::Exec(Exec { argv })
+}
+
+#[tokio::test]
+async fn a_lower_epoch_is_refused_also_after_a_restart() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let first = runner(root.path(), &disk);
+    let done = first
+        .step(request("a", 5, file("/etc/a", "1")), Reporter::quiet())
+        .await;
+    assert_eq!(done.outcome, Outcome::Changed);
+    drop(first);
+    let second = runner(root.path(), &disk);
+    let refused = second
+        .step(request("b", 4, file("/etc/b", "1")), Reporter::quiet())
+        .await;
+    assert!(matches!(refused.outcome, Outcome::Refused { message } if message.contains("epoch 4")));
+    assert!(!root.path().join("etc/b").exists());
+    second.see_epoch(Epoch(9));
+    let refused = second
+        .step(request("c", 8, file("/etc/c", "1")), Reporter::quiet())
+        .await;
+    assert!(matches!(refused.outcome, Outcome::Refused { .. }));
+}
+
+#[tokio::test]
+async fn a_step_that_succeeded_is_not_run_again_and_one_that_failed_is() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    std::fs::create_dir_all(root.path().join("etc")).unwrap();
+    std::fs::write(root.path().join("etc/d"), "in the way").unwrap();
+    let runner = runner(root.path(), &disk);
+    let first = runner
+        .step(request("a", 1, file("/etc/a", "1")), Reporter::quiet())
+        .await;
+    std::fs::remove_file(root.path().join("etc/a")).unwrap();
+    let again = runner
+        .step(request("a", 1, file("/etc/a", "1")), Reporter::quiet())
+        .await;
+    assert_eq!(again, first);
+    assert!(!root.path().join("etc/a").exists());
+    // The same id with other content is another desire, and converges.
+    let other = runner
+        .step(request("a", 1, file("/etc/a", "2")), Reporter::quiet())
+        .await;
+    assert_eq!(other.outcome, Outcome::Changed);
+
+    let failing = || request("f", 1, file("/etc/d/file", "1"));
+    let failed = runner.step(failing(), Reporter::quiet()).await;
+    assert!(matches!(failed.outcome, Outcome::Failed { .. }));
+    std::fs::remove_file(root.path().join("etc/d")).unwrap();
+    assert_eq!(
+        runner.step(failing(), Reporter::quiet()).await.outcome,
+        Outcome::Changed
+    );
+}
+
+#[tokio::test]
+async fn malformed_steps_are_refused_and_not_remembered() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let runner = runner(root.path(), &disk);
+    let refused = runner
+        .step(request("a", 1, file("/usr/bin/x", "1")), Reporter::quiet())
+        .await;
+    assert!(matches!(refused.outcome, Outcome::Refused { .. }));
+    assert_eq!(lock(&runner.context.history).step(&refused.id), None);
+}
+
+#[tokio::test]
+async fn exec_streams_its_output_and_runs_once() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let runner = runner(root.path(), &disk);
+    let counter = root.path().join("counter");
+    let script = format!(
+        "echo out; echo err >&2; echo x >> {}; exit 3",
+        counter.display()
+    );
+    let (sink, mut progress) = ProgressSink::channel(16);
+    let order = || request("x", 1, exec(&["sh", "-c", &script]));
+    let done = runner.step(order(), Reporter::new(sink)).await;
+    assert_eq!(
+        (done.outcome.clone(), done.payload.clone()),
+        (Outcome::Changed, Payload::Exit(3))
+    );
+    let mut output = BTreeMap::new();
+    while let Ok(Progress::Output { stream, bytes }) = progress.try_recv() {
+        let name = if stream == OutputStream::Stdout {
+            "out"
+        } else {
+            "err"
+        };
+        output.insert(name, String::from_utf8(bytes).unwrap());
+    }
+    assert_eq!(
+        output,
+        BTreeMap::from([("out", "out\n".to_owned()), ("err", "err\n".to_owned())])
+    );
+    assert_eq!(runner.step(order(), Reporter::quiet()).await, done);
+    let other = runner
+        .step(request("x", 1, exec(&["true"])), Reporter::quiet())
+        .await;
+    assert!(matches!(other.outcome, Outcome::Refused { .. }));
+    assert_eq!(std::fs::read_to_string(counter).unwrap(), "x\n");
+}
+
+#[tokio::test]
+async fn exec_is_killed_with_its_children_at_its_deadline() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let runner = runner(root.path(), &disk);
+    let pid_file = root.path().join("pid");
+    let script = format!("sleep 600 & echo $! > {}; wait", pid_file.display());
+    let mut order = request("x", 1, exec(&["sh", "-c", &script]));
+    order.deadline_ms = 1_000;
+    let killed = runner.step(order, Reporter::quiet()).await;
+    assert!(
+        matches!(&killed.outcome, Outcome::Unknown { message } if message.contains("deadline"))
+    );
+    let pid = std::fs::read_to_string(pid_file).unwrap();
+    let state = format!("/proc/{}/stat", pid.trim());
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    // Gone, or a zombie until whoever inherited it reaps it.
+    while std::fs::read_to_string(&state).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the grandchild still runs"
+        );
+        tokio::task::yield_now().await;
+    }
+    // Known as over: sent again, it does not run again.
+    let again = runner
+        .step(
+            request("x", 1, exec(&["sh", "-c", &script])),
+            Reporter::quiet(),
+        )
+        .await;
+    assert_eq!(again, killed);
+}
+
+#[tokio::test]
+async fn exec_that_a_crash_interrupted_is_unknown_and_never_runs_again() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let marker = root.path().join("ran");
+    let script = format!("echo x >> {}; sleep 600", marker.display());
+    let order = || request("x", 1, exec(&["sh", "-c", &script]));
+    let first = runner(root.path(), &disk);
+    // The agent dies while it runs: the future is dropped, then the machine loses power.
+    let ran = async {
+        while !marker.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        done = first.step(order(), Reporter::quiet()) => panic!("{done:?}"),
+        () = ran => {}
+    }
+    let second = runner(root.path(), &disk.after_power_cut(1));
+    let after = second.step(order(), Reporter::quiet()).await;
+    assert!(
+        matches!(after.outcome, Outcome::Unknown { .. }),
+        "{after:?}"
+    );
+    assert_eq!(std::fs::read_to_string(&marker).unwrap(), "x\n");
+}
+
+#[tokio::test]
+async fn a_step_is_not_begun_when_the_journal_fails() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let runner = runner(root.path(), &disk);
+    disk.crash_at(disk.calls());
+    let failed = runner
+        .step(request("a", 1, file("/etc/a", "1")), Reporter::quiet())
+        .await;
+    assert!(matches!(
+        failed.outcome,
+        Outcome::Failed {
+            class: ErrorClass::Retry,
+            ..
+        }
+    ));
+    assert!(!root.path().join("etc/a").exists());
+}
+
+#[tokio::test]
+async fn a_gate_says_what_it_waited_for_and_is_looked_at_anew() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let runner = runner(root.path(), &disk);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let gate = Gate {
+        checks: vec![Check::TcpOpen { address }],
+        interval_ms: 10,
+    };
+    let order = |deadline_ms| StepRequest {
+        deadline_ms,
+        ..request("g", 1, Step::Gate(gate.clone()))
+    };
+    let (sink, mut progress) = ProgressSink::channel(16);
+    let failed = runner.step(order(200), Reporter::new(sink)).await;
+    let named = format!("tcp {address}: does not connect");
+    assert!(
+        matches!(&failed.outcome, Outcome::Failed { class: ErrorClass::Retry, message } if message.contains(&named)),
+        "{failed:?}"
+    );
+    assert!(
+        matches!(progress.try_recv().unwrap(), Progress::Stage(stage) if stage.contains(&named))
+    );
+    let _listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    assert_eq!(
+        runner.step(order(10_000), Reporter::quiet()).await.outcome,
+        Outcome::Converged
+    );
+}
+
+#[tokio::test]
+async fn steps_that_touch_the_same_thing_follow_one_another() {
+    let locks = Locks::default();
+    let things = |step: &Step| locks::of(step);
+    let held = locks.acquire(things(&file("/etc/a", "1"))).await;
+    let _other = locks.acquire(things(&file("/etc/b", "1"))).await;
+    let mut second = Box::pin(locks.acquire(things(&file("/etc/a", "2"))));
+    let waits = tokio::time::timeout(Duration::from_millis(20), &mut second).await;
+    assert!(waits.is_err());
+    drop(held);
+    tokio::time::timeout(Duration::from_secs(5), second)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn one_id_runs_once_at_a_time() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let runner = runner(root.path(), &disk);
+    let mut order = request("x", 1, exec(&["sleep", "600"]));
+    order.deadline_ms = 500;
+    let (first, second) = tokio::join!(
+        runner.step(order.clone(), Reporter::quiet()),
+        runner.step(order.clone(), Reporter::quiet()),
+    );
+    assert!(matches!(first.outcome, Outcome::Unknown { .. }));
+    assert!(matches!(second.outcome, Outcome::Refused { .. }));
+}

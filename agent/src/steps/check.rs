@@ -1,0 +1,337 @@
+//! Refuses steps that are malformed or reach beyond what steps may touch, before anything is done.
+//!
+//! All faults of a step are named at once.
+
+use windlass_common::step::{
+    Check, Collect, Configure, Disk, Exec, Fetch, FileSpec, Gate, Keys, STEP_ID_MAX, Service, Step,
+    StepId,
+};
+
+use crate::host::STATE_DIR;
+use crate::host::tree::components;
+use crate::units;
+
+/// Directories beneath which steps may write.
+const WRITABLE: [&str; 7] = [
+    "/etc/",
+    "/opt/windlass/",
+    "/var/lib/windlass/",
+    "/var/lib/kubelet/",
+    "/var/lib/etcd/",
+    "/var/lib/containerd/",
+    "/run/",
+];
+/// The agent's own; steps write here only through their own kind.
+const OURS: [&str; 3] = ["journal", "identity", "artifacts"];
+
+/// Most files, links, absent paths, routes or sysctls of one `configure` step: a cluster of 1000
+/// machines needs 1000 routes.
+const CONFIGURE_ENTRIES_MAX: usize = 4096;
+/// Largest artifact, in bytes: container images of a large add-on come to 2 GiB.
+const ARTIFACT_BYTES_MAX: u64 = 64 << 30;
+
+/// Every fault of a step; empty if it may run.
+pub fn check(id: &StepId, step: &Step) -> Vec<String> {
+    let mut faults = Faults(Vec::new());
+    if id.0.is_empty() || id.0.len() > STEP_ID_MAX || id.0.chars().any(char::is_control) {
+        faults.add(format!(
+            "the step id must be 1 to {STEP_ID_MAX} bytes of text"
+        ));
+    }
+    match step {
+        Step::Fetch(fetch) => check_fetch(&mut faults, fetch),
+        Step::Keys(keys) => check_keys(&mut faults, keys),
+        Step::Configure(configure) => check_configure(&mut faults, configure),
+        Step::Disk(disk) => check_disk(&mut faults, disk),
+        Step::Service(service) => check_service(&mut faults, service),
+        Step::Gate(gate) => check_gate(&mut faults, gate),
+        Step::Collect(collect) => check_collect(&mut faults, collect),
+        Step::Exec(exec) => check_exec(&mut faults, exec),
+    }
+    faults.0
+}
+
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn add(&mut self, fault: impl Into<String>) {
+        // A malformed step of a thousand entries needs no thousand messages.
+        if self.0.len() < 20 {
+            self.0.push(fault.into());
+        }
+    }
+
+    fn count(&mut self, what: &str, count: usize, min: usize, max: usize) {
+        if count < min || count > max {
+            self.add(format!("{count} {what}; {min} to {max} are allowed"));
+        }
+    }
+
+    fn writable(&mut self, path: &str) {
+        if let Err(error) = components(path) {
+            return self.add(error.to_string());
+        }
+        let ours = OURS.iter().any(|dir| {
+            let own = format!("{STATE_DIR}/{dir}");
+            path == own || path.starts_with(&format!("{own}/"))
+        });
+        if ours || !WRITABLE.iter().any(|dir| path.starts_with(dir)) {
+            self.add(format!(
+                "{path} is not beneath {} (the agent's own state excepted)",
+                WRITABLE.join(", ")
+            ));
+        }
+    }
+
+    fn readable(&mut self, path: &str) {
+        if let Err(error) = components(path) {
+            self.add(error.to_string());
+        }
+    }
+
+    fn unit(&mut self, unit: &str) {
+        if let Err(error) = units::check_name(unit) {
+            self.add(error.to_string());
+        }
+    }
+}
+
+fn check_fetch(faults: &mut Faults, fetch: &Fetch) {
+    if fetch.bytes > ARTIFACT_BYTES_MAX {
+        let bytes = fetch.bytes;
+        faults.add(format!(
+            "an artifact of {bytes} bytes; {ARTIFACT_BYTES_MAX} are allowed"
+        ));
+    }
+}
+
+fn check_keys(faults: &mut Faults, keys: &Keys) {
+    faults.count("keys", keys.keys.len(), 1, 16);
+    let mut names = std::collections::BTreeSet::new();
+    for key in &keys.keys {
+        faults.writable(&key.path);
+        if key.name.is_empty() || key.name.len() > 64 || !names.insert(&key.name) {
+            faults.add(format!(
+                "key name {:?} must be unique and 1 to 64 bytes",
+                key.name
+            ));
+        }
+    }
+}
+
+fn check_configure(faults: &mut Faults, configure: &Configure) {
+    let counts = [
+        ("files", configure.files.len()),
+        ("links", configure.links.len()),
+        ("absent paths", configure.absent.len()),
+        ("routes", configure.routes.as_ref().map_or(0, Vec::len)),
+        ("sysctls", configure.sysctls.len()),
+    ];
+    for (what, count) in counts {
+        faults.count(what, count, 0, CONFIGURE_ENTRIES_MAX);
+    }
+    let mut paths = std::collections::BTreeSet::new();
+    let files = configure.files.iter().map(|file| &file.path);
+    for path in files.chain(configure.links.keys()).chain(&configure.absent) {
+        faults.writable(path);
+        if !paths.insert(path) {
+            faults.add(format!("{path} is named twice"));
+        }
+    }
+    for FileSpec { path, mode, .. } in &configure.files {
+        if mode & !0o1777 != 0 {
+            faults.add(format!("mode {mode:o} of {path} has bits beyond 1777"));
+        }
+    }
+    for (path, target) in &configure.links {
+        if target.is_empty() || target.len() > 1024 || target.contains('\0') {
+            faults.add(format!("the target of link {path} must be 1 to 1024 bytes"));
+        }
+    }
+    for (name, value) in &configure.sysctls {
+        let named = !name.is_empty()
+            && name.len() <= 128
+            && !name.starts_with(['.', '/'])
+            && name.split(['.', '/']).all(|part| !part.is_empty())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
+        if !named || value.is_empty() || value.len() > 256 || value.contains(char::is_control) {
+            faults.add(format!(
+                "sysctl {name:?} = {value:?} is no kernel parameter"
+            ));
+        }
+    }
+}
+
+fn check_disk(faults: &mut Faults, disk: &Disk) {
+    faults.readable(&disk.device);
+    if !disk.device.starts_with("/dev/") {
+        faults.add(format!("device {} is not beneath /dev", disk.device));
+    }
+    match components(&disk.mount_path) {
+        Err(error) => faults.add(error.to_string()),
+        Ok(parts) => {
+            // Beneath /var/lib or /mnt, and no file of ours.
+            let allowed = matches!(parts.as_slice(), ["var", "lib", _, ..] | ["mnt", _, ..])
+                && !disk.mount_path.starts_with(STATE_DIR)
+                && disk
+                    .mount_path
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"/-_.".contains(&b));
+            if !allowed {
+                faults.add(format!(
+                    "{} is no place to mount a disk; beneath /var/lib or /mnt are",
+                    disk.mount_path
+                ));
+            }
+        }
+    }
+}
+
+fn check_service(faults: &mut Faults, service: &Service) {
+    faults.count("units", service.units.len(), 1, 64);
+    for goal in &service.units {
+        faults.unit(&goal.unit);
+    }
+}
+
+fn check_gate(faults: &mut Faults, gate: &Gate) {
+    faults.count("checks", gate.checks.len(), 1, 16);
+    if !(10..=60_000).contains(&gate.interval_ms) {
+        faults.add(format!(
+            "an interval of {} ms; 10 to 60 000 are allowed",
+            gate.interval_ms
+        ));
+    }
+    for check in &gate.checks {
+        match check {
+            Check::UnitActive { unit } => faults.unit(unit),
+            Check::TcpOpen { .. } => {}
+            Check::Https {
+                path,
+                ca_path,
+                client,
+                ..
+            } => {
+                if !path.starts_with('/') || path.len() > 1024 || path.contains(char::is_whitespace)
+                {
+                    faults.add(format!("{path:?} is no path of a request"));
+                }
+                faults.readable(ca_path);
+                if let Some(client) = client {
+                    faults.readable(&client.certificate_path);
+                    faults.readable(&client.key_path);
+                }
+            }
+        }
+    }
+}
+
+fn check_collect(faults: &mut Faults, collect: &Collect) {
+    faults.count("units", collect.units.len(), 0, 64);
+    faults.count("lines", collect.lines as usize, 1, 10_000);
+    for unit in &collect.units {
+        faults.unit(unit);
+    }
+}
+
+fn check_exec(faults: &mut Faults, exec: &Exec) {
+    faults.count("arguments", exec.argv.len(), 1, 256);
+    if exec.argv.iter().any(|argument| argument.contains('\0')) {
+        faults.add("an argument holds a zero byte");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use windlass_common::step::{FileContent, KeySpec, UnitGoal, UnitState};
+
+    fn faults(step: Step) -> usize {
+        check(&StepId("t/s".to_owned()), &step).len()
+    }
+
+    fn file(path: &str, mode: u32) -> Step {
+        Step::Configure(Configure {
+            files: vec![FileSpec {
+                path: path.to_owned(),
+                mode,
+                uid: 0,
+                gid: 0,
+                content: FileContent::Text(String::new()),
+            }],
+            ..Configure::default()
+        })
+    }
+
+    #[test]
+    fn files_go_only_where_steps_may_write() {
+        #[rustfmt::skip] // one case per line, so that a missing one shows
+        let cases = [
+            ("/etc/kubernetes/kubelet.yaml", 0o644, 0),
+            ("/opt/windlass/components/kubelet/current", 0o755, 0),
+            ("/var/lib/windlass/pki/x", 0o600, 0),
+            ("/run/windlass/x", 0o600, 0),
+            ("/usr/bin/sh", 0o755, 1),
+            ("/etcetera", 0o644, 1),
+            ("/etc/../usr/bin/sh", 0o644, 1),
+            ("/var/lib/windlass/journal/journal", 0o644, 1),
+            ("/var/lib/windlass/identity/key.pem", 0o644, 1),
+            ("/var/lib/windlass/artifacts/sha256/00", 0o644, 1),
+            ("/opt/windlass-evil/x", 0o644, 1),
+            ("etc/x", 0o644, 1),
+            ("/etc/x", 0o4755, 1),
+        ];
+        for (path, mode, want) in cases {
+            assert_eq!(faults(file(path, mode)), want, "{path} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        let many = Step::Configure(Configure {
+            links: BTreeMap::from([("/usr/x".to_owned(), String::new())]),
+            absent: vec![
+                "/usr/y".to_owned(),
+                "/etc/z".to_owned(),
+                "/etc/z".to_owned(),
+            ],
+            sysctls: BTreeMap::from([
+                ("../etc/passwd".to_owned(), "1".to_owned()),
+                ("net.ipv4.ip_forward".to_owned(), "1\n2".to_owned()),
+                ("net.ipv4.conf.eth0/1.forwarding".to_owned(), "1".to_owned()),
+            ]),
+            ..Configure::default()
+        });
+        assert_eq!(faults(many), 6);
+        let unit = UnitGoal {
+            unit: "no unit".to_owned(),
+            state: UnitState::Active,
+            enabled: true,
+            configuration: None,
+            wait: true,
+        };
+        assert_eq!(faults(Step::Service(Service { units: vec![unit] })), 1);
+        let key = KeySpec {
+            name: String::new(),
+            path: "/home/x".to_owned(),
+        };
+        assert_eq!(faults(Step::Keys(Keys { keys: vec![key] })), 2);
+        let device = |device: &str, mount_path: &str| {
+            faults(Step::Disk(Disk {
+                device: device.to_owned(),
+                mount_path: mount_path.to_owned(),
+            }))
+        };
+        assert_eq!(device("/dev/vdb", "/var/lib/etcd"), 0);
+        assert_eq!(device("/etc/x", "/"), 2);
+        assert_eq!(device("/dev/vdb", "/var/lib/windlass/x"), 1);
+        assert_eq!(faults(Step::Exec(Exec { argv: Vec::new() })), 1);
+        assert_eq!(
+            check(&StepId(String::new()), &file("/etc/x", 0o644)).len(),
+            1
+        );
+    }
+}

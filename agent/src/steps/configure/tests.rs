@@ -1,0 +1,197 @@
+//! `configure` against a temporary root, and killed in the middle as a real process.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+use windlass_common::id::Digest;
+use windlass_common::journal::sim::SimDisk;
+use windlass_common::secret::SecretBytes;
+use windlass_common::step::{FileContent, FileSpec};
+
+use super::super::fetch::{ArtifactSource, Opening, SourceError};
+use super::super::progress::Reporter;
+use super::*;
+use crate::history::History;
+use crate::host::Host;
+use crate::units::Units;
+
+#[derive(Debug)]
+struct NoArtifacts;
+
+impl ArtifactSource for NoArtifacts {
+    fn open(&self, _: Digest, _: u64) -> Opening<'_> {
+        Box::pin(async { Err(SourceError::NotFound("none here".to_owned())) })
+    }
+}
+
+fn context(root: &Path, disk: &SimDisk) -> Context {
+    Context {
+        host: Host::open(root).unwrap(),
+        units: Arc::new(Units::default()),
+        artifacts: Arc::new(NoArtifacts),
+        history: Arc::new(Mutex::new(History::open(disk.clone()).unwrap())),
+        watched: watch::channel(BTreeMap::new()).0,
+    }
+}
+
+fn file(path: &str, mode: u32, content: FileContent) -> FileSpec {
+    FileSpec {
+        path: path.to_owned(),
+        mode,
+        uid: 0,
+        gid: 0,
+        content,
+    }
+}
+
+fn text(content: &str) -> FileContent {
+    FileContent::Text(content.to_owned())
+}
+
+async fn converge(context: &Context, configure: &Configure) -> Result<Vec<String>, Failure> {
+    let this = Run::new(Reporter::quiet());
+    run(context, &this, configure).await.map(|_| this.changes())
+}
+
+#[tokio::test]
+async fn everything_is_put_in_place_once() {
+    let root = tempfile::tempdir().unwrap();
+    let artifact = Digest::of(b"binary");
+    let store = root.path().join("var/lib/windlass/artifacts/sha256");
+    fs::create_dir_all(&store).unwrap();
+    fs::write(store.join(artifact.hex()), b"binary").unwrap();
+    fs::create_dir_all(root.path().join("proc/sys/net/ipv4/conf/eth0.1")).unwrap();
+    fs::write(root.path().join("proc/sys/net/ipv4/ip_forward"), "0\n").unwrap();
+    fs::write(
+        root.path().join("proc/sys/net/ipv4/conf/eth0.1/x"),
+        "1\t2\n",
+    )
+    .unwrap();
+    fs::create_dir_all(root.path().join("etc")).unwrap();
+    fs::write(root.path().join("etc/old"), "").unwrap();
+    let configure = Configure {
+        files: vec![
+            file("/etc/kubernetes/kubelet.yaml", 0o644, text("a: 1\nb: 2\n")),
+            file(
+                "/etc/kubernetes/token",
+                0o600,
+                FileContent::Secret(SecretBytes::new(b"hunter2".to_vec())),
+            ),
+            file(
+                "/opt/windlass/bin/tool",
+                0o755,
+                FileContent::Artifact(artifact),
+            ),
+        ],
+        links: [(
+            "/opt/windlass/components/kubelet/current".to_owned(),
+            "1.37.2".to_owned(),
+        )]
+        .into(),
+        absent: vec!["/etc/old".to_owned(), "/etc/never/there".to_owned()],
+        routes: None,
+        sysctls: [
+            ("net.ipv4.ip_forward".to_owned(), "1".to_owned()),
+            ("net.ipv4.conf.eth0/1.x".to_owned(), "1 2".to_owned()),
+        ]
+        .into(),
+    };
+    let disk = SimDisk::default();
+    let context = context(root.path(), &disk);
+    let changes = converge(&context, &configure).await.unwrap();
+    assert_eq!(
+        changes,
+        [
+            "/etc/kubernetes/kubelet.yaml (mode 0644 owner 0:0)",
+            "+a: 1",
+            "+b: 2",
+            "/etc/kubernetes/token (secret, 7 bytes)",
+            &format!("/opt/windlass/bin/tool (mode 0755 owner 0:0) from {artifact}"),
+            "/opt/windlass/components/kubelet/current -> 1.37.2",
+            "- /etc/old",
+            "sysctl net.ipv4.ip_forward: 0 -> 1",
+        ]
+    );
+    let tool = fs::metadata(root.path().join("opt/windlass/bin/tool")).unwrap();
+    assert_eq!(tool.permissions().mode() & 0o7777, 0o755);
+    // Converged: nothing is touched, not even rewritten.
+    let inode = tool.ino();
+    assert_eq!(converge(&context, &configure).await.unwrap(), [""; 0]);
+    assert_eq!(
+        fs::metadata(root.path().join("opt/windlass/bin/tool"))
+            .unwrap()
+            .ino(),
+        inode
+    );
+    // What a reboot loses is brought back.
+    fs::write(root.path().join("proc/sys/net/ipv4/ip_forward"), "0\n").unwrap();
+    drop(context);
+    let context = self::context(root.path(), &disk);
+    restore(&context, &Run::new(Reporter::quiet())).await;
+    let value = fs::read_to_string(root.path().join("proc/sys/net/ipv4/ip_forward")).unwrap();
+    assert_eq!(value, "1");
+}
+
+#[tokio::test]
+async fn only_what_differs_is_changed_and_shown() {
+    let root = tempfile::tempdir().unwrap();
+    let context = context(root.path(), &SimDisk::default());
+    let one = |mode, content| Configure {
+        files: vec![file("/etc/a", mode, content)],
+        ..Configure::default()
+    };
+    converge(&context, &one(0o644, text("x\ny\n")))
+        .await
+        .unwrap();
+    let changes = converge(&context, &one(0o600, text("x\ny\n")))
+        .await
+        .unwrap();
+    assert_eq!(
+        changes,
+        ["/etc/a: mode 0644 owner 0:0 -> mode 0600 owner 0:0"]
+    );
+    let changes = converge(&context, &one(0o600, text("x\nz\n")))
+        .await
+        .unwrap();
+    assert_eq!(changes, ["/etc/a (mode 0600 owner 0:0)", " x", "-y", "+z"]);
+    // What was text is not shown when it becomes a secret.
+    let secret = FileContent::Secret(SecretBytes::new(b"hunter2".to_vec()));
+    let changes = converge(&context, &one(0o600, secret)).await.unwrap();
+    assert_eq!(changes, ["/etc/a (secret, 7 bytes)"]);
+}
+
+#[tokio::test]
+async fn when_one_file_cannot_be_written_none_is() {
+    let root = tempfile::tempdir().unwrap();
+    let context = context(root.path(), &SimDisk::default());
+    let configure = Configure {
+        files: vec![
+            file("/etc/a", 0o644, text("new")),
+            file(
+                "/etc/b",
+                0o644,
+                FileContent::Artifact(Digest::of(b"never fetched")),
+            ),
+        ],
+        ..Configure::default()
+    };
+    let failure = converge(&context, &configure).await.unwrap_err();
+    assert!(format!("{failure:?}").contains("fetch it first"));
+    assert_eq!(fs::read_dir(root.path().join("etc")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_missing_kernel_parameter_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let context = context(root.path(), &SimDisk::default());
+    let configure = Configure {
+        sysctls: [("net.no.such".to_owned(), "1".to_owned())].into(),
+        ..Configure::default()
+    };
+    let failure = converge(&context, &configure).await.unwrap_err();
+    assert!(format!("{failure:?}").contains("cannot read kernel parameter net.no.such"));
+}

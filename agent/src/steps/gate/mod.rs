@@ -1,0 +1,197 @@
+//! `gate`: waits until every check passes at once.
+//!
+//! Changes nothing. While it waits, it says which check fails and what it answered; the step's
+//! deadline ends it, with the same message ([`Run::waiting`]).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::header::{HOST, USER_AGENT};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use windlass_common::step::{Check, ClientFiles, Gate, Payload};
+
+use super::{Context, Failure, Run};
+use crate::host::Host;
+
+/// Longest time of one look at one check: a healthy endpoint on the same network answers in
+/// milliseconds, one under load in a few seconds.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most of an answer that is read, in bytes: `/readyz?verbose` of an API server has 4 KiB.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// Most of an answer that is shown, in characters.
+const ANSWER_SHOWN: usize = 300;
+
+pub(super) async fn run(context: &Context, run: &Run, gate: &Gate) -> Result<Payload, Failure> {
+    let interval = Duration::from_millis(gate.interval_ms.into());
+    let mut last = String::new();
+    loop {
+        let Some(failing) = first_failing(context, gate).await else {
+            return Ok(Payload::None);
+        };
+        if failing != last {
+            run.progress.stage(failing.clone());
+            run.waiting(&failing);
+            last = failing;
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
+/// The first check that fails and why; `None` when all pass.
+async fn first_failing(context: &Context, gate: &Gate) -> Option<String> {
+    for check in &gate.checks {
+        let looked = timeout(LOOK_TIMEOUT, look(context, check)).await;
+        let failed = match looked {
+            Ok(Ok(())) => continue,
+            Ok(Err(reason)) => reason,
+            Err(_) => format!("no answer within {} s", LOOK_TIMEOUT.as_secs()),
+        };
+        return Some(format!("{}: {failed}", name(check)));
+    }
+    None
+}
+
+fn name(check: &Check) -> String {
+    match check {
+        Check::UnitActive { unit } => unit.clone(),
+        Check::TcpOpen { address } => format!("tcp {address}"),
+        Check::Https { address, path, .. } => format!("https {address}{path}"),
+    }
+}
+
+async fn look(context: &Context, check: &Check) -> Result<(), String> {
+    match check {
+        Check::UnitActive { unit } => {
+            let status = context.units.state(unit).await.map_err(chain)?;
+            if status.active_state == "active" {
+                return Ok(());
+            }
+            Err(format!("{} ({})", status.active_state, status.sub_state))
+        }
+        Check::TcpOpen { address } => connect(*address).await.map(drop),
+        Check::Https {
+            address,
+            server_name,
+            path,
+            ca_path,
+            client,
+        } => {
+            let stream = connect(*address).await?;
+            let config = tls_config(&context.host, ca_path, client.as_ref())?;
+            get(stream, config, server_name, path).await
+        }
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
+    TcpStream::connect(address)
+        .await
+        .map_err(|error| format!("does not connect: {error}"))
+}
+
+async fn get(
+    stream: TcpStream,
+    config: rustls::ClientConfig,
+    server_name: &str,
+    path: &str,
+) -> Result<(), String> {
+    let name = ServerName::try_from(server_name.to_owned())
+        .map_err(|_| format!("{server_name:?} is no server name"))?;
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| format!("TLS: {error}"))?;
+    let http = |error: hyper::Error| format!("HTTP: {}", chain(error));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(http)?;
+    let request = Request::get(path)
+        .header(HOST, server_name)
+        .header(USER_AGENT, "windlass-agent")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| format!("HTTP: {error}"))?;
+    let exchange = async {
+        let answer = sender.send_request(request).await.map_err(http)?;
+        let status = answer.status();
+        if status == StatusCode::OK {
+            return Ok(());
+        }
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
+        let bytes = body.collect().await.map(|body| body.to_bytes());
+        let text = bytes.map_or_else(|_| String::new(), |b| String::from_utf8_lossy(&b).into());
+        Err(format!("answers {status}: {}", shown(&text)))
+    };
+    // The connection is driven here, so that nothing outlives the look.
+    tokio::pin!(exchange, connection);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        // What ended the connection is in the answer's error, if there is no answer.
+        _ = &mut connection => exchange.await,
+    }
+}
+
+/// The lines of an answer that say something failed, else its beginning.
+fn shown(answer: &str) -> String {
+    // API servers answer one line a check, `[-]` in front of those that fail.
+    let failed: Vec<&str> = answer.lines().filter(|l| l.starts_with("[-]")).collect();
+    let text = if failed.is_empty() {
+        answer.trim().to_owned()
+    } else {
+        failed.join("; ")
+    };
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(ANSWER_SHOWN)
+        .collect()
+}
+
+/// Reads the certificates anew for each look: they may be renewed meanwhile.
+fn tls_config(
+    host: &Host,
+    ca_path: &str,
+    client: Option<&ClientFiles>,
+) -> Result<rustls::ClientConfig, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in certificates(host, ca_path)? {
+        roots
+            .add(certificate)
+            .map_err(|error| format!("{ca_path}: {error}"))?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("TLS: {error}"))?
+        .with_root_certificates(roots);
+    let Some(client) = client else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain = certificates(host, &client.certificate_path)?;
+    let key = PrivateKeyDer::from_pem_file(host.path(&client.key_path))
+        .map_err(|error| format!("{}: {error}", client.key_path))?;
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| format!("{}: {error}", client.certificate_path))
+}
+
+fn certificates(host: &Host, path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let failed = |error| format!("{path}: {error}");
+    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(host.path(path))
+        .map_err(failed)?
+        .collect();
+    all.map_err(failed)
+}
+
+fn chain(error: impl std::error::Error + 'static) -> String {
+    windlass_common::error::ErrorChain(&error).to_string()
+}
+
+#[cfg(test)]
+mod tests;
