@@ -106,29 +106,11 @@ pub(crate) fn state() -> PathBuf {
     root().join(".windlass")
 }
 
-/// The newest stemcell of a Kubernetes version below the directory of all stemcells.
+/// The newest stemcell of a Kubernetes version, by the link that the builder keeps.
 pub(crate) fn newest_stemcell(kubernetes: &str) -> Result<PathBuf> {
-    let dir = stemcells();
-    let mut found: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();
-    for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot list {dir:?}"))? {
-        let path = entry?.path();
-        let manifest = path.join("manifest.json");
-        if let Ok(text) = std::fs::read_to_string(&manifest)
-            && manifest_kubernetes(&text).as_deref() == Some(kubernetes)
-        {
-            found.push((manifest.metadata()?.modified()?, path));
-        }
-    }
-    found.sort();
-    found
-        .pop()
-        .map(|(_, path)| path)
-        .with_context(|| format!("no stemcell for Kubernetes {kubernetes} in {dir:?}"))
-}
-
-fn manifest_kubernetes(text: &str) -> Option<String> {
-    let manifest: serde_json::Value = serde_json::from_str(text).ok()?;
-    Some(manifest.get("kubernetesVersion")?.as_str()?.to_owned())
+    let link = stemcells().join(format!("latest-{kubernetes}"));
+    link.canonicalize()
+        .with_context(|| format!("no stemcell at {}", link.display()))
 }
 
 /// `kubectl` out of a stemcell; the host has the same architecture.
