@@ -30,8 +30,6 @@ pub const HINT: &str = "install the package mmdebstrap";
 pub struct Base {
     /// The root.
     pub rootfs: PathBuf,
-    /// Digest of what it was made from.
-    pub inputs: Digest,
     /// Its packages, sorted by name.
     pub packages: Vec<Package>,
 }
@@ -48,6 +46,21 @@ pub fn inputs(debian: &Debian, arch: &str) -> Digest {
     Digest::of(&serde_json::to_vec(&(REVISION, arch, debian)).unwrap_or_default())
 }
 
+fn path_of(debian: &Debian, arch: &str, cache: &Path) -> PathBuf {
+    cache.join("base").join(&inputs(debian, arch).hex()[..16])
+}
+
+/// The root in the cache, if there is one.
+pub fn cached(debian: &Debian, arch: &str, cache: &Path) -> Option<Base> {
+    let path = path_of(debian, arch, cache);
+    let bytes = fs::read(path.join(RECORD)).ok()?;
+    let Record { packages } = serde_json::from_slice(&bytes).ok()?;
+    Some(Base {
+        rootfs: path.join(ROOTFS),
+        packages,
+    })
+}
+
 /// Finds the root in the cache or makes it. `refresh` makes a new one in any case, with the packages
 /// of today.
 pub fn obtain(
@@ -58,18 +71,10 @@ pub fn obtain(
     refresh: bool,
     progress: Progress,
 ) -> Result<Base, FileError> {
-    let inputs = inputs(debian, arch);
-    let path = cache.join("base").join(&inputs.hex()[..16]);
-    if !refresh && let Ok(bytes) = fs::read(path.join(RECORD)) {
-        if let Ok(Record { packages }) = serde_json::from_slice(&bytes) {
-            return Ok(Base {
-                rootfs: path.join(ROOTFS),
-                inputs,
-                packages,
-            });
-        }
-        progress.note("the cached Debian root is damaged; making a new one");
+    if !refresh && let Some(base) = cached(debian, arch, cache) {
+        return Ok(base);
     }
+    let path = path_of(debian, arch, cache);
     let step = progress.start(format!(
         "Debian {} with {} packages",
         debian.suite,
@@ -91,7 +96,6 @@ pub fn obtain(
     step.done(format!("{} packages installed", packages.len()));
     Ok(Base {
         rootfs: path.join(ROOTFS),
-        inputs,
         packages,
     })
 }

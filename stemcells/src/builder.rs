@@ -10,6 +10,7 @@
 //! Nothing with a final name is incomplete. The next build removes the staging directories and finds
 //! what was finished in the cache.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,7 +19,7 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Hasher};
 use windlass_common::stemcell::{
     self, FILES, FileSet, Image, Inputs, MANIFEST, MANIFEST_FORMAT, Manifest, ROOTFS, Rootfs, SBOM,
-    SIGNATURE, TreeError, TrustedKeys, VerifyDepth, VerifyError, verify,
+    SIGNATURE, Tree, TreeError, TrustedKeys, VerifyDepth, VerifyError, verify,
 };
 
 use crate::assemble::{self, Parts};
@@ -26,19 +27,18 @@ use crate::base::{self, Base};
 use crate::digest::digest_of;
 use crate::files::{DirLock, FileError, Staging, at, create_dir, free_bytes, publish, remove_tree};
 use crate::files::{symlink, write_atomic};
-use crate::home::{Home, HomeError, read_bounded};
+use crate::home::{Home, HomeError};
 use crate::image;
+use crate::inputs::inputs;
 use crate::lock::Lock;
 use crate::prerequisites;
 use crate::progress::Progress;
-use crate::recipe::{KUBERNETES, Recipe};
+use crate::recipe::Recipe;
 use crate::sbom;
 use crate::seed::{self, SeedError, Store};
 use crate::sign::{KeyFileError, SigningKey};
-use crate::sources::{Cached, Kind, Mirror, SourceError, Sources};
+use crate::sources::{Cached, Kind, Mirror, Setting, SourceError, Sources};
 
-/// Changes with the code of this crate, so that stemcells of older code are not taken for current.
-const REVISION: u32 = 1;
 /// Free space needed for a stemcell: a root of 0.2 GB, components of 0.55 GB, images of 0.15 GB, and
 /// half as much again.
 pub const OUTPUT_BYTES: u64 = 1_400_000_000;
@@ -122,6 +122,9 @@ pub enum BuildError {
         /// Needed bytes.
         need: u64,
     },
+    /// The recipe cannot make an image store.
+    #[error("the recipe's machine.components lack containerd, which unpacks the images")]
+    NoContainerd,
     /// Definitions.
     #[error(transparent)]
     Home(#[from] HomeError),
@@ -153,6 +156,7 @@ impl BuildError {
             | BuildError::Architecture { .. }
             | BuildError::Prerequisites { .. }
             | BuildError::Space { .. }
+            | BuildError::NoContainerd
             | BuildError::List(_) => ErrorClass::Operator,
             BuildError::Home(error) => error.class(),
             BuildError::Key(error) => error.class(),
@@ -173,6 +177,7 @@ impl BuildError {
             BuildError::NotRoot
             | BuildError::Architecture { .. }
             | BuildError::Prerequisites { .. }
+            | BuildError::NoContainerd
             | BuildError::Home(_)
             | BuildError::Key(_)
             | BuildError::List(_)
@@ -204,42 +209,47 @@ pub fn build(options: &Options) -> Result<Built, BuildError> {
     if let Some(mirror) = &options.debian_mirror {
         use_mirror(&mut recipe, mirror);
     }
-    let inputs = inputs(options, &recipe, &lock, arch)?;
-    let id = format!("{}-{}", recipe.name, version_of(&recipe, &inputs));
     create_dir(&options.output)?;
     let key = SigningKey::load_or_create(&options.key)?;
     let trusted = key.trust(&options.output)?;
-    let dir = options.output.join(&id);
-    let finish = |manifest, up_to_date| Built {
-        dir: dir.clone(),
-        manifest,
-        up_to_date,
-        trusted: options.output.join(stemcell::TRUSTED),
-        seconds: started.elapsed().as_secs_f64(),
+    let build = Build {
+        options,
+        recipe: &recipe,
+        arch,
+        key: &key,
+        trusted: &trusted,
     };
-    if !options.refresh
-        && let Some(manifest) = existing(&dir, &trusted, &inputs)
+    let base = base::cached(&recipe.debian, arch, &options.cache).filter(|_| !options.refresh);
+    if let Some(base) = base
+        && let Some(manifest) = build.existing(&build.inputs(&lock, &base)?)?
     {
-        point_latest(&options.output, &recipe.kubernetes, &id)?;
-        return Ok(finish(manifest, true));
+        return Ok(build.finish(manifest, true, started));
     }
     preflight(options)?;
     let waiting = || {
         options
             .progress
-            .note("another build uses this cache; waiting for it to end")
+            .note("another build is running; waiting for it to end")
     };
-    let _lock = DirLock::acquire(&options.cache, waiting)?;
-    if !options.refresh
-        && let Some(manifest) = existing(&dir, &trusted, &inputs)
-    {
-        return Ok(finish(manifest, true)); // the other build was the same
-    }
+    let _cache = DirLock::acquire(&options.cache, waiting)?;
+    let _output = DirLock::acquire(&options.output, waiting)?;
     let staging = Staging::open(&options.cache)?;
-    let prepared = prepare(options, &recipe, &mut lock, arch, &staging)?;
-    let manifest = assemble_and_sign(options, &recipe, &prepared, inputs, &id, &key, arch)?;
-    point_latest(&options.output, &recipe.kubernetes, &id)?;
-    Ok(finish(manifest, false))
+    let base = base::obtain(
+        &recipe.debian,
+        arch,
+        &options.cache,
+        &staging,
+        options.refresh,
+        options.progress,
+    )?;
+    let inputs = build.inputs(&lock, &base)?;
+    if let Some(manifest) = build.existing(&inputs)? {
+        return Ok(build.finish(manifest, true, started)); // by another build, or of a lost cache
+    }
+    let prepared = build.prepare(base, &mut lock, &staging)?;
+    let manifest = build.assemble_and_sign(&prepared, inputs)?;
+    point_latest(&options.output, &recipe.kubernetes, &manifest.id())?;
+    Ok(build.finish(manifest, false, started))
 }
 
 fn use_mirror(recipe: &mut Recipe, mirror: &str) {
@@ -280,64 +290,184 @@ fn preflight(options: &Options) -> Result<(), BuildError> {
 /// The parts of a stemcell, all in the cache.
 struct Prepared {
     base: Base,
-    components: std::collections::BTreeMap<String, Cached>,
+    components: BTreeMap<String, Cached>,
     store: Store,
 }
 
-fn prepare(
-    options: &Options,
-    recipe: &Recipe,
-    lock: &mut Lock,
-    arch: &str,
-    staging: &Staging,
-) -> Result<Prepared, BuildError> {
-    let Options {
-        home,
-        cache,
-        progress,
-        ..
-    } = options;
-    let base = base::obtain(
-        &recipe.debian,
-        arch,
-        cache,
-        staging,
-        options.refresh,
-        *progress,
-    )?;
-    let before = lock.clone();
-    let mut sources = Sources::new(
-        home,
-        cache,
-        staging,
-        arch,
-        &base,
-        options.mirror.clone(),
-        options.sources.clone(),
-        *progress,
-    );
-    let result = sources.obtain_all(recipe, lock);
-    if *lock != before {
-        lock.save(home)?; // also when a later component failed: what was seen was seen
+/// One build.
+struct Build<'a> {
+    options: &'a Options,
+    recipe: &'a Recipe,
+    arch: &'a str,
+    key: &'a SigningKey,
+    trusted: &'a TrustedKeys,
+}
+
+impl Build<'_> {
+    fn inputs(&self, lock: &Lock, base: &Base) -> Result<Inputs, BuildError> {
+        inputs(self.options, self.recipe, lock, &base.packages, self.arch)
     }
-    let components = result?;
-    let containerd = &components["containerd"];
-    let images = image_inputs(recipe, &components, &base)?;
-    let key = seed::inputs(containerd, images);
-    let store = seed::obtain(key, containerd, cache, staging, *progress, || {
-        assemble_images(recipe, &components, &base, arch, staging)
-    })?;
-    Ok(Prepared {
-        base,
-        components,
-        store,
-    })
+
+    fn id(&self, inputs: &Inputs) -> String {
+        format!("{}-{}", self.recipe.name, version_of(self.recipe, inputs))
+    }
+
+    /// The stemcell made from these inputs, if it is there and holds.
+    fn existing(&self, inputs: &Inputs) -> Result<Option<Manifest>, FileError> {
+        let id = self.id(inputs);
+        let dir = self.options.output.join(&id);
+        let Ok(manifest) = verify(&dir, self.trusted, VerifyDepth::Manifest) else {
+            return Ok(None);
+        };
+        if manifest.inputs != *inputs {
+            return Ok(None);
+        }
+        point_latest(&self.options.output, &self.recipe.kubernetes, &id)?;
+        Ok(Some(manifest))
+    }
+
+    fn finish(&self, manifest: Manifest, up_to_date: bool, started: Instant) -> Built {
+        let output = &self.options.output;
+        Built {
+            dir: output.join(manifest.id()),
+            manifest,
+            up_to_date,
+            trusted: output.join(stemcell::TRUSTED),
+            seconds: started.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// Gets components and images into the cache.
+    fn prepare(
+        &self,
+        base: Base,
+        lock: &mut Lock,
+        staging: &Staging,
+    ) -> Result<Prepared, BuildError> {
+        let Options {
+            home,
+            cache,
+            progress,
+            ..
+        } = self.options;
+        let before = lock.clone();
+        let mut sources = Sources::new(Setting {
+            home,
+            cache,
+            staging,
+            arch: self.arch,
+            base: &base,
+            mirror: self.options.mirror.clone(),
+            allowed: self.options.sources.clone(),
+            progress: *progress,
+        });
+        let result = sources.obtain_all(self.recipe, lock);
+        if *lock != before {
+            lock.save(home)?; // also when a later component failed: what was seen was seen
+        }
+        let components = result?;
+        let Some(containerd) = components.get("containerd") else {
+            return Err(BuildError::NoContainerd);
+        };
+        let images = image_inputs(self.recipe, &components, &base)?;
+        let key = seed::inputs(containerd, images);
+        let store = seed::obtain(key, containerd, cache, staging, *progress, || {
+            assemble_images(self.recipe, &components, &base, self.arch, staging)
+        })?;
+        Ok(Prepared {
+            base,
+            components,
+            store,
+        })
+    }
+
+    fn assemble_and_sign(
+        &self,
+        prepared: &Prepared,
+        inputs: Inputs,
+    ) -> Result<Manifest, BuildError> {
+        let id = self.id(&inputs);
+        let step = self.options.progress.start(format!("stemcell {id}"));
+        let staging = Staging::open(&self.options.output)?;
+        let place = staging.place(&id)?;
+        create_dir(&place)?;
+        let rootfs = place.join(ROOTFS);
+        let parts = Parts {
+            home: &self.options.home,
+            recipe: self.recipe,
+            base: &prepared.base,
+            components: &prepared.components,
+            store: &prepared.store,
+            agent: self.options.agent.as_deref(),
+            id: &id,
+        };
+        assemble::assemble(&parts, &rootfs)?;
+        let tree = stemcell::scan(&rootfs).map_err(BuildError::List)?;
+        write_atomic(&place.join(FILES), tree.listing.as_bytes(), 0o644)?;
+        let mut manifest = self.describe(&parts, &rootfs, &tree, inputs)?;
+        let bill = sbom::render(&manifest, self.recipe, &self.options.home)?;
+        manifest.sbom = file_set(&bill);
+        write_atomic(&place.join(SBOM), &bill, 0o644)?;
+        let mut bytes = serde_json::to_vec_pretty(&manifest)
+            .map_err(|error| at("serialise", &place.join(MANIFEST))(error.into()))?;
+        bytes.push(b'\n');
+        write_atomic(&place.join(MANIFEST), &bytes, 0o644)?;
+        write_atomic(
+            &place.join(SIGNATURE),
+            self.key.sign(&bytes).as_bytes(),
+            0o644,
+        )?;
+        verify(&place, self.trusted, VerifyDepth::Manifest).map_err(BuildError::Verify)?;
+        let dir = self.options.output.join(&id);
+        remove_tree(&dir)?; // there only if it does not verify
+        publish(&place, &dir)?;
+        step.done(format!(
+            "{} files, {} MB",
+            tree.entries,
+            tree.bytes / 1_000_000
+        ));
+        Ok(manifest)
+    }
+
+    /// The manifest, but for the digest of the bill of materials, which is made from it.
+    fn describe(
+        &self,
+        parts: &Parts<'_>,
+        rootfs: &Path,
+        tree: &Tree,
+        inputs: Inputs,
+    ) -> Result<Manifest, BuildError> {
+        Ok(Manifest {
+            format: MANIFEST_FORMAT,
+            name: self.recipe.name.clone(),
+            version: version_of(self.recipe, &inputs),
+            kubernetes: self.recipe.kubernetes.clone(),
+            architecture: self.arch.to_owned(),
+            built_at: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%SZ")
+                .to_string(),
+            builder: env!("CARGO_PKG_VERSION").to_owned(),
+            inputs,
+            components: assemble::components_of(parts, rootfs)?,
+            images: parts.store.images.clone(),
+            seeds: vec![seed::describe(&parts.store.dir)?],
+            units: assemble::units_of(parts.home)?,
+            exports: assemble::exports_of(parts),
+            packages: parts.base.packages.clone(),
+            rootfs: Rootfs {
+                files: file_set(tree.listing.as_bytes()),
+                entries: tree.entries,
+                bytes: tree.bytes,
+            },
+            sbom: file_set(b""),
+        })
+    }
 }
 
 /// Digest of what decides the images' content.
 fn image_inputs(
     recipe: &Recipe,
-    components: &std::collections::BTreeMap<String, Cached>,
+    components: &BTreeMap<String, Cached>,
     base: &Base,
 ) -> Result<Digest, BuildError> {
     let mut hasher = Hasher::default();
@@ -358,7 +488,7 @@ fn image_inputs(
 
 fn assemble_images(
     recipe: &Recipe,
-    components: &std::collections::BTreeMap<String, Cached>,
+    components: &BTreeMap<String, Cached>,
     base: &Base,
     arch: &str,
     staging: &Staging,
@@ -391,77 +521,6 @@ fn assemble_images(
     Ok(archives)
 }
 
-fn assemble_and_sign(
-    options: &Options,
-    recipe: &Recipe,
-    prepared: &Prepared,
-    inputs: Inputs,
-    id: &str,
-    key: &SigningKey,
-    arch: &str,
-) -> Result<Manifest, BuildError> {
-    let step = options.progress.start(format!("stemcell {id}"));
-    let staging = Staging::open(&options.output)?;
-    let place = staging.place(id)?;
-    create_dir(&place)?;
-    let rootfs = place.join(ROOTFS);
-    let parts = Parts {
-        home: &options.home,
-        recipe,
-        base: &prepared.base,
-        components: &prepared.components,
-        store: &prepared.store,
-        agent: options.agent.as_deref(),
-        id,
-    };
-    assemble::assemble(&parts, &rootfs)?;
-    let tree = stemcell::scan(&rootfs).map_err(BuildError::List)?;
-    write_atomic(&place.join(FILES), tree.listing.as_bytes(), 0o644)?;
-    let mut manifest = Manifest {
-        format: MANIFEST_FORMAT,
-        name: recipe.name.clone(),
-        version: version_of(recipe, &inputs),
-        kubernetes: recipe.kubernetes.clone(),
-        architecture: arch.to_owned(),
-        built_at: jiff::Timestamp::now()
-            .strftime("%Y-%m-%dT%H:%M:%SZ")
-            .to_string(),
-        builder: env!("CARGO_PKG_VERSION").to_owned(),
-        inputs,
-        components: assemble::components_of(&parts, &rootfs)?,
-        images: prepared.store.images.clone(),
-        seeds: vec![seed::describe(&prepared.store.dir)?],
-        units: assemble::units_of(&options.home)?,
-        exports: assemble::exports_of(&parts),
-        packages: prepared.base.packages.clone(),
-        rootfs: Rootfs {
-            files: file_set(tree.listing.as_bytes()),
-            entries: tree.entries,
-            bytes: tree.bytes,
-        },
-        sbom: file_set(b""),
-    };
-    let bill = sbom::render(&manifest, recipe, &options.home)?;
-    manifest.sbom = file_set(&bill);
-    write_atomic(&place.join(SBOM), &bill, 0o644)?;
-    let mut bytes = serde_json::to_vec_pretty(&manifest)
-        .map_err(|error| at("serialise", &place.join(MANIFEST))(error.into()))?;
-    bytes.push(b'\n');
-    write_atomic(&place.join(MANIFEST), &bytes, 0o644)?;
-    write_atomic(&place.join(SIGNATURE), key.sign(&bytes).as_bytes(), 0o644)?;
-    let trusted = TrustedKeys::new([key.public()]);
-    verify(&place, &trusted, VerifyDepth::Manifest).map_err(BuildError::Verify)?;
-    let dir = options.output.join(id);
-    remove_tree(&dir)?; // one that does not verify, or is being refreshed
-    publish(&place, &dir)?;
-    step.done(format!(
-        "{} files, {:.0} MB",
-        tree.entries,
-        tree.bytes as f64 / 1e6
-    ));
-    Ok(manifest)
-}
-
 fn file_set(bytes: &[u8]) -> FileSet {
     FileSet {
         digest: Digest::of(bytes),
@@ -471,12 +530,6 @@ fn file_set(bytes: &[u8]) -> FileSet {
 
 fn version_of(recipe: &Recipe, inputs: &Inputs) -> String {
     format!("{}-{}", recipe.kubernetes, &inputs.digest.hex()[..10])
-}
-
-/// The stemcell in `dir`, if it is complete, ours and made from these inputs.
-fn existing(dir: &Path, trusted: &TrustedKeys, inputs: &Inputs) -> Option<Manifest> {
-    let manifest = verify(dir, trusted, VerifyDepth::Manifest).ok()?;
-    (manifest.inputs == *inputs).then_some(manifest)
 }
 
 /// Makes `latest-<kubernetes>` lead to a stemcell, atomically.
@@ -489,81 +542,4 @@ fn point_latest(output: &Path, kubernetes: &str, id: &str) -> Result<(), FileErr
     let _ = fs::remove_file(&temporary);
     symlink(id, &temporary)?;
     fs::rename(&temporary, &link).map_err(at("rename", &temporary))
-}
-
-/// Digests of everything that a stemcell is made from.
-fn inputs(
-    options: &Options,
-    recipe: &Recipe,
-    lock: &Lock,
-    arch: &str,
-) -> Result<Inputs, BuildError> {
-    let mut components = Hasher::default();
-    for (name, family) in &recipe.families {
-        let version = match recipe.wanted.iter().find(|wanted| wanted.family == *name) {
-            Some(wanted) => &wanted.version,
-            None => continue,
-        };
-        if let Some(entry) = lock.entry(name, version) {
-            components.update(family.definition(&options.home, entry)?.as_bytes());
-        }
-    }
-    let recipe_digest = Digest::of(&recipe.bytes);
-    let components = components.finish();
-    let agent = match &options.agent {
-        Some(path) => Some(digest_of(path)?.0),
-        None => None,
-    };
-    let mut all = Hasher::default();
-    all.update(&REVISION.to_be_bytes());
-    all.update(env!("CARGO_PKG_VERSION").as_bytes());
-    all.update(KUBERNETES.as_bytes());
-    all.update(recipe.kubernetes.as_bytes());
-    all.update(base::inputs(&recipe.debian, arch).as_bytes());
-    all.update(recipe_digest.as_bytes());
-    all.update(components.as_bytes());
-    all.update(static_files(&options.home)?.as_bytes());
-    if let Some(agent) = &agent {
-        all.update(agent.as_bytes());
-    }
-    Ok(Inputs {
-        digest: all.finish(),
-        recipe: recipe_digest,
-        components,
-        agent,
-    })
-}
-
-/// Digest of the static files and their places; owners and modes are set when they are copied.
-fn static_files(home: &Home) -> Result<Digest, BuildError> {
-    fn visit(
-        dir: &Path,
-        root: &Path,
-        files: &mut Vec<(String, Vec<u8>)>,
-    ) -> Result<(), BuildError> {
-        for item in fs::read_dir(dir).map_err(at("read", dir))? {
-            let path = item.map_err(at("read", dir))?.path();
-            let metadata = fs::symlink_metadata(&path).map_err(at("read", &path))?;
-            let name = path
-                .strip_prefix(root)
-                .unwrap_or(&path)
-                .display()
-                .to_string();
-            if metadata.is_dir() {
-                visit(&path, root, files)?;
-            } else if metadata.is_symlink() {
-                let target = fs::read_link(&path).map_err(at("read", &path))?;
-                files.push((name, target.display().to_string().into_bytes()));
-            } else {
-                files.push((name, read_bounded(&path)?));
-            }
-        }
-        Ok(())
-    }
-    let root = home.path("rootfs");
-    let mut files = Vec::new();
-    visit(&root, &root, &mut files)?;
-    files.sort();
-    // Strings and bytes always serialise.
-    Ok(Digest::of(&serde_json::to_vec(&files).unwrap_or_default()))
 }

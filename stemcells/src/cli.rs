@@ -21,7 +21,7 @@ use crate::prerequisites;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::sign::SigningKey;
-use crate::sources::{Kind, Mirror, Sources, export};
+use crate::sources::{Kind, Mirror, Setting, Sources, export};
 
 /// Exit code for wrong input and missing prerequisites.
 pub const EXIT_OPERATOR: u8 = 1;
@@ -436,16 +436,16 @@ fn mirror(args: &MirrorArgs) -> Result<(), Failure> {
     let base = base::obtain(&recipe.debian, arch, &cache, &staging, *refresh, progress)
         .map_err(&file_failure)?;
     let mirror = mirror.as_deref().map(Mirror::parse);
-    let mut from = Sources::new(
-        &home,
-        &cache,
-        &staging,
+    let mut from = Sources::new(Setting {
+        home: &home,
+        cache: &cache,
+        staging: &staging,
         arch,
-        &base,
+        base: &base,
         mirror,
-        allowed(sources),
+        allowed: allowed(sources),
         progress,
-    );
+    });
     let all = from
         .obtain_all(&recipe, &mut lock)
         .map_err(failure(|e: &crate::sources::SourceError| e.class()))?;

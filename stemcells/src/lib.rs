@@ -26,6 +26,7 @@ pub mod digest;
 pub mod files;
 pub mod home;
 pub mod image;
+mod inputs;
 
 pub mod lock;
 pub mod prerequisites;

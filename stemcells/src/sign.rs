@@ -13,7 +13,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use windlass_common::error::ErrorClass;
-use windlass_common::stemcell::{PublicKey, TRUSTED, TrustedKeys, signed_message};
+use windlass_common::stemcell::{KeyError, PublicKey, TRUSTED, TrustedKeys, signed_message};
 
 use crate::files::{FileError, at, create_dir, write_atomic};
 
@@ -58,6 +58,9 @@ pub enum KeyFileError {
     /// The system has no randomness.
     #[error("cannot make a key: the system gives no random numbers")]
     Random,
+    /// The trusted keys beside the stemcells are damaged.
+    #[error("the trusted keys are not valid; repair that file or remove it")]
+    Trusted(#[source] KeyError),
     /// Writing failed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -175,7 +178,7 @@ impl SigningKey {
             };
             write_atomic(&path, format!("{old}{end}{key}\n").as_bytes(), 0o644)?;
         }
-        Ok(TrustedKeys::new([self.public()]))
+        TrustedKeys::load(&path).map_err(KeyFileError::Trusted)
     }
 }
 

@@ -127,11 +127,37 @@ impl Tool {
     }
 
     /// Runs it and returns its standard output.
-    pub fn run(self) -> Result<Vec<u8>, ToolError> {
-        let (status, output, tail) = self.finish()?;
-        match status {
-            None => Ok(output),
-            Some(error) => Err(error(tail)),
+    pub fn run(mut self) -> Result<Vec<u8>, ToolError> {
+        let start = self.start_error();
+        let mut child = self
+            .command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(&start)?;
+        let stderr = child.stderr.take();
+        let reader = thread::spawn(move || stderr.map(tail_of).unwrap_or_default());
+        let mut output = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            stdout
+                .take(OUTPUT_BYTES_MAX)
+                .read_to_end(&mut output)
+                .map_err(&start)?;
+        }
+        let status = child.wait().map_err(start)?;
+        let tail = reader.join().unwrap_or_default();
+        let (program, what) = (self.program, self.what);
+        match status.success() {
+            true => Ok(output),
+            false if tail.contains("No space left on device") => {
+                Err(ToolError::DiskFull { program, what })
+            }
+            false => Err(ToolError::Failed {
+                program,
+                what,
+                status,
+                tail,
+            }),
         }
     }
 
@@ -160,51 +186,6 @@ impl Tool {
                 source,
             },
         }
-    }
-
-    #[expect(clippy::type_complexity, reason = "private, one caller")]
-    fn finish(
-        mut self,
-    ) -> Result<
-        (
-            Option<Box<dyn FnOnce(String) -> ToolError>>,
-            Vec<u8>,
-            String,
-        ),
-        ToolError,
-    > {
-        let start = self.start_error();
-        let mut child = self
-            .command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(&start)?;
-        let stderr = child.stderr.take();
-        let reader = thread::spawn(move || stderr.map(tail_of).unwrap_or_default());
-        let mut output = Vec::new();
-        if let Some(stdout) = child.stdout.take() {
-            stdout
-                .take(OUTPUT_BYTES_MAX)
-                .read_to_end(&mut output)
-                .map_err(&start)?;
-        }
-        let status = child.wait().map_err(start)?;
-        let tail = reader.join().unwrap_or_default();
-        if status.success() {
-            return Ok((None, output, tail));
-        }
-        let (program, what) = (self.program, self.what);
-        let fail = move |tail: String| match tail.contains("No space left on device") {
-            true => ToolError::DiskFull { program, what },
-            false => ToolError::Failed {
-                program,
-                what,
-                status,
-                tail,
-            },
-        };
-        Ok((Some(Box::new(fail)), output, tail))
     }
 }
 

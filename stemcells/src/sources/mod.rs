@@ -23,7 +23,7 @@ mod web;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use windlass_common::error::ErrorClass;
@@ -190,47 +190,40 @@ impl Request<'_> {
     }
 }
 
+/// What sources work with.
+#[derive(Debug)]
+pub struct Setting<'a> {
+    /// Definitions.
+    pub home: &'a Home,
+    /// The cache; components are in a directory of their own in it.
+    pub cache: &'a Path,
+    /// Where unfinished work goes.
+    pub staging: &'a Staging,
+    /// Debian's name of the processor architecture.
+    pub arch: &'a str,
+    /// The root file system, for what is taken from Debian packages.
+    pub base: &'a Base,
+    /// A mirror of components.
+    pub mirror: Option<Mirror>,
+    /// What may be used; the order is always that of [`Kind::ALL`].
+    pub allowed: Vec<Kind>,
+    /// Where progress goes.
+    pub progress: Progress,
+}
+
 /// Where components come from, for one build.
 #[derive(Debug)]
 pub struct Sources<'a> {
-    home: &'a Home,
-    cache: PathBuf,
-    staging: &'a Staging,
-    arch: &'a str,
-    base: &'a Base,
-    mirror: Option<Mirror>,
-    allowed: Vec<Kind>,
-    progress: Progress,
+    setting: Setting<'a>,
     web: Web,
 }
 
 impl<'a> Sources<'a> {
-    /// Sources that use `cache` and what is `allowed` (the order is always that of [`Kind::ALL`]).
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one caller, every argument of another type"
-    )]
-    pub fn new(
-        home: &'a Home,
-        cache: &Path,
-        staging: &'a Staging,
-        arch: &'a str,
-        base: &'a Base,
-        mirror: Option<Mirror>,
-        allowed: Vec<Kind>,
-        progress: Progress,
-    ) -> Sources<'a> {
-        let (cache, web) = (cache.join("components"), Web::default());
+    /// Sources that have not been asked yet.
+    pub fn new(setting: Setting<'a>) -> Sources<'a> {
         Sources {
-            home,
-            cache,
-            staging,
-            arch,
-            base,
-            mirror,
-            allowed,
-            progress,
-            web,
+            setting,
+            web: Web::default(),
         }
     }
 
@@ -262,30 +255,32 @@ impl<'a> Sources<'a> {
         let Some(entry) = lock.entry(&wanted.family, &wanted.version).cloned() else {
             return Err(nowhere(Vec::new())); // recipes are checked against the lock when read
         };
-        let definition = family.definition(self.home, &entry)?;
+        let definition = family.definition(self.setting.home, &entry)?;
         let programs = family
             .components
             .get(&wanted.component)
             .map_or(&[][..], Vec::as_slice);
         let request = Request {
-            home: self.home,
+            home: self.setting.home,
             family,
             entry: &entry,
             component: &wanted.component,
             programs,
-            arch: self.arch,
+            arch: self.setting.arch,
         };
         let key = format!(
             "{}-{}-{}-{}",
             wanted.component,
             wanted.version,
-            self.arch,
+            self.setting.arch,
             &definition.hex()[..12]
         );
-        let path = self.cache.join(key);
+        let path = self.setting.cache.join("components").join(key);
         let mut tried = Vec::new();
         for kind in Kind::ALL {
-            if !self.allowed.contains(&kind) {
+            // Sources of this project are part of it, and compiled whatever is left out.
+            let own = kind == Kind::Go && family.own.is_some();
+            if !own && !self.setting.allowed.contains(&kind) {
                 tried.push((kind, "left out by --sources".to_owned()));
                 continue;
             }
@@ -300,6 +295,7 @@ impl<'a> Sources<'a> {
                 continue;
             }
             let place = self
+                .setting
                 .staging
                 .place(&format!("component-{}", wanted.component))?;
             crate::files::create_dir(&place)?;
@@ -322,10 +318,10 @@ impl<'a> Sources<'a> {
         place: &Path,
     ) -> Result<Attempt, SourceError> {
         let passed = |why: &str| Ok(Attempt::Passed(why.to_owned()));
-        let progress = self.progress;
+        let progress = self.setting.progress;
         match kind {
             Kind::Cache => passed("looked up before"),
-            Kind::Mirror => match &self.mirror {
+            Kind::Mirror => match &self.setting.mirror {
                 Some(mirror) => mirror.get(request, place, &mut self.web, progress),
                 None => passed("none was named (--mirror)"),
             },
@@ -339,7 +335,7 @@ impl<'a> Sources<'a> {
                 (None, None) => passed("it is not a Go module"),
             },
             Kind::Debian => match &request.family.debian {
-                Some(package) => debian::take(package, request, place, self.base),
+                Some(package) => debian::take(package, request, place, self.setting.base),
                 None => passed("it is not in the recipe's packages"),
             },
         }
