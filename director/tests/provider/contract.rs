@@ -8,11 +8,9 @@ use windlass_director::provider::{Power, ProviderError, Severity};
 
 use crate::rig::{BOOT_LIMIT, Rig, until};
 
-type Case = (&'static str, fn(&Rig) -> anyhow::Result<()>);
-
 /// All of them.
 #[rustfmt::skip] // one case per line, so that a missing one shows
-pub(crate) const CASES: &[Case] = &[
+pub(crate) const CASES: &[crate::Case] = &[
     ("preflight_finds_nothing_fatal", preflight),
     ("create_and_delete_converge", create_and_delete),
     ("bad_requests_change_nothing", bad_requests),
@@ -233,16 +231,14 @@ fn talk(rig: &Rig) -> anyhow::Result<()> {
     let (one, two) = (rig.booted(10)?, rig.booted(11)?);
     rig.says(&two.name, SERVER)?;
     let gateway = rig.provider().network().gateway;
-    for address in [two.address] {
-        let script = format!("exec 3<>/dev/tcp/{address}/7000; head -n1 <&3");
-        let said = until(Duration::from_secs(20), "an answer", || {
-            rig.says(&one.name, &script).ok()
-        })?;
-        ensure!(
-            said == two.name.node_name(Incarnation::FIRST)?.as_str(),
-            "{said}"
-        );
-    }
+    let script = format!("exec 3<>/dev/tcp/{}/7000; head -n1 <&3", two.address);
+    let said = until(Duration::from_secs(20), "an answer", || {
+        rig.says(&one.name, &script).ok()
+    })?;
+    ensure!(
+        said == two.name.node_name(Incarnation::FIRST)?.as_str(),
+        "{said}"
+    );
     let routes = rig.says(&one.name, "ip route")?;
     ensure!(
         routes.contains(&format!("default via {gateway}")),

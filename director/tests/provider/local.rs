@@ -1,21 +1,22 @@
 //! What the local provider has to do besides: monitors, leftovers, limits, seeds.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use windlass_common::id::{DiskName, MachineName};
-use windlass_director::provider::{MachineView, Power};
+use windlass_common::id::{ClusterName, DiskName, MachineName};
+use windlass_director::provider::{EndpointRequest, MachineView, Power, ProviderError};
 
+use crate::contract::SERVER;
 use crate::rig::{BOOT_LIMIT, COPIED_FILE, Rig, SHARED_PART, tool, until};
-
-type Case = (&'static str, fn(&Rig) -> anyhow::Result<()>);
 
 /// All of them.
 #[rustfmt::skip] // one case per line, so that a missing one shows
-pub(crate) const CASES: &[Case] = &[
+pub(crate) const CASES: &[crate::Case] = &[
     ("a_machine_survives_its_monitor", monitor_killed),
     ("an_adopted_machine_powers_off", adopted_power_off),
     ("a_monitor_that_hangs_does_not_keep_a_machine", monitor_hangs),
@@ -27,6 +28,8 @@ pub(crate) const CASES: &[Case] = &[
     ("a_machine_has_its_limits", limits),
     ("seeds_are_copied_or_shared_read_only", seeds),
     ("preflight_names_every_fault", preflight_faults),
+    ("an_endpoint_passes_over_dead_machines", endpoint),
+    ("an_endpoint_outlives_its_director_and_is_started_again", endpoint_restarts),
 ];
 
 fn signal(pid: i32, signal: Signal) -> anyhow::Result<()> {
@@ -271,18 +274,23 @@ fn limits(rig: &Rig) -> anyhow::Result<()> {
         !own.contains("windlass"),
         "the machine sees the host's groups: {own}"
     );
-    // More than its memory is not to be had.
-    let grab = rig.inside(
-        &machine.name,
-        "head -c 400M /dev/zero | tail -c 400M > /dev/null",
-    )?;
-    ensure!(!grab.status.success() || is_v1_without_us(rig, &machine.name)?);
+    // More than its memory is not to be had, in a unit of its own: what comes from outside is not in
+    // the machine's groups.
+    let grab = |bytes: &str| {
+        let script = format!("head -c {bytes} /dev/zero | tail -c {bytes} > /dev/null");
+        let unit = "systemd-run --quiet --wait --property=TimeoutStopSec=5";
+        rig.inside(
+            &machine.name,
+            &format!("{unit} bash -o pipefail -c '{script}' || exit 1"),
+        )
+    };
+    let little = grab("20M")?;
+    ensure!(little.status.success(), "{little:?}");
+    ensure!(
+        !grab("400M")?.status.success(),
+        "a machine of 256 MiB takes 400"
+    );
     Ok(())
-}
-
-/// Whether commands run from outside are not in the machine's group (nsenter does not join it).
-fn is_v1_without_us(rig: &Rig, machine: &MachineName) -> anyhow::Result<bool> {
-    Ok(rig.says(machine, "cat /proc/self/cgroup")?.contains(".."))
 }
 
 fn seeds(rig: &Rig) -> anyhow::Result<()> {
@@ -353,23 +361,42 @@ fn preflight_faults(rig: &Rig) -> anyhow::Result<()> {
     );
     let under_overlay = ["unshare", "-m", "sh", "-c", &overlay, "sh"];
     let nobody = ["setpriv", "--reuid=65534", "--clear-groups"];
+    struct Case<'a> {
+        subject: &'a str,
+        message: &'a str,
+        under: &'a [&'a str],
+        dir: &'a str,
+        name: &'a str,
+        cidr: &'a str,
+    }
+    let plain: &[&str] = &["env"];
+    let no_runc: &[&str] = &["env", "TEST_RUNC=/no-such-runc"];
+    let on_overlay = format!("{parent}/o/data");
     #[rustfmt::skip] // one case per line, so that a missing one shows
-    let cases: [(&str, String, &[&str], &str, &str, &str); 7] = [
-        ("nothing",         String::new(),          &["env"],              &dir,   &name,  &cidr),
-        ("nothing",         String::new(),          &["env"],              &other, &fresh, free),
-        ("name ",           "belongs to".into(),    &["env"],              &other, &name,  &cidr),
-        ("network ",        "overlaps".into(),      &["env"],              &other, &fresh, &cidr),
-        ("overlay ",        "cannot mount".into(),  &under_overlay,        &format!("{parent}/o/data"), &fresh, free),
-        ("user ",           "65534".into(),         &nobody,               &other, &fresh, free),
-        ("runc ",           "no-such".into(),       &["env", "TEST_RUNC=/no-such-runc"], &other, &fresh, free),
+    let cases = [
+        Case { subject: "",         message: "",             under: plain,          dir: &dir,        name: &name,  cidr: &cidr },
+        Case { subject: "",         message: "",             under: plain,          dir: &other,      name: &fresh, cidr: free },
+        Case { subject: "name:",    message: "belongs to",   under: plain,          dir: &other,      name: &name,  cidr: &cidr },
+        Case { subject: "network:", message: "overlaps",     under: plain,          dir: &other,      name: &fresh, cidr: &cidr },
+        Case { subject: "overlay:", message: "cannot mount", under: &under_overlay, dir: &on_overlay, name: &fresh, cidr: free },
+        Case { subject: "user:",    message: "65534",        under: &nobody,        dir: &other,      name: &fresh, cidr: free },
+        Case { subject: "runc:",    message: "no-such-runc", under: no_runc,        dir: &other,      name: &fresh, cidr: free },
     ];
-    for (subject, message, prefix, dir, name, cidr) in cases {
-        let found = faults_of(rig, prefix, dir, name, cidr)?;
-        if subject == "nothing" {
+    for Case {
+        subject,
+        message,
+        under,
+        dir,
+        name,
+        cidr,
+    } in cases
+    {
+        let found = faults_of(rig, under, dir, name, cidr)?;
+        if subject.is_empty() {
             ensure!(found.is_empty(), "{found}");
         } else if !found
             .lines()
-            .any(|l| l.starts_with(subject) && l.contains(&message))
+            .any(|l| l.starts_with(subject) && l.contains(message))
         {
             bail!("no fault {subject:?} with {message:?} in {found:?}");
         }
@@ -379,5 +406,186 @@ fn preflight_faults(rig: &Rig) -> anyhow::Result<()> {
         "the preflight changed something"
     );
     rig.wait(rig.provider().delete_machine(&machine.name))?;
+    Ok(())
+}
+
+/// What is answered at an address: a line, or nothing when the connection is closed or refused.
+fn ask(address: SocketAddr) -> Option<String> {
+    let limit = Duration::from_secs(10);
+    let mut stream = TcpStream::connect_timeout(&address, limit).ok()?;
+    stream.set_read_timeout(Some(limit)).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let answer = answer.trim().to_owned();
+    (!answer.is_empty()).then_some(answer)
+}
+
+fn endpoint_request(rig: &Rig, backends: Vec<SocketAddr>) -> anyhow::Result<EndpointRequest> {
+    let cluster = ClusterName::new("demo")?;
+    Ok(EndpointRequest {
+        cluster,
+        address: rig.address(200),
+        port: 6443,
+        backends,
+    })
+}
+
+fn endpoint(rig: &Rig) -> anyhow::Result<()> {
+    let provider = rig.provider();
+    let machines = [rig.booted(10)?, rig.booted(11)?, rig.booted(12)?];
+    let mut backends: Vec<SocketAddr> = Vec::new();
+    for machine in &machines[..2] {
+        rig.says(&machine.name, SERVER)?;
+        let address = SocketAddr::from((machine.address, 7000));
+        until(Duration::from_secs(20), "a backend to answer", || {
+            ask(address)
+        })?;
+        backends.push(address);
+    }
+    let mut request = endpoint_request(rig, backends)?;
+    let mut taken = request.clone();
+    taken.address = machines[0].address;
+    let refused = rig.wait(provider.ensure_endpoint(taken));
+    ensure!(
+        matches!(refused, Err(ProviderError::Conflict { .. })),
+        "{refused:?}"
+    );
+
+    let view = rig.wait(provider.ensure_endpoint(request.clone()))?;
+    ensure!(view.running, "{view:?}");
+    let address = SocketAddr::from((request.address, request.port));
+    let mut answers: Vec<String> = (0..8).filter_map(|_| ask(address)).collect();
+    ensure!(
+        answers.len() == 8,
+        "it listens, but answers only {answers:?}"
+    );
+    answers.sort();
+    answers.dedup();
+    ensure!(
+        answers == ["m10-i1", "m11-i1"],
+        "connections are not spread: {answers:?}"
+    );
+    let script = format!(
+        "exec 3<>/dev/tcp/{}/{}; head -n1 <&3",
+        request.address, request.port
+    );
+    let inside = rig
+        .says(&machines[2].name, &script)
+        .context("from a machine")?;
+    ensure!(answers.contains(&inside), "{inside}");
+
+    // The power of one is cut: not one connection from now on may fail.
+    rig.wait(provider.stop_machine(&machines[0].name, Duration::ZERO))?;
+    let until_moment = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until_moment {
+        let answer = ask(address).context("a connection failed though one backend lives")?;
+        ensure!(answer == "m11-i1", "{answer}");
+    }
+    request.backends.remove(1);
+    rig.wait(provider.ensure_endpoint(request.clone()))?;
+    until(
+        Duration::from_secs(10),
+        "the new backends to be taken over",
+        || ask(address).is_none().then_some(()),
+    )?;
+    rig.wait(provider.start_machine(&machines[0].name))?;
+    rig.until_up(&machines[0].name)?;
+    rig.says(&machines[0].name, SERVER)?;
+    let answer = until(
+        Duration::from_secs(20),
+        "the machine to be served again",
+        || ask(address),
+    )?;
+    ensure!(answer == "m10-i1", "{answer}");
+    Ok(())
+}
+
+fn endpoint_restarts(rig: &Rig) -> anyhow::Result<()> {
+    let provider = rig.provider();
+    let (stays, leaves) = (
+        TcpListener::bind("127.0.0.1:0")?,
+        TcpListener::bind("127.0.0.1:0")?,
+    );
+    let backends = vec![stays.local_addr()?, leaves.local_addr()?];
+    let mut request = endpoint_request(rig, backends.clone())?;
+    rig.wait(provider.ensure_endpoint(request.clone()))?;
+    let address = SocketAddr::from((request.address, request.port));
+    // One open connection to each backend.
+    let limit = Some(Duration::from_secs(20));
+    let mut open = Vec::new();
+    for (backend, listener) in backends.iter().zip([&stays, &leaves]) {
+        let (client, mut server) = until(Duration::from_secs(20), "a connection to each", || {
+            let client = TcpStream::connect(address).ok()?;
+            client.set_read_timeout(limit).ok()?;
+            (&client).write_all(b"?").ok()?;
+            // Health checks connect as well, and say nothing.
+            listener.set_nonblocking(true).ok()?;
+            let moment = Instant::now() + Duration::from_millis(200);
+            while Instant::now() < moment {
+                let Ok((mut server, _)) = listener.accept() else {
+                    continue;
+                };
+                server.set_nonblocking(false).ok()?;
+                server.set_read_timeout(limit).ok()?;
+                if matches!(server.read(&mut [0]), Ok(1)) {
+                    return Some((client, server));
+                }
+            }
+            None
+        })?;
+        server
+            .write_all(b"!")
+            .with_context(|| backend.to_string())?;
+        open.push((client, server));
+    }
+    let mut byte = [0];
+    for (client, _) in &mut open {
+        client.read_exact(&mut byte)?;
+    }
+
+    // A restarted director changes the backends: what stays is left alone, what leaves is cut.
+    let again = rig.restarted()?;
+    let found = again.wait(again.provider().endpoints())?;
+    ensure!(
+        found.len() == 1 && found[0].running && found[0].backends == backends,
+        "{found:?}"
+    );
+    request.backends.pop();
+    again.wait(again.provider().ensure_endpoint(request.clone()))?;
+    let (cut, _) = &mut open[1];
+    ensure!(
+        matches!(cut.read(&mut byte), Ok(0) | Err(_)),
+        "a connection to what left is open"
+    );
+    let (client, server) = &mut open[0];
+    server.write_all(b"!")?;
+    client
+        .read_exact(&mut byte)
+        .context("a connection to what stayed was cut")?;
+
+    let lock = rig.config.dir.join("endpoints/demo.lock");
+    let pid: i32 = std::fs::read_to_string(&lock)?.trim().parse()?;
+    signal(pid, Signal::SIGKILL)?;
+    ensure!(
+        matches!(client.read(&mut byte), Ok(0) | Err(_)),
+        "it was not killed"
+    );
+    let found = again.wait(again.provider().endpoints())?;
+    ensure!(!found[0].running, "{found:?}");
+    let view = again.wait(again.provider().ensure_endpoint(request.clone()))?;
+    ensure!(view.running, "{view:?}");
+    TcpStream::connect(address).context("after it was started again")?;
+
+    // Another port: the old one is no longer served.
+    request.port = 7443;
+    again.wait(again.provider().ensure_endpoint(request.clone()))?;
+    ensure!(
+        TcpStream::connect(address).is_err(),
+        "the old port is still served"
+    );
+    TcpStream::connect(SocketAddr::from((request.address, request.port)))?;
+    again.wait(again.provider().delete_endpoint(&request.cluster))?;
+    again.wait(again.provider().delete_endpoint(&request.cluster))?;
+    ensure!(again.wait(again.provider().endpoints())?.is_empty());
     Ok(())
 }

@@ -15,10 +15,13 @@ mod rig;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use windlass_director::provider::local::LocalConfig;
 use windlass_director::provider::Severity;
+use windlass_director::provider::local::LocalConfig;
 
 use self::rig::{Rig, Root};
+
+/// A test: its name and what it does with a provider of its own.
+type Case = (&'static str, fn(&Rig) -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -40,7 +43,7 @@ fn main() -> ExitCode {
         };
     }
     let arguments = Arguments::from_args();
-    let cases: Vec<(&'static str, fn(&Rig) -> anyhow::Result<()>)> = contract::CASES
+    let cases: Vec<Case> = contract::CASES
         .iter()
         .chain(local::CASES)
         .copied()
@@ -79,7 +82,7 @@ fn helper(make: bool, arguments: &[String]) -> anyhow::Result<()> {
     }
     for fault in rig.wait(rig.provider().preflight()) {
         if fault.severity == Severity::Fatal {
-            println!("{} : {fault}", fault.subject);
+            println!("{fault}");
         }
     }
     Ok(())

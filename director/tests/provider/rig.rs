@@ -238,7 +238,9 @@ impl Rig {
     pub(crate) fn inside(&self, name: &MachineName, script: &str) -> anyhow::Result<Output> {
         let init = self.init(name)?.to_string();
         let mut command = Command::new("nsenter");
-        command.args(["-t", &init, "-m", "-u", "-i", "-n", "-p", "-r", "-w", "--"]);
+        command.args([
+            "-t", &init, "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--",
+        ]);
         command.args(["/bin/bash", "-c", script]).env_clear();
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         Ok(command.output()?)
@@ -320,6 +322,11 @@ impl Rig {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            // Orphans that have ended hold nothing any more; the host's init reaps them when it likes.
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            if status.contains("State:\tZ") && status.contains("PPid:\t1\n") {
+                continue;
+            }
             if line.contains(&dir) || groups.contains(&format!("/windlass-{name}")) {
                 left.push(format!("process {pid} {line}"));
             }

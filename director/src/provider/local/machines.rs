@@ -47,6 +47,7 @@ impl Inner {
             if let Some(found) = Record::load(&dir)? {
                 if found.complete {
                     same_machine(&found, request)?;
+                    self.power_on(&found)?;
                     return self.bring_up(&found);
                 }
                 self.remove(&request.name)?;
@@ -235,6 +236,26 @@ impl Inner {
             self.start_monitor(record)?;
         }
         Ok(record.view())
+    }
+
+    /// [`Self::bring_up`], then waits until the machine's init process runs.
+    fn power_on(&self, record: &Record) -> Result<(), ProviderError> {
+        let deadline = Instant::now() + START_LIMIT;
+        while record.init().is_none() {
+            // A monitor that somebody else started may be at it; if it gives up, start one of our own.
+            self.bring_up(record)?;
+            if wanted_power(&record.dir()) == Power::Stopped {
+                break; // it switched itself off in the meantime
+            }
+            if Instant::now() >= deadline {
+                return Err(ProviderError::Deadline {
+                    what: format!("the start of machine {}", record.name),
+                    limit_ms: START_LIMIT.as_millis() as u64,
+                });
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
     }
 
     /// See [`crate::provider::Provider::machine`].
@@ -458,6 +479,8 @@ impl Inner {
                 self.wait_for_exit(&dir, COMMAND_LIMIT)?;
                 want_power(&dir, Power::Running)?;
             }
+            self.power_on(&record)?;
+            // Also gives a machine whose monitor died a new one.
             self.bring_up(&record)
         })
     }

@@ -64,16 +64,10 @@ impl Netlink {
 
     /// Makes a bridge with a fixed hardware address (else it changes with the ports, and with it what
     /// machines have in their ARP caches). One that is there is left alone.
-    pub(super) fn create_bridge(
-        &mut self,
-        name: &str,
-        mac: [u8; 6],
-        alias: &str,
-    ) -> io::Result<()> {
+    pub(super) fn create_bridge(&mut self, name: &str, mac: [u8; 6]) -> io::Result<()> {
         let mut message = Message::link(0, 0);
         message.text(libc::IFLA_IFNAME, name);
         message.attribute(libc::IFLA_ADDRESS, &mac);
-        message.attribute(libc::IFLA_IFALIAS, alias.as_bytes());
         message.nest(libc::IFLA_LINKINFO, |info| {
             info.attribute(libc::IFLA_INFO_KIND, b"bridge")
         });
@@ -100,6 +94,13 @@ impl Netlink {
             });
         });
         self.create(libc::RTM_NEWLINK, message)
+    }
+
+    /// Gives a link a note of up to 255 bytes.
+    pub(super) fn set_alias(&mut self, index: u32, alias: &str) -> io::Result<()> {
+        let mut message = Message::link(index, 0);
+        message.attribute(libc::IFLA_IFALIAS, alias.as_bytes());
+        self.request(libc::RTM_NEWLINK, 0, message)
     }
 
     /// Brings a link up.

@@ -72,8 +72,9 @@ pub(crate) fn ensure_bridge(layout: &Layout) -> Result<(), ProviderError> {
     let make = || -> io::Result<()> {
         let mut netlink = Netlink::open()?;
         let gateway = layout.gateway();
-        netlink.create_bridge(&name, mac(gateway), &bridge_alias(layout))?;
+        netlink.create_bridge(&name, mac(gateway))?;
         let index = link_index(&name).ok_or_else(|| io::Error::other("it vanished"))?;
+        netlink.set_alias(index, &bridge_alias(layout))?;
         netlink.add_address(index, gateway, layout.cidr.prefix_len())?;
         netlink.set_up(index)
     };
@@ -200,7 +201,7 @@ fn in_new_namespace(work: impl FnOnce(&OwnedFd) -> io::Result<()> + Send) -> io:
 pub(crate) fn probe_links() -> io::Result<()> {
     let namespace = in_new_namespace(|namespace| {
         let mut netlink = Netlink::open()?;
-        netlink.create_bridge("wl-probe", mac(Ipv4Addr::LOCALHOST), "windlass probe")?;
+        netlink.create_bridge("wl-probe", mac(Ipv4Addr::LOCALHOST))?;
         let bridge = link_index("wl-probe").ok_or_else(|| io::Error::other("no bridge came"))?;
         netlink.create_veth(&Veth {
             name: "w-probe",

@@ -74,10 +74,35 @@ impl PidFd {
         }
     }
 
-    /// The wait status of an ended process that is not our child, where the kernel keeps it
-    /// (Linux 6.15 and later, once its parent has reaped it).
-    #[expect(unsafe_code, reason = "ioctl PIDFD_GET_INFO has no wrapper in nix")]
+    /// The wait status of an ended process that is not our child, as far as the kernel tells: until its
+    /// parent has reaped it (any Linux), and from Linux 6.15 on also afterwards.
     pub(crate) fn exit_status(&self) -> Option<i32> {
+        self.zombie_status().or_else(|| self.reaped_status())
+    }
+
+    /// Field 52 of the process's `stat`, while it is a zombie.
+    fn zombie_status(&self) -> Option<i32> {
+        let number = || -> Option<i32> {
+            let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+            let text = std::fs::read_to_string(path).ok()?;
+            text.lines()
+                .find_map(|l| l.strip_prefix("Pid:"))?
+                .trim()
+                .parse()
+                .ok()
+        };
+        let pid = number().filter(|pid| *pid > 0)?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may hold anything, also spaces and brackets; the state follows its last bracket.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let zombie = fields.next()? == "Z";
+        let code = fields.nth(48)?.parse().ok()?;
+        // Still the same process after the file was read: the number had not passed to another.
+        (zombie && number() == Some(pid)).then_some(code)
+    }
+
+    #[expect(unsafe_code, reason = "ioctl PIDFD_GET_INFO has no wrapper in nix")]
+    fn reaped_status(&self) -> Option<i32> {
         let mut info = PidfdInfo {
             mask: PIDFD_INFO_EXIT,
             ..PidfdInfo::default()
@@ -119,6 +144,7 @@ pub(crate) fn poll_timeout(left: Duration) -> PollTimeout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
     #[test]
@@ -128,11 +154,14 @@ mod tests {
         assert!(!pidfd.wait(Instant::now()).unwrap(), "it runs");
         pidfd.signal(libc::SIGINT).unwrap();
         assert!(pidfd.wait(Instant::now() + Duration::from_secs(5)).unwrap());
+        assert_eq!(pidfd.exit_status(), Some(libc::SIGINT), "of a zombie");
         let status = child.wait().unwrap();
-        use std::os::unix::process::ExitStatusExt;
-        if let Some(kept) = pidfd.exit_status() {
-            assert_eq!(kept, status.into_raw());
-        }
+        assert_eq!(status.into_raw(), libc::SIGINT);
+        let kept = pidfd.exit_status();
+        assert!(
+            kept.is_none() || kept == Some(libc::SIGINT),
+            "{kept:?} of a reaped process"
+        );
         pidfd.signal(libc::SIGINT).unwrap();
     }
 }

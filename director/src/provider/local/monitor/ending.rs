@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 
 use crate::provider::local::sys::PidFd;
 
-/// How long the host's init may take to reap an adopted process, after which the kernel tells its status.
-const REAP_LIMIT: Duration = Duration::from_secs(1);
+/// How long the kernel may take to tell the status of an adopted process that was reaped just now.
+const REAP_LIMIT: Duration = Duration::from_millis(100);
 /// Pause between two looks at it.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 

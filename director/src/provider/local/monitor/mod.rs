@@ -14,8 +14,9 @@
 //!
 //! # After a crash
 //! The machine runs on. The provider starts a new monitor at its next call, which finds the running init
-//! by its process number, control group and namespace, and watches it from then on. Of such an adopted
-//! init the kernel tells the reason for its end from Linux 6.15 on; before that an end counts as a reboot.
+//! by its process number, control group and namespace, and watches it from then on. Such an adopted init is
+//! not its child: before Linux 6.15 the reason for its end is lost if the host's init reaps it at once, and
+//! then the end counts as a reboot.
 
 pub(crate) mod control;
 mod ending;
