@@ -1,2 +1,15 @@
-//! Windlass.
-fn main() {}
+//! `windlass-director`: the daemon, and the small processes of the local provider that outlive it.
+
+use std::process::ExitCode;
+
+use windlass_director::provider::local::{endpoint, monitor};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    // These run one for each machine and cluster: no runtime, no parser.
+    match arguments.peek().and_then(|first| first.to_str()) {
+        Some("machine-monitor") => monitor::main(arguments.skip(1).collect()),
+        Some("endpoint") => endpoint::main(arguments.skip(1).collect()),
+        Some(_) | None => windlass_director::daemon::main(),
+    }
+}

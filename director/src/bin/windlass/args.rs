@@ -1,0 +1,348 @@
+//! The command line's grammar: help, completions and parsing from one definition.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use ipnet::Ipv4Net;
+
+/// Raises Kubernetes clusters from VMs, and keeps them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "windlass",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(after_long_help = "\
+Examples:
+  windlass director init --stemcells /srv/stemcells   set up a director on this host
+  windlass director start                             start it
+  windlass cluster create demo --workers 2 --wait     make a cluster and watch it come up
+  windlass cluster credentials demo > kubeconfig      get access to it
+  windlass node list                                  see its machines
+  windlass cluster delete demo --wait                 remove it and everything it had
+
+Exit codes:
+  0    done
+  1    tried and failed; the message says what to do
+  2    wrong arguments or input; every fault is named
+  3    there is no such cluster, node or task
+  4    not possible in the state things are in
+  5    the director cannot be reached
+  130  interrupted while waiting; what was waited for goes on
+  `node exec` exits with the code of the command it ran.")]
+pub(crate) struct Arguments {
+    /// Data directory of the director on this host [default: /var/lib/windlass]
+    #[arg(
+        long,
+        global = true,
+        env = "WINDLASS_DIR",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Context file that says how to reach a director (URL, CA, operator certificate and key)
+    ///
+    /// Without it: context.toml in the data directory that was named, then
+    /// ~/.config/windlass/context.toml, then context.toml in the default data directory.
+    #[arg(
+        long,
+        global = true,
+        env = "WINDLASS_CONTEXT",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(crate) context: Option<PathBuf>,
+    /// Answer with one JSON value on standard output
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Set up, start, stop and look at the director of this host
+    #[command(subcommand)]
+    Director(DirectorCommand),
+    /// Build and list machine images
+    #[command(subcommand)]
+    Stemcell(StemcellCommand),
+    /// Make, look at and remove clusters
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Look at machines, read their logs, run commands on them
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Follow and stop what the director is doing
+    #[command(subcommand)]
+    Task(TaskCommand),
+    /// Print a completion script for a shell
+    ///
+    /// For example: windlass completions bash > /etc/bash_completion.d/windlass
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DirectorCommand {
+    /// Set up a director: configuration, store, CA and the first operator's certificate
+    ///
+    /// Everything goes into the data directory; nothing is started. Addresses and the machine network
+    /// that are not given are chosen so that they are free on this host.
+    #[command(
+        after_help = "Example:\n  windlass --data-dir /srv/windlass director init --stemcells /srv/stemcells"
+    )]
+    Init(InitArgs),
+    /// Start the director in the background; returns when it answers
+    ///
+    /// What keeps it from running (not root, no runc, a port that is taken, no space, another director in
+    /// the same directory) is named before anything is changed. Its log is director.log in the data
+    /// directory. A director that runs already is left alone.
+    Start {
+        /// Run it in this terminal instead, with the log on standard error
+        #[arg(long)]
+        foreground: bool,
+    },
+    /// Stop the director; machines go on running
+    Stop,
+    /// Show how the director is
+    Status,
+    /// Stop the director and remove all its machines, disks and networks, then its state
+    ///
+    /// Works also after a crash, and when the director does not start any more. Stemcells are kept.
+    Reset {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Begins the name of everything this director makes on the host (1 to 8 letters and digits)
+    #[arg(long, default_value = "local")]
+    pub(crate) name: String,
+    /// Network of the machines, for example 10.77.0.0/24
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) cidr: Option<Ipv4Net>,
+    /// Where operators connect (TCP) [default: 127.0.0.1:7443, or the next free port]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) api: Option<SocketAddr>,
+    /// Where agents connect (UDP) [default: 0.0.0.0:7444, or the next free port]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) gateway: Option<SocketAddr>,
+    /// Directory of stemcells [default: stemcells in the data directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) stemcells: Option<PathBuf>,
+    /// Public keys whose signatures count [default: trusted.pub beside the stemcells]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trusted_keys: Option<PathBuf>,
+    /// Name of the first operator
+    #[arg(long, default_value = "admin")]
+    pub(crate) operator: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StemcellCommand {
+    /// Build a stemcell; takes the options of windlass-stemcell build
+    #[command(
+        disable_help_flag = true,
+        after_help = "Example:\n  windlass stemcell build --kubernetes 1.37.2"
+    )]
+    Build {
+        /// Options of windlass-stemcell build (--help shows them)
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "OPTIONS"
+        )]
+        options: Vec<std::ffi::OsString>,
+    },
+    /// List the stemcells whose signature the director verified
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Make a cluster, or go on with one that failed or was interrupted
+    #[command(after_help = "\
+Examples:
+  windlass cluster create demo --workers 2 --wait
+  windlass cluster create prod --control-plane 3 --pool web=3 --pool batch=5
+  windlass cluster create -f cluster.yaml --wait
+
+A file looks like this; everything but the name has a default:
+  name: demo
+  kubernetesVersion: 1.37.2
+  controlPlane: {count: 1, size: {cpuMillis: 2000, memoryMib: 2048, diskMib: 10240}}
+  pools:
+    workers: {count: 2, size: {cpuMillis: 2000, memoryMib: 2048}, labels: {tier: web}}
+  network: {podCidr: 10.244.0.0/16, serviceCidr: 10.96.0.0/16}")]
+    Create {
+        #[command(flatten)]
+        spec: SpecArgs,
+        /// Wait until the cluster is there, showing what each machine is doing
+        ///
+        /// Ctrl-C ends the waiting, not the task.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// List clusters
+    List,
+    /// Show one cluster
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Show what create (or, with --delete, delete) would do and why; changes nothing
+    #[command(after_help = "\
+Examples:
+  windlass cluster plan -f cluster.yaml
+  windlass cluster plan demo              what an existing cluster still needs
+  windlass cluster plan demo --delete     what deleting it would destroy")]
+    Plan {
+        #[command(flatten)]
+        spec: SpecArgs,
+        /// Plan the deletion
+        #[arg(long, conflicts_with_all = ["file", "workers", "pool"])]
+        delete: bool,
+    },
+    /// Print a kubeconfig for you
+    #[command(
+        after_help = "Example:\n  windlass cluster credentials demo --write ~/.kube/config-demo"
+    )]
+    Credentials {
+        /// The cluster
+        name: String,
+        /// Write it to this file (mode 0600) instead
+        #[arg(long, value_name = "PATH")]
+        write: Option<PathBuf>,
+    },
+    /// Remove a cluster with its machines and disks
+    Delete {
+        /// The cluster
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Wait until nothing is left of it
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SpecArgs {
+    /// Name of the cluster
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    pub(crate) name: Option<String>,
+    /// File with the cluster in YAML or JSON; `-` for standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Kubernetes version [default: the newest one with a stemcell]
+    #[arg(long, value_name = "VERSION", conflicts_with = "file")]
+    pub(crate) kubernetes_version: Option<String>,
+    /// Number of control-plane machines: 1, 3 or 5 [default: 1]
+    #[arg(long, value_name = "COUNT", conflicts_with = "file")]
+    pub(crate) control_plane: Option<u32>,
+    /// Number of machines in the pool `workers` [default: 2]
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["file", "pool"])]
+    pub(crate) workers: Option<u32>,
+    /// A worker pool; may be given several times
+    #[arg(long, value_name = "NAME=COUNT", conflicts_with = "file", value_parser = pool)]
+    pub(crate) pool: Vec<(String, u32)>,
+    /// Addresses of pods [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR", conflicts_with = "file")]
+    pub(crate) pod_cidr: Option<String>,
+    /// Addresses of Services [default: 10.96.0.0/16]
+    #[arg(long, value_name = "CIDR", conflicts_with = "file")]
+    pub(crate) service_cidr: Option<String>,
+}
+
+fn pool(text: &str) -> Result<(String, u32), String> {
+    let (name, count) = text.split_once('=').ok_or("it must look like NAME=COUNT")?;
+    let count = count
+        .parse()
+        .map_err(|_| format!("{count:?} is no number of machines"))?;
+    Ok((name.to_owned(), count))
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List machines with their agents
+    List {
+        /// Only of this cluster
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+    },
+    /// Show one machine with its units and vitals
+    Show {
+        /// Its name, as in `node list`
+        name: String,
+    },
+    /// Print logs of a machine
+    #[command(after_help = "Example:\n  windlass node logs demo-workers-0 --unit kubelet -n 50")]
+    Logs {
+        /// The machine
+        name: String,
+        /// Only of this systemd unit
+        #[arg(long)]
+        unit: Option<String>,
+        /// Newest lines, 1 to 10000
+        #[arg(short = 'n', long, default_value_t = 100)]
+        lines: u32,
+        /// Add processes, mounts, addresses, routes, disks and unit states
+        #[arg(long)]
+        diagnostics: bool,
+    },
+    /// Run a command on a machine as root; exits with its code
+    #[command(after_help = "Example:\n  windlass node exec demo-cp-0 -- systemctl status etcd")]
+    Exec {
+        /// The machine
+        name: String,
+        /// Program and arguments; no shell is involved
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TaskCommand {
+    /// List tasks, newest first
+    List,
+    /// Show one task with its steps
+    Show {
+        /// Its id, as in `task list`
+        id: String,
+    },
+    /// Follow a task to its end; exits with 1 when it failed or was cancelled
+    Watch {
+        /// Its id
+        id: String,
+    },
+    /// Stop a task; a create removes what it had made
+    Cancel {
+        /// Its id
+        id: String,
+        /// Wait until it has ended
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+/// Prints the completion script of a shell.
+pub(crate) fn completions(shell: clap_complete::Shell) {
+    let mut command = Arguments::command();
+    clap_complete::generate(shell, &mut command, "windlass", &mut std::io::stdout());
+}
+
+/// The caller's home directory.
+pub(crate) fn home() -> Option<PathBuf> {
+    std::env::var_os("HOME")
+        .filter(|home| !home.is_empty())
+        .map(PathBuf::from)
+}

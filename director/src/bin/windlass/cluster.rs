@@ -1,0 +1,379 @@
+//! `windlass cluster …`.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+use windlass_director::client::Client;
+use windlass_director::config::write_atomic;
+use windlass_director::model::{Action, Cluster, Disruption, Plan, Task};
+use windlass_director::spec::{
+    INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawNetwork, RawPool,
+};
+
+use crate::args::{ClusterCommand, SpecArgs};
+use crate::failure::{Failure, NOT_FOUND, USAGE};
+use crate::output::{age, note, table};
+use crate::{Session, progress};
+
+pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<ExitCode, Failure> {
+    let client = session.client()?;
+    match command {
+        ClusterCommand::Create { spec, wait } => create(session, &client, &spec, wait).await,
+        ClusterCommand::List => list(session, &client).await,
+        ClusterCommand::Show { name } => show(session, &client, &name).await,
+        ClusterCommand::Plan { spec, delete } => plan(session, &client, &spec, delete).await,
+        ClusterCommand::Credentials { name, write } => {
+            credentials(session, &client, &name, write.as_deref()).await
+        }
+        ClusterCommand::Delete { name, yes, wait } => {
+            delete(session, &client, &name, yes, wait).await
+        }
+    }
+}
+
+async fn create(
+    session: &Session,
+    client: &Client,
+    spec: &SpecArgs,
+    wait: bool,
+) -> Result<ExitCode, Failure> {
+    let answer = client.post("/v1/clusters", body(spec)?).await?;
+    ordered(session, client, &answer, wait).await
+}
+
+/// Shows the task that was ordered, or waits for its end.
+async fn ordered(
+    session: &Session,
+    client: &Client,
+    answer: &Value,
+    wait: bool,
+) -> Result<ExitCode, Failure> {
+    let task: Task = client.typed(answer)?;
+    if wait {
+        return progress::wait(session, client, &task.id).await;
+    }
+    session.output.answer(answer, || {
+        let id = &task.id;
+        format!(
+            "task {id} ({}) of cluster {}: `windlass task watch {id}` follows it",
+            task.kind, task.cluster
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(session: &Session, client: &Client) -> Result<ExitCode, Failure> {
+    let answer = client.get("/v1/clusters").await?;
+    let clusters: Vec<Cluster> = client.typed(&answer["items"])?;
+    session.output.answer(&answer, || {
+        let rows = clusters.iter().map(|cluster| {
+            let workers: u32 = cluster.spec.pools.values().map(|pool| pool.count).sum();
+            vec![
+                cluster.spec.name.to_string(),
+                cluster.phase.to_string(),
+                cluster.spec.kubernetes_version.clone(),
+                cluster.spec.control_plane.count.to_string(),
+                workers.to_string(),
+                format!("{}:{}", cluster.endpoint.address, cluster.endpoint.port),
+                age(cluster.created_at),
+            ]
+        });
+        table(
+            &[
+                "NAME",
+                "PHASE",
+                "KUBERNETES",
+                "CONTROL PLANE",
+                "WORKERS",
+                "ENDPOINT",
+                "AGE",
+            ],
+            rows,
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn show(session: &Session, client: &Client, name: &str) -> Result<ExitCode, Failure> {
+    let answer = client
+        .get(&format!("/v1/clusters/{}", segment(name)))
+        .await?;
+    let cluster: Cluster = client.typed(&answer)?;
+    session.output.answer(&answer, || describe(&cluster));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(cluster: &Cluster) -> String {
+    let spec = &cluster.spec;
+    let mut rows = vec![
+        ("Name", spec.name.to_string()),
+        ("Phase", cluster.phase.to_string()),
+        ("Kubernetes", spec.kubernetes_version.clone()),
+        ("Stemcell", cluster.stemcell.clone()),
+        (
+            "Endpoint",
+            format!(
+                "https://{}:{} ({})",
+                cluster.endpoint.name, cluster.endpoint.port, cluster.endpoint.address
+            ),
+        ),
+        (
+            "Control plane",
+            format!(
+                "{} × {}",
+                spec.control_plane.count,
+                size(&spec.control_plane.size)
+            ),
+        ),
+    ];
+    for (name, pool) in &spec.pools {
+        rows.push((
+            "Pool",
+            format!("{name}: {} × {}", pool.count, size(&pool.size)),
+        ));
+    }
+    rows.push(("Pods", spec.network.pod_cidr.to_string()));
+    rows.push(("Services", spec.network.service_cidr.to_string()));
+    rows.push((
+        "Created",
+        format!("{} ({} ago)", cluster.created_at, age(cluster.created_at)),
+    ));
+    if let Some(message) = &cluster.message {
+        rows.push(("Message", message.clone()));
+    }
+    if let Some(task) = &cluster.task {
+        rows.push(("Task", format!("{task} (`windlass task watch {task}`)")));
+    }
+    pairs(rows)
+}
+
+fn size(size: &windlass_common::cluster::MachineSize) -> String {
+    format!("{}m CPU, {} MiB memory", size.cpu_millis, size.memory_mib)
+}
+
+/// Names and values, one pair a line.
+pub(crate) fn pairs(rows: Vec<(&str, String)>) -> String {
+    let lines = rows
+        .iter()
+        .map(|(name, value)| format!("{:<15} {value}", format!("{name}:")));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+async fn plan(
+    session: &Session,
+    client: &Client,
+    spec: &SpecArgs,
+    delete: bool,
+) -> Result<ExitCode, Failure> {
+    let answer = match &spec.name {
+        Some(name) if delete => {
+            client
+                .delete(&format!("/v1/clusters/{}?dry_run=true", segment(name)))
+                .await?
+        }
+        _ => {
+            client
+                .post("/v1/clusters?dry_run=true", planned(client, spec).await?)
+                .await?
+        }
+    };
+    let plan: Plan = client.typed(&answer)?;
+    session.output.answer(&answer, || explain(&plan));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to plan: the cluster that has this name when nothing else is said, or a new one.
+async fn planned(client: &Client, spec: &SpecArgs) -> Result<String, Failure> {
+    let bare = spec.kubernetes_version.is_none()
+        && spec.control_plane.is_none()
+        && spec.workers.is_none()
+        && spec.pool.is_empty()
+        && spec.pod_cidr.is_none()
+        && spec.service_cidr.is_none();
+    if let (Some(name), true) = (&spec.name, bare) {
+        let found = client.get(&format!("/v1/clusters/{}", segment(name))).await;
+        match found.map_err(Failure::from) {
+            Ok(cluster) => return Ok(cluster["spec"].to_string()),
+            Err(failure) if failure.code == NOT_FOUND => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    body(spec)
+}
+
+/// A plan for people.
+pub(crate) fn explain(plan: &Plan) -> String {
+    if plan.steps.is_empty() {
+        return format!("cluster {}: nothing to do", plan.cluster);
+    }
+    let mut text = format!("cluster {}: {} steps\n\n", plan.cluster, plan.steps.len());
+    let rows = plan.steps.iter().map(|step| {
+        let disrupts = match step.disrupts {
+            Disruption::Nothing => "",
+            Disruption::Pods => "pods",
+            Disruption::Api => "API",
+            Disruption::Data => "DATA",
+        };
+        vec![step.key.to_string(), disrupts.to_owned(), step.why.clone()]
+    });
+    text.push_str(&table(&["STEP", "DISRUPTS", "WHY"], rows));
+    text.push_str(&format!("\n\nplan {}", plan.hash));
+    text
+}
+
+async fn credentials(
+    session: &Session,
+    client: &Client,
+    name: &str,
+    write: Option<&Path>,
+) -> Result<ExitCode, Failure> {
+    let path = format!("/v1/clusters/{}/credentials", segment(name));
+    let answer = client.post(&path, String::new()).await?;
+    let kubeconfig: String = client.typed(&answer["kubeconfig"])?;
+    let Some(write) = write else {
+        session.output.answer(&answer, || kubeconfig);
+        return Ok(ExitCode::SUCCESS);
+    };
+    write_atomic(write, kubeconfig.as_bytes(), 0o600)
+        .map_err(|error| Failure::failed(format!("cannot write {}: {error}", write.display())))?;
+    let written = json!({"path": write, "expiresAt": answer["expiresAt"]});
+    session.output.answer(&written, || {
+        let path = write.display();
+        format!("wrote {path}: `export KUBECONFIG={path}` and use kubectl")
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn delete(
+    session: &Session,
+    client: &Client,
+    name: &str,
+    yes: bool,
+    wait: bool,
+) -> Result<ExitCode, Failure> {
+    let mut path = format!("/v1/clusters/{}", segment(name));
+    if !yes {
+        let answer = client.delete(&format!("{path}?dry_run=true")).await?;
+        let plan: Plan = client.typed(&answer)?;
+        if !confirm_deletion(name, &plan)? {
+            return Err(Failure::failed("not deleted"));
+        }
+        // Only what was shown is deleted.
+        path = format!("{path}?disks={}", disks(&plan).join(","));
+    }
+    let answer = client.delete(&path).await?;
+    ordered(session, client, &answer, wait).await
+}
+
+fn disks(plan: &Plan) -> Vec<String> {
+    let disk = |action: &Action| match action {
+        Action::DeleteDisk { disk } => Some(disk.to_string()),
+        _ => None,
+    };
+    plan.steps
+        .iter()
+        .filter_map(|step| disk(&step.action))
+        .collect()
+}
+
+fn confirm_deletion(name: &str, plan: &Plan) -> Result<bool, Failure> {
+    note(&explain(plan));
+    let disks = disks(plan);
+    if !disks.is_empty() {
+        note(&format!("\nDestroys the data on {}.", disks.join(", ")));
+    }
+    confirm(
+        &format!("Type the name of the cluster ({name}) to delete it: "),
+        name,
+    )
+}
+
+/// Asks a person to type a word; `--yes` is for programs.
+pub(crate) fn confirm(question: &str, word: &str) -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(
+            USAGE,
+            "nobody is there to be asked: add --yes",
+        ));
+    }
+    let mut stderr = std::io::stderr();
+    let _ = write!(stderr, "{question}").and_then(|()| stderr.flush());
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .map_err(|error| Failure::failed(format!("cannot read the answer: {error}")))?;
+    Ok(answer.trim() == word)
+}
+
+/// The cluster that is asked for, as the API takes it.
+fn body(spec: &SpecArgs) -> Result<String, Failure> {
+    if let Some(path) = &spec.file {
+        return read(path);
+    }
+    let mut pools: std::collections::BTreeMap<String, RawPool> = std::collections::BTreeMap::new();
+    let counted = |count| RawPool {
+        count: Some(count),
+        ..RawPool::default()
+    };
+    for (name, count) in &spec.pool {
+        if pools.insert(name.clone(), counted(*count)).is_some() {
+            return Err(Failure::new(USAGE, format!("--pool {name} is given twice")));
+        }
+    }
+    if let Some(count) = spec.workers {
+        pools.insert("workers".to_owned(), counted(count));
+    }
+    let network = RawNetwork {
+        pod_cidr: spec.pod_cidr.clone(),
+        service_cidr: spec.service_cidr.clone(),
+    };
+    let raw = RawClusterSpec {
+        name: spec.name.clone().unwrap_or_default(),
+        kubernetes_version: spec.kubernetes_version.clone(),
+        control_plane: spec.control_plane.map(|count| RawControlPlane {
+            count: Some(count),
+            size: None,
+        }),
+        pools: (!pools.is_empty()).then_some(pools),
+        network: (network != RawNetwork::default()).then_some(network),
+    };
+    serde_json::to_string(&raw).map_err(|error| Failure::of(&error))
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let failure = |error: std::io::Error| {
+        Failure::new(USAGE, format!("cannot read {}: {error}", path.display()))
+    };
+    let mut text = String::new();
+    // One byte more than is allowed, so that the server sees that it is too long.
+    let limit = INPUT_BYTES_MAX as u64 + 1;
+    if path == Path::new("-") {
+        std::io::stdin()
+            .take(limit)
+            .read_to_string(&mut text)
+            .map_err(failure)?;
+    } else {
+        let file = std::fs::File::open(path).map_err(failure)?;
+        file.take(limit)
+            .read_to_string(&mut text)
+            .map_err(failure)?;
+    }
+    Ok(text)
+}
+
+/// A name as one segment of a path; what no name may hold is percent-encoded.
+pub(crate) fn segment(name: &str) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~') {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a text cannot fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}

@@ -1,0 +1,217 @@
+//! `windlass node …`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::Method;
+use serde_json::{Value, json};
+use windlass_director::api::{NodeOutput, Source};
+use windlass_director::client::{Client, Lines};
+use windlass_director::model::{MachineHealth, MachineView};
+
+use crate::Session;
+use crate::args::NodeCommand;
+use crate::cluster::{pairs, segment};
+use crate::failure::Failure;
+use crate::output::{age, duration, line, table};
+
+pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitCode, Failure> {
+    let client = session.client()?;
+    match command {
+        NodeCommand::List { cluster } => list(session, &client, cluster.as_deref()).await,
+        NodeCommand::Show { name } => show(session, &client, &name).await,
+        NodeCommand::Logs {
+            name,
+            unit,
+            lines,
+            diagnostics,
+        } => {
+            let unit = unit
+                .map(|unit| format!("&unit={}", segment(&unit)))
+                .unwrap_or_default();
+            let path = format!(
+                "/v1/machines/{}/logs?lines={lines}&diagnostics={diagnostics}{unit}",
+                segment(&name)
+            );
+            let lines = client.lines(Method::GET, &path, None, &[]).await?;
+            stream(session, &client, lines).await
+        }
+        NodeCommand::Exec { name, command } => {
+            let path = format!("/v1/machines/{}/exec", segment(&name));
+            let body = json!({ "argv": command }).to_string();
+            let lines = client.lines(Method::POST, &path, Some(body), &[]).await?;
+            stream(session, &client, lines).await
+        }
+    }
+}
+
+async fn list(
+    session: &Session,
+    client: &Client,
+    cluster: Option<&str>,
+) -> Result<ExitCode, Failure> {
+    let path = match cluster {
+        Some(name) => format!("/v1/machines?cluster={}", segment(name)),
+        None => "/v1/machines".to_owned(),
+    };
+    let answer = client.get(&path).await?;
+    let machines: Vec<MachineView> = client.typed(&answer["items"])?;
+    session.output.answer(&answer, || {
+        let rows = machines.iter().map(|view| {
+            let machine = &view.machine;
+            let heartbeat = view.agent.last_heartbeat_age_ms;
+            vec![
+                machine.name.to_string(),
+                machine.cluster.to_string(),
+                machine.role.to_string(),
+                machine.phase.to_string(),
+                view.health.to_string(),
+                machine.address.to_string(),
+                heartbeat.map_or("-".to_owned(), duration),
+                age(machine.created_at),
+            ]
+        });
+        table(
+            &[
+                "NAME",
+                "CLUSTER",
+                "ROLE",
+                "PHASE",
+                "HEALTH",
+                "ADDRESS",
+                "HEARTBEAT",
+                "AGE",
+            ],
+            rows,
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn show(session: &Session, client: &Client, name: &str) -> Result<ExitCode, Failure> {
+    let answer = client
+        .get(&format!("/v1/machines/{}", segment(name)))
+        .await?;
+    let view: MachineView = client.typed(&answer)?;
+    session.output.answer(&answer, || describe(&view));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(view: &MachineView) -> String {
+    let machine = &view.machine;
+    let mut rows = vec![
+        ("Name", machine.name.to_string()),
+        ("Cluster", machine.cluster.to_string()),
+        ("Role", machine.role.to_string()),
+        ("Phase", machine.phase.to_string()),
+        (
+            "Node",
+            format!(
+                "{} (incarnation {})",
+                machine.node_name, machine.incarnation
+            ),
+        ),
+        ("Address", machine.address.to_string()),
+        ("Pods", machine.pod_cidr.to_string()),
+        ("Stemcell", machine.stemcell.clone()),
+        ("Health", health(&view.health)),
+        ("Agent", agent(view)),
+        (
+            "Created",
+            format!("{} ({} ago)", machine.created_at, age(machine.created_at)),
+        ),
+    ];
+    if let Some(disk) = &machine.data_disk {
+        rows.push(("Data disk", disk.to_string()));
+    }
+    let Some(report) = &view.report else {
+        return pairs(rows);
+    };
+    let vitals = &report.vitals;
+    let mib = |bytes: u64| bytes >> 20;
+    rows.push(("Up", duration(report.uptime_s.saturating_mul(1000))));
+    rows.push((
+        "Memory",
+        format!(
+            "{} of {} MiB",
+            mib(vitals.memory_used_bytes),
+            mib(vitals.memory_total_bytes)
+        ),
+    ));
+    rows.push((
+        "Disk",
+        format!(
+            "{} of {} MiB",
+            mib(vitals.disk_used_bytes),
+            mib(vitals.disk_total_bytes)
+        ),
+    ));
+    let units = report.units.iter().map(|(name, unit)| {
+        vec![
+            name.clone(),
+            unit.active_state.clone(),
+            unit.sub_state.clone(),
+            unit.restarts.to_string(),
+        ]
+    });
+    let units = table(&["UNIT", "STATE", "SUBSTATE", "RESTARTS"], units);
+    format!("{}\n\n{units}", pairs(rows))
+}
+
+fn health(health: &MachineHealth) -> String {
+    match health {
+        MachineHealth::Degraded { units } => format!("{health}: {}", units.join(", ")),
+        MachineHealth::Healthy | MachineHealth::AgentLost | MachineHealth::Unknown => {
+            health.to_string()
+        }
+    }
+}
+
+fn agent(view: &MachineView) -> String {
+    let agent = &view.agent;
+    let version = agent.version.as_deref().unwrap_or("unknown version");
+    match (agent.connected, agent.last_heartbeat_age_ms) {
+        (true, Some(age)) => format!("{version}, connected, heartbeat {} ago", duration(age)),
+        (true, None) => format!("{version}, connected"),
+        (false, _) => "not connected".to_owned(),
+    }
+}
+
+/// Prints what a machine sends as it comes; ends with the code it ends with.
+async fn stream(session: &Session, client: &Client, mut lines: Lines) -> Result<ExitCode, Failure> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    while let Some(text) = lines.next().await? {
+        let value: Value = serde_json::from_str(&text).map_err(|error| Failure::of(&error))?;
+        match client.typed::<NodeOutput>(&value)? {
+            NodeOutput::Stage { .. } => {}
+            NodeOutput::Output { source, data } => {
+                let bytes = STANDARD.decode(data).map_err(|error| Failure::of(&error))?;
+                match (session.output.json, source) {
+                    (true, Source::Stdout) => stdout.extend(bytes),
+                    (true, Source::Stderr) => stderr.extend(bytes),
+                    // A reader that went away is no error of ours.
+                    (false, Source::Stdout) => {
+                        let mut out = std::io::stdout().lock();
+                        let _ = out.write_all(&bytes).and_then(|()| out.flush());
+                    }
+                    (false, Source::Stderr) => {
+                        let _ = std::io::stderr().lock().write_all(&bytes);
+                    }
+                }
+            }
+            NodeOutput::Exit { code } => {
+                if session.output.json {
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    line(&json!({"exitCode": code, "stdout": text(&stdout), "stderr": text(&stderr)}).to_string());
+                }
+                return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+            }
+            NodeOutput::Failed { message, .. } => return Err(Failure::failed(message)),
+        }
+    }
+    Err(Failure::failed(
+        "the director ended the answer in the middle; what the command did is not known",
+    ))
+}

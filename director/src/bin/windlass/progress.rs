@@ -1,0 +1,326 @@
+//! Waiting for a task with live progress: a line for each machine on a terminal, a line for each step
+//! that ended otherwise. All of it on standard error.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use windlass_director::client::Client;
+use windlass_director::client::watch::{Watched, follow};
+use windlass_director::model::{
+    Plan, StepKey, StepRecord, StepState, Task, TaskEvent, TaskId, TaskKind, TaskState,
+};
+
+use crate::Session;
+use crate::failure::{Failure, INTERRUPTED};
+use crate::output::{duration, note, watched};
+
+/// How often a spinner turns.
+const TICK: Duration = Duration::from_millis(120);
+
+/// Waits for the end of a task; succeeds when it did.
+pub(crate) async fn wait(
+    session: &Session,
+    client: &Client,
+    id: &TaskId,
+) -> Result<ExitCode, Failure> {
+    let task = until_over(client, id).await?;
+    let value = serde_json::to_value(&task).map_err(|error| Failure::of(&error))?;
+    match task.state {
+        TaskState::Succeeded => {
+            session.output.answer(&value, || succeeded(&task));
+            Ok(ExitCode::SUCCESS)
+        }
+        TaskState::Cancelled => Err(Failure::failed(format!("task {id} was cancelled"))),
+        TaskState::Failed | TaskState::Queued | TaskState::Running | TaskState::Cancelling => {
+            let why = task
+                .error
+                .map_or("no reason was given".to_owned(), |error| error.message);
+            let cluster = &task.cluster;
+            let next = match task.kind {
+                TaskKind::CreateCluster => format!(
+                    "the same create goes on from there; `windlass cluster delete {cluster}` removes it"
+                ),
+                TaskKind::DeleteCluster => {
+                    format!("`windlass cluster delete {cluster}` tries again")
+                }
+            };
+            Err(Failure::failed(format!(
+                "task {id} failed: {why}\n`windlass task show {id}` shows its steps; {next}"
+            )))
+        }
+    }
+}
+
+/// Waits for the end of a task that is being cancelled; succeeds when it is.
+pub(crate) async fn cancelled(
+    session: &Session,
+    client: &Client,
+    id: &TaskId,
+) -> Result<ExitCode, Failure> {
+    let task = until_over(client, id).await?;
+    let value = serde_json::to_value(&task).map_err(|error| Failure::of(&error))?;
+    match task.state {
+        TaskState::Cancelled => {
+            session
+                .output
+                .answer(&value, || format!("task {id} is cancelled"));
+            Ok(ExitCode::SUCCESS)
+        }
+        state => Err(Failure::failed(format!(
+            "task {id} is {state}: it had ended before the cancel reached it, or its clean-up failed; `windlass task show {id}` shows its steps"
+        ))),
+    }
+}
+
+fn succeeded(task: &Task) -> String {
+    let took = match (task.started_at, task.ended_at) {
+        (Some(started), Some(ended)) => format!(" in {}", duration(ended.ms_since(started))),
+        _ => String::new(),
+    };
+    let cluster = &task.cluster;
+    match task.kind {
+        TaskKind::CreateCluster => {
+            format!(
+                "cluster {cluster} is ready{took}; `windlass cluster credentials {cluster}` gives access"
+            )
+        }
+        TaskKind::DeleteCluster => format!("cluster {cluster} is deleted{took}"),
+    }
+}
+
+async fn until_over(client: &Client, id: &TaskId) -> Result<Task, Failure> {
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
+    let mut view = View::new();
+    let mut watch = follow(client, id);
+    loop {
+        let next = tokio::select! {
+            next = watch.next() => next,
+            _ = &mut interrupt => {
+                view.clear();
+                return Err(interrupted(id));
+            }
+        };
+        match next? {
+            Watched::Event(event) => view.event(event),
+            Watched::Away => view.say("the director is away; waiting for it to come back"),
+            Watched::Ended => {
+                let answer = client.get(&format!("/v1/tasks/{id}")).await;
+                // Gone again already: the watch finds out and waits.
+                let Ok(answer) = answer else { continue };
+                let task: Task = client.typed(&answer)?;
+                if task.state.is_over() {
+                    view.snapshot(&task);
+                    view.clear();
+                    return Ok(task);
+                }
+                // The stream was cut, for example by a director that stopped.
+                tokio::time::sleep(TICK).await;
+            }
+        }
+    }
+}
+
+fn interrupted(id: &TaskId) -> Failure {
+    let message = format!(
+        "interrupted; task {id} goes on\n  follow it:  windlass task watch {id}\n  stop it:    windlass task cancel {id}\n  \
+         after it failed or was cancelled, the same command starts it again"
+    );
+    Failure::new(INTERRUPTED, message)
+}
+
+/// What is shown.
+struct View {
+    began: Instant,
+    /// Lines of a terminal by machine; `None` when nobody looks.
+    lines: Option<(MultiProgress, BTreeMap<String, ProgressBar>)>,
+    plan: Option<Plan>,
+    states: BTreeMap<StepKey, StepRecord>,
+    stages: BTreeMap<StepKey, String>,
+}
+
+impl View {
+    fn new() -> View {
+        View {
+            began: Instant::now(),
+            lines: watched().then(|| (MultiProgress::new(), BTreeMap::new())),
+            plan: None,
+            states: BTreeMap::new(),
+            stages: BTreeMap::new(),
+        }
+    }
+
+    fn event(&mut self, event: TaskEvent) {
+        match event {
+            TaskEvent::Snapshot { task } => self.snapshot(&task),
+            TaskEvent::Step { key, record } => self.step(key, record),
+            TaskEvent::Progress { key, stage } => {
+                self.stages.insert(key.clone(), stage);
+                self.draw(&self.owner(&key));
+            }
+            TaskEvent::State { state, error } => {
+                let why = error.map_or(String::new(), |error| format!(": {}", error.message));
+                self.say(&format!("task is {state}{why}"));
+            }
+        }
+    }
+
+    fn snapshot(&mut self, task: &Task) {
+        let plan = task.cleanup.as_ref().unwrap_or(&task.plan);
+        if self.plan.as_ref().is_none_or(|seen| seen.hash != plan.hash) {
+            self.plan = Some(plan.clone());
+        }
+        for (key, record) in &task.steps {
+            if self.states.get(key) != Some(record) {
+                self.step(key.clone(), record.clone());
+            }
+        }
+    }
+
+    fn step(&mut self, key: StepKey, record: StepRecord) {
+        let before = self.states.insert(key.clone(), record.clone());
+        let owner = self.owner(&key);
+        if self.lines.is_some() {
+            self.draw(&owner);
+            return;
+        }
+        let fresh = before.as_ref().map(|before| before.state) != Some(record.state);
+        let again = before.map(|before| before.error) != Some(record.error.clone());
+        let took = || {
+            duration(
+                record
+                    .ended_at
+                    .unwrap_or(record.started_at)
+                    .ms_since(record.started_at),
+            )
+        };
+        let name = self.name(&key);
+        let what = match (record.state, &record.error) {
+            (StepState::Succeeded, _) if fresh => format!("done in {}", took()),
+            (StepState::Failed, error) if fresh => {
+                let why = error.as_ref().map_or("", |error| error.message.as_str());
+                format!("failed after {}: {why}", took())
+            }
+            (StepState::Cancelled, _) if fresh => "cancelled".to_owned(),
+            (StepState::Running, Some(error)) if again => {
+                format!("trying again: {}", error.message)
+            }
+            _ => return,
+        };
+        self.say(&format!("{owner:<24} {name:<20} {what}"));
+    }
+
+    /// The machine a step acts on, or the cluster.
+    fn owner(&self, key: &StepKey) -> String {
+        let step = self
+            .plan
+            .iter()
+            .flat_map(|plan| &plan.steps)
+            .find(|step| step.key == *key);
+        let machine = step.and_then(|step| step.action.machine());
+        machine.map_or("cluster".to_owned(), ToString::to_string)
+    }
+
+    fn name(&self, key: &StepKey) -> String {
+        let step = self
+            .plan
+            .iter()
+            .flat_map(|plan| &plan.steps)
+            .find(|step| step.key == *key);
+        step.map_or(key.to_string(), |step| step.action.name().to_owned())
+    }
+
+    /// A line that stays.
+    fn say(&self, text: &str) {
+        let text = format!(
+            "[{:>7}] {text}",
+            duration(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+        );
+        match &self.lines {
+            // A terminal that went away is no error of ours.
+            Some((all, _)) => drop(all.println(text)),
+            None => note(&text),
+        }
+    }
+
+    /// Draws the line of a machine (or the cluster) anew.
+    fn draw(&mut self, owner: &str) {
+        let Some(plan) = &self.plan else { return };
+        let steps: Vec<_> = plan
+            .steps
+            .iter()
+            .filter(|step| {
+                step.action
+                    .machine()
+                    .map_or("cluster".to_owned(), ToString::to_string)
+                    == owner
+            })
+            .collect();
+        let state = |key| self.states.get(key).map(|record: &StepRecord| record.state);
+        let done = steps
+            .iter()
+            .filter(|step| state(&step.key) == Some(StepState::Succeeded))
+            .count();
+        let message = steps
+            .iter()
+            .filter_map(|step| {
+                let record = self.states.get(&step.key)?;
+                let name = step.action.name();
+                match record.state {
+                    StepState::Running => {
+                        let why = record
+                            .error
+                            .as_ref()
+                            .map(|error| format!(" (again: {})", error.message));
+                        let stage = self
+                            .stages
+                            .get(&step.key)
+                            .map(|stage| format!(" ({stage})"));
+                        Some(format!("{name}{}", why.or(stage).unwrap_or_default()))
+                    }
+                    StepState::Failed => Some(format!("{name} failed")),
+                    StepState::Succeeded | StepState::Cancelled => None,
+                }
+            })
+            .collect::<Vec<_>>()
+            .join(", ");
+        let all = steps.len();
+        let finished = done == all;
+        let Some((screen, lines)) = &mut self.lines else {
+            return;
+        };
+        let line = lines
+            .entry(owner.to_owned())
+            .or_insert_with(|| new_line(screen, owner));
+        let message = if finished { "done".to_owned() } else { message };
+        line.set_message(format!("{done:>2}/{all:<2} {message}"));
+        if finished && !line.is_finished() {
+            let text = format!("{done:>2}/{all:<2} done");
+            line.finish_with_message(text);
+        }
+    }
+
+    /// Ends the drawing; what was drawn stays.
+    fn clear(&mut self) {
+        if let Some((_, lines)) = &mut self.lines {
+            for line in lines.values().filter(|line| !line.is_finished()) {
+                line.abandon();
+            }
+        }
+    }
+}
+
+fn new_line(screen: &MultiProgress, owner: &str) -> ProgressBar {
+    let line = screen.add(ProgressBar::new_spinner());
+    // The template is a constant; a wrong one would only look plain.
+    if let Ok(style) =
+        ProgressStyle::with_template("{spinner} {prefix:<24} {elapsed:>4} {wide_msg}")
+    {
+        line.set_style(style);
+    }
+    line.set_prefix(owner.to_owned());
+    line.enable_steady_tick(TICK);
+    line
+}
