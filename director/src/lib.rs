@@ -7,6 +7,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod gateway;
+pub mod kubernetes;
 pub mod model;
 pub mod pki;
 pub mod plan;

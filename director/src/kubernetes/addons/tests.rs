@@ -1,0 +1,112 @@
+//! Add-ons fit together and ask for no more than they say.
+
+use std::collections::BTreeSet;
+
+use super::super::fixtures::{CONTAINER, cluster};
+use super::*;
+
+fn name(object: &Value) -> (String, String) {
+    let text = |pointer| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or("")
+            .to_owned()
+    };
+    (text("/kind"), text("/metadata/name"))
+}
+
+#[test]
+fn objects_are_named_once_and_bindings_come_after_roles() {
+    let objects = bootstrap_objects(&cluster(1, 2, CONTAINER));
+    let mut seen = BTreeSet::new();
+    for object in &objects {
+        if let Some(role) = object.pointer("/roleRef/name").and_then(Value::as_str)
+            && role.starts_with("windlass:")
+        {
+            assert!(
+                seen.iter().any(|(_, name)| name == role),
+                "{role} is bound before it exists"
+            );
+        }
+        assert!(seen.insert(name(object)), "{object:#}");
+    }
+}
+
+#[test]
+fn the_director_may_patch_exactly_what_it_maintains() {
+    let facts = cluster(1, 2, CONTAINER);
+    let maintained: BTreeSet<String> = maintained_objects(&facts)
+        .iter()
+        .map(|o| name(o).1)
+        .collect();
+    let role = bootstrap_objects(&facts)
+        .into_iter()
+        .find(|o| name(o) == ("Role".to_owned(), "windlass:addons".to_owned()))
+        .unwrap();
+    let mut allowed = BTreeSet::new();
+    for rule in role["rules"].as_array().unwrap() {
+        assert_eq!(rule["verbs"], json!(["get", "patch"]));
+        allowed.extend(
+            rule["resourceNames"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|n| n.to_string()),
+        );
+    }
+    let quoted = maintained.iter().map(|name| format!("{name:?}")).collect();
+    assert_eq!(allowed, quoted);
+}
+
+#[test]
+fn no_rule_has_a_wildcard() {
+    for object in bootstrap_objects(&cluster(1, 2, CONTAINER)) {
+        let rules = object["rules"].as_array().cloned().unwrap_or_default();
+        assert!(
+            !rules.iter().any(|rule| rule.to_string().contains("\"*\"")),
+            "{object:#}"
+        );
+    }
+}
+
+#[test]
+fn dns_forwards_only_where_a_name_server_is_known() {
+    let mut facts = cluster(1, 2, CONTAINER);
+    let corefile = |facts: &ClusterFacts| {
+        maintained_objects(facts)
+            .iter()
+            .find_map(|o| {
+                o.pointer("/data/Corefile")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned)
+            })
+            .unwrap()
+    };
+    assert!(corefile(&facts).contains("forward . 10.88.0.1 {"));
+    facts.upstream_dns.clear();
+    assert!(!corefile(&facts).contains("forward"));
+}
+
+#[test]
+fn nodes_are_told_role_pool_and_pod_network() {
+    let facts = cluster(1, 1, CONTAINER);
+    assert_eq!(
+        node_patch(&facts, &facts.machines[0]),
+        json!({
+            "metadata": {"labels": {
+                "node-role.kubernetes.io/control-plane": "",
+                "windlass.internal/machine": "demo-control-0",
+            }},
+            "spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"]},
+        })
+    );
+    assert_eq!(
+        node_patch(&facts, &facts.machines[1])["metadata"]["labels"],
+        json!({
+            "tier": "gold",
+            "windlass.internal/machine": "demo-workers-0",
+            "windlass.internal/pool": "workers",
+        })
+    );
+}

@@ -1,0 +1,385 @@
+//! A small client of the Kubernetes API, over whatever carries bytes to an API server.
+//!
+//! The director has no route to API servers: a [`Connector`] opens a stream through the agent of a
+//! control-plane machine. TLS runs end to end between director and API server inside that stream, so
+//! the agent in between reads nothing, and the server has to prove the cluster endpoint's name.
+//!
+//! # Invariants
+//! * Every call has a deadline, every answer a size limit.
+//! * No task is spawned: a connection lives inside the call that uses it or idle in a pool of
+//!   [`IDLE_MAX`]; dropping a call closes its connection.
+//! * A call is repeated only when repeating is harmless, and only because a pooled connection had
+//!   been closed by the server.
+//!
+//! # After a crash
+//! No state. Applying is idempotent; callers apply again.
+//!
+//! # Not here
+//! Watches. Which objects are applied: [`super::addons`].
+
+mod connection;
+mod error;
+mod resource;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::{Method, Request, StatusCode};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use self::connection::{Connection, Exchange};
+use super::facts::Endpoint;
+use super::pki::ClientIdentity;
+
+pub use self::connection::{ByteStream, ConnectFuture, Connector};
+pub use self::error::{ApiError, SetupError};
+pub use self::resource::{Node, NodeCondition, Resource, Taint};
+
+/// Owner of the fields that the director applies.
+pub const FIELD_MANAGER: &str = "windlass";
+/// How long one call may take: an API server that starts answers within seconds or refuses.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(15);
+/// Largest answer. A page has at most [`PAGE_OBJECTS`] objects; a large Node or Pod is 30 KB.
+pub const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Objects asked for at once; longer lists come in pages.
+pub const PAGE_OBJECTS: usize = 250;
+/// Pages of one list: with [`PAGE_OBJECTS`] more objects than Kubernetes supports pods (150 000).
+const PAGES_MAX: usize = 1000;
+/// Connections kept open between calls.
+pub const IDLE_MAX: usize = 4;
+
+/// A client with one identity on one cluster.
+pub struct Client {
+    connector: Arc<dyn Connector>,
+    tls: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+    host: String,
+    deadline: Duration,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("host", &self.host)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(bound = "T: DeserializeOwned")]
+struct Page<T> {
+    #[serde(default)]
+    metadata: PageMetadata,
+    #[serde(default = "Vec::new")]
+    items: Vec<T>,
+}
+
+#[derive(Debug, Deserialize, Default)]
+struct PageMetadata {
+    #[serde(default, rename = "continue")]
+    next: String,
+}
+
+#[derive(Clone)]
+struct Call {
+    method: Method,
+    path: String,
+    content: Option<(&'static str, Bytes)>,
+    /// Whether doing it twice is the same as doing it once.
+    repeatable: bool,
+}
+
+impl Client {
+    /// A client that connects through `connector` as `identity`.
+    ///
+    /// # Errors
+    /// [`SetupError`]: a certificate, key or name that is none.
+    pub fn new(
+        connector: Arc<dyn Connector>,
+        endpoint: &Endpoint,
+        authority_pem: &str,
+        identity: &ClientIdentity,
+    ) -> Result<Self, SetupError> {
+        let server_name =
+            ServerName::try_from(endpoint.name.clone()).map_err(|_| SetupError::Name {
+                name: endpoint.name.clone(),
+            })?;
+        Ok(Self {
+            connector,
+            tls: Arc::new(connection::tls_config(authority_pem, identity)?),
+            server_name,
+            host: format!("{}:{}", endpoint.name, endpoint.port),
+            deadline: CALL_DEADLINE,
+            idle: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The same client with another deadline for each call.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Whether the API server says that it is ready.
+    ///
+    /// # Errors
+    /// [`ApiError`]; a server that is not ready answers with a status.
+    pub async fn ready(&self) -> Result<(), ApiError> {
+        self.call(Call::get("/readyz".to_owned())).await.map(drop)
+    }
+
+    /// One object.
+    ///
+    /// # Errors
+    /// [`ApiError`]; see [`ApiError::is_not_found`].
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<T, ApiError> {
+        let path = resource.path(namespace, Some(name));
+        let answer = self.call(Call::get(path.clone())).await?;
+        decode(&path, &answer)
+    }
+
+    /// All objects, or those that a label selector selects.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn list<T: DeserializeOwned>(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        label_selector: Option<&str>,
+    ) -> Result<Vec<T>, ApiError> {
+        let base = resource.path(namespace, None);
+        let selector = label_selector
+            .map(|s| format!("&labelSelector={}", resource::encode(s)))
+            .unwrap_or_default();
+        let mut objects = Vec::new();
+        let mut next = String::new();
+        for _ in 0..PAGES_MAX {
+            let token = if next.is_empty() {
+                String::new()
+            } else {
+                format!("&continue={}", resource::encode(&next))
+            };
+            let path = format!("{base}?limit={PAGE_OBJECTS}{selector}{token}");
+            let answer = self.call(Call::get(path.clone())).await?;
+            let page: Page<T> = decode(&path, &answer)?;
+            objects.extend(page.items);
+            next = page.metadata.next;
+            if next.is_empty() {
+                return Ok(objects);
+            }
+        }
+        Err(ApiError::TooLarge {
+            path: base,
+            limit: PAGES_MAX * PAGE_OBJECTS,
+            unit: "objects",
+        })
+    }
+
+    /// Server-side apply of a whole object, as [`FIELD_MANAGER`]. Fields that others set over ours are
+    /// taken back; fields we never named stay as they are.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn apply(&self, object: &Value) -> Result<Value, ApiError> {
+        let base = resource::path_of(object)?;
+        let path = format!("{base}?fieldManager={FIELD_MANAGER}&force=true");
+        // JSON is YAML.
+        let answer = self
+            .call(Call::patch(
+                path.clone(),
+                "application/apply-patch+yaml",
+                object,
+            ))
+            .await?;
+        decode(&path, &answer)
+    }
+
+    /// JSON merge patch.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn merge_patch(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+        patch: &Value,
+    ) -> Result<Value, ApiError> {
+        let base = resource.path(namespace, Some(name));
+        let path = format!("{base}?fieldManager={FIELD_MANAGER}");
+        let answer = self
+            .call(Call::patch(
+                path.clone(),
+                "application/merge-patch+json",
+                patch,
+            ))
+            .await?;
+        decode(&path, &answer)
+    }
+
+    /// Creates an object; also the way to evict and to ask for access reviews. Never repeated.
+    ///
+    /// # Errors
+    /// [`ApiError`]; one that exists is a status 409.
+    pub async fn create(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        object: &Value,
+    ) -> Result<Value, ApiError> {
+        let path = format!(
+            "{}?fieldManager={FIELD_MANAGER}",
+            resource.path(namespace, None)
+        );
+        let body = Bytes::from(object.to_string());
+        let answer = self
+            .call(Call {
+                method: Method::POST,
+                path: path.clone(),
+                content: Some(("application/json", body)),
+                repeatable: false,
+            })
+            .await?;
+        decode(&path, &answer)
+    }
+
+    /// Deletes an object; `false` when there was none.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn delete(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<bool, ApiError> {
+        let call = Call {
+            method: Method::DELETE,
+            path: resource.path(namespace, Some(name)),
+            content: None,
+            repeatable: true,
+        };
+        match self.call(call).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn call(&self, call: Call) -> Result<Bytes, ApiError> {
+        let exchange = tokio::time::timeout(self.deadline, self.exchange(&call)).await;
+        let (status, body) = exchange.map_err(|_| ApiError::Deadline {
+            method: call.method.clone(),
+            path: call.path.clone(),
+            after: self.deadline,
+        })??;
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(ApiError::status(&call.method, &call.path, status, &body))
+        }
+    }
+
+    async fn exchange(&self, call: &Call) -> Result<(StatusCode, Bytes), ApiError> {
+        while call.repeatable
+            && let Some(mut connection) = self.pooled()
+        {
+            // A pooled connection may have been closed by the server meanwhile; the next one, or a
+            // new one, then does the same call.
+            match connection.exchange(self.request(call)?).await {
+                Ok(Exchange { status, body }) => {
+                    self.keep(connection);
+                    return Ok((status, body));
+                }
+                Err(ApiError::Http { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let stream = self.connector.connect().await.map_err(ApiError::Connect)?;
+        let mut connection =
+            Connection::open(stream, Arc::clone(&self.tls), self.server_name.clone()).await?;
+        let Exchange { status, body } = connection.exchange(self.request(call)?).await?;
+        self.keep(connection);
+        Ok((status, body))
+    }
+
+    fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, ApiError> {
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(&call.path)
+            .header(HOST, &self.host)
+            .header(
+                USER_AGENT,
+                concat!("windlass-director/", env!("CARGO_PKG_VERSION")),
+            )
+            .header(ACCEPT, "application/json");
+        let body = match &call.content {
+            Some((kind, body)) => {
+                request = request.header(CONTENT_TYPE, *kind);
+                body.clone()
+            }
+            None => Bytes::new(),
+        };
+        request.body(Full::new(body)).map_err(|_| ApiError::Object {
+            what: format!("{} is not a path", call.path),
+        })
+    }
+
+    fn pooled(&self) -> Option<Connection> {
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if connection.is_open() && idle.len() < IDLE_MAX {
+            idle.push(connection);
+        }
+    }
+}
+
+impl Call {
+    fn get(path: String) -> Self {
+        Self {
+            method: Method::GET,
+            path,
+            content: None,
+            repeatable: true,
+        }
+    }
+
+    fn patch(path: String, kind: &'static str, body: &Value) -> Self {
+        let content = Some((kind, Bytes::from(body.to_string())));
+        Self {
+            method: Method::PATCH,
+            path,
+            content,
+            repeatable: true,
+        }
+    }
+}
+
+fn decode<T: DeserializeOwned>(path: &str, answer: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(answer).map_err(|source| ApiError::Decode {
+        path: path.to_owned(),
+        source,
+    })
+}

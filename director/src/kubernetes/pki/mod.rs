@@ -1,0 +1,293 @@
+//! The PKI of one cluster: who its components are to one another.
+//!
+//! The director makes it and seals it in its store as one document ([`ClusterPki::to_bytes`]). Three
+//! authorities keep three kinds of trust apart: `kubernetes` (API server, kubelets, controllers,
+//! operators), `etcd` (members and the API servers, nobody else) and `front-proxy` (the aggregation
+//! layer, whose certificate may speak for any user and for that reason shares no authority with
+//! anything). Private keys of machines are made on the machines; [`machine_certificates`] signs them.
+//!
+//! # Invariants
+//! * Keys of authorities never leave the director.
+//! * Names in a certificate are the director's choice. From a request it takes the public key and the
+//!   proof of possession, and nothing else.
+//! * `system:masters` appears in one certificate only, [`bootstrap_identity`]: in memory, ten minutes
+//!   (docs/adr/0001-bootstrap-identity.md).
+//!
+//! # After a crash
+//! Issued certificates are not deterministic; the caller keeps those it sent. Issuing again for the
+//! same request is harmless: components read renewed files by themselves.
+//!
+//! # Not here
+//! The director's own authority, which agents and operators of the director trust.
+
+mod authority;
+mod identity;
+mod profile;
+mod sign;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aws_lc_rs::rand;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use windlass_common::error::ErrorClass;
+use windlass_common::id::ClusterName;
+use windlass_common::secret::{Secret, SecretBytes};
+
+pub use self::authority::Authority;
+pub use self::identity::{
+    ClientIdentity, bootstrap_identity, director_identity, operator_identity, operator_kubeconfig,
+};
+pub use self::profile::{AuthorityName, CertificateNames, Profile};
+pub use self::sign::{CsrError, IssueError, machine_certificates};
+
+/// Life of the authorities. They are replaced by a rotation that trusts old and new side by side, and
+/// ten years is what Kubernetes installers use; a cluster outlives it only by being rotated.
+pub const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * DAY_S);
+/// Life of a machine's certificates. There is no renewal by the director yet, so a year, as
+/// Kubernetes installers do; it shrinks once renewal runs by itself.
+pub const MACHINE_CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * DAY_S);
+/// Life of an operator's certificate: the API server cannot revoke one, and fetching a new one is one
+/// command.
+pub const OPERATOR_CERTIFICATE_LIFE: Duration = Duration::from_secs(7 * DAY_S);
+/// Life of the director's own client certificate: it is made in memory whenever it is needed.
+pub const DIRECTOR_CERTIFICATE_LIFE: Duration = Duration::from_secs(DAY_S);
+/// Life of the bootstrap certificate: a few seconds of use, and retries while an API server starts.
+pub const BOOTSTRAP_CERTIFICATE_LIFE: Duration = Duration::from_secs(600);
+/// How long before its issue a certificate is valid: clocks of machines may be behind the director's.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
+
+/// Group of operators who administer a whole cluster; an add-on binds it to `cluster-admin`.
+pub const CLUSTER_ADMINS_GROUP: &str = "windlass:cluster-admins";
+/// User of the director; an add-on gives it what it needs and no more.
+pub const DIRECTOR_USER: &str = "windlass:director";
+/// User as which API servers call kubelets; an add-on binds it to `system:kubelet-api-admin`.
+pub const KUBELET_CALLER_USER: &str = "windlass:apiserver-kubelet-client";
+/// Common name that etcd members demand of one another, so that a client's certificate of the same
+/// authority cannot join as a member.
+pub const ETCD_PEER_NAME: &str = "windlass:etcd-peer";
+/// Common name of the front proxy; the API server accepts forwarded users from this name only.
+pub const FRONT_PROXY_NAME: &str = "front-proxy-client";
+
+const DAY_S: u64 = 24 * 3600;
+const DOCUMENT_VERSION: u32 = 1;
+/// Largest document: three authorities, two keys and a few encryption keys are under 8 KiB.
+const DOCUMENT_BYTES_MAX: usize = 64 << 10;
+
+/// Everything secret about a cluster's identity; one document in the sealed store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterPki {
+    version: u32,
+    /// Signs API servers, kubelets, controllers and operators.
+    pub kubernetes: Authority,
+    /// Signs etcd members and the API servers as their clients.
+    pub etcd: Authority,
+    /// Signs the aggregation layer's client certificate.
+    pub front_proxy: Authority,
+    /// Signs service account tokens.
+    pub service_account: ServiceAccountKey,
+    /// Keys for Secrets in etcd; the first encrypts, all decrypt.
+    pub encryption: Vec<EncryptionKey>,
+}
+
+/// The key pair that signs service account tokens (ECDSA P-256).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceAccountKey {
+    /// PKCS#8 PEM.
+    pub private_pem: Secret,
+    /// SubjectPublicKeyInfo PEM.
+    pub public_pem: String,
+}
+
+/// A key for encryption at rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EncryptionKey {
+    /// Written in front of everything it encrypted.
+    pub name: String,
+    /// 32 bytes, Base64.
+    pub secret: Secret,
+}
+
+/// Why a cluster's PKI could not be made or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PkiError {
+    /// The crypto library refused.
+    #[error("cannot make {what} of cluster {cluster}")]
+    Make {
+        /// Key or certificate.
+        what: &'static str,
+        /// The cluster.
+        cluster: String,
+        /// From the library.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// No randomness.
+    #[error("the operating system gave no random bytes for the encryption key")]
+    Random,
+    /// The stored document is not one.
+    #[error("the stored PKI document of {bytes} bytes cannot be read; restore it from a backup")]
+    Document {
+        /// Its length.
+        bytes: usize,
+        /// From the parser.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The stored document is too long.
+    #[error("the stored PKI document has {bytes} bytes, more than {max}; restore it from a backup")]
+    DocumentTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The stored document is of another release.
+    #[error("the stored PKI document has version {got}, this release reads {want}")]
+    DocumentVersion {
+        /// Found.
+        got: u32,
+        /// Known.
+        want: u32,
+    },
+    /// A part of the stored document does not fit the rest.
+    #[error("{what} in the stored PKI document is damaged; restore the document from a backup")]
+    Damaged {
+        /// Which part.
+        what: &'static str,
+    },
+}
+
+impl PkiError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            PkiError::Make { .. } => ErrorClass::Bug,
+            PkiError::Random => ErrorClass::Retry,
+            PkiError::Document { .. }
+            | PkiError::DocumentTooLong { .. }
+            | PkiError::DocumentVersion { .. }
+            | PkiError::Damaged { .. } => ErrorClass::Operator,
+        }
+    }
+}
+
+impl ClusterPki {
+    /// Makes a new PKI with keys from the operating system's randomness.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`] and [`PkiError::Random`], both from the crypto library.
+    pub fn generate(cluster: &ClusterName, now: Timestamp) -> Result<Self, PkiError> {
+        let failed = |what| {
+            move |source| PkiError::Make {
+                what,
+                cluster: cluster.to_string(),
+                source,
+            }
+        };
+        let authority = |name: &'static str| {
+            let common_name = format!("windlass {cluster} {name}");
+            Authority::generate(&common_name, now, AUTHORITY_LIFE).map_err(failed(name))
+        };
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+            .map_err(failed("the service account key"))?;
+        let mut key = zeroize::Zeroizing::new([0u8; 32]);
+        rand::fill(key.as_mut_slice()).map_err(|_| PkiError::Random)?;
+        Ok(Self {
+            version: DOCUMENT_VERSION,
+            kubernetes: authority("kubernetes")?,
+            etcd: authority("etcd")?,
+            front_proxy: authority("front-proxy")?,
+            service_account: ServiceAccountKey {
+                private_pem: Secret::new(pair.serialize_pem()),
+                public_pem: pair.public_key_pem(),
+            },
+            encryption: vec![EncryptionKey {
+                name: "key1".to_owned(),
+                secret: Secret::new(BASE64.encode(key.as_slice())),
+            }],
+        })
+    }
+
+    /// The document for the sealed store.
+    pub fn to_bytes(&self) -> SecretBytes {
+        let document = serde_json::to_vec(self);
+        // No map key and no float that JSON could not hold.
+        SecretBytes::new(document.expect("strings and numbers serialise to JSON"))
+    }
+
+    /// Reads the document back and checks that its parts fit together.
+    ///
+    /// # Errors
+    /// [`PkiError`]: not a document, of another version, or damaged.
+    pub fn from_bytes(bytes: &SecretBytes) -> Result<Self, PkiError> {
+        let bytes = bytes.expose();
+        if bytes.len() > DOCUMENT_BYTES_MAX {
+            return Err(PkiError::DocumentTooLong {
+                bytes: bytes.len(),
+                max: DOCUMENT_BYTES_MAX,
+            });
+        }
+        let pki: Self = serde_json::from_slice(bytes).map_err(|source| PkiError::Document {
+            bytes: bytes.len(),
+            source,
+        })?;
+        if pki.version != DOCUMENT_VERSION {
+            return Err(PkiError::DocumentVersion {
+                got: pki.version,
+                want: DOCUMENT_VERSION,
+            });
+        }
+        for (what, authority) in [
+            ("authority kubernetes", &pki.kubernetes),
+            ("authority etcd", &pki.etcd),
+            ("authority front-proxy", &pki.front_proxy),
+        ] {
+            authority.check().map_err(|_| PkiError::Damaged { what })?;
+        }
+        let pair =
+            rcgen::KeyPair::from_pem(pki.service_account.private_pem.expose()).map_err(|_| {
+                PkiError::Damaged {
+                    what: "the service account key",
+                }
+            })?;
+        if pair.public_key_pem() != pki.service_account.public_pem {
+            return Err(PkiError::Damaged {
+                what: "the service account key",
+            });
+        }
+        let whole = |key: &EncryptionKey| {
+            BASE64
+                .decode(key.secret.expose())
+                .is_ok_and(|bytes| bytes.len() == 32)
+        };
+        if pki.encryption.is_empty() || !pki.encryption.iter().all(whole) {
+            return Err(PkiError::Damaged {
+                what: "the encryption key",
+            });
+        }
+        Ok(pki)
+    }
+
+    /// The authority of that name.
+    pub fn authority(&self, name: AuthorityName) -> &Authority {
+        match name {
+            AuthorityName::Kubernetes => &self.kubernetes,
+            AuthorityName::Etcd => &self.etcd,
+            AuthorityName::FrontProxy => &self.front_proxy,
+        }
+    }
+}
+
+/// Certificates of one machine: PEM chain by profile name.
+pub type Certificates = BTreeMap<String, String>;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Kubeconfigs: of components (files on their machine) and of operators (everything inside).
+//!
+//! All of them name the cluster's endpoint. The server is its address, and the certificate is verified
+//! against its name: a client needs no resolver to start, and an address that moves to another machine
+//! still has to prove the name.
+
+use serde::Serialize;
+use windlass_common::secret::Secret;
+
+use super::super::facts::{ClusterFacts, Endpoint};
+use super::super::pki::Profile;
+use super::{KUBERNETES_CA_PATH, yaml};
+
+/// What a kubeconfig says.
+#[derive(Debug)]
+pub struct Kubeconfig<'a> {
+    /// Name of the cluster.
+    pub cluster: &'a str,
+    /// Name of the user, for people.
+    pub user: &'a str,
+    /// Where the API is.
+    pub endpoint: &'a Endpoint,
+    /// What verifies the API server.
+    pub authority: Source,
+    /// What the client shows.
+    pub credentials: Credentials,
+}
+
+/// Certificate of the authority.
+#[derive(Debug)]
+pub enum Source {
+    /// Path of a PEM file.
+    Path(String),
+    /// Base64 of the PEM.
+    Inline(String),
+}
+
+/// Client certificate and key.
+#[derive(Debug)]
+pub enum Credentials {
+    /// Paths of PEM files.
+    Paths {
+        /// Certificate.
+        certificate: String,
+        /// Key.
+        key: String,
+    },
+    /// Base64 of the PEM.
+    Inline {
+        /// Certificate.
+        certificate: String,
+        /// Key.
+        key: Secret,
+    },
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Document<'a> {
+    #[serde(rename = "apiVersion")]
+    api_version: &'static str,
+    kind: &'static str,
+    clusters: [NamedCluster<'a>; 1],
+    users: [NamedUser<'a>; 1],
+    contexts: [NamedContext<'a>; 1],
+    current_context: &'a str,
+}
+
+#[derive(Serialize)]
+struct NamedCluster<'a> {
+    name: &'a str,
+    cluster: Cluster<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Cluster<'a> {
+    server: String,
+    tls_server_name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_authority: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_authority_data: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct NamedUser<'a> {
+    name: &'a str,
+    user: User<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct User<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_certificate: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_certificate_data: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_key_data: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct NamedContext<'a> {
+    name: &'a str,
+    context: Context<'a>,
+}
+
+#[derive(Serialize)]
+struct Context<'a> {
+    cluster: &'a str,
+    user: &'a str,
+}
+
+impl Kubeconfig<'_> {
+    /// The file; secret when the key is inside.
+    pub fn render(&self) -> String {
+        let (ca_path, ca_data) = match &self.authority {
+            Source::Path(path) => (Some(path.as_str()), None),
+            Source::Inline(data) => (None, Some(data.as_str())),
+        };
+        let user = match &self.credentials {
+            Credentials::Paths { certificate, key } => User {
+                client_certificate: Some(certificate),
+                client_key: Some(key),
+                client_certificate_data: None,
+                client_key_data: None,
+            },
+            Credentials::Inline { certificate, key } => User {
+                client_certificate: None,
+                client_key: None,
+                client_certificate_data: Some(certificate),
+                client_key_data: Some(key.expose()),
+            },
+        };
+        let cluster = Cluster {
+            server: format!("https://{}:{}", self.endpoint.address, self.endpoint.port),
+            tls_server_name: &self.endpoint.name,
+            certificate_authority: ca_path,
+            certificate_authority_data: ca_data,
+        };
+        yaml(&Document {
+            api_version: "v1",
+            kind: "Config",
+            clusters: [NamedCluster {
+                name: self.cluster,
+                cluster,
+            }],
+            users: [NamedUser {
+                name: self.user,
+                user,
+            }],
+            contexts: [NamedContext {
+                name: self.cluster,
+                context: Context {
+                    cluster: self.cluster,
+                    user: self.user,
+                },
+            }],
+            current_context: self.cluster,
+        })
+    }
+}
+
+/// The kubeconfig of a component, with the certificate of `profile`.
+pub(super) fn of_component(cluster: &ClusterFacts, user: &str, profile: Profile) -> String {
+    Kubeconfig {
+        cluster: cluster.spec.name.as_str(),
+        user,
+        endpoint: &cluster.endpoint,
+        authority: Source::Path(KUBERNETES_CA_PATH.to_owned()),
+        credentials: Credentials::Paths {
+            certificate: profile.certificate_path(),
+            key: profile.key_path(),
+        },
+    }
+    .render()
+}

@@ -1,0 +1,374 @@
+//! What a machine is told: keys, configuration, disks, units and gates as agent steps.
+//!
+//! Every file is rendered from a typed value (`kubelet`, `kube_proxy`, `containerd`, `cni`, `etcd`,
+//! `api_server`, `controllers`, [`kubeconfig`]). The units themselves are part of the image: each
+//! reads `/etc/windlass/units/<unit>.env`, one variable `ARGS`, and runs the binary under
+//! `/opt/windlass/components/<name>/current`.
+//!
+//! # Invariants
+//! * Same input, same bytes; files are ordered by path.
+//! * A unit's digest ([`UnitGoal::configuration`]) covers what it reads only at start: flags,
+//!   configuration and authorities, and not leaf certificates, which all components read again by
+//!   themselves. Issuing a certificate anew restarts nothing.
+//! * A worker gets no control-plane file.
+//!
+//! # After a crash
+//! No state; the same step is rendered again.
+//!
+//! # Not here
+//! When a step is sent and what it waits for: the planner. Which certificate says what:
+//! [`super::pki`].
+
+mod api_server;
+mod cni;
+mod containerd;
+mod controllers;
+mod etcd;
+mod flags;
+mod kube_proxy;
+pub mod kubeconfig;
+mod kubelet;
+mod network;
+mod services;
+
+use windlass_common::error::ErrorClass;
+use windlass_common::secret::SecretBytes;
+use windlass_common::step::{Configure, Disk, FileContent, FileSpec, KeySpec, Keys};
+
+use super::facts::{ClusterFacts, FactsError, MachineFacts, Role};
+use super::pki::{Certificates, ClusterPki, EncryptionKey, Profile, ServiceAccountKey};
+
+pub use self::flags::FlagsError;
+pub(super) use self::kubelet::CONTROL_PLANE_TAINT;
+pub use self::services::{Phase, endpoint_gate, gate, service};
+
+/// Where Kubernetes' configuration is on a machine.
+pub const KUBERNETES_DIRECTORY: &str = "/etc/kubernetes";
+/// Certificate of the `kubernetes` authority.
+pub const KUBERNETES_CA_PATH: &str = "/etc/kubernetes/pki/ca.crt";
+/// Certificate of the `etcd` authority.
+pub const ETCD_CA_PATH: &str = "/etc/kubernetes/pki/etcd-ca.crt";
+/// Certificate of the `front-proxy` authority.
+pub const FRONT_PROXY_CA_PATH: &str = "/etc/kubernetes/pki/front-proxy-ca.crt";
+/// Verifies service account tokens.
+pub const SERVICE_ACCOUNT_PUBLIC_PATH: &str = "/etc/kubernetes/pki/service-account.pub";
+/// Signs service account tokens.
+pub const SERVICE_ACCOUNT_KEY_PATH: &str = "/etc/kubernetes/pki/service-account.key";
+/// Mount point of the persistent disk of a control-plane machine.
+pub const ETCD_MOUNT_PATH: &str = "/var/lib/etcd";
+
+/// The part of a cluster's PKI that machines need: certificates of the authorities, and for control
+/// planes the shared keys. The authorities' keys are not in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust {
+    /// Certificate of the `kubernetes` authority, PEM.
+    pub kubernetes_ca: String,
+    /// Certificate of the `etcd` authority, PEM.
+    pub etcd_ca: String,
+    /// Certificate of the `front-proxy` authority, PEM.
+    pub front_proxy_ca: String,
+    /// Key pair for service account tokens.
+    pub service_account: ServiceAccountKey,
+    /// Keys for encryption at rest.
+    pub encryption: Vec<EncryptionKey>,
+}
+
+impl From<&ClusterPki> for Trust {
+    fn from(pki: &ClusterPki) -> Self {
+        Self {
+            kubernetes_ca: pki.kubernetes.certificate_pem.clone(),
+            etcd_ca: pki.etcd.certificate_pem.clone(),
+            front_proxy_ca: pki.front_proxy.certificate_pem.clone(),
+            service_account: pki.service_account.clone(),
+            encryption: pki.encryption.clone(),
+        }
+    }
+}
+
+/// Why a machine's configuration could not be rendered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RenderError {
+    /// The facts make no cluster.
+    #[error("machine {machine} cannot be configured")]
+    Facts {
+        /// The machine.
+        machine: String,
+        /// Every fault.
+        #[source]
+        source: FactsError,
+    },
+    /// The machine is not one of the cluster's.
+    #[error("machine {machine} is not a machine of cluster {cluster}")]
+    Stranger {
+        /// The machine.
+        machine: String,
+        /// The cluster.
+        cluster: String,
+    },
+    /// Certificates are not there.
+    #[error(
+        "machine {machine} has no certificate {missing:?}; issue them from its keys step first"
+    )]
+    Certificates {
+        /// The machine.
+        machine: String,
+        /// The names.
+        missing: Vec<&'static str>,
+    },
+    /// A flag cannot be written.
+    #[error("flags of {unit} of machine {machine} cannot be written")]
+    Flags {
+        /// The machine.
+        machine: String,
+        /// The unit.
+        unit: &'static str,
+        /// Which flag.
+        #[source]
+        source: FlagsError,
+    },
+}
+
+impl RenderError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            RenderError::Facts { source, .. } => source.class(),
+            RenderError::Stranger { .. }
+            | RenderError::Certificates { .. }
+            | RenderError::Flags { .. } => ErrorClass::Bug,
+        }
+    }
+}
+
+/// The keys that a machine makes.
+pub fn keys_step(machine: &MachineFacts) -> Keys {
+    let key = |profile: &Profile| KeySpec {
+        name: profile.name().to_owned(),
+        path: profile.key_path(),
+    };
+    Keys {
+        keys: Profile::of(&machine.role).iter().map(key).collect(),
+    }
+}
+
+/// The persistent disk of a control-plane machine; workers have none.
+pub fn disk_step(machine: &MachineFacts, device: &str) -> Option<Disk> {
+    match machine.role {
+        Role::ControlPlane => Some(Disk {
+            device: device.to_owned(),
+            mount_path: ETCD_MOUNT_PATH.to_owned(),
+        }),
+        Role::Worker { .. } => None,
+    }
+}
+
+/// Everything that is written on `machine`.
+///
+/// # Errors
+/// [`RenderError`]; nothing may be sent then.
+pub fn configure_step(
+    cluster: &ClusterFacts,
+    machine: &MachineFacts,
+    trust: &Trust,
+    certificates: &Certificates,
+) -> Result<Configure, RenderError> {
+    check(cluster, machine, certificates)?;
+    let mut files = Files::default();
+    for profile in Profile::of(&machine.role) {
+        let pem = certificates
+            .get(profile.name())
+            .cloned()
+            .unwrap_or_default();
+        files.text(profile.certificate_path(), pem);
+    }
+    files.text(KUBERNETES_CA_PATH, trust.kubernetes_ca.clone());
+    node_files(cluster, machine, &mut files)?;
+    match machine.role {
+        Role::Worker { .. } => {}
+        Role::ControlPlane => control_plane_files(cluster, machine, trust, &mut files)?,
+    }
+    Ok(Configure {
+        files: files.sorted(),
+        routes: Some(network::routes(cluster, machine)),
+        sysctls: network::sysctls(),
+        ..Configure::default()
+    })
+}
+
+fn check(
+    cluster: &ClusterFacts,
+    machine: &MachineFacts,
+    certificates: &Certificates,
+) -> Result<(), RenderError> {
+    let name = || machine.name.to_string();
+    cluster.validate().map_err(|source| RenderError::Facts {
+        machine: name(),
+        source,
+    })?;
+    if !cluster.machines.contains(machine) {
+        let cluster = cluster.spec.name.to_string();
+        return Err(RenderError::Stranger {
+            machine: name(),
+            cluster,
+        });
+    }
+    let profiles = Profile::of(&machine.role).iter().map(|p| p.name());
+    let missing: Vec<_> = profiles
+        .filter(|p| !certificates.contains_key(*p))
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(RenderError::Certificates {
+            machine: name(),
+            missing,
+        })
+    }
+}
+
+fn node_files(
+    cluster: &ClusterFacts,
+    machine: &MachineFacts,
+    files: &mut Files,
+) -> Result<(), RenderError> {
+    files.text(
+        containerd::CONFIG_PATH,
+        containerd::config(cluster, machine),
+    );
+    files.env(machine, "containerd", containerd::flags().env())?;
+    files.text(cni::CONFIG_PATH, cni::config(machine));
+    files.text(network::RULES_PATH, network::rules(cluster, machine));
+    files.text(network::UNIT_PATH, network::UNIT.to_owned());
+    files.text(kubelet::CONFIG_PATH, kubelet::config(cluster, machine));
+    files.text(
+        kubelet::KUBECONFIG_PATH,
+        kubeconfig::of_component(
+            cluster,
+            &machine.node_name.to_string(),
+            Profile::KubeletClient,
+        ),
+    );
+    files.env(machine, "kubelet", kubelet::flags(machine).env())?;
+    files.text(
+        kube_proxy::CONFIG_PATH,
+        kube_proxy::config(cluster, machine),
+    );
+    files.text(
+        kube_proxy::KUBECONFIG_PATH,
+        kubeconfig::of_component(cluster, "kube-proxy", Profile::KubeProxy),
+    );
+    files.env(machine, "kube-proxy", kube_proxy::flags().env())
+}
+
+fn control_plane_files(
+    cluster: &ClusterFacts,
+    machine: &MachineFacts,
+    trust: &Trust,
+    files: &mut Files,
+) -> Result<(), RenderError> {
+    files.text(ETCD_CA_PATH, trust.etcd_ca.clone());
+    files.text(FRONT_PROXY_CA_PATH, trust.front_proxy_ca.clone());
+    files.text(
+        SERVICE_ACCOUNT_PUBLIC_PATH,
+        trust.service_account.public_pem.clone(),
+    );
+    files.secret(
+        SERVICE_ACCOUNT_KEY_PATH,
+        trust.service_account.private_pem.expose(),
+    );
+    files.text(etcd::CONFIG_PATH, etcd::config(cluster, machine));
+    files.env(machine, "etcd", etcd::flags().env())?;
+    files.secret(
+        api_server::ENCRYPTION_PATH,
+        &api_server::encryption(&trust.encryption),
+    );
+    files.text(api_server::AUDIT_POLICY_PATH, api_server::audit_policy());
+    files.text(
+        api_server::AUTHENTICATION_PATH,
+        api_server::authentication(),
+    );
+    files.env(
+        machine,
+        "kube-apiserver",
+        api_server::flags(cluster, machine).env(),
+    )?;
+    files.text(
+        controllers::CONTROLLER_MANAGER_KUBECONFIG_PATH,
+        kubeconfig::of_component(
+            cluster,
+            "kube-controller-manager",
+            Profile::ControllerManager,
+        ),
+    );
+    let flags = controllers::controller_manager(cluster);
+    files.env(machine, "kube-controller-manager", flags.env())?;
+    files.text(
+        controllers::SCHEDULER_KUBECONFIG_PATH,
+        kubeconfig::of_component(cluster, "kube-scheduler", Profile::Scheduler),
+    );
+    files.env(
+        machine,
+        "kube-scheduler",
+        controllers::scheduler(cluster).env(),
+    )
+}
+
+/// Path of the file with the flags of a unit, named without suffix.
+pub fn env_path(unit: &str) -> String {
+    format!("/etc/windlass/units/{unit}.env")
+}
+
+#[derive(Default)]
+struct Files(Vec<FileSpec>);
+
+impl Files {
+    fn text(&mut self, path: impl Into<String>, text: String) {
+        self.push(path.into(), 0o644, FileContent::Text(text));
+    }
+
+    fn secret(&mut self, path: &str, text: &str) {
+        let bytes = SecretBytes::new(text.as_bytes().to_vec());
+        self.push(path.to_owned(), 0o600, FileContent::Secret(bytes));
+    }
+
+    fn env(
+        &mut self,
+        machine: &MachineFacts,
+        unit: &'static str,
+        text: Result<String, FlagsError>,
+    ) -> Result<(), RenderError> {
+        let machine = machine.name.to_string();
+        let text = text.map_err(|source| RenderError::Flags {
+            machine,
+            unit,
+            source,
+        })?;
+        self.text(env_path(unit), text);
+        Ok(())
+    }
+
+    fn push(&mut self, path: String, mode: u32, content: FileContent) {
+        self.0.push(FileSpec {
+            path,
+            mode,
+            uid: 0,
+            gid: 0,
+            content,
+        });
+    }
+
+    fn sorted(mut self) -> Vec<FileSpec> {
+        self.0.sort_by(|a, b| a.path.cmp(&b.path));
+        self.0
+    }
+}
+
+/// YAML of a plain value.
+fn yaml(value: &impl serde::Serialize) -> String {
+    // Structs of strings, numbers, lists and string-keyed maps: nothing that YAML cannot hold.
+    serde_saphyr::to_string(value).expect("plain values serialise to YAML")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,263 @@
+//! Golden files per component, and what must hold for every machine.
+//!
+//! `UPDATE_GOLDEN=1` writes the files anew; the difference is then reviewed like code.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use serde_json::json;
+use windlass_common::secret::Secret;
+use windlass_common::step::UnitGoal;
+
+use super::super::facts::HostTraits;
+use super::super::fixtures::{CONTAINER, cluster};
+use super::*;
+
+fn trust() -> Trust {
+    Trust {
+        kubernetes_ca: "certificate of the kubernetes authority\n".to_owned(),
+        etcd_ca: "certificate of the etcd authority\n".to_owned(),
+        front_proxy_ca: "certificate of the front-proxy authority\n".to_owned(),
+        service_account: ServiceAccountKey {
+            private_pem: Secret::new("private service account key\n".to_owned()),
+            public_pem: "public service account key\n".to_owned(),
+        },
+        encryption: vec![EncryptionKey {
+            name: "key1".to_owned(),
+            secret: Secret::new("encryption key".to_owned()),
+        }],
+    }
+}
+
+fn certificates(machine: &MachineFacts) -> Certificates {
+    let certificate = |profile: &Profile| {
+        (
+            profile.name().to_owned(),
+            format!("certificate {}\n", profile.name()),
+        )
+    };
+    Profile::of(&machine.role).iter().map(certificate).collect()
+}
+
+fn configure(cluster: &ClusterFacts, machine: &MachineFacts) -> Configure {
+    configure_step(cluster, machine, &trust(), &certificates(machine)).unwrap()
+}
+
+fn content(file: &FileSpec) -> String {
+    match &file.content {
+        FileContent::Text(text) => text.clone(),
+        FileContent::Secret(bytes) => String::from_utf8(bytes.expose().to_vec()).unwrap(),
+        FileContent::Artifact(digest) => digest.to_string(),
+    }
+}
+
+/// Everything a machine is told, by golden file name.
+fn golden(cluster: &ClusterFacts, machine: &MachineFacts) -> BTreeMap<String, String> {
+    let configure = configure(cluster, machine);
+    let mut files: BTreeMap<String, String> = configure
+        .files
+        .iter()
+        .map(|file| (file.path[1..].replace('/', "__"), content(file)))
+        .collect();
+    let phases: Vec<_> = Phase::of(&machine.role)
+        .iter()
+        .map(|phase| {
+            let units: Vec<String> = service(*phase, &configure)
+                .units
+                .into_iter()
+                .map(|goal| goal.unit)
+                .collect();
+            json!({"phase": phase.name(), "units": units, "gate": gate(*phase)})
+        })
+        .collect();
+    let modes: BTreeMap<_, _> = configure
+        .files
+        .iter()
+        .map(|f| (&f.path, format!("{:o}", f.mode)))
+        .collect();
+    let steps = json!({
+        "keys": keys_step(machine),
+        "disk": disk_step(machine, "/dev/disk/by-id/data"),
+        "modes": modes,
+        "routes": configure.routes,
+        "sysctls": configure.sysctls,
+        "endpointGate": endpoint_gate(cluster),
+        "phases": phases,
+    });
+    files.insert("steps.json".to_owned(), format!("{steps:#}\n"));
+    files
+}
+
+fn check_golden(case: &str, files: &BTreeMap<String, String>) {
+    let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/kubernetes")
+        .join(case);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).unwrap();
+        for (name, text) in files {
+            fs::write(directory.join(name), text).unwrap();
+        }
+    }
+    let there: BTreeSet<String> = fs::read_dir(&directory)
+        .unwrap_or_else(|e| panic!("{}: {e}; run with UPDATE_GOLDEN=1", directory.display()))
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(there, files.keys().cloned().collect(), "files of {case}");
+    for (name, text) in files {
+        let want = fs::read_to_string(directory.join(name)).unwrap();
+        assert_eq!(
+            *text, want,
+            "{case}/{name} changed; UPDATE_GOLDEN=1 if that is intended"
+        );
+    }
+}
+
+#[test]
+fn golden_files_of_one_control_plane_in_a_system_container() {
+    let cluster = cluster(1, 2, CONTAINER);
+    check_golden("one-control", &golden(&cluster, &cluster.machines[0]));
+    check_golden("one-worker", &golden(&cluster, &cluster.machines[1]));
+}
+
+#[test]
+fn golden_files_of_three_control_planes_on_virtual_machines() {
+    let cluster = cluster(3, 1, HostTraits::default());
+    check_golden("three-control", &golden(&cluster, &cluster.machines[1]));
+    check_golden("three-worker", &golden(&cluster, &cluster.machines[3]));
+}
+
+#[test]
+fn secrets_are_secret_and_private() {
+    let cluster = cluster(1, 1, CONTAINER);
+    let configure = configure(&cluster, &cluster.machines[0]);
+    let secret: Vec<_> = configure
+        .files
+        .iter()
+        .filter(|file| matches!(file.content, FileContent::Secret(_)))
+        .map(|file| (file.path.as_str(), file.mode))
+        .collect();
+    assert_eq!(
+        secret,
+        [
+            (api_server::ENCRYPTION_PATH, 0o600),
+            (SERVICE_ACCOUNT_KEY_PATH, 0o600)
+        ]
+    );
+    let shown = format!("{configure:?}");
+    assert!(!shown.contains("private service account key"));
+}
+
+#[test]
+fn a_worker_gets_nothing_of_the_control_plane() {
+    let cluster = cluster(1, 1, CONTAINER);
+    let configure = configure(&cluster, &cluster.machines[1]);
+    for file in &configure.files {
+        for word in [
+            "etcd",
+            "front-proxy",
+            "service-account",
+            "apiserver",
+            "audit",
+            "encryption",
+        ] {
+            assert!(!file.path.contains(word), "{}", file.path);
+        }
+    }
+    assert_eq!(disk_step(&cluster.machines[1], "/dev/x"), None);
+}
+
+#[test]
+fn certificates_issued_anew_restart_nothing_and_new_flags_do() {
+    let cluster = cluster(1, 1, CONTAINER);
+    let machine = &cluster.machines[0];
+    let units = |configure: &Configure| -> BTreeMap<String, UnitGoal> {
+        let phases = Phase::of(&machine.role).iter();
+        let goals = phases.flat_map(|phase| service(*phase, configure).units);
+        goals.map(|goal| (goal.unit.clone(), goal)).collect()
+    };
+    let before = units(&configure(&cluster, machine));
+    let anew = certificates(machine)
+        .into_iter()
+        .map(|(name, pem)| (name, pem + "anew"))
+        .collect();
+    let after = units(&configure_step(&cluster, machine, &trust(), &anew).unwrap());
+    assert_eq!(before, after);
+
+    let mut other = trust();
+    other.encryption[0].name = "key2".to_owned();
+    let after = units(&configure_step(&cluster, machine, &other, &anew).unwrap());
+    let changed: Vec<_> = before
+        .keys()
+        .filter(|unit| before[*unit] != after[*unit])
+        .collect();
+    assert_eq!(changed, ["kube-apiserver.service"]);
+
+    let mut moved = cluster.clone();
+    moved.endpoint.address = std::net::Ipv4Addr::new(10, 88, 0, 3);
+    let after = units(&configure(&moved, machine));
+    let changed: Vec<_> = before
+        .keys()
+        .filter(|unit| before[*unit] != after[*unit])
+        .collect();
+    assert_eq!(
+        changed,
+        [
+            "kube-controller-manager.service",
+            "kube-proxy.service",
+            "kube-scheduler.service",
+            "kubelet.service",
+        ]
+    );
+}
+
+#[test]
+fn nothing_is_rendered_from_what_makes_no_cluster() {
+    let good = cluster(1, 1, CONTAINER);
+    let machine = good.machines[0].clone();
+    let render = |facts: &ClusterFacts, certificates: &Certificates| {
+        configure_step(facts, &machine, &trust(), certificates)
+    };
+    let mut faulty = good.clone();
+    faulty.endpoint.port = 0;
+    assert!(matches!(
+        render(&faulty, &certificates(&machine)),
+        Err(RenderError::Facts { .. })
+    ));
+    let mut without = good.clone();
+    without.machines[0].address = std::net::Ipv4Addr::new(10, 88, 0, 99);
+    assert!(matches!(
+        render(&without, &certificates(&machine)),
+        Err(RenderError::Stranger { .. })
+    ));
+    let mut fewer = certificates(&machine);
+    fewer.remove("etcd-peer");
+    assert!(matches!(
+        render(&good, &fewer),
+        Err(RenderError::Certificates { missing, .. }) if missing == ["etcd-peer"]
+    ));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn steps_do_not_depend_on_the_order_of_machines(
+        control_planes in prop::sample::select(vec![1u32, 3, 5]),
+        workers in 0u32..5,
+        rotate in 0usize..9,
+    ) {
+        let facts = cluster(control_planes, workers, CONTAINER);
+        let mut other = facts.clone();
+        let rotate = rotate % other.machines.len();
+        other.machines.rotate_left(rotate);
+        for machine in &facts.machines {
+            let step = configure(&facts, machine);
+            prop_assert_eq!(&step, &configure(&other, machine));
+            let routes = step.routes.unwrap();
+            prop_assert_eq!(routes.len(), facts.machines.len() - 1);
+            prop_assert!(routes.iter().all(|r| r.destination != machine.pod_cidr));
+        }
+    }
+}
