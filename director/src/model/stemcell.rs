@@ -11,15 +11,17 @@ use windlass_common::id::Digest;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StemcellRecord {
-    /// Name and version, for example `debian-12-kubernetes-1.37.2-1`; also its directory's name.
+    /// Name and version, for example `debian12-1.37.2-0a1b2c3d`; also its directory's name.
     pub version: String,
     /// Kubernetes version inside.
     pub kubernetes_version: String,
+    /// When it was built, RFC 3339.
+    pub built_at: String,
     /// Component name to version.
     pub components: BTreeMap<String, String>,
     /// Images inside: name to reference.
     pub images: BTreeMap<String, String>,
-    /// Digest of the signed manifest.
+    /// Digest of what it was built from.
     #[schema(value_type = String)]
     pub digest: Digest,
     /// Directory that holds it.

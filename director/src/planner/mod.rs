@@ -18,6 +18,7 @@
 //! time are no inputs yet, since nothing decided here depends on them.
 
 mod address;
+pub mod inputs;
 mod present;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -60,6 +60,8 @@ pub(super) fn plan(
             [
                 machine_key(&name, "start"),
                 machine_key(first, "await-control-plane"),
+                // The director's right to look at nodes is one of the add-ons.
+                StepKey("addons/apply".to_owned()),
                 endpoint_key(),
             ],
         );
@@ -266,7 +268,8 @@ fn await_control_planes(
 ) {
     for (name, machine) in machines {
         let started = machine.control_plane && steps.has(&machine_key(name, "start"));
-        if !started && !(needed && name == first) {
+        let asked = needed && name == first;
+        if !started && !asked {
             continue;
         }
         if !started {

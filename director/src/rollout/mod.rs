@@ -17,6 +17,7 @@
 mod change;
 mod drive;
 mod step;
+pub mod world;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,6 +33,7 @@ use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId};
 use crate::store::{Records, StoreError};
 
 pub use change::RecordChange;
+pub(crate) use change::cluster_pki_name;
 
 /// Events a watcher may fall behind before it gets a snapshot instead: a create of 3 machines sends about
 /// 60.

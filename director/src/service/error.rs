@@ -5,6 +5,8 @@ use std::fmt;
 use windlass_common::error::ErrorClass;
 
 use crate::model::FieldFault;
+use crate::rollout::EffectError;
+use crate::store::StoreError;
 
 /// Why an operation of [`super::Director`] was not done. `Display` never repeats the source.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +81,35 @@ impl ServiceError {
             | Self::Operator { .. } => ErrorClass::Operator,
             Self::Bug { .. } => ErrorClass::Bug,
         }
+    }
+}
+
+impl ServiceError {
+    /// Takes over an error of another room.
+    pub(super) fn of(
+        class: ErrorClass,
+        what: &str,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        let source: Option<Box<dyn std::error::Error + Send + Sync>> = Some(Box::new(source));
+        let what = what.to_owned();
+        match class {
+            ErrorClass::Retry => Self::Unavailable { what, source },
+            ErrorClass::Operator => Self::Operator { what, source },
+            ErrorClass::Bug => Self::Bug { what, source },
+        }
+    }
+}
+
+impl From<StoreError> for ServiceError {
+    fn from(error: StoreError) -> Self {
+        Self::of(error.class(), "the store did not do it", error)
+    }
+}
+
+impl From<EffectError> for ServiceError {
+    fn from(error: EffectError) -> Self {
+        Self::of(error.class, "it was not done", error)
     }
 }
 

@@ -10,26 +10,46 @@
 //! # Not here
 //! HTTP, authentication and output formats (api); parsing of configuration files (config).
 
+mod clusters;
+mod draft;
+mod enrollment;
 mod error;
+mod nodes;
+mod start;
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::cluster::ClusterSpec;
-use windlass_common::id::{ClusterName, DiskName, Epoch, MachineName};
-use windlass_common::secret::Secret;
+use windlass_common::id::{ClusterName, DirectorId, DiskName, Epoch, MachineName};
+use windlass_common::secret::{Secret, SecretBytes};
 use windlass_common::step::{Collect, Progress, StepResult};
 
+use crate::config::{Config, DataDir};
+use crate::gateway::Gateway;
+use crate::health;
+use crate::kubernetes::facts;
+use crate::kubernetes::pki::{self, ClusterPki};
 use crate::model::{
-    AuditEntry, Caller, Cluster, MachineFilter, MachineView, Plan, StemcellRecord, Task, TaskEvent,
-    TaskId, Timestamp,
+    AuditEntry, Caller, Cluster, Machine, MachineFilter, MachineView, Plan, Role, StemcellRecord,
+    Task, TaskEvent, TaskId, Timestamp,
 };
+use crate::pki::DirectorCa;
+use crate::provider::Provider;
+use crate::rollout::world::World;
+use crate::rollout::{Rollouts, cluster_pki_name};
+use crate::stemcell::Catalogue;
+use crate::store::{Commit, DirectoryLock, Records};
 
+pub use enrollment::{Artifacts, Tokens};
 pub use error::ServiceError;
+pub use start::StartError;
 
 /// What every operation returns.
 pub type ServiceResult<T> = Result<T, ServiceError>;
@@ -101,87 +121,132 @@ pub enum NodeEvent {
 
 /// The director: all its operations. Cheap to clone; every clone is the same director.
 #[derive(Debug, Clone)]
-pub struct Director {}
+pub struct Director {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: DirectorId,
+    epoch: Epoch,
+    data_dir: PathBuf,
+    started_at: Timestamp,
+    gateway_address: SocketAddr,
+    provider_faults: Vec<String>,
+    records: Records,
+    provider: Arc<dyn Provider>,
+    gateway: Gateway,
+    world: Arc<World>,
+    rollouts: Rollouts,
+    stemcells: Catalogue,
+    ca: Arc<DirectorCa>,
+    /// Orders are placed one at a time: they hand out addresses.
+    orders: tokio::sync::Mutex<()>,
+    _lock: DirectoryLock,
+}
 
 impl Director {
+    /// Starts a director on an initialised data directory, and goes on with every task that was not over.
+    pub async fn start(
+        data: &DataDir,
+        config: &Config,
+        provider: Arc<dyn Provider>,
+    ) -> Result<Director, StartError> {
+        start::start(data, config, provider).await
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &DirectorId {
+        &self.inner.id
+    }
+
+    /// Its CA: issues the API's certificate and verifies operators.
+    pub fn ca(&self) -> &Arc<DirectorCa> {
+        &self.inner.ca
+    }
+
     /// Orders a cluster, or goes on with one of the same spec whose task failed. Returns the task at once.
     pub async fn create_cluster(&self, spec: ClusterSpec, caller: &Caller) -> ServiceResult<Task> {
-        let _ = (spec, caller);
-        Err(unbuilt())
+        admin(caller, "create clusters")?;
+        self.inner.create_cluster(spec, caller).await
     }
 
     /// What creating or deleting would do, without doing it.
     pub async fn plan_cluster(&self, request: PlanRequest) -> ServiceResult<Plan> {
-        let _ = request;
-        Err(unbuilt())
+        self.inner.plan_cluster(request).await
     }
 
     /// All clusters, by name.
     pub async fn clusters(&self) -> ServiceResult<Vec<Cluster>> {
-        Err(unbuilt())
+        Ok(self.inner.records.list().await?)
     }
 
     /// One cluster.
     pub async fn cluster(&self, name: &ClusterName) -> ServiceResult<Cluster> {
-        let _ = name;
-        Err(unbuilt())
+        self.inner.cluster(name).await
     }
 
     /// Orders the deletion of a cluster with its disks, `disks` being the names the operator saw in the
-    /// plan; `None` stands for all it has now. A create task of it that runs is cancelled first.
+    /// plan; `None` stands for all it has now. A create task of it that runs is stopped first.
     pub async fn delete_cluster(
         &self,
         name: &ClusterName,
         disks: Option<Vec<DiskName>>,
         caller: &Caller,
     ) -> ServiceResult<Task> {
-        let _ = (name, disks, caller);
-        Err(unbuilt())
+        admin(caller, "delete clusters")?;
+        self.inner.delete_cluster(name, disks, caller).await
     }
 
     /// Machines with their agents' state, by name.
     pub async fn machines(&self, filter: &MachineFilter) -> ServiceResult<Vec<MachineView>> {
-        let _ = filter;
-        Err(unbuilt())
+        let sessions = self.inner.gateway.connected();
+        let now = Timestamp::now();
+        let mut machines: Vec<Machine> = self.inner.records.list().await?;
+        machines.retain(|m| filter.cluster.as_ref().is_none_or(|c| *c == m.cluster));
+        let view = |machine: Machine| {
+            let session = sessions.get(&machine.name);
+            health::view(machine, session, now)
+        };
+        Ok(machines.into_iter().map(view).collect())
     }
 
     /// One machine.
     pub async fn machine(&self, name: &MachineName) -> ServiceResult<MachineView> {
-        let _ = name;
-        Err(unbuilt())
+        let machine = self.inner.machine_record(name).await?;
+        let sessions = self.inner.gateway.connected();
+        Ok(health::view(machine, sessions.get(name), Timestamp::now()))
     }
 
     /// All tasks, newest first.
     pub async fn tasks(&self) -> ServiceResult<Vec<Task>> {
-        Err(unbuilt())
+        self.inner.tasks().await
     }
 
     /// One task.
     pub async fn task(&self, id: &TaskId) -> ServiceResult<Task> {
-        let _ = id;
-        Err(unbuilt())
+        self.inner.task(id).await
     }
 
     /// Follows a task: a snapshot, then what changes; ends when the task is over.
     pub async fn watch_task(&self, id: &TaskId) -> ServiceResult<BoxStream<'static, TaskEvent>> {
-        let _ = id;
-        Err(unbuilt())
+        self.inner.watch_task(id).await
     }
 
     /// Stops a task; a create removes what it had made. Returns the task as it is now; watch it for its end.
     pub async fn cancel_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
-        let _ = (id, caller);
-        Err(unbuilt())
+        admin(caller, "cancel tasks")?;
+        self.inner.cancel_task(id, caller).await
     }
 
-    /// A kubeconfig for the caller, in the group `cluster-admins`.
+    /// A kubeconfig for the caller, in the group of cluster administrators.
     pub async fn credentials(
         &self,
         cluster: &ClusterName,
         caller: &Caller,
     ) -> ServiceResult<Credentials> {
-        let _ = (cluster, caller);
-        Err(unbuilt())
+        admin(caller, "get a cluster's credentials")?;
+        self.inner.credentials(cluster, caller).await
     }
 
     /// Runs a command on a machine as root, at most once; audited. Dropping the stream does not stop it.
@@ -191,8 +256,8 @@ impl Director {
         argv: Vec<String>,
         caller: &Caller,
     ) -> ServiceResult<BoxStream<'static, NodeEvent>> {
-        let _ = (machine, argv, caller);
-        Err(unbuilt())
+        admin(caller, "run commands on machines")?;
+        self.inner.node_exec(machine, argv, caller).await
     }
 
     /// Logs and diagnostics of a machine.
@@ -202,30 +267,107 @@ impl Director {
         collect: Collect,
         caller: &Caller,
     ) -> ServiceResult<BoxStream<'static, NodeEvent>> {
-        let _ = (machine, collect, caller);
-        Err(unbuilt())
+        self.inner.node_logs(machine, collect, caller).await
     }
 
     /// Stemcells whose signature was verified.
     pub async fn stemcells(&self) -> ServiceResult<Vec<StemcellRecord>> {
-        Err(unbuilt())
+        let (usable, faults) = self
+            .inner
+            .stemcells
+            .list()
+            .map_err(|error| ServiceError::of(error.class(), "stemcells", error))?;
+        for fault in faults {
+            tracing::warn!(fault, "a stemcell cannot be used");
+        }
+        Ok(usable)
     }
 
     /// What the director says about itself.
     pub async fn status(&self) -> ServiceResult<DirectorStatus> {
-        Err(unbuilt())
+        self.inner.status().await
     }
 
     /// The newest `limit` lines of the audit log (at most 1000), newest first.
     pub async fn audit(&self, limit: u32) -> ServiceResult<Vec<AuditEntry>> {
-        let _ = limit;
-        Err(unbuilt())
+        Ok(self.inner.records.audit_log(limit).await?)
     }
 }
 
-fn unbuilt() -> ServiceError {
-    ServiceError::Unavailable {
-        what: "this operation is being built".to_owned(),
-        source: None,
+impl Inner {
+    async fn credentials(&self, name: &ClusterName, caller: &Caller) -> ServiceResult<Credentials> {
+        let cluster = self.cluster(name).await?;
+        let secret = cluster_pki_name(name);
+        let document = self
+            .records
+            .secret(&secret)
+            .await?
+            .ok_or_else(|| ServiceError::Bug {
+                what: format!("cluster {name} has no PKI"),
+                source: None,
+            })?;
+        let pki = ClusterPki::from_bytes(&SecretBytes::new(document.to_vec()))
+            .map_err(|error| ServiceError::of(error.class(), "the cluster's PKI", error))?;
+        let endpoint = facts::Endpoint {
+            name: cluster.endpoint.name,
+            address: cluster.endpoint.address,
+            port: cluster.endpoint.port,
+        };
+        let now = jiff::Timestamp::now();
+        let kubeconfig = pki::operator_kubeconfig(&pki, name, &endpoint, &caller.operator, now)
+            .map_err(|error| ServiceError::of(error.class(), "the kubeconfig", error))?;
+        let mut commit = Commit::default();
+        let subject = format!("cluster/{name}");
+        self.records.audit(
+            &mut commit,
+            &caller.operator,
+            "cluster.credentials",
+            &subject,
+            "",
+        );
+        self.records.commit(commit).await?;
+        let life_ms = u64::try_from(pki::OPERATOR_CERTIFICATE_LIFE.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = Timestamp::now().unix_ms();
+        Ok(Credentials {
+            kubeconfig,
+            expires_at: Timestamp::from_unix_ms(now_ms.saturating_add(life_ms)),
+        })
+    }
+
+    async fn status(&self) -> ServiceResult<DirectorStatus> {
+        let mut phases = BTreeMap::new();
+        let clusters: Vec<Cluster> = self.records.list().await?;
+        for cluster in &clusters {
+            *phases.entry(cluster.phase.to_string()).or_insert(0) += 1;
+        }
+        let machines: Vec<Machine> = self.records.list().await?;
+        let tasks: Vec<Task> = self.records.list().await?;
+        let stemcells = self.stemcells.list().map(|(usable, _)| usable.len());
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(DirectorStatus {
+            id: self.id.to_string(),
+            epoch: self.epoch,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at,
+            pid: std::process::id(),
+            gateway_address: self.gateway_address,
+            data_dir: self.data_dir.clone(),
+            clusters: phases,
+            machines: count(machines.len()),
+            agents_connected: count(self.gateway.connected().len()),
+            tasks_unfinished: count(tasks.iter().filter(|t| !t.state.is_over()).count()),
+            stemcells: count(stemcells.unwrap_or(0)),
+            provider_faults: self.provider_faults.clone(),
+        })
+    }
+}
+
+fn admin(caller: &Caller, action: &'static str) -> ServiceResult<()> {
+    match caller.role {
+        Role::Admin => Ok(()),
+        Role::Viewer => Err(ServiceError::Forbidden {
+            operator: caller.operator.clone(),
+            action,
+        }),
     }
 }

@@ -1,0 +1,71 @@
+//! What the director makes of sessions and reports: minimal, for lists of machines.
+//!
+//! # Not here
+//! Verdicts from independent witnesses, and repair: a silent agent is shown as lost, and nothing is done.
+
+use std::time::Duration;
+
+use windlass_common::report::Report;
+
+use crate::gateway::SessionView;
+use crate::model::{AgentView, Machine, MachineHealth, MachineView, Timestamp};
+
+/// Heartbeats come twice a second; an agent silent for this long is shown as lost.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// A machine with what its agent says.
+pub fn view(machine: Machine, session: Option<&SessionView>, now: Timestamp) -> MachineView {
+    let agent = session.map_or_else(AgentView::default, |session| agent_view(session, now));
+    let report = session
+        .and_then(|s| s.report.as_ref())
+        .map(|(_, report)| (**report).clone());
+    let health = health(&machine, &agent, report.as_ref());
+    MachineView {
+        machine,
+        agent,
+        health,
+        report,
+    }
+}
+
+fn agent_view(session: &SessionView, now: Timestamp) -> AgentView {
+    let age = |at: &jiff::Timestamp| now.ms_since(from_jiff(*at));
+    AgentView {
+        connected: true,
+        connected_at: Some(from_jiff(session.since)),
+        remote_address: Some(session.address.ip()),
+        version: Some(session.hello.agent_version.clone()),
+        last_heartbeat_age_ms: session.last_heartbeat.as_ref().map(|(at, _)| age(at)),
+        last_report_age_ms: session.report.as_ref().map(|(at, _)| age(at)),
+    }
+}
+
+fn health(machine: &Machine, agent: &AgentView, report: Option<&Report>) -> MachineHealth {
+    let silent_ms = u64::try_from(SILENT.as_millis()).unwrap_or(u64::MAX);
+    let silent = agent
+        .last_heartbeat_age_ms
+        .is_some_and(|age| age > silent_ms);
+    if !agent.connected || silent {
+        return if machine.started.is_some() {
+            MachineHealth::AgentLost
+        } else {
+            MachineHealth::Unknown
+        };
+    }
+    let units: Vec<String> = report
+        .into_iter()
+        .flat_map(|report| &report.units)
+        .filter(|(_, unit)| unit.active_state == "failed" || unit.sub_state == "auto-restart")
+        .map(|(name, unit)| format!("{name} {}/{}", unit.active_state, unit.sub_state))
+        .collect();
+    if units.is_empty() {
+        MachineHealth::Healthy
+    } else {
+        MachineHealth::Degraded { units }
+    }
+}
+
+/// The same moment as a record writes it.
+pub(crate) fn from_jiff(at: jiff::Timestamp) -> Timestamp {
+    Timestamp::from_unix_ms(u64::try_from(at.as_millisecond()).unwrap_or_default())
+}

@@ -1,0 +1,94 @@
+//! Agents, as steps need them; the gateway is the real thing behind it.
+
+use std::fmt;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use windlass_common::id::{Incarnation, MachineName};
+use windlass_common::pki::MachineIdentity;
+use windlass_common::step::{Progress, StepRequest, StepResult};
+use windlass_common::wire::message::TunnelTarget;
+
+use crate::gateway::{DeliveryError, Gateway};
+use crate::kubernetes::client::ByteStream;
+
+/// What a call to an agent returns.
+pub type AgentFuture<'a, T> = BoxFuture<'a, Result<T, DeliveryError>>;
+
+/// Agents.
+pub trait Agents: Send + Sync + fmt::Debug {
+    /// Waits until this incarnation is connected.
+    fn wait_connected<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+        deadline: Instant,
+    ) -> AgentFuture<'a, ()>;
+
+    /// Sends a step and waits for its result; see [`Gateway::run_step`].
+    fn run_step<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+        request: StepRequest,
+        progress: mpsc::Sender<Progress>,
+    ) -> AgentFuture<'a, StepResult>;
+
+    /// Connects with the API server of a control-plane machine.
+    fn open_tunnel<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+    ) -> AgentFuture<'a, Box<dyn ByteStream>>;
+
+    /// Closes the session of an incarnation that is not current any more.
+    fn revoke(&self, identity: &MachineIdentity);
+}
+
+impl Agents for Gateway {
+    fn wait_connected<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+        deadline: Instant,
+    ) -> AgentFuture<'a, ()> {
+        Box::pin(async move {
+            Gateway::wait_connected(self, machine, incarnation, deadline)
+                .await
+                .map(drop)
+        })
+    }
+
+    fn run_step<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+        request: StepRequest,
+        progress: mpsc::Sender<Progress>,
+    ) -> AgentFuture<'a, StepResult> {
+        Box::pin(Gateway::run_step(
+            self,
+            machine,
+            incarnation,
+            request,
+            progress,
+        ))
+    }
+
+    fn open_tunnel<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+    ) -> AgentFuture<'a, Box<dyn ByteStream>> {
+        Box::pin(async move {
+            let target = TunnelTarget::ApiServer;
+            let tunnel = Gateway::open_tunnel(self, machine, incarnation, target).await?;
+            Ok(Box::new(tunnel) as Box<dyn ByteStream>)
+        })
+    }
+
+    fn revoke(&self, identity: &MachineIdentity) {
+        Gateway::revoke(self, identity);
+    }
+}

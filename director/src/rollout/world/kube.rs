@@ -1,0 +1,260 @@
+//! Steps that ask a cluster's API, tunnelled through the agent of one of its control-plane machines.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
+
+use super::Agents;
+use super::context::ClusterContext;
+use crate::kubernetes::addons;
+use crate::kubernetes::client::{
+    ApiError, ByteStream, Client, ConnectFuture, Connector, Node, Resource,
+};
+use crate::kubernetes::pki::{ClientIdentity, bootstrap_identity, director_identity};
+use crate::planner::inputs;
+use crate::rollout::{Done, EffectError, RecordChange};
+
+/// Pause between two looks at a node that is not Ready yet: a look costs the API server a fraction of a
+/// millisecond, and its answer is what a create waits for.
+const NODE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What steps ask of a cluster's API.
+pub trait KubeApi: Send + Sync + fmt::Debug {
+    /// Applies all add-ons.
+    fn apply_addons<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
+    /// Sets the labels of a machine's node and waits until it is Ready.
+    fn await_node<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
+    /// Deletes a Node object.
+    fn drop_node<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        node: &'a NodeName,
+    ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
+    /// Drops what is kept in memory about a cluster.
+    fn forget(&self, cluster: &ClusterName);
+}
+
+/// The real thing: one client per cluster, connected through agents.
+pub struct KubeClient {
+    agents: Arc<dyn Agents>,
+    clients: Mutex<BTreeMap<ClusterName, Arc<Client>>>,
+}
+
+impl fmt::Debug for KubeClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KubeClient")
+    }
+}
+
+impl KubeClient {
+    /// Connects through these agents.
+    pub fn new(agents: Arc<dyn Agents>) -> Self {
+        Self {
+            agents,
+            clients: Mutex::default(),
+        }
+    }
+
+    /// The director's own client of a cluster.
+    fn client(&self, context: &ClusterContext) -> Result<Arc<Client>, EffectError> {
+        let name = &context.cluster.spec.name;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(name) {
+            return Ok(client.clone());
+        }
+        let identity = director_identity(&context.pki, name, jiff::Timestamp::now())
+            .map_err(|error| EffectError::of(error.class(), &error))?;
+        let client = Arc::new(self.connect_as(context, &identity)?);
+        clients.insert(name.clone(), client.clone());
+        Ok(client)
+    }
+
+    fn connect_as(
+        &self,
+        context: &ClusterContext,
+        identity: &ClientIdentity,
+    ) -> Result<Client, EffectError> {
+        let machines = context
+            .machines
+            .iter()
+            .filter(|machine| machine.role.is_control_plane())
+            .map(|machine| (machine.name.clone(), machine.incarnation))
+            .collect();
+        let connector = Arc::new(Tunnels {
+            agents: self.agents.clone(),
+            machines,
+        });
+        let authority = &context.pki.kubernetes.certificate_pem;
+        Client::new(connector, &context.facts.endpoint, authority, identity)
+            .map_err(|error| EffectError::of(error.class(), &error))
+    }
+
+    async fn look(client: &Client, node: &NodeName) -> Result<Option<Node>, ApiError> {
+        match client
+            .get::<Node>(&Resource::NODE, None, node.as_str())
+            .await
+        {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl KubeApi for KubeClient {
+    fn apply_addons<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let name = &context.cluster.spec.name;
+            let identity = bootstrap_identity(&context.pki, name, jiff::Timestamp::now())
+                .map_err(|error| EffectError::of(error.class(), &error))?;
+            let client = self.connect_as(context, &identity)?;
+            let objects = addons::bootstrap_objects(&context.facts);
+            for object in &objects {
+                client.apply(object).await.map_err(of_api)?;
+            }
+            Ok(Done {
+                changes: vec![format!("applied {} objects", objects.len())],
+                records: vec![RecordChange::Addons(inputs::addons_digest(&context.facts))],
+            })
+        })
+    }
+
+    fn await_node<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let facts = context.machine_facts(machine)?;
+            let client = self.client(context)?;
+            let deadline = Instant::now() + limit;
+            let patch = addons::node_patch(&context.facts, facts);
+            let mut patched = false;
+            loop {
+                let found = Self::look(&client, &facts.node_name)
+                    .await
+                    .map_err(of_api)?;
+                if let Some(node) = &found {
+                    if !patched {
+                        let name = facts.node_name.as_str();
+                        client
+                            .merge_patch(&Resource::NODE, None, name, &patch)
+                            .await
+                            .map_err(of_api)?;
+                        patched = true;
+                    }
+                    if node.is_ready() {
+                        return Ok(Done {
+                            changes: vec![format!("node {} is Ready", node.name)],
+                            records: vec![RecordChange::NodeReady(machine.clone())],
+                        });
+                    }
+                }
+                if Instant::now() + NODE_INTERVAL >= deadline {
+                    return Err(not_ready(&facts.node_name, found.as_ref()));
+                }
+                tokio::time::sleep(NODE_INTERVAL).await;
+            }
+        })
+    }
+
+    fn drop_node<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        node: &'a NodeName,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let client = self.client(context)?;
+            let there = client
+                .delete(&Resource::NODE, None, node.as_str())
+                .await
+                .map_err(of_api)?;
+            let what = if there {
+                "is deleted"
+            } else {
+                "was gone already"
+            };
+            Ok(Done {
+                changes: vec![format!("node {node} {what}")],
+                records: Vec::new(),
+            })
+        })
+    }
+
+    fn forget(&self, cluster: &ClusterName) {
+        self.clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(cluster);
+    }
+}
+
+fn of_api(error: ApiError) -> EffectError {
+    // Rights are there a moment after the objects that grant them: the API server's authorizer reads
+    // them from a cache.
+    let class = match error.code() {
+        Some(401 | 403 | 404) => ErrorClass::Retry,
+        _ => error.class(),
+    };
+    EffectError::of(class, &error)
+}
+
+fn not_ready(name: &NodeName, found: Option<&Node>) -> EffectError {
+    let state = match found {
+        None => "has not registered; look at its kubelet's log".to_owned(),
+        Some(node) => {
+            let condition = node.conditions.iter().find(|c| c.r#type == "Ready");
+            format!(
+                "is not Ready: {}",
+                condition.map_or("its kubelet says nothing", |c| c.message.as_str())
+            )
+        }
+    };
+    EffectError {
+        class: ErrorClass::Operator,
+        message: format!("node {name} {state}"),
+    }
+}
+
+/// Opens streams to an API server through the first control-plane machine that is connected.
+struct Tunnels {
+    agents: Arc<dyn Agents>,
+    machines: Vec<(MachineName, Incarnation)>,
+}
+
+impl Connector for Tunnels {
+    fn connect(&self) -> ConnectFuture<'_> {
+        Box::pin(async move {
+            let mut last = io::Error::other("the cluster has no control-plane machine");
+            for (machine, incarnation) in &self.machines {
+                match self.agents.open_tunnel(machine, *incarnation).await {
+                    Ok(stream) => return Ok::<Box<dyn ByteStream>, _>(stream),
+                    Err(error) => last = io::Error::other(error),
+                }
+            }
+            Err(last)
+        })
+    }
+}

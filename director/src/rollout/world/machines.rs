@@ -1,0 +1,177 @@
+//! Steps that ask the provider: machines, disks and the endpoint.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{ClusterName, DiskName, MachineName};
+use windlass_common::limits::ENROLLMENT_TOKEN_LIFE;
+use windlass_common::settings::Settings;
+
+use super::context::ClusterContext;
+use super::{Done, EffectError, RecordChange, World};
+use crate::kubernetes::API_PORT;
+use crate::model::{Machine, Timestamp};
+use crate::pki::EnrollmentToken;
+use crate::planner::inputs::CLUSTER_TAG;
+use crate::provider::{EndpointRequest, MachineRequest, MachineSize, ProviderError};
+use crate::store::{Commit, Expect, Kind, Token};
+
+/// One MiB.
+const MIB: u64 = 1 << 20;
+/// Root disk of a machine: images, logs and pods' scratch space.
+const ROOT_DISK_BYTES: u64 = 20 << 30;
+
+impl World {
+    pub(super) async fn ensure_endpoint(
+        &self,
+        context: &ClusterContext,
+    ) -> Result<Done, EffectError> {
+        let endpoint = &context.cluster.endpoint;
+        let backends = context
+            .machines
+            .iter()
+            .filter(|machine| machine.role.is_control_plane())
+            .map(|machine| SocketAddr::from((machine.address, API_PORT)))
+            .collect();
+        let request = EndpointRequest {
+            cluster: context.cluster.spec.name.clone(),
+            address: endpoint.address,
+            port: endpoint.port,
+            backends,
+        };
+        let view = self.provider.ensure_endpoint(request).await?;
+        Ok(Done {
+            changes: vec![format!(
+                "endpoint answers at {}:{}",
+                view.address, view.port
+            )],
+            records: vec![RecordChange::Endpoint(true)],
+        })
+    }
+
+    pub(super) async fn create_disk(
+        &self,
+        context: &ClusterContext,
+        disk: &DiskName,
+        machine: &MachineName,
+    ) -> Result<Done, EffectError> {
+        let bytes = u64::from(context.machine(machine)?.size.disk_mib) * MIB;
+        self.provider.create_disk(disk, bytes).await?;
+        Ok(Done {
+            changes: vec![format!("disk {disk} of {} MiB", bytes / MIB)],
+            records: Vec::new(),
+        })
+    }
+
+    pub(super) async fn create_machine(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+    ) -> Result<Done, EffectError> {
+        let machine = context.machine(name)?;
+        let settings = self.issue_settings(machine).await?;
+        self.registry.admit(machine);
+        let request = MachineRequest {
+            name: name.clone(),
+            incarnation: machine.incarnation,
+            stemcell: context.stemcell.path.clone(),
+            size: MachineSize {
+                cpu_millis: machine.size.cpu_millis,
+                memory_bytes: u64::from(machine.size.memory_mib) * MIB,
+                disk_bytes: ROOT_DISK_BYTES,
+            },
+            address: machine.address,
+            hostname: machine.node_name.clone(),
+            settings,
+            tags: BTreeMap::from([(CLUSTER_TAG.to_owned(), machine.cluster.to_string())]),
+        };
+        let view = self.provider.create_machine(request).await?;
+        Ok(Done {
+            changes: vec![format!(
+                "machine {name} incarnation {} at {}",
+                view.incarnation, view.address
+            )],
+            records: vec![RecordChange::MachineCreated(name.clone())],
+        })
+    }
+
+    /// Issues a one-time token, written down before the machine that may show it exists.
+    async fn issue_settings(&self, machine: &Machine) -> Result<Vec<u8>, EffectError> {
+        let issued =
+            EnrollmentToken::generate().map_err(|error| EffectError::of(error.class(), &error))?;
+        let life_ms = u64::try_from(ENROLLMENT_TOKEN_LIFE.as_millis()).unwrap_or(u64::MAX);
+        let token = Token {
+            cluster: machine.cluster.clone(),
+            machine: machine.name.clone(),
+            incarnation: machine.incarnation,
+            expires_at: Timestamp::from_unix_ms(Timestamp::now().unix_ms().saturating_add(life_ms)),
+            public_key: None,
+        };
+        let mut commit = Commit::default();
+        commit.value(
+            Kind::Token,
+            &issued.hash.to_string(),
+            Expect::Absent,
+            &token,
+        );
+        self.records.commit(commit).await?;
+        let settings = Settings {
+            director_id: self.birth.director.clone(),
+            directors: self.birth.directors.clone(),
+            ca_digest: self.birth.ca_digest,
+            token: issued.token,
+            cluster: machine.cluster.clone(),
+            machine: machine.name.clone(),
+            incarnation: machine.incarnation,
+        };
+        serde_json::to_vec(&settings).map_err(|error| EffectError::of(ErrorClass::Bug, &error))
+    }
+
+    pub(super) async fn attach_disk(
+        &self,
+        disk: &DiskName,
+        machine: &MachineName,
+    ) -> Result<Done, EffectError> {
+        let attached = self.provider.attach_disk(machine, disk).await?;
+        let device = attached.device.to_string_lossy().into_owned();
+        Ok(Done {
+            changes: vec![format!("disk {disk} is {device} of {machine}")],
+            records: vec![RecordChange::DiskAttached(machine.clone(), device)],
+        })
+    }
+
+    pub(super) async fn delete_machine(&self, machine: &MachineName) -> Result<Done, EffectError> {
+        // Refused at the door before it is killed, so that it cannot come back in between.
+        if let Some(identity) = self.registry.expel(machine) {
+            self.agents.revoke(&identity);
+        }
+        self.provider.delete_machine(machine).await?;
+        Ok(Done {
+            changes: vec![format!("machine {machine} is gone")],
+            records: vec![RecordChange::MachineDeleted(machine.clone())],
+        })
+    }
+
+    pub(super) async fn delete_disk(&self, disk: &DiskName) -> Result<Done, EffectError> {
+        self.provider.delete_disk(disk).await?;
+        Ok(Done {
+            changes: vec![format!("disk {disk} and its data are gone")],
+            records: Vec::new(),
+        })
+    }
+
+    pub(super) async fn delete_endpoint(&self, cluster: &ClusterName) -> Result<Done, EffectError> {
+        self.provider.delete_endpoint(cluster).await?;
+        Ok(Done {
+            changes: vec!["the endpoint is gone".to_owned()],
+            records: vec![RecordChange::Endpoint(false)],
+        })
+    }
+}
+
+impl From<ProviderError> for EffectError {
+    fn from(error: ProviderError) -> Self {
+        Self::of(error.class(), &error)
+    }
+}

@@ -1,0 +1,146 @@
+//! The world that steps act on: a provider, agents behind the gateway, and Kubernetes APIs.
+//!
+//! # Invariants
+//! * What has an effect is found again by name after a crash: machines by name and incarnation, agent steps
+//!   by task, key and attempt, objects by name.
+//! * An incarnation may connect from before it is created until before it is deleted, and never again.
+//! * Certificates of a machine are issued once and written down before the machine sees them.
+//!
+//! # After a crash
+//! Nothing is kept in memory that the store, the provider, agents and API servers do not have.
+//!
+//! # Not here
+//! Order, retries and journal (the rollout above).
+
+mod agents;
+mod context;
+mod kube;
+mod machines;
+mod node;
+mod registry;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch};
+
+use super::{Done, EffectError, Effects, RecordChange, StepOrder};
+use crate::kubernetes::facts::HostTraits;
+use crate::model::{Action, Plan};
+use crate::planner::{self, inputs};
+use crate::provider::Provider;
+use crate::stemcell::Catalogue;
+use crate::store::Records;
+
+pub use agents::{AgentFuture, Agents};
+pub use context::ClusterContext;
+pub use kube::{KubeApi, KubeClient};
+pub use registry::Registry;
+
+/// Everything the steps act on.
+#[derive(Debug)]
+pub struct World {
+    /// The store.
+    pub records: Records,
+    /// Makes machines, disks and endpoints.
+    pub provider: Arc<dyn Provider>,
+    /// Agents.
+    pub agents: Arc<dyn Agents>,
+    /// Kubernetes APIs.
+    pub kubernetes: Arc<dyn KubeApi>,
+    /// Which incarnations may connect.
+    pub registry: Arc<Registry>,
+    /// Stemcells.
+    pub stemcells: Catalogue,
+    /// What machines are told at birth.
+    pub birth: Birth,
+    /// What the provider's machines cannot do.
+    pub host: HostTraits,
+}
+
+/// What every machine of this director is told at birth.
+#[derive(Debug, Clone)]
+pub struct Birth {
+    /// The director's id.
+    pub director: DirectorId,
+    /// Where its gateway is.
+    pub directors: Vec<std::net::SocketAddr>,
+    /// Digest of its root CA.
+    pub ca_digest: Digest,
+    /// Its epoch.
+    pub epoch: Epoch,
+}
+
+impl Effects for World {
+    fn perform(&self, order: StepOrder) -> BoxFuture<'_, Result<Done, EffectError>> {
+        Box::pin(async move {
+            if order.action == Action::ForgetCluster {
+                self.kubernetes.forget(&order.cluster);
+                return Ok(Done {
+                    changes: vec![format!("forgot cluster {}", order.cluster)],
+                    records: vec![RecordChange::Forget],
+                });
+            }
+            let context = self.context(&order.cluster).await?;
+            match &order.action {
+                Action::EnsureEndpoint => self.ensure_endpoint(&context).await,
+                Action::CreateDisk { disk, machine } => {
+                    self.create_disk(&context, disk, machine).await
+                }
+                Action::CreateMachine { machine } => self.create_machine(&context, machine).await,
+                Action::AttachDisk { disk, machine } => self.attach_disk(disk, machine).await,
+                Action::AwaitAgent { machine } => {
+                    self.await_agent(&context, machine, order.limit).await
+                }
+                Action::MountDisk { machine } => self.mount_disk(&context, machine, &order).await,
+                Action::Configure { machine } => self.configure(&context, machine, &order).await,
+                Action::StartComponents { machine } => self.start(&context, machine, &order).await,
+                Action::AwaitControlPlane { machine } => {
+                    self.await_control_plane(&context, machine, &order).await
+                }
+                Action::ApplyAddons => self.kubernetes.apply_addons(&context).await,
+                Action::AwaitNode { machine, .. } => {
+                    self.kubernetes
+                        .await_node(&context, machine, order.limit)
+                        .await
+                }
+                Action::DropNode { node, .. } => self.kubernetes.drop_node(&context, node).await,
+                Action::DeleteMachine { machine } => self.delete_machine(machine).await,
+                Action::DeleteDisk { disk } => self.delete_disk(disk).await,
+                Action::DeleteEndpoint => self.delete_endpoint(&order.cluster).await,
+                Action::ForgetCluster => Ok(Done::default()),
+            }
+        })
+    }
+
+    fn plan_cleanup<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+    ) -> BoxFuture<'a, Result<Plan, EffectError>> {
+        Box::pin(async move {
+            let observed = self.observe(cluster).await?;
+            // The cancel is the order: it names the disks that this create has made.
+            let desired = inputs::absent(cluster, observed.disks.keys().cloned().collect());
+            let plan = planner::plan(&desired, &observed)
+                .map_err(|error| EffectError::of(error.class(), &error))?;
+            check(&plan, &desired, &observed)?;
+            Ok(plan)
+        })
+    }
+}
+
+/// Refuses a plan that breaks an invariant.
+pub(crate) fn check(
+    plan: &Plan,
+    desired: &planner::Desired,
+    observed: &planner::Observed,
+) -> Result<(), EffectError> {
+    crate::plan::check(plan, desired, observed).map_err(|violations| EffectError {
+        class: windlass_common::error::ErrorClass::Bug,
+        message: violations
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("; "),
+    })
+}

@@ -1,0 +1,232 @@
+//! Steps that ask a machine's agent.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use windlass_common::error::ErrorClass;
+use windlass_common::id::MachineName;
+use windlass_common::step::{
+    Configure, Outcome, Payload, Progress, Service, Step, StepId, StepRequest, StepResult,
+};
+
+use super::context::ClusterContext;
+use super::{Done, EffectError, RecordChange, StepOrder, World};
+use crate::gateway::DeliveryError;
+use crate::kubernetes::pki::{Certificates, machine_certificates};
+use crate::kubernetes::render::{self, Phase, Trust};
+use crate::model::Machine;
+use crate::planner::inputs;
+use crate::store::{Commit, Expect, Kind};
+
+/// Progress that may wait to be shown; what is more is dropped by the gateway.
+const PROGRESS_QUEUE: usize = 64;
+
+impl World {
+    pub(super) async fn await_agent(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        limit: Duration,
+    ) -> Result<Done, EffectError> {
+        let machine = context.machine(name)?;
+        let deadline = Instant::now() + limit;
+        self.agents
+            .wait_connected(name, machine.incarnation, deadline)
+            .await?;
+        Ok(Done {
+            changes: Vec::new(),
+            records: vec![RecordChange::AgentConnected(name.clone())],
+        })
+    }
+
+    pub(super) async fn mount_disk(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        let machine = context.machine(name)?;
+        let device = machine.data_device.as_deref().ok_or_else(|| EffectError {
+            class: ErrorClass::Bug,
+            message: format!("the device of the data disk of {name} is not known"),
+        })?;
+        let step = render::disk_step(context.machine_facts(name)?, device);
+        let step = step.ok_or_else(|| EffectError {
+            class: ErrorClass::Bug,
+            message: format!("{name} is not of a control plane and has no data disk"),
+        })?;
+        let result = self.send(machine, order, "", Step::Disk(step)).await?;
+        Ok(done(result, RecordChange::DiskMounted(name.clone())))
+    }
+
+    pub(super) async fn configure(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        let machine = context.machine(name)?;
+        let certificates = match self.issued(machine).await? {
+            Some(certificates) => certificates,
+            None => self.issue(context, machine, order).await?,
+        };
+        let step = configure_step(context, name, &certificates)?;
+        let result = self.send(machine, order, "", Step::Configure(step)).await?;
+        let digest = inputs::configuration(&context.facts, name);
+        Ok(done(result, RecordChange::Configured(name.clone(), digest)))
+    }
+
+    /// Certificates that were issued to this incarnation.
+    async fn issued(&self, machine: &Machine) -> Result<Option<Certificates>, EffectError> {
+        let found: Option<(_, (u32, Certificates))> = self
+            .records
+            .value(Kind::Certificates, machine.name.as_str())
+            .await?;
+        let found = found.map(|(_, issued)| issued);
+        Ok(found
+            .filter(|(incarnation, _)| *incarnation == machine.incarnation.0)
+            .map(|(_, certificates)| certificates))
+    }
+
+    /// Has the machine make its keys, and issues a certificate for each.
+    async fn issue(
+        &self,
+        context: &ClusterContext,
+        machine: &Machine,
+        order: &StepOrder,
+    ) -> Result<Certificates, EffectError> {
+        let facts = context.machine_facts(&machine.name)?;
+        let keys = Step::Keys(render::keys_step(facts));
+        let result = self.send(machine, order, "/keys", keys).await?;
+        let requests: BTreeMap<String, Vec<u8>> = match result.payload {
+            Payload::Requests(requests) => requests,
+            Payload::None | Payload::Exit(_) => BTreeMap::new(),
+        };
+        let now = jiff::Timestamp::now();
+        let certificates =
+            machine_certificates(&context.pki, &context.facts, facts, &requests, now)
+                .map_err(|error| EffectError::of(error.class(), &error))?;
+        let mut commit = Commit::default();
+        let issued = (machine.incarnation.0, &certificates);
+        commit.value(
+            Kind::Certificates,
+            machine.name.as_str(),
+            Expect::Any,
+            &issued,
+        );
+        self.records.commit(commit).await?;
+        Ok(certificates)
+    }
+
+    pub(super) async fn start(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        let machine = context.machine(name)?;
+        let certificates = self.issued(machine).await?.ok_or_else(|| EffectError {
+            class: ErrorClass::Bug,
+            message: format!("{name} is to be started and has no certificates"),
+        })?;
+        let configure = configure_step(context, name, &certificates)?;
+        let phases = Phase::of(&context.machine_facts(name)?.role);
+        let units = phases
+            .iter()
+            .flat_map(|phase| render::service(*phase, &configure).units)
+            .collect();
+        let step = Step::Service(Service { units });
+        let result = self.send(machine, order, "", step).await?;
+        let digest = inputs::configuration(&context.facts, name);
+        Ok(done(result, RecordChange::Started(name.clone(), digest)))
+    }
+
+    pub(super) async fn await_control_plane(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        let machine = context.machine(name)?;
+        let gate = Step::Gate(render::gate(Phase::ApiServer));
+        self.send(machine, order, "", gate).await?;
+        Ok(Done::default())
+    }
+
+    /// Sends one step and turns everything that is not success into an error.
+    async fn send(
+        &self,
+        machine: &Machine,
+        order: &StepOrder,
+        suffix: &str,
+        step: Step,
+    ) -> Result<StepResult, EffectError> {
+        let attempt = match order.attempt {
+            1 => String::new(),
+            attempt => format!("~{attempt}"),
+        };
+        let request = StepRequest {
+            id: StepId(format!("{}/{}{suffix}{attempt}", order.task, order.key)),
+            epoch: self.birth.epoch,
+            deadline_ms: u64::try_from(order.limit.as_millis()).unwrap_or(u64::MAX),
+            step,
+        };
+        let (sender, mut progress) = mpsc::channel(PROGRESS_QUEUE);
+        let call = self
+            .agents
+            .run_step(&machine.name, machine.incarnation, request, sender);
+        let show = async {
+            while let Some(progress) = progress.recv().await {
+                if let Progress::Stage(stage) = progress {
+                    order.progress.stage(stage);
+                }
+            }
+            std::future::pending::<Infallible>().await
+        };
+        let result = tokio::select! {
+            result = call => result?,
+            never = show => match never {},
+        };
+        succeeded(machine, result)
+    }
+}
+
+fn configure_step(
+    context: &ClusterContext,
+    name: &MachineName,
+    certificates: &Certificates,
+) -> Result<Configure, EffectError> {
+    let trust = Trust::from(&context.pki);
+    let facts = context.machine_facts(name)?;
+    render::configure_step(&context.facts, facts, &trust, certificates)
+        .map_err(|error| EffectError::of(error.class(), &error))
+}
+
+fn succeeded(machine: &Machine, result: StepResult) -> Result<StepResult, EffectError> {
+    let (class, message) = match &result.outcome {
+        Outcome::Converged | Outcome::Changed => return Ok(result),
+        Outcome::Failed { class, message } => (*class, message),
+        Outcome::Unknown { message } => (ErrorClass::Retry, message),
+        Outcome::Refused { message } => (ErrorClass::Operator, message),
+    };
+    Err(EffectError {
+        class,
+        message: format!("machine {}: {message}", machine.name),
+    })
+}
+
+fn done(result: StepResult, change: RecordChange) -> Done {
+    Done {
+        changes: result.changes,
+        records: vec![change],
+    }
+}
+
+impl From<DeliveryError> for EffectError {
+    fn from(error: DeliveryError) -> Self {
+        Self::of(error.class(), &error)
+    }
+}

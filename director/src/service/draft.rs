@@ -1,0 +1,208 @@
+//! Drafts a cluster: names, addresses and the records that an order will write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use windlass_common::cluster::ClusterSpec;
+use windlass_common::id::{DiskName, Incarnation, MachineName};
+
+use super::{Inner, ServiceError, ServiceResult};
+use crate::kubernetes::API_PORT;
+use crate::model::{
+    Cluster, ClusterPhase, Endpoint, FieldFault, Machine, MachinePhase, MachineRole, Revision,
+    StemcellRecord, Timestamp,
+};
+use crate::planner::{free_addresses, free_pod_cidrs, inputs};
+use crate::store::Kind;
+
+/// A cluster that is not ordered yet.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) cluster: Cluster,
+    pub(super) machines: Vec<Machine>,
+}
+
+/// What a machine is drafted from.
+struct Slot {
+    name: String,
+    role: MachineRole,
+    size: windlass_common::cluster::MachineSize,
+}
+
+impl Inner {
+    /// Drafts a cluster of this spec out of free addresses; refuses what cannot work, all faults at once.
+    pub(super) async fn draft(&self, spec: &ClusterSpec) -> ServiceResult<Draft> {
+        let mut faults = self.faults(spec);
+        let stemcell = self.stemcells.find(&spec.kubernetes_version);
+        if let Err(error) = &stemcell {
+            faults.push(FieldFault::new(
+                "kubernetesVersion",
+                &spec.kubernetes_version,
+                format!("the version of a verified stemcell; {error}"),
+            ));
+        }
+        let (Ok(stemcell), true) = (stemcell, faults.is_empty()) else {
+            return Err(ServiceError::Invalid { faults });
+        };
+        let slots = slots(spec);
+        let draft = self.place(spec, &stemcell, slots).await?;
+        let facts = inputs::facts(&draft.cluster, &draft.machines, &stemcell, self.world.host);
+        facts.validate().map_err(|error| ServiceError::Invalid {
+            faults: error
+                .faults
+                .iter()
+                .map(|fault| FieldFault::new(&fault.key, &fault.value, &fault.allowed))
+                .collect(),
+        })?;
+        Ok(draft)
+    }
+
+    /// Faults that only a running director can see.
+    fn faults(&self, spec: &ClusterSpec) -> Vec<FieldFault> {
+        let machines = self.provider.network().cidr;
+        let mut faults = Vec::new();
+        for (key, network) in [
+            ("network.podCidr", spec.network.pod_cidr),
+            ("network.serviceCidr", spec.network.service_cidr),
+        ] {
+            if network.contains(&machines.network()) || machines.contains(&network.network()) {
+                let allowed = format!("a network that does not overlap the machines' {machines}");
+                faults.push(FieldFault::new(key, network, allowed));
+            }
+        }
+        if let Some(pool) = spec
+            .pools
+            .keys()
+            .find(|pool| pool.as_str() == CONTROL_PLANE)
+        {
+            let allowed = "another name: `cp` names the control plane's machines";
+            faults.push(FieldFault::new("pools", pool, allowed));
+        }
+        faults
+    }
+
+    async fn place(
+        &self,
+        spec: &ClusterSpec,
+        stemcell: &StemcellRecord,
+        slots: Vec<Slot>,
+    ) -> ServiceResult<Draft> {
+        let network = self.provider.network();
+        let taken: Vec<(String, serde_json::Value)> =
+            self.records.values(Kind::Address, "").await?;
+        let mut used: BTreeSet<Ipv4Addr> = network.reserved.iter().copied().collect();
+        used.insert(network.gateway);
+        used.extend(
+            taken
+                .iter()
+                .filter_map(|(name, _)| name.parse::<Ipv4Addr>().ok()),
+        );
+        let full = |key: &str, error: crate::planner::AddressError| ServiceError::Invalid {
+            faults: vec![FieldFault::new(key, error.network, error.to_string())],
+        };
+        let addresses = free_addresses(network.cidr, &used, slots.len() + 1)
+            .map_err(|error| full("provider.network", error))?;
+        let pods = free_pod_cidrs(spec.network.pod_cidr, &BTreeSet::new(), slots.len())
+            .map_err(|error| full("network.podCidr", error))?;
+        let now = Timestamp::now();
+        let mut addresses = addresses.into_iter();
+        let endpoint = addresses.next().unwrap_or(network.gateway);
+        let mut machines = Vec::with_capacity(slots.len());
+        for ((slot, address), pod_cidr) in slots.into_iter().zip(addresses).zip(pods) {
+            machines.push(machine(spec, stemcell, slot, address, pod_cidr, now)?);
+        }
+        machines.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Draft {
+            cluster: Cluster {
+                spec: spec.clone(),
+                endpoint: Endpoint {
+                    name: format!("{}.clusters.windlass.internal", spec.name),
+                    address: endpoint,
+                    port: API_PORT,
+                },
+                stemcell: stemcell.version.clone(),
+                phase: ClusterPhase::Creating,
+                message: None,
+                task: None,
+                endpoint_ready: false,
+                addons: None,
+                revision: Revision(0),
+                created_at: now,
+            },
+            machines,
+        })
+    }
+}
+
+/// Stands for the control plane in names of machines; no pool may be called so.
+const CONTROL_PLANE: &str = "cp";
+
+fn slots(spec: &ClusterSpec) -> Vec<Slot> {
+    let name = |pool: &str, number: u32| format!("{}-{pool}-{number}", spec.name);
+    let control_planes = (0..spec.control_plane.count).map(|number| Slot {
+        name: name(CONTROL_PLANE, number),
+        role: MachineRole::ControlPlane,
+        size: spec.control_plane.size,
+    });
+    let pools: &BTreeMap<_, _> = &spec.pools;
+    let workers = pools.iter().flat_map(|(pool, of)| {
+        (0..of.count).map(move |number| Slot {
+            name: name(pool.as_str(), number),
+            role: MachineRole::Worker { pool: pool.clone() },
+            size: of.size,
+        })
+    });
+    control_planes.chain(workers).collect()
+}
+
+fn machine(
+    spec: &ClusterSpec,
+    stemcell: &StemcellRecord,
+    slot: Slot,
+    address: Ipv4Addr,
+    pod_cidr: ipnet::Ipv4Net,
+    now: Timestamp,
+) -> ServiceResult<Machine> {
+    let bug = |error: windlass_common::id::NameError| ServiceError::Bug {
+        what: "a machine cannot be named".to_owned(),
+        source: Some(Box::new(error)),
+    };
+    let name = MachineName::new(slot.name).map_err(bug)?;
+    let node_name = name.node_name(Incarnation::FIRST).map_err(bug)?;
+    // Random, so that a cluster of the same name never meets the data of one that was deleted.
+    let data_disk = if slot.role.is_control_plane() {
+        let text = format!("{name}-d{:06x}", random_u32()? >> 8);
+        Some(DiskName::new(text).map_err(bug)?)
+    } else {
+        None
+    };
+    Ok(Machine {
+        name,
+        cluster: spec.name.clone(),
+        role: slot.role,
+        incarnation: Incarnation::FIRST,
+        node_name,
+        address,
+        pod_cidr,
+        stemcell: stemcell.version.clone(),
+        size: slot.size,
+        data_disk,
+        data_device: None,
+        mounted: false,
+        phase: MachinePhase::Planned,
+        configured: None,
+        started: None,
+        revision: Revision(0),
+        created_at: now,
+    })
+}
+
+/// Random bits of the operating system.
+pub(super) fn random_u32() -> ServiceResult<u32> {
+    let mut bytes = [0; 4];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| ServiceError::Unavailable {
+        what: "the operating system gave no random bytes".to_owned(),
+        source: None,
+    })?;
+    Ok(u32::from_be_bytes(bytes))
+}

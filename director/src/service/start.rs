@@ -1,0 +1,186 @@
+//! Wires a director: store, provider, gateway, rollouts.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use windlass_common::error::ErrorClass;
+use windlass_common::stemcell::{KeyError, TrustedKeys};
+
+use super::enrollment::{Artifacts, Tokens};
+use super::{Director, Inner};
+use crate::config::{Config, DataDir, Identity, IdentityError};
+use crate::gateway::{self, Gateway, GatewayConfig};
+use crate::kubernetes::facts::HostTraits;
+use crate::model::{Machine, Timestamp};
+use crate::provider::{PreflightFault, Provider, Severity};
+use crate::rollout::Rollouts;
+use crate::rollout::world::{Agents, Birth, KubeClient, Registry, World};
+use crate::stemcell::Catalogue;
+use crate::store::{DirectoryLock, LockError, StoreError};
+
+/// How long agents are told that the director goes.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// Why a director does not start. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Another director uses the directory, or it cannot be used.
+    #[error("the data directory cannot be locked")]
+    Lock(#[from] LockError),
+    /// The store cannot be used.
+    #[error("the store cannot be used")]
+    Store(#[from] StoreError),
+    /// The directory was not initialised.
+    #[error("{} is not initialised; run `windlass director init` first", dir.display())]
+    NotInitialised {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Its identity cannot be read.
+    #[error("the director's identity cannot be read")]
+    Identity(#[from] IdentityError),
+    /// The trusted keys cannot be read.
+    #[error("the trusted keys of stemcells cannot be read")]
+    Keys(#[from] KeyError),
+    /// The provider cannot work here.
+    #[error("machines cannot be made here: {}", .0.join("; "))]
+    Provider(Vec<String>),
+    /// The gateway does not start.
+    #[error("the gateway does not start")]
+    Gateway(#[from] gateway::StartError),
+    /// The gateway's address cannot be told.
+    #[error("the gateway's address cannot be told")]
+    Address(#[source] io::Error),
+}
+
+impl StartError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Lock(_) | Self::NotInitialised { .. } | Self::Keys(_) | Self::Provider(_) => {
+                ErrorClass::Operator
+            }
+            Self::Store(source) => source.class(),
+            Self::Identity(source) => source.class(),
+            Self::Gateway(source) => source.class(),
+            Self::Address(_) => ErrorClass::Bug,
+        }
+    }
+}
+
+/// See [`Director::start`].
+pub(super) async fn start(
+    data: &DataDir,
+    config: &Config,
+    provider: Arc<dyn Provider>,
+) -> Result<Director, StartError> {
+    let dir = data.path();
+    let lock = DirectoryLock::acquire(dir)?;
+    if !data.store().exists() {
+        return Err(StartError::NotInitialised {
+            dir: dir.to_owned(),
+        });
+    }
+    let Identity { id, ca, records } = Identity::load(data, jiff::Timestamp::now()).await?;
+    let trusted = TrustedKeys::load(&config.stemcells.trusted_keys)?;
+    let faults = preflight(provider.as_ref()).await?;
+    let epoch = records.next_epoch().await?;
+    let machines: Vec<Machine> = records.list().await?;
+    let registry = Arc::new(Registry::new(id.clone(), &machines));
+    let gateway = Gateway::start(
+        GatewayConfig::new(config.gateway.listen),
+        ca.clone(),
+        Arc::new(Tokens::new(records.clone())),
+        registry.clone(),
+        Arc::new(Artifacts::new(dir.join("artifacts"))),
+        epoch,
+    )
+    .await?;
+    let gateway_address = gateway.local_address().map_err(StartError::Address)?;
+    let mut directors = config.advertised();
+    for address in &mut directors {
+        if address.port() == 0 {
+            address.set_port(gateway_address.port());
+        }
+    }
+    let agents: Arc<dyn Agents> = Arc::new(gateway.clone());
+    let stemcells = Catalogue::new(config.stemcells.directory.clone(), trusted);
+    let world = Arc::new(World {
+        records: records.clone(),
+        provider: provider.clone(),
+        kubernetes: Arc::new(KubeClient::new(agents.clone())),
+        agents,
+        registry,
+        stemcells: stemcells.clone(),
+        birth: Birth {
+            director: id.clone(),
+            directors,
+            ca_digest: ca.root_digest(),
+            epoch,
+        },
+        host: host_traits(),
+    });
+    let rollouts = Rollouts::new(records.clone(), world.clone());
+    let resumed = rollouts.resume().await?;
+    tracing::info!(director = %id, %epoch, %gateway_address, resumed = resumed.len(), "director started");
+    Ok(Director {
+        inner: Arc::new(Inner {
+            id,
+            epoch,
+            data_dir: dir.to_owned(),
+            started_at: Timestamp::now(),
+            gateway_address,
+            provider_faults: faults,
+            records,
+            provider,
+            gateway,
+            world,
+            rollouts,
+            stemcells,
+            ca,
+            orders: tokio::sync::Mutex::new(()),
+            _lock: lock,
+        }),
+    })
+}
+
+async fn preflight(provider: &dyn Provider) -> Result<Vec<String>, StartError> {
+    let faults = provider.preflight().await;
+    let text = |faults: Vec<&PreflightFault>| faults.iter().map(ToString::to_string).collect();
+    let fatal: Vec<_> = faults
+        .iter()
+        .filter(|f| f.severity == Severity::Fatal)
+        .collect();
+    if fatal.is_empty() {
+        Ok(text(faults.iter().collect()))
+    } else {
+        Err(StartError::Provider(text(fatal)))
+    }
+}
+
+/// What machines of the local provider cannot do: they share this host's kernel.
+fn host_traits() -> HostTraits {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let bounding = std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let line = status.lines().find_map(|l| l.strip_prefix("CapBnd:"))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        });
+    HostTraits {
+        cgroup_v1: !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+        restrict_oom_score_adj: bounding.is_none_or(|caps| caps & CAP_SYS_RESOURCE == 0),
+        read_only_conntrack: true,
+    }
+}
+
+impl Director {
+    /// Stops: no new steps, agents are told to reconnect soon. What was running is resumed at the next start.
+    pub async fn shutdown(&self) {
+        self.inner.rollouts.abandon();
+        self.inner.gateway.shutdown(SHUTDOWN).await;
+    }
+}

@@ -1,0 +1,137 @@
+//! Tasks as operators see them.
+
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::sync::broadcast;
+use windlass_common::error::ErrorChain;
+
+use super::{Inner, ServiceError, ServiceResult};
+use crate::model::{Caller, Task, TaskEvent, TaskId, TaskState};
+use crate::rollout::Stop;
+use crate::store::{Commit, Records};
+
+/// How long a cancel waits until it is written down that the task is being cancelled; running provider calls
+/// may take longer, and the answer then shows the task as it is.
+const CANCEL_NOTED: Duration = Duration::from_secs(5);
+
+impl Inner {
+    pub(super) async fn tasks(&self) -> ServiceResult<Vec<Task>> {
+        let headers: Vec<Task> = self.records.list().await?;
+        let mut tasks = Vec::with_capacity(headers.len());
+        for header in headers {
+            tasks.extend(self.records.task(&header.id).await?);
+        }
+        tasks.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        Ok(tasks)
+    }
+
+    pub(super) async fn task(&self, id: &TaskId) -> ServiceResult<Task> {
+        let found = self.records.task(id).await?;
+        found.ok_or_else(|| ServiceError::NotFound {
+            kind: "task",
+            name: id.to_string(),
+        })
+    }
+
+    pub(super) async fn watch_task(
+        &self,
+        id: &TaskId,
+    ) -> ServiceResult<BoxStream<'static, TaskEvent>> {
+        // Subscribed before the snapshot is read, so that nothing falls between the two.
+        let events = self.rollouts.subscribe(id);
+        let task = self.task(id).await?;
+        let watch = Watch {
+            id: id.clone(),
+            records: self.records.clone(),
+            events: events.filter(|_| !task.state.is_over()),
+            pending: Some(task),
+        };
+        Ok(stream::unfold(watch, Watch::next).boxed())
+    }
+
+    pub(super) async fn cancel_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
+        let task = self.task(id).await?;
+        if task.state.is_over() {
+            return Err(ServiceError::Conflict {
+                message: format!("{id} is {} already; there is nothing to cancel", task.state),
+            });
+        }
+        let mut commit = Commit::default();
+        let subject = format!("cluster/{}", task.cluster);
+        self.records.audit(
+            &mut commit,
+            &caller.operator,
+            "task.cancel",
+            &subject,
+            id.as_str(),
+        );
+        self.records.commit(commit).await?;
+        let mut events = self.rollouts.subscribe(id);
+        self.rollouts.stop(id, Stop::CleanUp);
+        let noted = async {
+            while let Some(receiver) = &mut events {
+                match receiver.recv().await {
+                    Ok(TaskEvent::State { state, .. }) if state != TaskState::Running => return,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        };
+        // Too late to be told here: the task's state tells it.
+        let _ = tokio::time::timeout(CANCEL_NOTED, noted).await;
+        self.task(id).await
+    }
+}
+
+struct Watch {
+    id: TaskId,
+    records: Records,
+    /// `None` once the task is over.
+    events: Option<broadcast::Receiver<TaskEvent>>,
+    /// A snapshot that comes next.
+    pending: Option<Task>,
+}
+
+impl Watch {
+    async fn next(mut self) -> Option<(TaskEvent, Self)> {
+        if let Some(task) = self.pending.take() {
+            let event = TaskEvent::Snapshot {
+                task: Box::new(task),
+            };
+            return Some((event, self));
+        }
+        let events = self.events.as_mut()?;
+        match events.recv().await {
+            Ok(event) => {
+                if let TaskEvent::State { state, .. } = &event
+                    && state.is_over()
+                {
+                    self.events = None;
+                }
+                Some((event, self))
+            }
+            Err(broadcast::error::RecvError::Lagged(_)) => self.snapshot().await,
+            Err(broadcast::error::RecvError::Closed) => {
+                self.events = None;
+                self.snapshot().await
+            }
+        }
+    }
+
+    async fn snapshot(mut self) -> Option<(TaskEvent, Self)> {
+        match self.records.task(&self.id).await {
+            Ok(task) => {
+                let task = Box::new(task?);
+                if task.state.is_over() {
+                    self.events = None;
+                }
+                Some((TaskEvent::Snapshot { task }, self))
+            }
+            Err(error) => {
+                tracing::warn!(task = %self.id, error = %ErrorChain(&error), "a watch ends");
+                None
+            }
+        }
+    }
+}

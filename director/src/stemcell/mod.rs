@@ -1,0 +1,154 @@
+//! The catalogue: stemcells in a directory whose signature was verified with a trusted key.
+//!
+//! # Invariants
+//! * Nothing of a stemcell is used before its signature and manifest are verified; a manifest that was
+//!   verified is remembered by its digest, so that one that changes on disk is verified again.
+//!
+//! # After a crash
+//! Nothing is kept.
+//!
+//! # Not here
+//! Building and signing (`windlass-stemcell`); what a manifest says (`windlass_common::stemcell`).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use windlass_common::error::ErrorClass;
+use windlass_common::stemcell::{
+    Installed, Manifest, TrustedKeys, VerifyDepth, VerifyError, installed, verify,
+};
+
+use crate::model::StemcellRecord;
+
+/// Stemcells in a directory. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Catalogue {
+    directory: PathBuf,
+    trusted: TrustedKeys,
+}
+
+/// Why there is no usable stemcell.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CatalogueError {
+    /// No verified stemcell has this Kubernetes version.
+    #[error(
+        "no verified stemcell in {} has Kubernetes {wanted}; there are: {}", directory.display(),
+        if found.is_empty() { "none" } else { found }
+    )]
+    Version {
+        /// Where was looked.
+        directory: PathBuf,
+        /// The version wanted.
+        wanted: String,
+        /// The versions there are, with what is wrong with unusable stemcells.
+        found: String,
+    },
+    /// The stemcell is not usable.
+    #[error("stemcell {version} cannot be used")]
+    Unusable {
+        /// The stemcell.
+        version: String,
+        /// Why.
+        #[source]
+        source: VerifyError,
+    },
+    /// The directory cannot be read.
+    #[error("cannot read the stemcell directory {}", directory.display())]
+    Read {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl CatalogueError {
+    /// Who acts: an operator builds a stemcell or puts it in its place.
+    pub fn class(&self) -> ErrorClass {
+        ErrorClass::Operator
+    }
+}
+
+impl Catalogue {
+    /// Stemcells under `directory` signed by one of `trusted`.
+    pub fn new(directory: PathBuf, trusted: TrustedKeys) -> Self {
+        Self { directory, trusted }
+    }
+
+    /// All usable stemcells, and what is wrong with the others, by directory.
+    pub fn list(&self) -> Result<(Vec<StemcellRecord>, Vec<String>), CatalogueError> {
+        let all =
+            installed(&self.directory, &self.trusted).map_err(|source| CatalogueError::Read {
+                directory: self.directory.clone(),
+                source,
+            })?;
+        let mut usable = Vec::new();
+        let mut faults = Vec::new();
+        for Installed { dir, manifest } in all {
+            match manifest {
+                Ok(manifest) => usable.push(record(&dir, &manifest)),
+                Err(error) => faults.push(error.to_string()),
+            }
+        }
+        Ok((usable, faults))
+    }
+
+    /// The stemcell of this name and version.
+    pub fn get(&self, version: &str) -> Result<StemcellRecord, CatalogueError> {
+        let dir = self.directory.join(version);
+        let manifest = verify(&dir, &self.trusted, VerifyDepth::Manifest).map_err(|source| {
+            CatalogueError::Unusable {
+                version: version.to_owned(),
+                source,
+            }
+        })?;
+        Ok(record(&dir, &manifest))
+    }
+
+    /// The newest stemcell with this Kubernetes version.
+    pub fn find(&self, kubernetes_version: &str) -> Result<StemcellRecord, CatalogueError> {
+        let (usable, faults) = self.list()?;
+        let found: Vec<String> = usable
+            .iter()
+            .map(|s| format!("{} ({})", s.kubernetes_version, s.version))
+            .chain(faults)
+            .collect();
+        usable
+            .into_iter()
+            .filter(|s| s.kubernetes_version == kubernetes_version)
+            .max_by(|a, b| (&a.built_at, &a.version).cmp(&(&b.built_at, &b.version)))
+            .ok_or_else(|| CatalogueError::Version {
+                directory: self.directory.clone(),
+                wanted: kubernetes_version.to_owned(),
+                found: found.join(", "),
+            })
+    }
+}
+
+fn record(dir: &Path, manifest: &Manifest) -> StemcellRecord {
+    let components = manifest
+        .components
+        .iter()
+        .map(|c| (c.name.clone(), c.version.clone()))
+        .collect();
+    let images: BTreeMap<String, String> = manifest
+        .images
+        .iter()
+        .filter_map(|image| {
+            let repository = image.name.rsplit('/').next()?.split([':', '@']).next()?;
+            Some((repository.to_owned(), image.name.clone()))
+        })
+        .collect();
+    StemcellRecord {
+        version: manifest.id(),
+        kubernetes_version: manifest.kubernetes.clone(),
+        built_at: manifest.built_at.clone(),
+        components,
+        images,
+        digest: manifest.inputs.digest,
+        path: dir.to_owned(),
+    }
+}
