@@ -28,7 +28,7 @@ use crate::config::{Config, ConfigError, DataDir, Identity, IdentityError};
 use crate::pki::IssueError;
 use crate::provider::ProviderError;
 use crate::provider::local::{LocalConfig, LocalProvider};
-use crate::service::{Director, ServiceError};
+use crate::service::{Director, StartError};
 use crate::store::{DirectoryLock, LockError};
 
 /// Life of the API's certificate; a new one is made at each start.
@@ -71,7 +71,7 @@ enum DaemonError {
     #[error("the local provider cannot be used")]
     Provider(#[from] ProviderError),
     #[error("the director cannot start")]
-    Service(#[from] ServiceError),
+    Service(#[from] StartError),
     #[error("the system refuses to {doing}")]
     System {
         doing: &'static str,
@@ -107,7 +107,7 @@ fn start(arguments: &Arguments) -> Result<(), DaemonError> {
         .with_ansi(false)
         .with_writer(std::io::stderr)
         .init();
-    let _lock = DirectoryLock::acquire(dir.path())?;
+    let lock = DirectoryLock::acquire(dir.path())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -115,16 +115,16 @@ fn start(arguments: &Arguments) -> Result<(), DaemonError> {
         doing: "start threads",
         source,
     })?;
-    runtime.block_on(run(&dir, &config))
+    runtime.block_on(run(&lock, &dir, &config))
 }
 
-async fn run(dir: &DataDir, config: &Config) -> Result<(), DaemonError> {
+async fn run(lock: &DirectoryLock, dir: &DataDir, config: &Config) -> Result<(), DaemonError> {
     let stop = Stop::watch()?;
     let identity = Identity::load(dir, Timestamp::now()).await?;
     let tls = api_tls(config, &identity)?;
     let server = Server::bind(config.api.listen, tls, identity.id.clone()).await?;
     let id = identity.id.clone();
-    let director = director(dir, config, identity).await?;
+    let director = director(lock, dir, config, identity).await?;
     tracing::info!(
         director = %id, version = env!("CARGO_PKG_VERSION"), api = %config.api.listen,
         gateway = %config.gateway.listen, "director is up"
@@ -132,11 +132,13 @@ async fn run(dir: &DataDir, config: &Config) -> Result<(), DaemonError> {
     server
         .serve(director.clone(), config.reserved_networks(), stop.0)
         .await;
+    director.shutdown().await;
     tracing::info!(director = %id, "director is stopped");
     Ok(())
 }
 
 async fn director(
+    lock: &DirectoryLock,
     dir: &DataDir,
     config: &Config,
     identity: Identity,
@@ -152,8 +154,7 @@ async fn director(
         director_exe: exe,
         runc: config.local.runc.clone(),
     })?;
-    drop((provider, identity));
-    Ok(Director {})
+    Ok(Director::start(lock, dir, config, identity, Arc::new(provider)).await?)
 }
 
 /// The API's TLS, with a certificate for the addresses and names clients may use.

@@ -31,7 +31,7 @@ use windlass_common::id::{ClusterName, DirectorId, DiskName, Epoch, MachineName}
 use windlass_common::secret::{Secret, SecretBytes};
 use windlass_common::step::{Collect, Progress, StepResult};
 
-use crate::config::{Config, DataDir};
+use crate::config::{Config, DataDir, Identity};
 use crate::gateway::Gateway;
 use crate::health;
 use crate::kubernetes::facts;
@@ -142,17 +142,19 @@ struct Inner {
     ca: Arc<DirectorCa>,
     /// Orders are placed one at a time: they hand out addresses.
     orders: tokio::sync::Mutex<()>,
-    _lock: DirectoryLock,
 }
 
 impl Director {
-    /// Starts a director on an initialised data directory, and goes on with every task that was not over.
+    /// Starts a director, and goes on with every task that was not over. The lock shows that no other
+    /// director uses the directory; hold it until this one is shut down.
     pub async fn start(
+        _lock: &DirectoryLock,
         data: &DataDir,
         config: &Config,
+        identity: Identity,
         provider: Arc<dyn Provider>,
     ) -> Result<Director, StartError> {
-        start::start(data, config, provider).await
+        start::start(data, config, identity, provider).await
     }
 
     /// Its id.

@@ -1,7 +1,6 @@
 //! Wires a director: store, provider, gateway, rollouts.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use windlass_common::stemcell::{KeyError, TrustedKeys};
 
 use super::enrollment::{Artifacts, Tokens};
 use super::{Director, Inner};
-use crate::config::{Config, DataDir, Identity, IdentityError};
+use crate::config::{Config, DataDir, Identity};
 use crate::gateway::{self, Gateway, GatewayConfig};
 use crate::kubernetes::facts::HostTraits;
 use crate::model::{Machine, Timestamp};
@@ -18,7 +17,7 @@ use crate::provider::{PreflightFault, Provider, Severity};
 use crate::rollout::Rollouts;
 use crate::rollout::world::{Agents, Birth, KubeClient, Registry, World};
 use crate::stemcell::Catalogue;
-use crate::store::{DirectoryLock, LockError, StoreError};
+use crate::store::StoreError;
 
 /// How long agents are told that the director goes.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -27,21 +26,9 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// Another director uses the directory, or it cannot be used.
-    #[error("the data directory cannot be locked")]
-    Lock(#[from] LockError),
     /// The store cannot be used.
     #[error("the store cannot be used")]
     Store(#[from] StoreError),
-    /// The directory was not initialised.
-    #[error("{} is not initialised; run `windlass director init` first", dir.display())]
-    NotInitialised {
-        /// The directory.
-        dir: PathBuf,
-    },
-    /// Its identity cannot be read.
-    #[error("the director's identity cannot be read")]
-    Identity(#[from] IdentityError),
     /// The trusted keys cannot be read.
     #[error("the trusted keys of stemcells cannot be read")]
     Keys(#[from] KeyError),
@@ -60,11 +47,8 @@ impl StartError {
     /// Who acts.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Lock(_) | Self::NotInitialised { .. } | Self::Keys(_) | Self::Provider(_) => {
-                ErrorClass::Operator
-            }
+            Self::Keys(_) | Self::Provider(_) => ErrorClass::Operator,
             Self::Store(source) => source.class(),
-            Self::Identity(source) => source.class(),
             Self::Gateway(source) => source.class(),
             Self::Address(_) => ErrorClass::Bug,
         }
@@ -75,16 +59,10 @@ impl StartError {
 pub(super) async fn start(
     data: &DataDir,
     config: &Config,
+    identity: Identity,
     provider: Arc<dyn Provider>,
 ) -> Result<Director, StartError> {
-    let dir = data.path();
-    let lock = DirectoryLock::acquire(dir)?;
-    if !data.store().exists() {
-        return Err(StartError::NotInitialised {
-            dir: dir.to_owned(),
-        });
-    }
-    let Identity { id, ca, records } = Identity::load(data, jiff::Timestamp::now()).await?;
+    let Identity { id, ca, records } = identity;
     let trusted = TrustedKeys::load(&config.stemcells.trusted_keys)?;
     let faults = preflight(provider.as_ref()).await?;
     let epoch = records.next_epoch().await?;
@@ -95,7 +73,7 @@ pub(super) async fn start(
         ca.clone(),
         Arc::new(Tokens::new(records.clone())),
         registry.clone(),
-        Arc::new(Artifacts::new(dir.join("artifacts"))),
+        Arc::new(Artifacts::new(data.path().join("artifacts"))),
         epoch,
     )
     .await?;
@@ -130,7 +108,7 @@ pub(super) async fn start(
         inner: Arc::new(Inner {
             id,
             epoch,
-            data_dir: dir.to_owned(),
+            data_dir: data.path().to_owned(),
             started_at: Timestamp::now(),
             gateway_address,
             provider_faults: faults,
@@ -142,7 +120,6 @@ pub(super) async fn start(
             stemcells,
             ca,
             orders: tokio::sync::Mutex::new(()),
-            _lock: lock,
         }),
     })
 }
