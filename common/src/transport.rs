@@ -5,9 +5,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, IdleTimeout, TransportConfig, VarInt};
+use quinn::{
+    ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
+    TransportConfig, VarInt,
+};
 
 use crate::limits::{
     CONNECTION_WINDOW_BYTES, DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, HANDSHAKES_MAX,
@@ -120,6 +125,42 @@ pub fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, T
     Ok(config)
 }
 
+/// The director's socket. From the same secret come the same reset tokens: a director that was
+/// killed tells its agents with one packet each that it knows them no more, and they come back at
+/// their next heartbeat instead of after the idle timeout.
+pub fn server_endpoint(secret: &[u8; 32]) -> EndpointConfig {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let mut config = EndpointConfig::new(Arc::new(key));
+    config
+        .cid_generator(|| Box::new(RandomIds))
+        // 10 000 a second: a whole fleet in one. A reset is shorter than the packet it answers.
+        .min_reset_interval(Duration::from_micros(100));
+    config
+}
+
+/// Random connection ids. Quinn's own are keyed by a random number of the process, and packets with
+/// an id of another process are dropped there instead of being answered by a reset.
+struct RandomIds;
+
+const CONNECTION_ID_BYTES: usize = 8;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; CONNECTION_ID_BYTES];
+        // The kernel's random source does not fail once the system is up; no TLS without it either.
+        aws_lc_rs::rand::fill(&mut id).expect("the kernel's random source works");
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
 /// Gives an authenticated agent its streams and window.
 pub fn open_up(connection: &quinn::Connection) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_FROM_AGENT_MAX));
@@ -134,6 +175,10 @@ pub fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, T
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_TO_AGENT_MAX))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        // An unanswered first packet goes again after three times this, and doubling: a director
+        // that restarts is found again within a third of a second. A slower path costs one
+        // repeated packet.
+        .initial_rtt(Duration::from_millis(100))
         // Two may be lost before the other end gives up.
         .keep_alive_interval(Some(LINK_IDLE_TIMEOUT / 3));
     config.transport_config(Arc::new(transport));

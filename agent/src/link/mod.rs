@@ -1,6 +1,6 @@
 //! The link: the agent's end of the connection to its director.
 //!
-//! `Link::run` enrolls if there is no certificate, connects, says hello, sends reports and
+//! [`Link::run`] enrolls if there is no certificate, connects, says hello, sends reports and
 //! heartbeats, hands steps to the [`Handler`], and comes back when the connection breaks. It decides
 //! nothing about the machine.
 //!
@@ -19,6 +19,109 @@
 //! # Not here
 //! What a step does and its journal, and the check of the epoch: the [`Handler`]'s.
 
+mod artifact;
+mod connection;
+mod enroll;
 mod handler;
+mod identity;
+mod reconnect;
+mod steps;
 
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use windlass_common::id::Digest;
+use windlass_common::settings::Settings;
+
+pub use artifact::{ArtifactStream, FetchError};
+pub use enroll::EnrollError;
 pub use handler::{Handler, HelloFacts, ProgressSink, StepFuture};
+pub use identity::IdentityError;
+pub use reconnect::LinkError;
+
+/// Where the link keeps its state and what it may reach.
+#[derive(Debug, Clone)]
+pub struct LinkPaths {
+    /// Directory of key, certificate and root CAs; made with mode 0700.
+    pub identity_dir: PathBuf,
+    /// The API server of this machine, the only address that a tunnel opens.
+    pub api_server: SocketAddr,
+}
+
+impl LinkPaths {
+    /// Where a machine has these things.
+    pub fn standard() -> LinkPaths {
+        LinkPaths {
+            identity_dir: PathBuf::from("/var/lib/windlass/identity"),
+            api_server: SocketAddr::from((Ipv4Addr::LOCALHOST, 6443)),
+        }
+    }
+}
+
+/// The link of one machine.
+pub struct Link {
+    settings: Settings,
+    paths: LinkPaths,
+    current: watch::Sender<Option<quinn::Connection>>,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("machine", &self.settings.machine)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// A link that is not yet running.
+    pub fn new(settings: Settings, paths: LinkPaths) -> Link {
+        let (current, _) = watch::channel(None);
+        Link {
+            settings,
+            paths,
+            current,
+        }
+    }
+
+    /// For steps that need something from the director.
+    pub fn handle(&self) -> LinkHandle {
+        LinkHandle {
+            current: self.current.subscribe(),
+        }
+    }
+
+    /// Runs until `shutdown` turns true (or its sender is gone), coming back after every failure.
+    /// Fails only if the machine's own state cannot be used: see [`LinkError`].
+    pub async fn run(
+        self,
+        handler: Arc<dyn Handler>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Result<(), LinkError> {
+        reconnect::run(self, handler, shutdown).await
+    }
+}
+
+/// Asks the director for things over whichever connection there is.
+#[derive(Debug, Clone)]
+pub struct LinkHandle {
+    current: watch::Receiver<Option<quinn::Connection>>,
+}
+
+impl LinkHandle {
+    /// Opens an artifact at a byte. Waits for a connection for as long as the caller does; dropping
+    /// the stream ends the transfer, and [`FetchError::Lost`] is followed by another call with the
+    /// offset reached. The bytes are not verified here.
+    pub async fn fetch(&self, digest: Digest, offset: u64) -> Result<ArtifactStream, FetchError> {
+        artifact::fetch(self.current.clone(), digest, offset).await
+    }
+
+    /// Whether there is a connection now.
+    pub fn is_connected(&self) -> bool {
+        self.current.borrow().is_some()
+    }
+}

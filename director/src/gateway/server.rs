@@ -1,6 +1,8 @@
 //! The UDP port: who is let in, and what becomes of them.
 
 use std::fmt;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,7 +95,8 @@ pub(super) fn start(
         tls::gateway_server(Arc::new(verifier), Arc::new(identity)).map_err(StartError::Tls)?;
     let server = transport::server_config(tls).map_err(StartError::Tls)?;
     let listen = config.listen;
-    let endpoint = quinn::Endpoint::server(server, listen)
+    let secret = doors.ca.derive(b"gateway endpoint");
+    let endpoint = bind(listen, transport::server_endpoint(&secret), server)
         .map_err(|source| StartError::Bind { listen, source })?;
     let shared = Arc::new(Shared {
         endpoint,
@@ -105,6 +108,17 @@ pub(super) fn start(
     });
     tokio::spawn(accept(Arc::clone(&shared)));
     Ok(shared)
+}
+
+fn bind(
+    listen: SocketAddr,
+    endpoint: quinn::EndpointConfig,
+    server: quinn::ServerConfig,
+) -> io::Result<quinn::Endpoint> {
+    let socket = UdpSocket::bind(listen)?;
+    let runtime = quinn::default_runtime()
+        .ok_or_else(|| io::Error::other("the gateway starts outside of a tokio runtime"))?;
+    quinn::Endpoint::new(endpoint, Some(server), socket, runtime)
 }
 
 /// Tells every peer and waits for the telling.
@@ -184,7 +198,7 @@ async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, permit: OwnedSema
 
 /// Logs a failure of a peer once: what a peer may cause is `info`, what we cause is `warn`.
 pub(super) fn log_failure(
-    peer: std::net::SocketAddr,
+    peer: SocketAddr,
     machine: Option<&str>,
     class: ErrorClass,
     error: &dyn std::error::Error,

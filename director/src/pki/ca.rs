@@ -255,6 +255,11 @@ impl DirectorCa {
         })
     }
 
+    /// A secret for `purpose` that is the same as long as this CA is, and tells nothing about it.
+    pub fn derive(&self, purpose: &[u8]) -> [u8; 32] {
+        self.servers.derive(purpose)
+    }
+
     /// Verifies that a client's certificate is of the agents' issuer; one without is let through.
     pub fn agent_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, tls::TlsError> {
         verifier(&self.agents)

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use aws_lc_rs::hmac;
 use jiff::Timestamp;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls_pki_types::CertificateDer;
@@ -137,6 +138,14 @@ impl Issuer {
             .signed_by(key, &self.signer)
             .map(|certificate| certificate.der().clone())
             .map_err(IssueError::Sign)
+    }
+
+    pub(super) fn derive(&self, purpose: &[u8]) -> [u8; 32] {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.signer.key().serialized_der());
+        let tag = hmac::sign(&key, purpose);
+        let mut secret = [0; 32];
+        secret.copy_from_slice(tag.as_ref());
+        secret
     }
 
     pub(super) fn has_common_name(&self, name: &str) -> bool {

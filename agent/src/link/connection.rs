@@ -1,0 +1,397 @@
+//! One connection: hello, then everything that goes on over it until it ends.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use quinn::{ConnectionError, RecvStream, SendStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+use windlass_common::error::ErrorClass;
+use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT};
+use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, RequestError};
+use windlass_common::transport::Close;
+use windlass_common::wire::PROTOCOLS;
+use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
+use windlass_common::wire::message::{
+    Body, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Tune, Welcome,
+};
+
+use super::Handler;
+use super::identity::{Identity, IdentityError, IdentityStore};
+use super::steps::{self, Steps};
+
+/// Shortest and longest pause between two looks whether the certificate is due; the wall clock may
+/// jump, so the longest is short.
+const RENEWAL_LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long a close may take to be sent.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No UDP socket.
+    #[error("cannot open a UDP socket")]
+    Socket(#[source] io::Error),
+    /// The address or the name is of no use.
+    #[error("cannot connect with {address}; check the directors in the settings")]
+    Address {
+        /// Where to.
+        address: SocketAddr,
+        /// Cause.
+        #[source]
+        source: quinn::ConnectError,
+    },
+    /// The handshake failed.
+    #[error("the handshake with {address} failed")]
+    Handshake {
+        /// Where to.
+        address: SocketAddr,
+        /// Cause.
+        #[source]
+        source: ConnectionError,
+    },
+    /// No answer.
+    #[error("{address} did not answer within {HELLO_TIMEOUT:?}")]
+    TooSlow {
+        /// Where to.
+        address: SocketAddr,
+    },
+}
+
+/// Connects from a socket of its own: a new attempt starts with nothing of an old one.
+pub(super) async fn connect(
+    config: quinn::ClientConfig,
+    address: SocketAddr,
+    name: &str,
+) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
+    let any = match address {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let endpoint = quinn::Endpoint::client(any).map_err(ConnectError::Socket)?;
+    let connecting = endpoint
+        .connect_with(config, address, name)
+        .map_err(|source| ConnectError::Address { address, source })?;
+    let connection = timeout(HELLO_TIMEOUT, connecting)
+        .await
+        .map_err(|_| ConnectError::TooSlow { address })?
+        .map_err(|source| ConnectError::Handshake { address, source })?;
+    Ok((endpoint, connection))
+}
+
+/// Waits until a close was sent.
+pub(super) async fn linger(endpoint: &quinn::Endpoint) {
+    // The other end notices by itself if it takes longer.
+    let _ = timeout(LINGER, endpoint.wait_idle()).await;
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("the agent stops")]
+    Stopped,
+    #[error("the connection ended")]
+    Connection(#[source] ConnectionError),
+    #[error("the director sent what makes no sense here")]
+    Frame(#[source] FrameError),
+    #[error("the director did not answer the hello within {HELLO_TIMEOUT:?}")]
+    TooSlow,
+    #[error("the director refuses this agent ({code:?}): {message}")]
+    Refused { code: RefusalCode, message: String },
+    #[error("the renewed certificate is of no use or cannot be saved")]
+    Renewal(#[source] IdentityError),
+    #[error("the request for a new certificate cannot be made")]
+    Request(#[source] RequestError),
+}
+
+impl Ended {
+    pub(super) fn class(&self) -> ErrorClass {
+        match self {
+            Ended::Stopped | Ended::Connection(_) | Ended::TooSlow => ErrorClass::Retry,
+            Ended::Frame(source) => source.class(),
+            Ended::Refused { .. } => ErrorClass::Operator,
+            Ended::Renewal(source) => source.class(),
+            Ended::Request(_) => ErrorClass::Bug,
+        }
+    }
+
+    /// Whether the director asked to come back at once.
+    pub(super) fn director_restarts(&self) -> bool {
+        matches!(self, Ended::Connection(error)
+            if Close::of(error) == Some(Close::Shutdown) || matches!(error, ConnectionError::Reset))
+    }
+}
+
+/// What a connection needs of the link.
+pub(super) struct Context<'a> {
+    pub(super) me: &'a MachineIdentity,
+    pub(super) store: &'a IdentityStore,
+    pub(super) handler: &'a Arc<dyn Handler>,
+    pub(super) steps: &'a Arc<Steps>,
+    /// Where those who want a connection find it.
+    pub(super) current: &'a watch::Sender<Option<quinn::Connection>>,
+}
+
+/// Says hello and serves the connection to its end.
+pub(super) async fn run(
+    context: &Context<'_>,
+    connection: &quinn::Connection,
+    leaf: Leaf,
+    stop: &mut watch::Receiver<bool>,
+) -> Ended {
+    let greeting = timeout(HELLO_TIMEOUT, greet(&**context.handler, connection))
+        .await
+        .unwrap_or(Err(Ended::TooSlow));
+    let (send, recv, welcome) = match greeting {
+        Ok(greeting) => greeting,
+        Err(ended) => return finish(connection, ended),
+    };
+    tracing::info!(director = %connection.remote_address(), epoch = %welcome.epoch, "connected");
+    context.handler.epoch_seen(welcome.epoch);
+    context.handler.tuned(welcome.tune);
+    context.current.send_replace(Some(connection.clone()));
+    let (tune, tuned) = watch::channel(welcome.tune);
+    let renewal = Renewal {
+        leaf: Mutex::new(leaf),
+        key: Mutex::new(None),
+    };
+    // None of these is polled again after one has ended: a frame read in part is of no concern.
+    let ended = tokio::select! {
+        // The reason of the close counts more than what broke because of it.
+        biased;
+        error = connection.closed() => Ended::Connection(error),
+        // A sender that is gone stops the agent as well.
+        _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
+        ended = listen(context, recv, &tune, &renewal) => ended,
+        ended = tell(context, send, &renewal) => ended,
+        ended = beat(&**context.handler, connection, tuned) => ended,
+        ended = accept(context, connection) => ended,
+    };
+    context.current.send_replace(None);
+    finish(connection, ended)
+}
+
+fn finish(connection: &quinn::Connection, ended: Ended) -> Ended {
+    let why = match ended {
+        Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
+        Ended::TooSlow => Close::TimedOut,
+        Ended::Stopped | Ended::Connection(_) | Ended::Refused { .. } | Ended::Request(_) => {
+            Close::Done
+        }
+    };
+    // The peer's reason, if it closed first, explains what broke here.
+    let ended = match (ended, connection.close_reason()) {
+        (Ended::Frame(_) | Ended::TooSlow, Some(reason)) => Ended::Connection(reason),
+        (ended, _) => ended,
+    };
+    why.close(connection);
+    ended
+}
+
+async fn greet(
+    handler: &dyn Handler,
+    connection: &quinn::Connection,
+) -> Result<(SendStream, RecvStream, Welcome), Ended> {
+    let facts = handler.hello();
+    let hello = Hello {
+        protocols: PROTOCOLS.to_vec(),
+        agent_version: facts.agent_version,
+        capabilities: facts.capabilities,
+        boot_id: facts.boot_id,
+        epoch: facts.epoch,
+        unfinished: facts.unfinished,
+    };
+    let (mut send, mut recv) = connection.open_bi().await.map_err(Ended::Connection)?;
+    frame::write(&mut send, &hello)
+        .await
+        .map_err(Ended::Frame)?;
+    let frame = frame::read(&mut recv, FRAME_BYTES_MAX)
+        .await
+        .and_then(|frame| frame.ok_or(FrameError::Closed))
+        .map_err(Ended::Frame)?;
+    if frame.kind == Refusal::KIND {
+        let refusal: Refusal = frame.body().map_err(Ended::Frame)?;
+        return Err(Ended::Refused {
+            code: refusal.code,
+            message: refusal.message.chars().take(500).collect(),
+        });
+    }
+    let welcome = frame.body().map_err(Ended::Frame)?;
+    Ok((send, recv, welcome))
+}
+
+/// A renewal under way: the key that was made for it, and the certificate there is.
+struct Renewal {
+    leaf: Mutex<Leaf>,
+    key: Mutex<Option<PrivateKey>>,
+}
+
+impl Renewal {
+    fn next_look(&self) -> (bool, Instant) {
+        let leaf = self.leaf.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = leaf.renew_at().as_second() - Timestamp::now().as_second();
+        let (shortest, longest) = RENEWAL_LOOK;
+        let wait = Duration::from_secs(u64::try_from(left).unwrap_or(0)).clamp(shortest, longest);
+        (left <= 0, Instant::now() + wait)
+    }
+
+    fn begin(&self) -> Result<RenewRequest, Ended> {
+        let key = PrivateKey::generate().map_err(Ended::Request)?;
+        let request_der = key.request().map_err(Ended::Request)?;
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
+        Ok(RenewRequest { request_der })
+    }
+
+    /// Takes the answer; one that nobody asked for is left.
+    fn end(&self, context: &Context<'_>, response: RenewResponse) -> Result<(), Ended> {
+        let key = self
+            .key
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(key) = key else { return Ok(()) };
+        let RenewResponse {
+            chain_der,
+            roots_der,
+        } = response;
+        let fresh =
+            Identity::accept(context.me, key, chain_der, roots_der).map_err(Ended::Renewal)?;
+        context.store.save(&fresh).map_err(Ended::Renewal)?;
+        tracing::info!(until = %fresh.leaf.not_after, "certificate renewed");
+        *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = fresh.leaf;
+        Ok(())
+    }
+}
+
+/// What the director says on the control stream.
+async fn listen(
+    context: &Context<'_>,
+    mut recv: RecvStream,
+    tune: &watch::Sender<Tune>,
+    renewal: &Renewal,
+) -> Ended {
+    loop {
+        let frame = match frame::read(&mut recv, FRAME_BYTES_MAX).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Ended::Frame(FrameError::Closed),
+            Err(error) => return Ended::Frame(error),
+        };
+        let done = match frame.kind {
+            Tune::KIND => frame.body().map(|new: Tune| {
+                context.handler.tuned(new);
+                tune.send_replace(new);
+            }),
+            RenewResponse::KIND => match frame.body() {
+                Ok(response) => match renewal.end(context, response) {
+                    Ok(()) => Ok(()),
+                    Err(ended) => return ended,
+                },
+                Err(error) => Err(error),
+            },
+            kind if kind & OPTIONAL != 0 => Ok(()),
+            got => Err(FrameError::Unexpected {
+                got,
+                want: Tune::KIND,
+            }),
+        };
+        if let Err(error) = done {
+            return Ended::Frame(error);
+        }
+    }
+}
+
+/// What the agent says on the control stream: reports, and requests for a new certificate.
+async fn tell(context: &Context<'_>, mut send: SendStream, renewal: &Renewal) -> Ended {
+    let mut reports = context.handler.reports();
+    reports.mark_changed();
+    let mut look_at = Instant::now();
+    loop {
+        let said = tokio::select! {
+            changed = reports.changed() => {
+                if changed.is_err() {
+                    return Ended::Stopped;
+                }
+                let report = reports.borrow_and_update().clone();
+                frame::write(&mut send, &*report).await
+            }
+            () = sleep_until(look_at) => {
+                let (due, next) = renewal.next_look();
+                look_at = next;
+                if !due {
+                    continue;
+                }
+                match renewal.begin() {
+                    Ok(request) => frame::write(&mut send, &request).await,
+                    Err(ended) => return ended,
+                }
+            }
+        };
+        if let Err(error) = said {
+            return Ended::Frame(error);
+        }
+    }
+}
+
+/// Heartbeats, as often as the director wants them.
+async fn beat(
+    handler: &dyn Handler,
+    connection: &quinn::Connection,
+    mut tuned: watch::Receiver<Tune>,
+) -> Ended {
+    let pace = |tune: &Tune| {
+        let ms = tune.heartbeat_interval_ms.clamp(50, 60_000);
+        let mut ticks = interval(Duration::from_millis(ms.into()));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks
+    };
+    let mut ticks = pace(&tuned.borrow_and_update());
+    let mut sequence = 0;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = tuned.changed() => {
+                if changed.is_err() {
+                    return Ended::Stopped;
+                }
+                ticks = pace(&tuned.borrow_and_update());
+                continue;
+            }
+        }
+        sequence += 1;
+        let mut heartbeat = handler.heartbeat();
+        heartbeat.sequence = sequence;
+        let datagram = match Frame::of(&heartbeat) {
+            Ok(frame) => frame.to_bytes(),
+            Err(error) => return Ended::Frame(error),
+        };
+        match connection.send_datagram(datagram.into()) {
+            Ok(()) => {}
+            Err(quinn::SendDatagramError::ConnectionLost(error)) => {
+                return Ended::Connection(error);
+            }
+            // A path too narrow for a heartbeat: the reports and keep-alives still go.
+            Err(error) => tracing::debug!(%error, "heartbeat not sent"),
+        }
+    }
+}
+
+/// The streams that the director opens; how many at a time, the transport's settings say.
+async fn accept(context: &Context<'_>, connection: &quinn::Connection) -> Ended {
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    streams.spawn(steps::serve(Arc::clone(context.steps), send, recv));
+                }
+                Err(error) => return Ended::Connection(error),
+            },
+            Some(_) = streams.join_next() => {}
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Coming back: one attempt after the other, until the agent stops.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use windlass_common::backoff::Backoff;
+use windlass_common::error::{ErrorChain, ErrorClass};
+use windlass_common::id::Digest;
+use windlass_common::limits::{RECONNECT_CAP, RECONNECT_FIRST};
+use windlass_common::pki::{MachineIdentity, gateway_name};
+use windlass_common::tls::TlsError;
+use windlass_common::transport;
+
+use super::connection::{self, ConnectError, Context, Ended};
+use super::enroll::{self, EnrollError};
+use super::identity::{Identity, IdentityError, IdentityStore, Saved};
+use super::steps::Steps;
+use super::{Handler, Link};
+
+/// A connection that held this long was a good one: the next failure starts with a short wait.
+const GOOD_AFTER: Duration = RECONNECT_CAP;
+
+/// Why the link gives up: what waiting does not mend.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The settings name no director.
+    #[error("the settings name no director to connect with")]
+    NoDirector,
+    /// The machine's own state.
+    #[error("the machine's identity cannot be kept")]
+    Identity(#[source] IdentityError),
+}
+
+impl LinkError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            LinkError::NoDirector => ErrorClass::Operator,
+            LinkError::Identity(source) => source.class(),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AttemptError {
+    #[error("cannot enroll")]
+    Enroll(#[source] EnrollError),
+    #[error("cannot keep the identity")]
+    Identity(#[source] IdentityError),
+    #[error("cannot set up TLS")]
+    Tls(#[source] TlsError),
+    #[error("cannot connect")]
+    Connect(#[source] ConnectError),
+}
+
+pub(super) async fn run(
+    link: Link,
+    handler: Arc<dyn Handler>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), LinkError> {
+    let directors = &link.settings.directors;
+    if directors.is_empty() {
+        return Err(LinkError::NoDirector);
+    }
+    let me = MachineIdentity {
+        director: link.settings.director_id.clone(),
+        cluster: link.settings.cluster.clone(),
+        machine: link.settings.machine.clone(),
+        incarnation: link.settings.incarnation,
+    };
+    let store = IdentityStore::open(&link.paths.identity_dir).map_err(LinkError::Identity)?;
+    let steps = Arc::new(Steps::new(Arc::clone(&handler), link.paths.api_server));
+    let context = Context {
+        me: &me,
+        store: &store,
+        handler: &handler,
+        steps: &steps,
+        current: &link.current,
+    };
+    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP, seed(&me));
+    let mut turn = 0;
+    loop {
+        let address = directors[turn % directors.len()];
+        let began = Instant::now();
+        let ended = attempt(&link, &context, address, &mut stop).await;
+        match ended {
+            Ok(Ended::Stopped) => return Ok(()),
+            Ok(ended) if ended.director_restarts() => {
+                tracing::info!("the director restarts");
+                backoff.reset();
+            }
+            Ok(ended) => {
+                log(ended.class(), &ended, "the link broke");
+                if began.elapsed() >= GOOD_AFTER {
+                    backoff.reset();
+                }
+            }
+            Err(error) => {
+                log(class(&error), &error, "no link to the director");
+                turn += 1;
+            }
+        }
+        let wait = backoff.next_wait();
+        tokio::select! {
+            () = sleep(wait) => {}
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+        }
+    }
+}
+
+async fn attempt(
+    link: &Link,
+    context: &Context<'_>,
+    address: SocketAddr,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<Ended, AttemptError> {
+    let identity = tokio::select! {
+        identity = identity(link, context, address) => identity?,
+        _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
+    };
+    let tls = identity.tls().map_err(AttemptError::Identity)?;
+    let config = transport::client_config(tls).map_err(AttemptError::Tls)?;
+    let name = gateway_name(&context.me.director);
+    let (endpoint, connection) = tokio::select! {
+        connected = connection::connect(config, address, &name) => {
+            connected.map_err(AttemptError::Connect)?
+        }
+        _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
+    };
+    let ended = connection::run(context, &connection, identity.leaf, stop).await;
+    connection::linger(&endpoint).await;
+    Ok(ended)
+}
+
+/// The identity on disk, or a new one by enrolling.
+async fn identity(
+    link: &Link,
+    context: &Context<'_>,
+    address: SocketAddr,
+) -> Result<Identity, AttemptError> {
+    let saved = context
+        .store
+        .load(context.me)
+        .map_err(AttemptError::Identity)?;
+    let key = match saved {
+        Saved::Identity(identity) if identity.leaf.not_after > Timestamp::now() => {
+            return Ok(*identity);
+        }
+        Saved::Identity(expired) => {
+            tracing::warn!(at = %expired.leaf.not_after, "the certificate expired; enrolling again");
+            expired.key
+        }
+        Saved::Key(key) => key,
+    };
+    let identity = enroll::enroll(&link.settings, context.me, key, address)
+        .await
+        .map_err(AttemptError::Enroll)?;
+    context
+        .store
+        .save(&identity)
+        .map_err(AttemptError::Identity)?;
+    tracing::info!(until = %identity.leaf.not_after, "enrolled");
+    Ok(identity)
+}
+
+fn class(error: &AttemptError) -> ErrorClass {
+    match error {
+        AttemptError::Enroll(source) => source.class(),
+        AttemptError::Identity(source) => source.class(),
+        AttemptError::Tls(source) => source.class(),
+        AttemptError::Connect(_) => ErrorClass::Retry,
+    }
+}
+
+fn log(class: ErrorClass, error: &dyn std::error::Error, what: &str) {
+    let error = ErrorChain(error);
+    match class {
+        ErrorClass::Retry => tracing::info!(%error, "{what}"),
+        ErrorClass::Operator | ErrorClass::Bug => tracing::error!(%error, "{what}"),
+    }
+}
+
+/// Differs from machine to machine, which is all that jitter needs.
+fn seed(me: &MachineIdentity) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *Digest::of(me.to_string().as_bytes()).as_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
