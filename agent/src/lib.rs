@@ -11,6 +11,7 @@
 //! | [`vitals`], [`report`] | what the machine looks like |
 //! | [`notify`] | systemd is told that the agent lives |
 
+pub mod agent;
 pub mod history;
 pub mod host;
 pub mod link;

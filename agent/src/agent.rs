@@ -1,0 +1,332 @@
+//! The agent from start to stop: reads its settings, opens its memory, and keeps the link.
+//!
+//! # Order of a start
+//! Settings, journal, first look at the machine, `READY=1`; then the link at once, whatever the
+//! network does: it retries fast, and waiting for `network-online.target` would cost seconds.
+//!
+//! # Order of a stop
+//! `STOPPING=1`; the link closes; running steps are dropped, and with them their subprocesses. What
+//! was begun and has not ended is in the journal.
+//!
+//! # After a crash
+//! systemd starts the agent again; it goes the same way. Routes and kernel parameters that a reboot
+//! lost are brought back.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use windlass_common::error::{ErrorChain, ErrorClass};
+use windlass_common::id::{Digest, Epoch};
+use windlass_common::journal::{DirStorage, JournalError};
+use windlass_common::report::{Heartbeat, Report};
+use windlass_common::step::{StepId, StepRequest, StepResult};
+use windlass_common::wire::message::{RefusalCode, Tune};
+
+use crate::history::{History, HistoryError};
+use crate::host::tree::TreeError;
+use crate::host::{Host, STATE_DIR};
+use crate::link::{
+    FetchError, Handler, HelloFacts, Link, LinkError, LinkHandle, LinkPaths, ProgressSink,
+    StepFuture,
+};
+use crate::notify::Notify;
+use crate::report::{Observer, heartbeat};
+use crate::runner::Runner;
+use crate::settings::{self, SettingsError, Source};
+use crate::steps::fetch::{
+    ArtifactSource, ArtifactStream, Chunks, NextChunk, Opening, SourceError,
+};
+use crate::steps::{Context, Reporter, Run, configure, lock};
+use crate::units::{Units, watch as unit_watch};
+
+/// Between looks at the machine, until the director says otherwise.
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Command line of the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Root directory of the machine; `/` but in tests.
+    pub root: PathBuf,
+    /// A settings file to use instead of the platform's sources.
+    pub settings: Option<String>,
+}
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The root cannot be opened.
+    #[error("the machine's root directory cannot be used")]
+    Root(#[source] TreeError),
+    /// It does not know who it is.
+    #[error("the agent does not know its machine")]
+    Settings(#[source] SettingsError),
+    /// It cannot remember.
+    #[error("the agent cannot remember what it does")]
+    History(#[source] HistoryError),
+    /// Signals cannot be received.
+    #[error("the agent cannot wait for signals")]
+    Signals(#[source] std::io::Error),
+    /// The link gave up.
+    #[error("the agent cannot keep its link to the director")]
+    Link(#[source] LinkError),
+}
+
+impl AgentError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Root(source) => source.class(),
+            Self::Settings(source) => source.class(),
+            Self::History(_) | Self::Signals(_) => ErrorClass::Operator,
+            Self::Link(source) => source.class(),
+        }
+    }
+}
+
+impl Options {
+    /// Reads the arguments behind the program's name. `Err` is a usage message.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, String> {
+        let mut options = Self {
+            root: PathBuf::from("/"),
+            settings: None,
+        };
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let name = argument.to_string_lossy().into_owned();
+            let mut value = || {
+                let value = arguments.next();
+                value.ok_or_else(|| format!("{name} needs a value"))
+            };
+            match name.as_str() {
+                "--root" => options.root = value()?.into(),
+                "--settings" => options.settings = Some(value()?.to_string_lossy().into_owned()),
+                _ => return Err(format!("unknown argument {name:?}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Runs the agent until it is told to stop.
+pub async fn run(options: Options) -> Result<(), AgentError> {
+    let mut stop_signals = StopSignals::new().map_err(AgentError::Signals)?;
+    let notify = Notify::from_env();
+    let host = Host::open(&options.root).map_err(AgentError::Root)?;
+    let sources = match options.settings {
+        Some(path) => vec![Source::File(path)],
+        None => settings::sources(),
+    };
+    let settings = settings::read(&host, &sources).map_err(AgentError::Settings)?;
+    let history = open_history(&host).map_err(AgentError::History)?;
+    let link = Link::new(settings, paths(&host));
+    let (watched, watched_receiver) = watch::channel(history.units());
+    let context = Context {
+        host: host.clone(),
+        units: Arc::new(Units::default()),
+        artifacts: Arc::new(LinkArtifacts(link.handle())),
+        history: Arc::new(Mutex::new(history)),
+        watched,
+    };
+    let (observer, reports) = Observer::new(&host);
+    let (interval, interval_receiver) = watch::channel(REPORT_INTERVAL);
+    let agent = Arc::new(Agent {
+        boot_id: observer.boot().id.clone(),
+        runner: Runner::new(context.clone()),
+        reports,
+        interval,
+    });
+    notify.ready();
+
+    let (states, states_receiver) = watch::channel(unit_watch::States::new());
+    let (stop, stopped) = watch::channel(false);
+    let changed = agent.runner.changed();
+    let silent = Run::new(Reporter::new(ProgressSink::channel(1).0));
+    let background = async {
+        tokio::join!(
+            unit_watch::run(watched_receiver, states),
+            observer.run(states_receiver, interval_receiver, changed),
+            configure::restore(&context, &silent),
+            keep_watchdog_quiet(&notify),
+        )
+    };
+    let until_stopped = async {
+        stop_signals.wait().await;
+        tracing::info!("told to stop");
+        notify.stopping();
+        stop.send_replace(true);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = link.run(agent, stopped) => ended.map_err(AgentError::Link),
+        _ = background => Ok(()),
+        () = until_stopped => Ok(()),
+    }
+}
+
+fn open_history(host: &Host) -> Result<History, HistoryError> {
+    let path = host.path(&format!("{STATE_DIR}/journal"));
+    let storage = DirStorage::open(&path).map_err(|source| {
+        let place = path.display().to_string();
+        if source.kind() == std::io::ErrorKind::ResourceBusy {
+            return JournalError::InUse { place };
+        }
+        JournalError::Storage {
+            action: "open",
+            place,
+            source,
+        }
+    })?;
+    History::open(storage)
+}
+
+fn paths(host: &Host) -> LinkPaths {
+    let standard = LinkPaths::standard();
+    LinkPaths {
+        identity_dir: host.path(&standard.identity_dir.to_string_lossy()),
+        ..standard
+    }
+}
+
+/// Tells systemd that the agent's one thread still gets to its work.
+async fn keep_watchdog_quiet(notify: &Notify) {
+    let Some(interval) = notify.watchdog_interval() else {
+        return std::future::pending().await;
+    };
+    loop {
+        notify.alive();
+        tokio::time::sleep(interval).await;
+    }
+}
+
+struct StopSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What the link asks.
+struct Agent {
+    boot_id: String,
+    runner: Runner,
+    reports: watch::Receiver<Arc<Report>>,
+    interval: watch::Sender<Duration>,
+}
+
+impl Handler for Agent {
+    fn step(&self, request: StepRequest, progress: ProgressSink) -> StepFuture<'_> {
+        Box::pin(async move {
+            let result: StepResult = self.runner.step(request, Reporter::new(progress)).await;
+            result
+        })
+    }
+
+    fn hello(&self) -> HelloFacts {
+        let unfinished: Vec<StepId> = lock(&self.runner.context().history).unfinished();
+        HelloFacts {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            capabilities: Vec::new(),
+            boot_id: self.boot_id.clone(),
+            epoch: self.runner.epoch(),
+            unfinished,
+        }
+    }
+
+    fn reports(&self) -> watch::Receiver<Arc<Report>> {
+        self.reports.clone()
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let report = self.reports.borrow();
+        let watched = self.runner.context().watched.borrow();
+        heartbeat(&report, &watched, self.runner.epoch())
+    }
+
+    fn epoch_seen(&self, epoch: Epoch) {
+        self.runner.see_epoch(epoch);
+    }
+
+    fn tuned(&self, tune: Tune) {
+        let interval = Duration::from_millis(tune.report_interval_ms.clamp(500, 600_000).into());
+        self.interval.send_if_modified(|old| {
+            let changed = *old != interval;
+            *old = interval;
+            changed
+        });
+    }
+}
+
+/// Artifacts over whichever connection there is.
+#[derive(Debug)]
+struct LinkArtifacts(LinkHandle);
+
+struct LinkChunks(crate::link::ArtifactStream);
+
+impl ArtifactSource for LinkArtifacts {
+    fn open(&self, digest: Digest, offset: u64) -> Opening<'_> {
+        Box::pin(async move {
+            let stream = self.0.fetch(digest, offset).await.map_err(source_error)?;
+            Ok(ArtifactStream {
+                bytes: stream.bytes(),
+                chunks: Box::new(LinkChunks(stream)),
+            })
+        })
+    }
+}
+
+impl Chunks for LinkChunks {
+    fn next(&mut self) -> NextChunk<'_> {
+        Box::pin(async move {
+            let chunk = self.0.chunk().await.map_err(source_error)?;
+            Ok(chunk.map(|bytes| bytes.to_vec()))
+        })
+    }
+}
+
+fn source_error(error: FetchError) -> SourceError {
+    let message = ErrorChain(&error).to_string();
+    match &error {
+        FetchError::Refused { code, .. } if *code != RefusalCode::Busy => {
+            SourceError::NotFound(message)
+        }
+        FetchError::Refused { .. }
+        | FetchError::Stopped
+        | FetchError::Lost { .. }
+        | FetchError::Protocol { .. } => SourceError::Unavailable(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_few_and_checked() {
+        let parse = |arguments: &[&str]| Options::parse(arguments.iter().map(OsString::from));
+        let default = parse(&[]).unwrap();
+        assert_eq!(default.root, PathBuf::from("/"));
+        let given = parse(&["--root", "/r", "--settings", "/s.json"]).unwrap();
+        assert_eq!(given.root, PathBuf::from("/r"));
+        assert_eq!(given.settings.as_deref(), Some("/s.json"));
+        assert!(parse(&["--root"]).is_err());
+        assert!(parse(&["--what"]).is_err());
+    }
+}
