@@ -37,6 +37,7 @@ pub(crate) struct Arguments {
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         env = "WINDLASS_DIR",
         value_name = "DIR",
         hide_env_values = true
@@ -49,13 +50,14 @@ pub(crate) struct Arguments {
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         env = "WINDLASS_CONTEXT",
         value_name = "FILE",
         hide_env_values = true
     )]
     pub(crate) context: Option<PathBuf>,
     /// Answer with one JSON value on standard output
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Global options")]
     pub(crate) json: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
