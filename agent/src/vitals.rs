@@ -15,8 +15,6 @@ use crate::host::Host;
 
 /// Clock ticks a second in `/proc` (USER_HZ), the same on every Linux architecture we build for.
 const TICKS_PER_SECOND: u64 = 100;
-/// systemd writes here what sort of container it runs in; on a VM there is no such file.
-const CONTAINER_FILE: &str = "/run/systemd/container";
 
 /// Looks at usage. Holds only where to look.
 #[derive(Debug, Clone)]
@@ -37,7 +35,7 @@ pub struct Boot {
 impl Gauge {
     /// A gauge for this machine.
     pub fn new(host: &Host) -> Self {
-        let container = host.path(CONTAINER_FILE).exists();
+        let container = host.is_container();
         Self {
             host: host.clone(),
             scope: if container {

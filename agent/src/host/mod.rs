@@ -18,6 +18,9 @@ use tree::{Tree, TreeError};
 /// Where the agent keeps what it must remember, beneath the root.
 pub const STATE_DIR: &str = "/var/lib/windlass";
 
+/// systemd writes here what sort of container it runs in; on a VM there is no such file.
+const CONTAINER_FILE: &str = "/run/systemd/container";
+
 /// The machine: `/`, or a directory in tests.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -42,6 +45,12 @@ impl Host {
     /// Files beneath the root, free of symbolic links.
     pub fn tree(&self) -> &Tree {
         &self.tree
+    }
+
+    /// Whether the machine is a system container; then some of the kernel's files show the host, and
+    /// no udev announces devices.
+    pub fn is_container(&self) -> bool {
+        self.path(CONTAINER_FILE).exists()
     }
 
     /// Where an absolute path of the machine is for this process. Only for paths that are ours or

@@ -20,8 +20,8 @@ use windlass_common::error::ErrorClass;
 use windlass_common::step::{Disk, Payload};
 
 use super::{Context, Failure, Run, blocking};
-use crate::host::command;
 use crate::host::tree::{Attributes, Found};
+use crate::host::{STATE_DIR, command};
 use crate::units::{BootState, Job};
 
 /// Between looks for a device that is not there yet; the step's deadline bounds them.
@@ -62,6 +62,14 @@ pub enum DiskError {
         /// What should be.
         device: String,
     },
+    /// It is mounted elsewhere.
+    #[error("{device} is mounted at {mounted_at} already; unmount it there first")]
+    MountedElsewhere {
+        /// Which.
+        device: String,
+        /// Where it is mounted.
+        mounted_at: String,
+    },
     /// Mounted, but not seen.
     #[error("{device} is not mounted at {mount_path} although systemd says so")]
     NotMounted {
@@ -97,9 +105,10 @@ impl DiskError {
     /// Who acts.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::NotADevice { .. } | Self::Occupied { .. } | Self::OtherMount { .. } => {
-                ErrorClass::Operator
-            }
+            Self::NotADevice { .. }
+            | Self::Occupied { .. }
+            | Self::OtherMount { .. }
+            | Self::MountedElsewhere { .. } => ErrorClass::Operator,
             Self::NotMounted { .. } | Self::Program { .. } | Self::Io { .. } => ErrorClass::Retry,
         }
     }
@@ -184,7 +193,13 @@ fn mounted(context: &Context, disk: &Disk, number: &str) -> Result<bool, DiskErr
         source,
     })?;
     match mount_at(&table, &disk.mount_path) {
-        None => Ok(false),
+        None => match place_of(&table, number) {
+            None => Ok(false),
+            Some(mounted_at) => Err(DiskError::MountedElsewhere {
+                device: disk.device.clone(),
+                mounted_at: mounted_at.to_owned(),
+            }),
+        },
         Some(found) if found == number => Ok(true),
         Some(other) => Err(DiskError::OtherMount {
             mount_path: disk.mount_path.clone(),
@@ -202,6 +217,15 @@ fn mount_at<'t>(mountinfo: &'t str, mount_path: &str) -> Option<&'t str> {
         (at == mount_path).then_some(number)
     });
     rows.next()
+}
+
+/// Where a device is mounted.
+fn place_of<'t>(mountinfo: &'t str, number: &str) -> Option<&'t str> {
+    mountinfo.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(2);
+        let (found, _root, at) = (fields.next()?, fields.next()?, fields.next()?);
+        (found == number).then_some(at)
+    })
 }
 
 async fn holds(disk: &Disk) -> Result<Holds, DiskError> {
@@ -303,10 +327,15 @@ fn set_private(at: &std::path::Path, path: &str) -> Result<(), DiskError> {
 async fn write_unit(context: &Context, run: &Run, disk: &Disk) -> Result<String, Failure> {
     let unit = unit_name(&disk.mount_path);
     let (host, path) = (context.host.clone(), format!("/etc/systemd/system/{unit}"));
-    let content = unit_file(disk);
+    let link = host.is_container().then(|| link_path(&disk.mount_path));
+    let content = unit_file(link.as_deref().unwrap_or(&disk.device), &disk.mount_path);
+    let device = disk.device.clone();
     let changed = {
         let path = path.clone();
         blocking(move || {
+            if let Some(link) = link {
+                host.tree().link(&link, &device)?;
+            }
             let old = match host.tree().find(&path)? {
                 Found::File { file, .. } => io::read_to_string(file).unwrap_or_default(),
                 Found::Nothing | Found::Link(_) | Found::Directory | Found::Other => String::new(),
@@ -348,8 +377,15 @@ fn unit_name(mount_path: &str) -> String {
     name + ".mount"
 }
 
-fn unit_file(disk: &Disk) -> String {
-    let Disk { device, mount_path } = disk;
+/// In a system container no udev announces devices, and a mount unit that names a path beneath `/dev`
+/// would wait for the device at each boot until it times out. One that names a link elsewhere does not
+/// wait; it need not, since the provider makes the device before the machine boots.
+fn link_path(mount_path: &str) -> String {
+    let name = mount_path.trim_matches('/').replace('/', "-");
+    format!("{STATE_DIR}/disks/{name}")
+}
+
+fn unit_file(device: &str, mount_path: &str) -> String {
     format!(
         "[Unit]\n\
          Description=Persistent disk {mount_path}\n\
@@ -398,5 +434,7 @@ mod tests {
         assert_eq!(mount_at(table, "/var/lib/etcd"), Some("7:4"));
         assert_eq!(mount_at(table, "/"), Some("0:21"));
         assert_eq!(mount_at(table, "/var/lib"), None);
+        assert_eq!(place_of(table, "7:3"), Some("/var/lib/etcd"));
+        assert_eq!(place_of(table, "7:5"), None);
     }
 }
