@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use windlass_common::id::{DiskName, Incarnation, MachineName};
-use windlass_director::provider::{Power, ProviderError, Severity};
+use windlass_director::provider::{AttachedDisk, MachineView, Power, ProviderError, Severity};
 
 use crate::rig::{BOOT_LIMIT, Rig, until};
 
@@ -330,6 +330,18 @@ fn disks(rig: &Rig) -> anyhow::Result<()> {
         "{busy:?}"
     );
 
+    disk_moves(rig, &one, &two, &attached)
+}
+
+/// The data is there after a reboot, on another machine, after the death of its holder.
+fn disk_moves(
+    rig: &Rig,
+    one: &MachineView,
+    two: &MachineView,
+    attached: &AttachedDisk,
+) -> anyhow::Result<()> {
+    let (provider, disk) = (rig.provider(), DiskName::new("d1")?);
+    let device = attached.device.display();
     rig.wait(provider.reboot_machine(&one.name, Duration::from_secs(60)))?;
     rig.until_up(&one.name)?;
     let read = format!("mount {device} /mnt && cat /mnt/file && umount /mnt");

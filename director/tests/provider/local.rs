@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -500,6 +501,39 @@ fn endpoint(rig: &Rig) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A connection through `address` that ended up at `listener`: both of its ends.
+fn connection_to(
+    address: SocketAddr,
+    listener: &TcpListener,
+) -> anyhow::Result<(TcpStream, TcpStream)> {
+    let limit = Some(Duration::from_secs(20));
+    listener.set_nonblocking(true)?;
+    // Different in each attempt of each call: what an earlier one sent may arrive late, at any listener.
+    static ATTEMPTS: AtomicU8 = AtomicU8::new(0);
+    let (client, mut server) = until(Duration::from_secs(20), "a connection to each", || {
+        let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+        let client = TcpStream::connect(address).ok()?;
+        client.set_read_timeout(limit).ok()?;
+        (&client).write_all(&[attempt]).ok()?;
+        // Health checks connect as well, and say nothing.
+        let moment = Instant::now() + Duration::from_millis(200);
+        while Instant::now() < moment {
+            let Ok((mut server, _)) = listener.accept() else {
+                continue;
+            };
+            server.set_nonblocking(false).ok()?;
+            server.set_read_timeout(limit).ok()?;
+            let mut said = [0];
+            if matches!(server.read(&mut said), Ok(1)) && said == [attempt] {
+                return Some((client, server));
+            }
+        }
+        None
+    })?;
+    server.write_all(b"!")?;
+    Ok((client, server))
+}
+
 fn endpoint_restarts(rig: &Rig) -> anyhow::Result<()> {
     let provider = rig.provider();
     let (stays, leaves) = (
@@ -511,32 +545,9 @@ fn endpoint_restarts(rig: &Rig) -> anyhow::Result<()> {
     rig.wait(provider.ensure_endpoint(request.clone()))?;
     let address = SocketAddr::from((request.address, request.port));
     // One open connection to each backend.
-    let limit = Some(Duration::from_secs(20));
     let mut open = Vec::new();
-    for (backend, listener) in backends.iter().zip([&stays, &leaves]) {
-        let (client, mut server) = until(Duration::from_secs(20), "a connection to each", || {
-            let client = TcpStream::connect(address).ok()?;
-            client.set_read_timeout(limit).ok()?;
-            (&client).write_all(b"?").ok()?;
-            // Health checks connect as well, and say nothing.
-            listener.set_nonblocking(true).ok()?;
-            let moment = Instant::now() + Duration::from_millis(200);
-            while Instant::now() < moment {
-                let Ok((mut server, _)) = listener.accept() else {
-                    continue;
-                };
-                server.set_nonblocking(false).ok()?;
-                server.set_read_timeout(limit).ok()?;
-                if matches!(server.read(&mut [0]), Ok(1)) {
-                    return Some((client, server));
-                }
-            }
-            None
-        })?;
-        server
-            .write_all(b"!")
-            .with_context(|| backend.to_string())?;
-        open.push((client, server));
+    for listener in [&stays, &leaves] {
+        open.push(connection_to(address, listener)?);
     }
     let mut byte = [0];
     for (client, _) in &mut open {

@@ -32,9 +32,13 @@ fn main() -> ExitCode {
     if first == "endpoint" {
         return windlass_director::provider::local::endpoint::main(arguments.collect());
     }
-    if first == "make-machine" || first == "show-preflight" {
+    let verb = first.to_string_lossy().into_owned();
+    if matches!(
+        verb.as_str(),
+        "make-machine" | "show-preflight" | "remove-all"
+    ) {
         let rest: Vec<String> = arguments.filter_map(|a| a.into_string().ok()).collect();
-        return match helper(first == "make-machine", &rest) {
+        return match helper(&verb, &rest) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error:?}");
@@ -61,8 +65,8 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// A process like a director: makes one machine, or says what its preflight finds fatal.
-fn helper(make: bool, arguments: &[String]) -> anyhow::Result<()> {
+/// A process like a director: makes one machine, says what its preflight finds fatal, or resets.
+fn helper(verb: &str, arguments: &[String]) -> anyhow::Result<()> {
     let [dir, stemcell, name, cidr, number] = arguments else {
         anyhow::bail!("five arguments")
     };
@@ -76,9 +80,12 @@ fn helper(make: bool, arguments: &[String]) -> anyhow::Result<()> {
             .into(),
     };
     let rig = Rig::new(config, Root::at(stemcell.into()))?;
-    if make {
+    if verb == "make-machine" {
         rig.wait(rig.provider().create_machine(rig.request(number.parse()?)?))?;
         return Ok(());
+    }
+    if verb == "remove-all" {
+        return Ok(rig.wait(rig.provider().reset())?);
     }
     for fault in rig.wait(rig.provider().preflight()) {
         if fault.severity == Severity::Fatal {

@@ -15,6 +15,7 @@ use super::files::{What, list, make_dir, remove_file, remove_tree};
 use super::host::Host;
 use super::lifecycle::{KILL_LIMIT, clean};
 use super::monitor::control::{Command, ask};
+use super::network::BridgeOwner;
 use super::record::{Record, monitor_lives, monitor_process, want_power, wanted_power};
 use super::{Inner, network, relock, rootfs};
 use crate::provider::{MachineRequest, MachineView, Power, ProviderError};
@@ -174,8 +175,9 @@ impl Inner {
         &self,
         claim: impl FnOnce() -> Result<(), ProviderError>,
     ) -> Result<(), ProviderError> {
-        let _host = relock(&self.host);
-        if network::bridge_index(&self.layout).is_none() {
+        let mut host = relock(&self.host);
+        if !host.ready || network::bridge_owner(&self.layout).is_none() {
+            self.refuse_taken_name()?;
             Host::default().register(&self.layout.name)?;
             make_dir(&self.layout.run_dir(), 0o700)?;
             network::ensure_bridge(&self.layout)?;
@@ -184,16 +186,34 @@ impl Inner {
                 let error = ErrorChain(&error).to_string();
                 tracing::warn!(error, "machines will not reach the outside: no NAT");
             }
+            host.ready = true;
         }
         claim()
     }
 
+    /// Refuses to work under the name of a provider with another data directory.
+    pub(super) fn refuse_taken_name(&self) -> Result<(), ProviderError> {
+        match network::bridge_owner(&self.layout) {
+            None | Some(BridgeOwner::Ours) => Ok(()),
+            Some(BridgeOwner::Other(alias)) => Err(ProviderError::Conflict {
+                kind: "bridge",
+                name: self.layout.bridge(),
+                found: format!("marked {alias:?}"),
+                wanted: format!("for {}", self.layout.dir.display()),
+            }),
+        }
+    }
+
     /// Removes what all machines share if no machine and no endpoint is left.
     pub(super) fn release_host(&self) -> Result<(), ProviderError> {
-        let _host = relock(&self.host);
+        let mut host = relock(&self.host);
         let used = !list(&self.layout.machines())?.is_empty()
             || !list(&self.layout.endpoints())?.is_empty();
-        if used { Ok(()) } else { self.remove_host() }
+        if used {
+            return Ok(());
+        }
+        host.ready = false;
+        self.remove_host()
     }
 
     /// Removes bridge, NAT, control group and run directory, and gives the host its settings back.
@@ -227,10 +247,15 @@ impl Inner {
         )
     }
 
+    /// Whether the machine is wanted on and nobody sees to it.
+    fn needs_monitor(&self, record: &Record) -> bool {
+        let dir = record.dir();
+        record.complete && wanted_power(&dir) == Power::Running && !monitor_lives(&dir)
+    }
+
     /// Starts or adopts the machine if it is wanted on and has no monitor.
     pub(super) fn bring_up(&self, record: &Record) -> Result<MachineView, ProviderError> {
-        let dir = record.dir();
-        if record.complete && wanted_power(&dir) == Power::Running && !monitor_lives(&dir) {
+        if self.needs_monitor(record) {
             // After a restart of the host the shared things are gone, too.
             self.ensure_host(|| Ok(()))?;
             self.start_monitor(record)?;
@@ -261,18 +286,27 @@ impl Inner {
     /// See [`crate::provider::Provider::machine`].
     pub(super) fn machine(&self, name: &MachineName) -> Result<Option<MachineView>, ProviderError> {
         self.children.reap();
-        self.alone(name, || match Record::load(&self.layout.machine(name)) {
-            Ok(Some(record)) => match self.bring_up(&record) {
-                Ok(view) => Ok(Some(view)),
-                Err(error) => {
-                    let error = ErrorChain(&error).to_string();
-                    tracing::warn!(machine = %name, error, "a machine does not come up again");
-                    Ok(Some(record.view()))
-                }
-            },
-            Ok(None) => Ok(self.leftover(name)),
-            Err(error) => self.leftover(name).map(Some).ok_or(error),
-        })
+        let record = match Record::load(&self.layout.machine(name)) {
+            Ok(Some(record)) => record,
+            Ok(None) => return Ok(self.leftover(name)),
+            Err(error) => return self.leftover(name).map(Some).ok_or(error),
+        };
+        if self.needs_monitor(&record) {
+            // Not to wait for a long operation on the machine, only where there is something to do.
+            let brought_up = self.alone(name, || match Record::load(&record.dir())? {
+                Some(record) => self.bring_up(&record).map(|_| ()),
+                None => Ok(()),
+            });
+            if let Err(error) = brought_up {
+                let error = ErrorChain(&error).to_string();
+                tracing::warn!(machine = %name, error, "a machine does not come up again");
+            }
+            return match Record::load(&record.dir())? {
+                Some(record) => Ok(Some(record.view())),
+                None => Ok(self.leftover(name)),
+            };
+        }
+        Ok(Some(record.view()))
     }
 
     /// A machine of which there is a directory or a control group but no (readable) record.

@@ -84,7 +84,14 @@ struct Inner {
     children: Children,
     busy: Busy,
     /// Held while the bridge and the other things all machines share are made or removed.
-    host: Mutex<()>,
+    host: Mutex<Shared>,
+}
+
+/// What this process knows about the things all machines share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// They were made or found complete.
+    ready: bool,
 }
 
 impl LocalProvider {
@@ -120,7 +127,7 @@ impl LocalProvider {
                 runc: config.runc,
                 children: Children::default(),
                 busy: Busy::default(),
-                host: Mutex::new(()),
+                host: Mutex::default(),
             }),
         })
     }
@@ -174,7 +181,7 @@ impl Busy {
     }
 }
 
-/// Takes a lock that guards no data of its own, so that a panic elsewhere left nothing half-changed.
+/// Takes a lock whose data a panic elsewhere cannot have left half-changed.
 fn relock<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }

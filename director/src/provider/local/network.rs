@@ -61,11 +61,6 @@ pub(crate) enum BridgeOwner {
     Other(String),
 }
 
-/// The bridge's number, if it exists.
-pub(crate) fn bridge_index(layout: &Layout) -> Option<u32> {
-    link_index(&layout.bridge())
-}
-
 /// Makes the bridge with the host's address on it. One that is there is brought to that state.
 pub(crate) fn ensure_bridge(layout: &Layout) -> Result<(), ProviderError> {
     let name = layout.bridge();

@@ -125,70 +125,39 @@ fn mount(to: impl AsRef<Path>, kind: &str, from: impl AsRef<Path>, options: &[&s
     json!({ "destination": to.as_ref(), "type": kind, "source": from.as_ref(), "options": options })
 }
 
+/// What every machine has mounted: where, type, source, options.
+#[rustfmt::skip] // a table
+const MOUNTS: [(&str, &str, &str, &[&str]); 10] = [
+    ("/proc",          "proc",   "proc",   &["nosuid", "noexec", "nodev"]),
+    ("/sys",           "sysfs",  "sysfs",  &["nosuid", "noexec", "nodev", "rw"]),
+    ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "rw"]),
+    ("/dev",           "tmpfs",  "tmpfs",  &["nosuid", "mode=755"]),
+    ("/dev/pts",       "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+    ("/dev/shm",       "tmpfs",  "shm",    &["nosuid", "nodev", "mode=1777"]),
+    ("/dev/mqueue",    "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+    ("/run",           "tmpfs",  "tmpfs",  &["nosuid", "nodev", "mode=755"]),
+    ("/run/lock",      "tmpfs",  "tmpfs",  &["nosuid", "noexec", "nodev", "mode=1777"]),
+    ("/tmp",           "tmpfs",  "tmpfs",  &["nosuid", "nodev", "mode=1777"]),
+];
+
 fn mounts(record: &Record) -> Vec<Value> {
     let dir = record.dir();
     let files = dir.files();
-    let mut mounts = vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount(
-            "/sys",
-            "sysfs",
-            "sysfs",
-            &["nosuid", "noexec", "nodev", "rw"],
-        ),
-        mount(
-            "/sys/fs/cgroup",
-            "cgroup",
-            "cgroup",
-            &["nosuid", "noexec", "nodev", "rw"],
-        ),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "mode=755"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
-        ),
-        mount(
-            "/dev/shm",
-            "tmpfs",
-            "shm",
-            &["nosuid", "nodev", "mode=1777"],
-        ),
-        mount(
-            "/dev/mqueue",
-            "mqueue",
-            "mqueue",
-            &["nosuid", "noexec", "nodev"],
-        ),
-        mount("/run", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=755"]),
-        mount(
-            "/run/lock",
-            "tmpfs",
-            "tmpfs",
-            &["nosuid", "noexec", "nodev", "mode=1777"],
-        ),
-        mount("/tmp", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
-        mount("/dev/kmsg", "bind", "/dev/kmsg", &["bind", "rw"]),
-        mount(
-            "/proc/meminfo",
+    let mut mounts: Vec<Value> = MOUNTS
+        .iter()
+        .map(|(to, kind, from, options)| mount(to, kind, from, options))
+        .collect();
+    mounts.push(mount("/dev/kmsg", "bind", "/dev/kmsg", &["bind", "rw"]));
+    for file in ["meminfo", "swaps"] {
+        mounts.push(mount(
+            format!("/proc/{file}"),
             "bind",
-            files.join("meminfo"),
+            files.join(file),
             &["bind", "ro"],
-        ),
-        mount("/proc/swaps", "bind", files.join("swaps"), &["bind", "ro"]),
-    ];
-    for device in DEVICES {
-        if Path::new(device).exists() {
-            mounts.push(mount(device, "bind", device, &["bind", "rw"]));
-        }
+        ));
+    }
+    for device in DEVICES.into_iter().filter(|d| Path::new(d).exists()) {
+        mounts.push(mount(device, "bind", device, &["bind", "rw"]));
     }
     for seed in &record.seeds {
         mounts.push(mount(

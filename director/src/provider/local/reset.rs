@@ -10,12 +10,13 @@ use super::disk::{self, Released};
 use super::files::{What, list, remove_file, remove_tree};
 use super::lifecycle::KILL_LIMIT;
 use super::sys::PidFd;
-use super::{Inner, network};
+use super::{Inner, network, relock};
 use crate::provider::ProviderError;
 
 impl Inner {
     /// See [`crate::provider::Provider::reset`].
     pub(super) fn reset(&self) -> Result<(), ProviderError> {
+        self.refuse_taken_name()?;
         for cluster in self.endpoint_names()? {
             self.delete_endpoint(&cluster)?;
         }
@@ -41,6 +42,7 @@ impl Inner {
         ] {
             remove_tree(&dir)?;
         }
+        relock(&self.host).ready = false;
         self.remove_host()?;
         // What else is in the data directory is not ours.
         if self.layout.dir.exists() && list(&self.layout.dir)?.is_empty() {
