@@ -26,7 +26,7 @@ use crate::provider::ProviderError;
 
 /// Directories that are never on the overlay: overlay mounts on an overlay are refused by the kernel,
 /// and etcd wants a real disk below it.
-const DATA_DIRS: [&str; 3] = ["/var/lib/containerd", "/var/lib/etcd", "/var/lib/kubelet"];
+const DATA_DIRS: [&str; 2] = ["/var/lib/containerd", "/var/lib/kubelet"];
 /// Most seeds of a manifest, and most read-only parts of one: each part is a mount of every machine.
 const SEEDS_MAX: usize = 256;
 
