@@ -1,5 +1,7 @@
 //! The programs as users run them: exit codes, refusals, a director's life in a directory of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

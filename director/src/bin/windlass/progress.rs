@@ -1,7 +1,7 @@
 //! Waiting for a task with live progress: a line for each machine on a terminal, a line for each step
 //! that ended otherwise. All of it on standard error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use windlass_director::client::Client;
 use windlass_director::client::watch::{Watched, follow};
 use windlass_director::model::{
-    Plan, StepKey, StepRecord, StepState, Task, TaskEvent, TaskId, TaskKind, TaskState,
+    Plan, PlanStep, StepKey, StepRecord, StepState, Task, TaskEvent, TaskId, TaskKind, TaskState,
 };
 
 use crate::Session;
@@ -136,7 +136,8 @@ struct View {
     began: Instant,
     /// Lines of a terminal by machine; `None` when nobody looks.
     lines: Option<(MultiProgress, BTreeMap<String, ProgressBar>)>,
-    plan: Option<Plan>,
+    /// Plans seen, the one that is carried out last.
+    plans: Vec<Plan>,
     states: BTreeMap<StepKey, StepRecord>,
     stages: BTreeMap<StepKey, String>,
 }
@@ -146,7 +147,7 @@ impl View {
         View {
             began: Instant::now(),
             lines: watched().then(|| (MultiProgress::new(), BTreeMap::new())),
-            plan: None,
+            plans: Vec::new(),
             states: BTreeMap::new(),
             stages: BTreeMap::new(),
         }
@@ -168,15 +169,47 @@ impl View {
     }
 
     fn snapshot(&mut self, task: &Task) {
-        let plan = task.cleanup.as_ref().unwrap_or(&task.plan);
-        if self.plan.as_ref().is_none_or(|seen| seen.hash != plan.hash) {
-            self.plan = Some(plan.clone());
+        let first = self.plans.is_empty();
+        self.plans = std::iter::once(&task.plan)
+            .chain(&task.cleanup)
+            .cloned()
+            .collect();
+        if first {
+            // What was done before anybody looked is counted, not told.
+            let (done, all) = task.progress();
+            self.say(&format!(
+                "task {} ({}): {done} of {all} steps done",
+                task.id, task.kind
+            ));
+            let ended = task
+                .steps
+                .iter()
+                .filter(|(_, record)| record.ended_at.is_some());
+            self.states
+                .extend(ended.map(|(key, record)| (key.clone(), record.clone())));
         }
         for (key, record) in &task.steps {
             if self.states.get(key) != Some(record) {
                 self.step(key.clone(), record.clone());
             }
         }
+        let owners: BTreeSet<String> = self.current().map(owner_of).collect();
+        for owner in owners {
+            self.draw(&owner);
+        }
+    }
+
+    /// Steps of the plan that is carried out.
+    fn current(&self) -> impl Iterator<Item = &PlanStep> {
+        self.plans.last().into_iter().flat_map(|plan| &plan.steps)
+    }
+
+    /// A step of any plan seen.
+    fn find(&self, key: &StepKey) -> Option<&PlanStep> {
+        self.plans
+            .iter()
+            .flat_map(|plan| &plan.steps)
+            .find(|step| step.key == *key)
     }
 
     fn step(&mut self, key: StepKey, record: StepRecord) {
@@ -214,22 +247,12 @@ impl View {
 
     /// The machine a step acts on, or the cluster.
     fn owner(&self, key: &StepKey) -> String {
-        let step = self
-            .plan
-            .iter()
-            .flat_map(|plan| &plan.steps)
-            .find(|step| step.key == *key);
-        let machine = step.and_then(|step| step.action.machine());
-        machine.map_or("cluster".to_owned(), ToString::to_string)
+        self.find(key).map_or("cluster".to_owned(), owner_of)
     }
 
     fn name(&self, key: &StepKey) -> String {
-        let step = self
-            .plan
-            .iter()
-            .flat_map(|plan| &plan.steps)
-            .find(|step| step.key == *key);
-        step.map_or(key.to_string(), |step| step.action.name().to_owned())
+        self.find(key)
+            .map_or(key.to_string(), |step| step.action.name().to_owned())
     }
 
     /// A line that stays.
@@ -247,16 +270,12 @@ impl View {
 
     /// Draws the line of a machine (or the cluster) anew.
     fn draw(&mut self, owner: &str) {
-        let Some(plan) = &self.plan else { return };
-        let steps: Vec<_> = plan
-            .steps
-            .iter()
-            .filter(|step| {
-                step.action
-                    .machine()
-                    .map_or("cluster".to_owned(), ToString::to_string)
-                    == owner
-            })
+        if self.lines.is_none() {
+            return;
+        }
+        let steps: Vec<&PlanStep> = self
+            .current()
+            .filter(|step| owner_of(step) == owner)
             .collect();
         let state = |key| self.states.get(key).map(|record: &StepRecord| record.state);
         let done = steps
@@ -310,6 +329,13 @@ impl View {
             }
         }
     }
+}
+
+/// The machine a step acts on, or the cluster.
+fn owner_of(step: &PlanStep) -> String {
+    step.action
+        .machine()
+        .map_or("cluster".to_owned(), ToString::to_string)
 }
 
 fn new_line(screen: &MultiProgress, owner: &str) -> ProgressBar {
