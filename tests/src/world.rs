@@ -147,7 +147,7 @@ impl World {
     pub fn task_ended(&self, id: &str, deadline: Duration) -> Result<Value> {
         until(&format!("task {id} has ended"), deadline, || {
             let task = self.json(&["task", "show", id])?;
-            let state = task["state"].as_str().unwrap_or("").to_owned();
+            let state = task["state"].as_str().unwrap_or("").to_lowercase();
             Ok(["succeeded", "failed", "cancelled"]
                 .contains(&state.as_str())
                 .then_some(task))

@@ -242,7 +242,7 @@ pub(crate) fn reset() -> Result<()> {
     Ok(())
 }
 
-/// The entries of a list, however it is wrapped.
+/// The entries of a list.
 pub(crate) fn items(list: &Value) -> Result<&Vec<Value>> {
     list.as_array()
         .or_else(|| list["items"].as_array())

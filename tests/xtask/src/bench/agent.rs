@@ -69,9 +69,7 @@ pub(super) fn run() -> Result<Report> {
 /// Process ids of the agents on this director's machines.
 fn agents(director: &Director) -> Result<Vec<i32>> {
     let names: Vec<String> = director
-        .json(&["node", "list"])?
-        .as_array()
-        .context("node list prints a list")?
+        .list(&["node", "list"])?
         .iter()
         .filter_map(|node| Some(node["nodeName"].as_str()?.to_owned()))
         .collect();

@@ -65,10 +65,10 @@ pub(super) fn run(runs: u32) -> Result<Report> {
 
 /// When each kind of step was over on every machine, in seconds from the order.
 fn phases_of(director: &Director) -> Result<BTreeMap<String, f64>> {
-    let list = director.json(&["task", "list"])?;
+    let list = director.list(&["task", "list"])?;
     let newest = list
-        .as_array()
-        .and_then(|tasks| tasks.iter().find(|task| task["cluster"] == CLUSTER))
+        .iter()
+        .find(|task| task["cluster"] == CLUSTER)
         .context("the create is a task")?;
     let id = newest["id"].as_str().context("a task has an id")?;
     let task = director.json(&["task", "show", id])?;

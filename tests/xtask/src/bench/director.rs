@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::build::{self, Binaries, Profile};
@@ -55,6 +55,15 @@ impl Director {
     pub(super) fn json(&self, arguments: &[&str]) -> Result<Value> {
         let text = capture(&mut self.windlass(&[&["--json"], arguments].concat()))?;
         serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
+    }
+
+    /// The entries of a list that the command line prints with `--json`.
+    pub(super) fn list(&self, arguments: &[&str]) -> Result<Vec<Value>> {
+        let mut list = self.json(arguments)?;
+        match list["items"].take() {
+            Value::Array(items) => Ok(items),
+            other => bail!("{} prints no list but {other}", arguments.join(" ")),
+        }
     }
 
     fn remove(&self) -> Result<()> {

@@ -48,10 +48,9 @@ impl Floor {
         };
         floor.clean()?;
         let shown = director.json(&["cluster", "show", cluster])?;
-        floor.endpoint = text(&shown, "/endpoint/address")
-            .or_else(|_| text(&shown, "/cluster/endpoint/address"))?;
-        let nodes = director.json(&["node", "list", "--cluster", cluster])?;
-        for node in nodes.as_array().context("node list prints a list")? {
+        floor.endpoint = text(&shown, "/endpoint/address")?;
+        for node in director.list(&["node", "list", "--cluster", cluster])? {
+            let node = &node;
             let machine = Machine {
                 name: text(node, "/nodeName")?,
                 address: text(node, "/address")?,
