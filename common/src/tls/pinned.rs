@@ -4,6 +4,9 @@
 //! is verified against it, and against nothing else, in the ordinary way: the pin replaces the list
 //! of roots and no part of the verification.
 
+use std::fmt;
+use std::sync::Arc;
+
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
@@ -11,17 +14,23 @@ use rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, PeerIncompatible, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use std::sync::Arc;
 
 use super::{provider, root_store};
 use crate::id::Digest;
 
 /// The peer's chain has no root with the pinned digest.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error(
     "the director shows no root CA with the digest {0} of the settings; is it another director?"
 )]
 pub struct PinMismatch(Digest);
+
+// TLS prints causes by `Debug`, and this one is for people.
+impl fmt::Debug for PinMismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// Verifies a server against the root that has the pinned digest.
 #[derive(Debug)]

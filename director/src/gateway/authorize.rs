@@ -21,7 +21,7 @@ use crate::pki::{DirectorCa, IssueError};
 use super::IncarnationRegistry;
 
 /// Why a certificate whose chain is in order is refused.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub(super) enum Unauthorized {
     #[error("no certificate was shown")]
     NoCertificate,
@@ -31,6 +31,13 @@ pub(super) enum Unauthorized {
     OtherDirector(MachineIdentity),
     #[error("{0} is not current; this incarnation was replaced or deleted")]
     NotCurrent(MachineIdentity),
+}
+
+// TLS prints causes by `Debug`, and these are for people.
+impl fmt::Debug for Unauthorized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// Reads the identity of a verified certificate and asks whether it is current.

@@ -319,9 +319,9 @@ impl Gateway {
         Ok(Gateway { shared })
     }
 
-    /// The address the gateway listens on.
+    /// The address the gateway listens on; an error once it was shut down.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.shared.endpoint.local_addr()
+        self.shared.local_address()
     }
 
     /// Sends a step to a machine and waits for its result.

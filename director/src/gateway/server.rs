@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -40,7 +40,8 @@ pub(super) struct Doors {
 
 /// What all connections share.
 pub(super) struct Shared {
-    pub(super) endpoint: quinn::Endpoint,
+    /// Taken by `shutdown`, so that the port is free after it whoever still holds the gateway.
+    endpoint: Mutex<Option<quinn::Endpoint>>,
     pub(super) config: GatewayConfig,
     pub(super) doors: Doors,
     pub(super) epoch: Epoch,
@@ -58,6 +59,14 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
+    pub(super) fn local_address(&self) -> io::Result<SocketAddr> {
+        let endpoint = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*endpoint {
+            Some(endpoint) => endpoint.local_addr(),
+            None => Err(io::Error::other("the gateway was shut down")),
+        }
+    }
+
     /// The session of an incarnation that is connected and current.
     pub(super) fn session(
         &self,
@@ -99,14 +108,14 @@ pub(super) fn start(
     let endpoint = bind(listen, transport::server_endpoint(&secret), server)
         .map_err(|source| StartError::Bind { listen, source })?;
     let shared = Arc::new(Shared {
-        endpoint,
+        endpoint: Mutex::new(Some(endpoint.clone())),
         config,
         doors,
         epoch,
         sessions: Sessions::default(),
         enrollments: Semaphore::new(ENROLLMENTS_MAX),
     });
-    tokio::spawn(accept(Arc::clone(&shared)));
+    tokio::spawn(accept(Arc::clone(&shared), endpoint));
     Ok(shared)
 }
 
@@ -123,26 +132,30 @@ fn bind(
 
 /// Tells every peer and waits for the telling.
 pub(super) async fn shutdown(shared: &Shared, deadline: Duration) {
-    shared.endpoint.set_server_config(None);
+    let endpoint = shared
+        .endpoint
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    // Otherwise it has been shut down already.
+    let Some(endpoint) = endpoint else { return };
+    endpoint.set_server_config(None);
     shared.sessions.close_all(Close::Shutdown);
-    shared.endpoint.close(
+    endpoint.close(
         Close::Shutdown.code(),
         Close::Shutdown.to_string().as_bytes(),
     );
-    if timeout(deadline, shared.endpoint.wait_idle())
-        .await
-        .is_err()
-    {
+    if timeout(deadline, endpoint.wait_idle()).await.is_err() {
         tracing::warn!("some agents could not be told that the director restarts");
     }
 }
 
-async fn accept(shared: Arc<Shared>) {
+async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut connections = JoinSet::new();
     loop {
         let incoming = tokio::select! {
-            incoming = shared.endpoint.accept() => incoming,
+            incoming = endpoint.accept() => incoming,
             // Only takes finished tasks out; `accept` never ends because of it.
             Some(_) = connections.join_next() => continue,
         };

@@ -1,0 +1,329 @@
+//! Who is let in with which certificate, and who is thrown out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use quinn::ConnectionError;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use windlass_common::id::{DirectorId, Epoch, Incarnation, OperatorName};
+use windlass_common::limits::FRAME_BYTES_MAX;
+use windlass_common::pki::{MachineIdentity, PrivateKey, gateway_name, pem};
+use windlass_common::transport::Close;
+use windlass_common::wire::frame;
+use windlass_common::wire::message::{Hello, Welcome};
+use windlass_common::wire::{ALPN, PROTOCOL};
+use windlass_common::{tls, transport};
+use windlass_director::gateway::{DeliveryError, Event};
+use windlass_director::pki::DirectorCa;
+
+use crate::world::{Director, Machine, exec, identity, no_progress, wait_for};
+
+const LIFE: Duration = Duration::from_secs(3600);
+
+/// A chain with its key.
+type Credentials = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+pub(crate) fn agent(ca: &DirectorCa, identity: &MachineIdentity, now: Timestamp) -> Credentials {
+    let key = PrivateKey::generate().unwrap();
+    let request = key.request().unwrap();
+    let chain = ca.issue_agent(&request, identity, LIFE, now).unwrap();
+    (chain.0, key.to_der())
+}
+
+/// Connects as an agent by hand.
+pub(crate) async fn connect(
+    director: &Director,
+    credentials: Option<Credentials>,
+) -> Result<quinn::Connection, ConnectionError> {
+    let tls = match credentials {
+        Some((chain, key)) => {
+            tls::agent_client(&[director.ca.root_der().clone()], chain, key).unwrap()
+        }
+        None => {
+            let mut tls = tls::enroll_client(director.ca.root_digest()).unwrap();
+            tls.alpn_protocols = vec![ALPN.to_vec()];
+            tls
+        }
+    };
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    endpoint
+        .connect_with(
+            transport::client_config(tls).unwrap(),
+            director.address,
+            &gateway_name(director.ca.director()),
+        )
+        .unwrap()
+        .await
+}
+
+/// How the director ends a connection that may already count as established on the client's side:
+/// in TLS 1.3 the client is done before its certificate is looked at.
+async fn fate(connected: Result<quinn::Connection, ConnectionError>) -> ConnectionError {
+    match connected {
+        Ok(connection) => {
+            // Nothing comes before the end.
+            tokio::select! {
+                biased;
+                error = connection.closed() => error,
+                stream = connection.accept_bi() => match stream {
+                    Ok(_) => panic!("the director opened a stream to a stranger"),
+                    Err(error) => error,
+                }
+            }
+        }
+        Err(error) => error,
+    }
+}
+
+/// Says hello and reads the welcome: only then has the director looked at the certificate.
+async fn welcomed(connection: &quinn::Connection) {
+    let hello = Hello {
+        protocols: vec![PROTOCOL],
+        agent_version: "0".to_owned(),
+        capabilities: Vec::new(),
+        boot_id: "b".to_owned(),
+        epoch: Epoch(0),
+        unfinished: Vec::new(),
+    };
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    frame::write(&mut send, &hello).await.unwrap();
+    let _: Welcome = frame::expect(&mut recv, FRAME_BYTES_MAX).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_current_machines_of_this_director_get_in() {
+    let director = Director::start().await;
+    let me = identity("demo-cp-0", 2);
+    director.records.make_current(&me);
+    let now = Timestamp::now();
+    let at = |seconds: i64| Timestamp::from_second(now.as_second() + seconds).unwrap();
+    let ca = &director.ca;
+    // The same names under another root.
+    let stranger = DirectorCa::create(ca.director().clone(), now).unwrap();
+    let elsewhere = DirectorCa::create(DirectorId::new("d2").unwrap(), now).unwrap();
+    let foreign = MachineIdentity {
+        director: elsewhere.director().clone(),
+        ..me.clone()
+    };
+    let operator = {
+        let name = OperatorName::new("admin").unwrap();
+        let issued = ca.issue_operator(name, LIFE, now).unwrap();
+        let chain = pem::certificates(issued.certificate_pem.as_bytes()).unwrap();
+        let key = PrivateKey::from_pem(&issued.key_pem).unwrap();
+        (chain, key.to_der())
+    };
+    let server = {
+        let issued = ca.issue_server(&[me.to_string()], &[], LIFE, now);
+        // A URI is no DNS name; so with an honest one.
+        assert!(issued.is_ok());
+        let issued = ca
+            .issue_server(&[gateway_name(ca.director())], &[], LIFE, now)
+            .unwrap();
+        (issued.chain.0, issued.key)
+    };
+    let mut mixed = agent(ca, &me, now);
+    mixed.0.remove(1);
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("no certificate",               None,                                            false),
+        ("expired",                      Some(agent(ca, &me, at(-7200))),                 false),
+        ("not yet valid",                Some(agent(ca, &me, at(7200))),                  false),
+        ("old incarnation",              Some(agent(ca, &identity("demo-cp-0", 1), now)), false),
+        ("later incarnation",            Some(agent(ca, &identity("demo-cp-0", 3), now)), false),
+        ("unknown machine",              Some(agent(ca, &identity("demo-cp-9", 2), now)), false),
+        ("other root, same names",       Some(agent(&stranger, &me, now)),                false),
+        ("other director",               Some(agent(&elsewhere, &foreign, now)),          false),
+        ("operator",                     Some(operator),                                  false),
+        ("server",                       Some(server),                                    false),
+        ("leaf without its issuer",      Some(mixed),                                     true),
+        ("current",                      Some(agent(ca, &me, now)),                       true),
+    ];
+    for (name, credentials, welcome) in cases {
+        let anonymous = credentials.is_none();
+        let connected = connect(&director, credentials).await;
+        if welcome {
+            let connection = connected.unwrap_or_else(|error| panic!("{name}: {error}"));
+            welcomed(&connection).await;
+            assert_eq!(connection.close_reason(), None, "{name}");
+            continue;
+        }
+        let error = fate(connected).await;
+        match error {
+            ConnectionError::ConnectionClosed(_) if !anonymous => {}
+            ConnectionError::ApplicationClosed(_) if anonymous => {
+                assert_eq!(Close::of(&error), Some(Close::Unauthenticated));
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    wait_for("the connections of this test to end", || {
+        director.gateway().connected().is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revocation_closes_an_open_connection_and_the_door() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::boot(director.settings("demo-w-0", 1), dir.path());
+    director.connected(&machine).await;
+    let mut events = director.gateway().subscribe();
+    let me = identity("demo-w-0", 1);
+    let gateway = director.gateway().clone();
+    let running = {
+        let (gateway, name) = (gateway.clone(), machine.name.clone());
+        tokio::spawn(async move {
+            let request = exec("t1/hold", &["hold"]);
+            gateway
+                .run_step(&name, Incarnation(1), request, no_progress())
+                .await
+        })
+    };
+    wait_for("the step to begin", || {
+        (machine.steps.begun("t1/hold") == 1).then_some(())
+    })
+    .await;
+
+    director.records.make_current(&identity("demo-w-0", 2));
+    // Even before it is closed, nothing new goes there.
+    let refused = gateway
+        .run_step(
+            &machine.name,
+            Incarnation(1),
+            exec("t1/x", &[]),
+            no_progress(),
+        )
+        .await;
+    assert!(matches!(refused, Err(DeliveryError::NotCurrent { .. })));
+    gateway.revoke(&me);
+    assert!(gateway.connected().is_empty());
+    assert!(matches!(
+        running.await.unwrap(),
+        Err(DeliveryError::Lost { .. })
+    ));
+    loop {
+        match events.recv().await.unwrap() {
+            Event::Disconnected { identity, .. } => {
+                assert_eq!(identity, me);
+                break;
+            }
+            Event::Connected { .. } | Event::ReportChanged { .. } => {}
+        }
+    }
+    // It knocks again, with the certificate it has, and is not let in.
+    let credentials = agent(&director.ca, &me, Timestamp::now());
+    let error = fate(connect(&director, Some(credentials)).await).await;
+    assert!(
+        matches!(error, ConnectionError::ConnectionClosed(_)),
+        "{error:?}"
+    );
+    assert!(gateway.connected().is_empty());
+    assert_eq!(machine.steps.begun("t1/x"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_connection_of_a_machine_wins() {
+    let director = Director::start().await;
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let settings = director.settings("demo-w-0", 1);
+    let first = Machine::boot(settings.clone(), one.path());
+    director.connected(&first).await;
+    first.stop().await;
+    // A snapshot of the machine: the same certificate.
+    for file in ["identity.pem", "roots.pem"] {
+        std::fs::copy(one.path().join(file), two.path().join(file)).unwrap();
+    }
+    let first = Machine::boot(settings.clone(), one.path());
+    director.connected(&first).await;
+    let address = director.gateway().connected()[&first.name].address;
+    let second = Machine::boot(settings, two.path());
+    wait_for("the newer connection", || {
+        let view = director.gateway().connected().remove(&second.name)?;
+        (view.address != address).then_some(())
+    })
+    .await;
+    assert_eq!(director.gateway().connected().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_in_the_chain_does_not_help_who_is_not_below_it() {
+    let director = Director::start().await;
+    let now = Timestamp::now();
+    // Somebody who copied the director's root off the wire, and signs by himself.
+    let rogue = DirectorCa::create(director.ca.director().clone(), now).unwrap();
+    let name = gateway_name(director.ca.director());
+    let mut issued = rogue
+        .issue_server(std::slice::from_ref(&name), &[], LIFE, now)
+        .unwrap();
+    issued.chain.0.push(director.ca.root_der().clone());
+    let tls = rustls::ServerConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(issued.chain.0, issued.key)
+        .unwrap();
+    let mut tls = tls;
+    tls.alpn_protocols = vec![windlass_common::wire::ALPN_ENROLL.to_vec()];
+    let server = transport::server_config(tls).unwrap();
+    let server = quinn::Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = server.local_addr().unwrap();
+    let accepting = Arc::new(server);
+    let task = {
+        let server = Arc::clone(&accepting);
+        tokio::spawn(async move { server.accept().await.unwrap().await.map(|_| ()) })
+    };
+    let client = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let pinned = tls::enroll_client(director.ca.root_digest()).unwrap();
+    let refused = client
+        .connect_with(transport::client_config(pinned).unwrap(), address, &name)
+        .unwrap()
+        .await;
+    let error = refused.unwrap_err();
+    // The names fit, the signature does not.
+    assert!(error.to_string().contains("BadSignature"), "{error}");
+    assert!(task.await.unwrap().is_err());
+}
+
+#[test]
+fn the_ca_survives_pem_and_knows_its_own() {
+    use windlass_common::secret::SecretBytes;
+    use windlass_director::pki::CaError;
+    let now = Timestamp::now();
+    let d1 = DirectorId::new("d1").unwrap();
+    let ca = DirectorCa::create(d1.clone(), now).unwrap();
+    let text = ca.to_pem();
+    let again = DirectorCa::from_pem(d1.clone(), &text, now).unwrap();
+    assert_eq!(again.root_digest(), ca.root_digest());
+    assert_eq!(again.derive(b"x"), ca.derive(b"x"));
+    assert_ne!(again.derive(b"x"), ca.derive(b"y"));
+    // What the one issues the other verifies.
+    let me = identity("demo-cp-0", 1);
+    let (chain, _) = agent(&again, &me, now);
+    let verifier = ca.agent_verifier().unwrap();
+    let at = rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_secs(
+        now.as_second().try_into().unwrap(),
+    ));
+    verifier
+        .verify_client_cert(&chain[0], &chain[1..], at)
+        .unwrap();
+
+    let d2 = DirectorId::new("d2").unwrap();
+    let other = DirectorCa::from_pem(d2, &text, now);
+    assert!(matches!(other, Err(CaError::OtherDirector(_))));
+    let half = SecretBytes::new(text.expose()[..text.expose().len() / 2].to_vec());
+    assert!(DirectorCa::from_pem(d1.clone(), &half, now).is_err());
+    // Two records mixed up: keys that do not fit.
+    let second = DirectorCa::create(d1.clone(), now).unwrap().to_pem();
+    let (first, second) = (
+        String::from_utf8(text.expose().to_vec()).unwrap(),
+        String::from_utf8(second.expose().to_vec()).unwrap(),
+    );
+    let key = "-----BEGIN PRIVATE KEY-----";
+    let at = |text: &str| text.rfind(key).unwrap();
+    let mixed = format!("{}{}", &first[..at(&first)], &second[at(&second)..]);
+    let mixed = DirectorCa::from_pem(d1, &SecretBytes::new(mixed.into_bytes()), now);
+    assert!(matches!(mixed, Err(CaError::Damaged(_))), "{mixed:?}");
+}

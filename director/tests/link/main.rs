@@ -1,0 +1,15 @@
+//! The link, end to end: a real gateway, real agents' link code, real QUIC on loopback and real
+//! certificates. What the other rooms decide (tokens, incarnations, files) is decided by a small
+//! implementation of the gateway's traits; what the machine does, by a handler with a journal.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "a test: what is wrong ends it"
+)]
+
+mod certificates;
+mod hostile;
+mod measure;
+mod sessions;
+mod tokens;
+mod world;

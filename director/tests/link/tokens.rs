@@ -1,0 +1,208 @@
+//! Enrollment tokens, honest and otherwise.
+
+use jiff::Timestamp;
+
+use windlass_agent::link::{Link, LinkPaths};
+use windlass_common::id::Incarnation;
+use windlass_common::pki::{MachineIdentity, PrivateKey, gateway_name, pem};
+use windlass_common::secret::Secret;
+use windlass_common::settings::Settings;
+use windlass_common::wire::frame;
+use windlass_common::wire::message::{Body, EnrollRequest, EnrollResponse, Refusal, RefusalCode};
+use windlass_common::{tls, transport};
+
+use crate::world::{Director, Machine, identity, machine_name, wait_for};
+
+/// Enrolls by hand.
+pub(crate) async fn enroll(
+    director: &Director,
+    claim: &MachineIdentity,
+    token: &Secret,
+    request_der: Vec<u8>,
+) -> Result<EnrollResponse, RefusalCode> {
+    let tls = tls::enroll_client(director.ca.root_digest()).unwrap();
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connection = endpoint
+        .connect_with(
+            transport::client_config(tls).unwrap(),
+            director.address,
+            &gateway_name(director.ca.director()),
+        )
+        .unwrap()
+        .await
+        .unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let request = EnrollRequest {
+        token: token.clone(),
+        cluster: claim.cluster.clone(),
+        machine: claim.machine.clone(),
+        incarnation: claim.incarnation,
+        request_der,
+    };
+    frame::write(&mut send, &request).await.unwrap();
+    let answer = frame::read(&mut recv, 1 << 20).await.unwrap().unwrap();
+    if answer.kind == Refusal::KIND {
+        return Err(answer.body::<Refusal>().unwrap().code);
+    }
+    Ok(answer.body().unwrap())
+}
+
+fn later(seconds: i64) -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second() + seconds).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_counts_for_one_machine_one_incarnation_and_one_key() {
+    let director = Director::start().await;
+    let me = identity("demo-cp-0", 2);
+    let old = identity("demo-cp-0", 1);
+    let other = identity("demo-cp-1", 1);
+    director.records.make_current(&me);
+    director.records.make_current(&other);
+    let token = director.records.issue(&me, later(3600));
+    let late = director.records.issue(&me, later(-1));
+    let mine = PrivateKey::generate().unwrap();
+    let thief = PrivateKey::generate().unwrap();
+    let forged = {
+        // The thief's request with my key in it.
+        let mut request = thief.request().unwrap();
+        let (theirs, mine) = (thief.public_key(), mine.public_key());
+        let length = theirs.as_bytes().len();
+        let at = request
+            .windows(length)
+            .position(|bytes| bytes == theirs.as_bytes())
+            .unwrap();
+        request[at..at + length].copy_from_slice(mine.as_bytes());
+        request
+    };
+    let unknown = Secret::new("0".repeat(64));
+    let empty = Secret::new(String::new());
+    let (by_me, by_thief) = (mine.request().unwrap(), thief.request().unwrap());
+    let refused = |code| Err(code);
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("unknown token",                &me,    &unknown, &by_me,    refused(RefusalCode::Token)),
+        ("empty token",                  &me,    &empty,   &by_me,    refused(RefusalCode::Token)),
+        ("expired",                      &me,    &late,    &by_me,    refused(RefusalCode::Token)),
+        ("for another machine",          &other, &token,   &by_me,    refused(RefusalCode::Token)),
+        ("for an old incarnation",       &old,   &token,   &by_me,    refused(RefusalCode::Token)),
+        ("no possession of the key",     &me,    &token,   &forged,   refused(RefusalCode::Malformed)),
+        ("the first key",                &me,    &token,   &by_me,    Ok(())),
+        ("another key afterwards",       &me,    &token,   &by_thief, refused(RefusalCode::Token)),
+        ("the first key again",          &me,    &token,   &by_me,    Ok(())),
+    ];
+    for (name, claim, token, request, wanted) in cases {
+        let answer = enroll(&director, claim, token, request.clone()).await;
+        assert_eq!(answer.map(|_| ()), wanted, "{name}");
+    }
+    // The refusals do not tell a stranger which of these it was; the director's log does.
+    let reasons = director.records.redemptions();
+    assert_eq!(reasons.iter().filter(|reason| reason.is_ok()).count(), 2);
+    assert!(reasons.iter().any(|reason| {
+        reason
+            .as_ref()
+            .is_err_and(|why| why.contains("another key has used the token"))
+    }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_two_keys_race_for_a_token_one_wins() {
+    let director = Director::start().await;
+    for round in 0..10 {
+        let me = identity("demo-cp-0", round + 1);
+        director.records.make_current(&me);
+        let token = director.records.issue(&me, later(3600));
+        let request = || PrivateKey::generate().unwrap().request().unwrap();
+        let (first, second) = tokio::join!(
+            enroll(&director, &me, &token, request()),
+            enroll(&director, &me, &token, request()),
+        );
+        assert!(first.is_ok() != second.is_ok(), "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_crashed_before_it_saved_its_certificate_is_not_stranded() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let settings = director.settings("demo-w-0", 1);
+    let machine = Machine::boot(settings.clone(), dir.path());
+    director.connected(&machine).await;
+    machine.stop().await;
+    // The key alone, as it was before the answer came.
+    let file = dir.path().join("identity.pem");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let chain = text.find("-----BEGIN CERTIFICATE").unwrap();
+    std::fs::write(&file, &text[..chain]).unwrap();
+    std::fs::remove_file(dir.path().join("roots.pem")).unwrap();
+
+    let machine = Machine::boot(settings.clone(), dir.path());
+    director.connected(&machine).await;
+    let again = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(again[..chain], text[..chain], "the same key");
+    assert_eq!(pem::certificates(again.as_bytes()).unwrap().len(), 2);
+    machine.stop().await;
+
+    // A second machine with the same settings: a copied disk image.
+    let copy = tempfile::tempdir().unwrap();
+    let machine = Machine::boot(settings, copy.path());
+    wait_for("the refusal", || {
+        let all = director.records.redemptions();
+        all.last()?.as_ref().err().cloned()
+    })
+    .await;
+    assert!(!machine.link.is_connected());
+    assert!(director.gateway().connected().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agent_shows_its_token_to_no_other_director() {
+    let wanted = Director::start().await;
+    let other = Director::start().await;
+    let mut settings: Settings = wanted.settings("demo-w-0", 1);
+    other.records.make_current(&identity("demo-w-0", 1));
+    settings.directors = vec![other.address];
+    let tls = tls::enroll_client(settings.ca_digest).unwrap();
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let refused = endpoint
+        .connect_with(
+            transport::client_config(tls).unwrap(),
+            other.address,
+            &gateway_name(other.ca.director()),
+        )
+        .unwrap()
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("no root CA"), "{refused}");
+
+    // The same by the agent itself, which goes on trying, and finds the right one.
+    settings.directors = vec![other.address, wanted.address];
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::boot(settings, dir.path());
+    wanted.connected(&machine).await;
+    assert_eq!(other.records.redemptions(), []);
+    assert_eq!(machine.name, machine_name("demo-w-0"));
+    assert_eq!(machine.incarnation, Incarnation(1));
+}
+
+#[test]
+fn settings_without_a_director_are_refused() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let director = Director::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = director.settings("demo-w-0", 1);
+        settings.directors.clear();
+        let paths = LinkPaths {
+            identity_dir: dir.path().to_owned(),
+            api_server: director.address,
+        };
+        let link = Link::new(settings, paths);
+        let (_stop, stopped) = tokio::sync::watch::channel(false);
+        let handler = std::sync::Arc::new(crate::world::Steps::new());
+        assert!(link.run(handler, stopped).await.is_err());
+    });
+}

@@ -1,0 +1,471 @@
+//! A director with a gateway, and machines with a link.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use windlass_agent::link::{
+    Handler, HelloFacts, Link, LinkHandle, LinkPaths, ProgressSink, StepFuture,
+};
+use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch, Incarnation, MachineName};
+use windlass_common::pki::MachineIdentity;
+use windlass_common::report::{Heartbeat, Report, Scope, Vitals};
+use windlass_common::secret::Secret;
+use windlass_common::settings::Settings;
+use windlass_common::step::{
+    Exec, Outcome, OutputStream, Payload, Progress, Step, StepId, StepRequest, StepResult,
+};
+use windlass_common::wire::message::Tune;
+use windlass_director::gateway::{
+    ArtifactSource, EnrollmentStore, Gateway, GatewayConfig, IncarnationRegistry, RedeemError,
+};
+use windlass_director::pki::{DirectorCa, EnrollmentToken};
+
+/// Longest wait for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Looks again and again until `look` finds what it is after.
+pub(crate) async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn director_id() -> DirectorId {
+    DirectorId::new("d1").unwrap()
+}
+
+pub(crate) fn machine_name(name: &str) -> MachineName {
+    MachineName::new(name).unwrap()
+}
+
+pub(crate) fn identity(machine: &str, incarnation: u32) -> MachineIdentity {
+    MachineIdentity {
+        director: director_id(),
+        cluster: ClusterName::new("demo").unwrap(),
+        machine: machine_name(machine),
+        incarnation: Incarnation(incarnation),
+    }
+}
+
+/// A token as the store keeps it.
+#[derive(Debug)]
+struct Token {
+    claim: MachineIdentity,
+    expires: Timestamp,
+    key: Option<Vec<u8>>,
+}
+
+/// The decisions of the other rooms.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    tokens: Mutex<BTreeMap<Digest, Token>>,
+    current: Mutex<BTreeSet<MachineIdentity>>,
+    pub(crate) artifacts: Mutex<BTreeMap<Digest, PathBuf>>,
+    /// How each redemption ended.
+    pub(crate) redeemed: Mutex<Vec<Result<(), String>>>,
+}
+
+impl Records {
+    pub(crate) fn issue(&self, claim: &MachineIdentity, expires: Timestamp) -> Secret {
+        let EnrollmentToken { token, hash } = EnrollmentToken::generate().unwrap();
+        let record = Token {
+            claim: claim.clone(),
+            expires,
+            key: None,
+        };
+        self.tokens.lock().unwrap().insert(hash, record);
+        token
+    }
+
+    pub(crate) fn make_current(&self, identity: &MachineIdentity) {
+        let mut current = self.current.lock().unwrap();
+        current.retain(|held| held.machine != identity.machine);
+        current.insert(identity.clone());
+    }
+
+    pub(crate) fn redemptions(&self) -> Vec<Result<(), String>> {
+        self.redeemed.lock().unwrap().clone()
+    }
+
+    fn decide(
+        &self,
+        hash: Digest,
+        claim: &MachineIdentity,
+        key: &[u8],
+        now: Timestamp,
+    ) -> Result<(), RedeemError> {
+        let mut tokens = self.tokens.lock().unwrap();
+        let token = tokens.get_mut(&hash).ok_or(RedeemError::Unknown)?;
+        if token.claim != *claim {
+            return Err(RedeemError::OtherMachine(token.claim.to_string()));
+        }
+        if token.expires <= now {
+            return Err(RedeemError::Expired(token.expires));
+        }
+        match &token.key {
+            Some(first) if first != key => Err(RedeemError::OtherKey),
+            Some(_) => Ok(()),
+            None => {
+                token.key = Some(key.to_vec());
+                Ok(())
+            }
+        }
+    }
+}
+
+impl EnrollmentStore for Records {
+    fn redeem(
+        &self,
+        hash: Digest,
+        claim: &MachineIdentity,
+        key: &[u8],
+        now: Timestamp,
+    ) -> Result<(), RedeemError> {
+        let decided = self.decide(hash, claim, key, now);
+        let noted = match &decided {
+            Ok(()) => Ok(()),
+            Err(why) => Err(why.to_string()),
+        };
+        self.redeemed.lock().unwrap().push(noted);
+        decided
+    }
+}
+
+impl IncarnationRegistry for Records {
+    fn is_current(&self, identity: &MachineIdentity) -> bool {
+        self.current.lock().unwrap().contains(identity)
+    }
+}
+
+impl ArtifactSource for Records {
+    fn locate(&self, digest: &Digest, _machine: &MachineIdentity) -> Option<PathBuf> {
+        self.artifacts.lock().unwrap().get(digest).cloned()
+    }
+}
+
+/// A director: its CA, its records, and the gateway of the moment.
+pub(crate) struct Director {
+    pub(crate) ca: Arc<DirectorCa>,
+    pub(crate) records: Arc<Records>,
+    gateway: Option<Gateway>,
+    pub(crate) address: SocketAddr,
+    pub(crate) config: GatewayConfig,
+}
+
+impl Director {
+    pub(crate) async fn start() -> Director {
+        Director::start_with(|_| {}).await
+    }
+
+    pub(crate) async fn start_with(change: impl FnOnce(&mut GatewayConfig)) -> Director {
+        let ca = Arc::new(DirectorCa::create(director_id(), Timestamp::now()).unwrap());
+        let records = Arc::new(Records::default());
+        let mut config = GatewayConfig::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        config.tune.heartbeat_interval_ms = 100;
+        change(&mut config);
+        let gateway = gateway(&config, &ca, &records, Epoch(1)).await.unwrap();
+        let address = gateway.local_address().unwrap();
+        config.listen = address;
+        Director {
+            ca,
+            records,
+            gateway: Some(gateway),
+            address,
+            config,
+        }
+    }
+
+    pub(crate) fn gateway(&self) -> &Gateway {
+        self.gateway.as_ref().unwrap()
+    }
+
+    /// Starts a gateway in the place of the last one, once the port is free.
+    pub(crate) async fn start_again(&mut self, epoch: Epoch) {
+        let deadline = Instant::now() + PATIENCE;
+        // A gateway whose runtime was killed holds its socket still.
+        self.gateway = None;
+        loop {
+            match gateway(&self.config, &self.ca, &self.records, epoch).await {
+                Ok(gateway) => {
+                    self.gateway = Some(gateway);
+                    return;
+                }
+                Err(error) => assert!(Instant::now() < deadline, "{error:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Registers a machine and issues its token.
+    pub(crate) fn settings(&self, machine: &str, incarnation: u32) -> Settings {
+        let identity = identity(machine, incarnation);
+        self.records.make_current(&identity);
+        let expires = Timestamp::from_second(Timestamp::now().as_second() + 3600).unwrap();
+        let token = self.records.issue(&identity, expires);
+        self.settings_with(&identity, token)
+    }
+
+    pub(crate) fn settings_with(&self, identity: &MachineIdentity, token: Secret) -> Settings {
+        Settings {
+            director_id: director_id(),
+            directors: vec![self.address],
+            ca_digest: self.ca.root_digest(),
+            token,
+            cluster: identity.cluster.clone(),
+            machine: identity.machine.clone(),
+            incarnation: identity.incarnation,
+        }
+    }
+
+    pub(crate) async fn connected(&self, machine: &Machine) {
+        let deadline = Instant::now() + PATIENCE;
+        self.gateway()
+            .wait_connected(&machine.name, machine.incarnation, deadline)
+            .await
+            .unwrap();
+    }
+}
+
+pub(crate) async fn gateway(
+    config: &GatewayConfig,
+    ca: &Arc<DirectorCa>,
+    records: &Arc<Records>,
+    epoch: Epoch,
+) -> Result<Gateway, windlass_director::gateway::StartError> {
+    Gateway::start(
+        config.clone(),
+        Arc::clone(ca),
+        Arc::clone(records) as Arc<dyn EnrollmentStore>,
+        Arc::clone(records) as Arc<dyn IncarnationRegistry>,
+        Arc::clone(records) as Arc<dyn ArtifactSource>,
+        epoch,
+    )
+    .await
+}
+
+/// What a machine does: `exec` steps, each at most once, with a journal in memory.
+pub(crate) struct Steps {
+    reports: watch::Sender<Arc<Report>>,
+    journal: Mutex<BTreeMap<StepId, StepResult>>,
+    /// How often each step was begun.
+    pub(crate) begun: Mutex<BTreeMap<StepId, u32>>,
+    /// `exec ["hold"]` ends when this turns true.
+    pub(crate) release: watch::Sender<bool>,
+    pub(crate) epochs: Mutex<Vec<Epoch>>,
+    running: Mutex<u32>,
+    pub(crate) running_most: Mutex<u32>,
+}
+
+impl Steps {
+    pub(crate) fn new() -> Steps {
+        Steps {
+            reports: watch::channel(Arc::new(report(1))).0,
+            journal: Mutex::default(),
+            begun: Mutex::default(),
+            release: watch::channel(false).0,
+            epochs: Mutex::default(),
+            running: Mutex::default(),
+            running_most: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn report(&self, uptime_s: u64) {
+        self.reports.send_replace(Arc::new(report(uptime_s)));
+    }
+
+    pub(crate) fn begun(&self, id: &str) -> u32 {
+        let id = StepId(id.to_owned());
+        self.begun.lock().unwrap().get(&id).copied().unwrap_or(0)
+    }
+
+    async fn execute(&self, request: StepRequest, progress: ProgressSink) -> StepResult {
+        if let Some(result) = self.journal.lock().unwrap().get(&request.id) {
+            return result.clone();
+        }
+        *self
+            .begun
+            .lock()
+            .unwrap()
+            .entry(request.id.clone())
+            .or_default() += 1;
+        {
+            let mut running = self.running.lock().unwrap();
+            *running += 1;
+            let mut most = self.running_most.lock().unwrap();
+            *most = (*most).max(*running);
+        }
+        let Step::Exec(Exec { argv }) = &request.step else {
+            panic!("this machine only knows exec");
+        };
+        let words: Vec<&str> = argv.iter().map(String::as_str).collect();
+        match words[..] {
+            ["hold"] => {
+                progress.stage("held");
+                let mut release = self.release.subscribe();
+                release.wait_for(|released| *released).await.unwrap();
+            }
+            ["print", count] => {
+                for number in 0..count.parse::<u32>().unwrap() {
+                    progress
+                        .send(Progress::Output {
+                            stream: OutputStream::Stdout,
+                            bytes: format!("{number}\n").into_bytes(),
+                        })
+                        .await;
+                }
+            }
+            _ => {}
+        }
+        *self.running.lock().unwrap() -= 1;
+        let result = StepResult {
+            id: request.id.clone(),
+            outcome: Outcome::Changed,
+            payload: Payload::Exit(0),
+            changes: vec![format!("ran {argv:?}")],
+            elapsed_ms: 1,
+        };
+        let mut journal = self.journal.lock().unwrap();
+        journal.insert(request.id, result.clone());
+        result
+    }
+}
+
+impl Handler for Steps {
+    fn step(&self, request: StepRequest, progress: ProgressSink) -> StepFuture<'_> {
+        Box::pin(self.execute(request, progress))
+    }
+
+    fn hello(&self) -> HelloFacts {
+        HelloFacts {
+            agent_version: "0.1.0".to_owned(),
+            capabilities: Vec::new(),
+            boot_id: "boot-1".to_owned(),
+            epoch: Epoch(0),
+            unfinished: Vec::new(),
+        }
+    }
+
+    fn reports(&self) -> watch::Receiver<Arc<Report>> {
+        self.reports.subscribe()
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        Heartbeat {
+            sequence: 0,
+            at_unix_ms: 1,
+            units_unhealthy: 0,
+            memory_used_bp: 10,
+            disk_used_bp: 20,
+            epoch: Epoch(1),
+        }
+    }
+
+    fn epoch_seen(&self, epoch: Epoch) {
+        self.epochs.lock().unwrap().push(epoch);
+    }
+
+    fn tuned(&self, _tune: Tune) {}
+}
+
+fn report(uptime_s: u64) -> Report {
+    Report {
+        at_unix_ms: 1,
+        boot_id: "boot-1".to_owned(),
+        uptime_s,
+        agent_version: "0.1.0".to_owned(),
+        components: BTreeMap::new(),
+        units: BTreeMap::new(),
+        vitals: Vitals {
+            memory_used_bytes: 1,
+            memory_total_bytes: 2,
+            memory_scope: Scope::Machine,
+            cpu_used_ms: 3,
+            cpu_scope: Scope::Machine,
+            disk_used_bytes: 4,
+            disk_total_bytes: 5,
+            load1_centi: 6,
+            load_scope: Scope::Host,
+        },
+    }
+}
+
+/// A machine whose agent runs its link.
+pub(crate) struct Machine {
+    pub(crate) name: MachineName,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) steps: Arc<Steps>,
+    pub(crate) link: LinkHandle,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Machine {
+    pub(crate) fn boot(settings: Settings, dir: &std::path::Path) -> Machine {
+        // Nothing listens on port 1.
+        Machine::boot_with(settings, dir, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)))
+    }
+
+    pub(crate) fn boot_with(
+        settings: Settings,
+        dir: &std::path::Path,
+        api_server: SocketAddr,
+    ) -> Machine {
+        let (name, incarnation) = (settings.machine.clone(), settings.incarnation);
+        let paths = LinkPaths {
+            identity_dir: dir.to_owned(),
+            api_server,
+        };
+        let link = Link::new(settings, paths);
+        let handle = link.handle();
+        let steps = Arc::new(Steps::new());
+        let (stop, stopped) = watch::channel(false);
+        let handler: Arc<dyn Handler> = Arc::clone(&steps) as _;
+        let task = tokio::spawn(async move { link.run(handler, stopped).await.unwrap() });
+        Machine {
+            name,
+            incarnation,
+            steps,
+            link: handle,
+            stop,
+            task,
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.send_replace(true);
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .expect("the link stops when asked to")
+            .unwrap();
+    }
+}
+
+/// An `exec` step.
+pub(crate) fn exec(id: &str, argv: &[&str]) -> StepRequest {
+    StepRequest {
+        id: StepId(id.to_owned()),
+        epoch: Epoch(1),
+        deadline_ms: PATIENCE.as_millis() as u64,
+        step: Step::Exec(Exec {
+            argv: argv.iter().map(|&word| word.to_owned()).collect(),
+        }),
+    }
+}
+
+/// Where progress goes that nobody reads.
+pub(crate) fn no_progress() -> mpsc::Sender<Progress> {
+    mpsc::channel(1).0
+}
