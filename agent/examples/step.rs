@@ -1,4 +1,5 @@
-//! Runs steps on this machine without a director: `step [--root DIR] < steps.json`.
+//! Runs steps on this machine without a director: `step [--root DIR] < steps.json`, then with `--watch`
+//! prints a line of JSON for each report, until it is interrupted.
 //!
 //! Standard input holds one JSON object after the other, each a step as in
 //! [`windlass_common::step::Step`] with an id: `{"id": "a", "deadline_ms": 1000, "step": {…}}`.
@@ -9,16 +10,18 @@ use std::collections::BTreeMap;
 use std::io::{Write, stderr, stdin};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::watch;
 use windlass_agent::history::History;
 use windlass_agent::host::Host;
 use windlass_agent::link::ProgressSink;
+use windlass_agent::report::Observer;
 use windlass_agent::runner::Runner;
 use windlass_agent::steps::fetch::{ArtifactSource, Opening, SourceError};
 use windlass_agent::steps::{Context, Reporter};
-use windlass_agent::units::Units;
+use windlass_agent::units::{Units, watch as unit_watch};
 use windlass_common::id::{Digest, Epoch};
 use windlass_common::journal::DirStorage;
 use windlass_common::step::{Progress, Step, StepId, StepRequest};
@@ -41,11 +44,15 @@ impl ArtifactSource for NoDirector {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let (mut root, mut watching) = (PathBuf::from("/"), false);
     let mut arguments = std::env::args().skip(1);
-    let root = match arguments.next().as_deref() {
-        Some("--root") => PathBuf::from(arguments.next().ok_or("--root needs a value")?),
-        _ => PathBuf::from("/"),
-    };
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--root" => root = arguments.next().ok_or("--root needs a value")?.into(),
+            "--watch" => watching = true,
+            other => return Err(format!("unknown argument {other:?}").into()),
+        }
+    }
     let host = Host::open(&root)?;
     let storage = DirStorage::open(&host.path("/var/lib/windlass/journal"))?;
     let history = History::open(storage)?;
@@ -53,7 +60,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         host,
         units: Arc::new(Units::default()),
         artifacts: Arc::new(NoDirector),
-        watched: watch::channel(BTreeMap::new()).0,
+        watched: watch::channel(history.units()).0,
         history: Arc::new(Mutex::new(history)),
     });
     for order in serde_json::Deserializer::from_reader(stdin()).into_iter::<Order>() {
@@ -82,5 +89,26 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         serde_json::to_writer_pretty(std::io::stdout(), &result)?;
         writeln!(std::io::stdout())?;
     }
+    if watching {
+        watch_reports(&runner).await?;
+    }
     Ok(())
+}
+
+async fn watch_reports(runner: &Runner) -> Result<(), Box<dyn std::error::Error>> {
+    let (observer, mut reports) = Observer::new(&runner.context().host);
+    let (states, seen) = watch::channel(BTreeMap::new());
+    let (_interval, every) = watch::channel(Duration::from_secs(2));
+    let show = async {
+        while reports.changed().await.is_ok() {
+            let report = reports.borrow_and_update().clone();
+            writeln!(std::io::stdout(), "{}", serde_json::to_string(&*report)?)?;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        () = unit_watch::run(runner.context().watched.subscribe(), states) => Ok(()),
+        () = observer.run(seen, every, runner.changed()) => Ok(()),
+        shown = show => shown,
+    }
 }

@@ -67,6 +67,9 @@ pub enum AgentError {
     /// It cannot remember.
     #[error("the agent cannot remember what it does")]
     History(#[source] HistoryError),
+    /// Nothing can be remembered any more.
+    #[error("the agent's journal broke; it is opened again when the agent starts again")]
+    Broken,
     /// Signals cannot be received.
     #[error("the agent cannot wait for signals")]
     Signals(#[source] std::io::Error),
@@ -82,6 +85,7 @@ impl AgentError {
             Self::Root(source) => source.class(),
             Self::Settings(source) => source.class(),
             Self::History(_) | Self::Signals(_) => ErrorClass::Operator,
+            Self::Broken => ErrorClass::Retry,
             Self::Link(source) => source.class(),
         }
     }
@@ -122,6 +126,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     };
     let settings = settings::read(&host, &sources).map_err(AgentError::Settings)?;
     let history = open_history(&host).map_err(AgentError::History)?;
+    let mut broken = history.broken();
     let link = Link::new(settings, paths(&host));
     let (watched, watched_receiver) = watch::channel(history.units());
     let context = Context {
@@ -164,6 +169,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         ended = link.run(agent, stopped) => ended.map_err(AgentError::Link),
         _ = background => Ok(()),
         () = until_stopped => Ok(()),
+        _ = broken.wait_for(|broken| *broken) => Err(AgentError::Broken),
     }
 }
 

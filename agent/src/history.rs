@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use windlass_common::id::{Digest, Epoch};
 use windlass_common::journal::{Journal, JournalError, Storage};
 use windlass_common::step::{Outcome, Payload, Route, StepId, StepResult};
@@ -126,6 +127,7 @@ pub struct History {
     units: BTreeMap<String, UnitMemory>,
     network: Network,
     next_order: u64,
+    broken: watch::Sender<bool>,
 }
 
 impl History {
@@ -140,12 +142,19 @@ impl History {
             units: BTreeMap::new(),
             network: Network::default(),
             next_order: 0,
+            broken: watch::channel(false).0,
         };
         for payload in &payloads {
             history.replay(codec::decode(payload)?);
         }
         history.end_interrupted()?;
         Ok(history)
+    }
+
+    /// Turns true when nothing can be remembered any more: the agent has to start anew, which opens the
+    /// journal again.
+    pub fn broken(&self) -> watch::Receiver<bool> {
+        self.broken.subscribe()
     }
 
     /// Highest epoch seen.
@@ -235,7 +244,11 @@ impl History {
     }
 
     fn record(&mut self, entry: Entry) -> Result<(), HistoryError> {
-        self.records.append(&codec::encode(&entry)?)?;
+        let appended = self.records.append(&codec::encode(&entry)?);
+        if matches!(appended, Err(JournalError::Poisoned { .. })) {
+            self.broken.send_replace(true);
+        }
+        appended?;
         self.replay(entry);
         Ok(())
     }

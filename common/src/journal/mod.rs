@@ -11,8 +11,9 @@
 //!   last one.
 //! * An entry is read back whole or not at all. A torn tail is cut when the journal is opened; a
 //!   damaged entry that is *followed* by a whole one is no torn tail but corruption, and is an error.
-//! * After a failed write or sync nothing is appended any more: the kernel may have thrown the data
-//!   away, and a later successful sync would prove nothing. Open the journal again.
+//! * After a failed append the tail is cut, durably, before the next one: the kernel may have thrown
+//!   the data away, and a later successful sync of the same bytes would prove nothing. After a rewrite
+//!   that failed at the renaming nothing is appended any more: open the journal again.
 //! * [`Journal::rewrite`] replaces the content at once or not at all.
 //!
 //! # After a crash
@@ -118,6 +119,7 @@ pub struct Journal<S: Storage> {
     file: S::File,
     end: u64,
     next_sequence: u64,
+    tail_unknown: bool,
     poisoned: bool,
 }
 
@@ -126,7 +128,8 @@ impl<S: Storage> Journal<S> {
     pub fn open(storage: S) -> Result<(Self, Vec<Vec<u8>>), JournalError> {
         let fail = |action, source| storage_error(&storage, action, source);
         let Some(mut file) = storage.open(FILE).map_err(|e| fail("open", e))? else {
-            let file = write_new(&storage, &[], 1)?;
+            let file = write_next(&storage, &[], 1)?;
+            name_next(&storage)?;
             let end = MAGIC.len() as u64;
             return Ok((Self::new(storage, file, end, 1), Vec::new()));
         };
@@ -157,6 +160,7 @@ impl<S: Storage> Journal<S> {
             file,
             end,
             next_sequence,
+            tail_unknown: false,
             poisoned: false,
         }
     }
@@ -164,15 +168,16 @@ impl<S: Storage> Journal<S> {
     /// Appends one entry; when this returns, it survives a crash.
     pub fn append(&mut self, payload: &[u8]) -> Result<(), JournalError> {
         self.check(payload)?;
+        self.cut_unknown_tail()?;
         let entry = frame::encode(self.next_sequence, payload);
-        self.poisoned = true;
+        self.tail_unknown = true;
         self.file
             .write_at(self.end, &entry)
             .map_err(|e| storage_error(&self.storage, "write to", e))?;
         self.file
             .sync()
             .map_err(|e| storage_error(&self.storage, "sync", e))?;
-        self.poisoned = false;
+        self.tail_unknown = false;
         self.end += entry.len() as u64;
         self.next_sequence += 1;
         Ok(())
@@ -183,12 +188,30 @@ impl<S: Storage> Journal<S> {
         for payload in payloads {
             self.check(payload)?;
         }
+        let next = write_next(&self.storage, payloads, self.next_sequence)?;
+        // From here on a failure leaves open which of the two files is the journal.
         self.poisoned = true;
-        self.file = write_new(&self.storage, payloads, self.next_sequence)?;
+        name_next(&self.storage)?;
         self.poisoned = false;
+        self.tail_unknown = false;
+        self.file = next;
         self.next_sequence += payloads.len() as u64;
         let entries: usize = payloads.iter().map(|p| p.len() + frame::HEADER_BYTES).sum();
         self.end = (MAGIC.len() + entries) as u64;
+        Ok(())
+    }
+
+    /// Cuts what a failed append may have left; the entries before it are durable.
+    fn cut_unknown_tail(&mut self) -> Result<(), JournalError> {
+        if self.tail_unknown {
+            self.file
+                .set_len(self.end)
+                .map_err(|e| storage_error(&self.storage, "cut", e))?;
+            self.file
+                .sync()
+                .map_err(|e| storage_error(&self.storage, "sync", e))?;
+            self.tail_unknown = false;
+        }
         Ok(())
     }
 
@@ -210,8 +233,8 @@ impl<S: Storage> Journal<S> {
     }
 }
 
-/// Writes a journal under its temporary name, then gives it its own; both durable.
-fn write_new<S: Storage>(
+/// Writes a journal under its temporary name, durably.
+fn write_next<S: Storage>(
     storage: &S,
     payloads: &[Vec<u8>],
     first_sequence: u64,
@@ -224,13 +247,18 @@ fn write_new<S: Storage>(
     let mut file = storage.create(FILE_NEXT).map_err(|e| fail("create", e))?;
     file.write_at(0, &bytes).map_err(|e| fail("write to", e))?;
     file.sync().map_err(|e| fail("sync", e))?;
+    Ok(file)
+}
+
+/// Gives the journal written last its name, durably.
+fn name_next<S: Storage>(storage: &S) -> Result<(), JournalError> {
+    let fail = |action, source| storage_error(storage, action, source);
     storage
         .rename(FILE_NEXT, FILE)
         .map_err(|e| fail("rename", e))?;
     storage
         .sync_dir()
-        .map_err(|e| fail("sync the directory of", e))?;
-    Ok(file)
+        .map_err(|e| fail("sync the directory of", e))
 }
 
 fn storage_error<S: Storage>(storage: &S, action: &'static str, source: io::Error) -> JournalError {

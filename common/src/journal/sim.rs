@@ -33,6 +33,7 @@ struct State {
     unsynced_names: Vec<NameChange>,
     calls: usize,
     crash_at: Option<usize>,
+    fail_once_at: Option<usize>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -59,6 +60,11 @@ impl SimDisk {
     /// of it, and at every call after that.
     pub fn crash_at(&self, call: usize) {
         self.state().crash_at = Some(call);
+    }
+
+    /// Makes only the disk's `call`th writing call (counting from 1) fail, in the middle of it.
+    pub fn fail_once_at(&self, call: usize) {
+        self.state().fail_once_at = Some(call);
     }
 
     /// Writing calls so far.
@@ -107,7 +113,8 @@ impl SimDisk {
     /// goes now.
     fn begin(&self) -> io::Result<(MutexGuard<'_, State>, bool)> {
         let state = self.call()?;
-        let dies = state.crash_at == Some(state.calls);
+        let now = Some(state.calls);
+        let dies = state.crash_at == now || state.fail_once_at == now;
         Ok((state, dies))
     }
 }

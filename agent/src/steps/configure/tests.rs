@@ -195,3 +195,90 @@ async fn a_missing_kernel_parameter_is_named() {
     let failure = converge(&context, &configure).await.unwrap_err();
     assert!(format!("{failure:?}").contains("cannot read kernel parameter net.no.such"));
 }
+
+/// Variable that turns [`forever`] from a passing test into the child of the test below.
+const CHILD_ROOT: &str = "WINDLASS_TEST_CONFIGURE_FOREVER";
+const KILLED_FILES: usize = 6;
+
+/// One of two contents, long enough to be written in more than one piece.
+fn generation(odd: bool) -> String {
+    let line = if odd { "odd\n" } else { "even\n" };
+    line.repeat(200_000 / line.len())
+}
+
+fn generation_of_files(odd: bool) -> Configure {
+    let path = |n| format!("/etc/kubernetes/{n}.yaml");
+    let one = |n| file(&path(n), 0o640, text(&generation(odd)));
+    Configure {
+        files: (0..KILLED_FILES).map(one).collect(),
+        ..Configure::default()
+    }
+}
+
+/// Not a test by itself: in the child it configures until it is killed.
+#[tokio::test]
+async fn forever() {
+    let Some(root) = std::env::var_os(CHILD_ROOT) else {
+        return;
+    };
+    let context = context(Path::new(&root), &SimDisk::default());
+    for odd in [false, true].into_iter().cycle() {
+        converge(&context, &generation_of_files(odd)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_moment_each_file_is_old_or_new() {
+    use std::time::{Duration, Instant};
+
+    let root = tempfile::tempdir().unwrap();
+    let context = context(root.path(), &SimDisk::default());
+    converge(&context, &generation_of_files(true))
+        .await
+        .unwrap();
+    let dir = root.path().join("etc/kubernetes");
+    let inode = |n: usize| fs::metadata(dir.join(format!("{n}.yaml"))).unwrap().ino();
+    let (mut mixed, mut leftovers) = (0, 0);
+    for round in 0..25_u64 {
+        let before = inode(0);
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "steps::configure::tests::forever"])
+            .env(CHILD_ROOT, root.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // It has begun to replace files; then some time more, different in each round.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while inode(0) == before {
+            assert!(Instant::now() < deadline, "the child does nothing");
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_micros(round * 1700));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (odd, even) = (generation(true), generation(false));
+        let mut odds = 0;
+        for n in 0..KILLED_FILES {
+            let path = dir.join(format!("{n}.yaml"));
+            let found = fs::read_to_string(&path).unwrap();
+            assert!(found == odd || found == even, "{n} is neither old nor new");
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+            odds += usize::from(found == odd);
+        }
+        mixed += usize::from(odds != 0 && odds != KILLED_FILES);
+        leftovers += usize::from(fs::read_dir(&dir).unwrap().count() > KILLED_FILES);
+    }
+    // Else the kills came at moments that prove nothing.
+    assert!(mixed + leftovers > 0, "no kill hit a step in the middle");
+    converge(&context, &generation_of_files(true))
+        .await
+        .unwrap();
+    converge(&context, &generation_of_files(false))
+        .await
+        .unwrap();
+    assert_eq!(
+        fs::read_dir(&dir).unwrap().count(),
+        KILLED_FILES,
+        "leftovers are gone"
+    );
+}
