@@ -130,12 +130,12 @@ impl Client {
         self
     }
 
-    /// Whether the API server says that it is ready.
+    /// Whether a health path such as `/readyz` answers 200.
     ///
     /// # Errors
-    /// [`ApiError`]; a server that is not ready answers with a status.
-    pub async fn ready(&self) -> Result<(), ApiError> {
-        self.call(Call::get("/readyz".to_owned())).await.map(drop)
+    /// [`ApiError`]; a server that is not healthy answers with a status.
+    pub async fn probe(&self, path: &str) -> Result<(), ApiError> {
+        self.call(Call::get(path.to_owned())).await.map(drop)
     }
 
     /// One object.

@@ -32,6 +32,10 @@ pub(super) fn controller_manager(cluster: &ClusterFacts) -> Flags {
     .set("root-ca-file", KUBERNETES_CA_PATH)
     .set("service-account-private-key-file", SERVICE_ACCOUNT_KEY_PATH)
     .set("use-service-account-credentials", true)
+    // Each of some forty controllers asks for its account and a token before the first of them runs:
+    // at the default of 20 requests a second that takes 5 s, and no pod is made before.
+    .set("kube-api-qps", 100)
+    .set("kube-api-burst", 200)
 }
 
 /// Flags of the scheduler.
