@@ -330,6 +330,7 @@ impl Machine<'_> {
         let identity = ClientIdentity {
             certificate_pem: read(&files.certificate_path),
             key_pem: Secret::new(read(&files.key_path)),
+            expires_at: jiff::Timestamp::MAX,
         };
         client_of(address, server_name, &read(ca_path), &identity)
     }

@@ -29,6 +29,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
 use hyper::{Method, Request, StatusCode};
+use jiff::{SignedDuration, Timestamp};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
@@ -62,6 +63,7 @@ pub struct Client {
     tls: Arc<ClientConfig>,
     server_name: ServerName<'static>,
     host: String,
+    expires_at: Timestamp,
     deadline: Duration,
     idle: Mutex<Vec<Connection>>,
 }
@@ -118,9 +120,16 @@ impl Client {
             tls: Arc::new(connection::tls_config(authority_pem, identity)?),
             server_name,
             host: format!("{}:{}", endpoint.name, endpoint.port),
+            expires_at: identity.expires_at,
             deadline: CALL_DEADLINE,
             idle: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Whether the client's certificate lives for another `margin` at `now`. Whoever keeps a client
+    /// makes a new one when it does not: a connection that is open goes on, a new one is refused.
+    pub fn is_fresh(&self, now: Timestamp, margin: Duration) -> bool {
+        self.expires_at.duration_since(now) > margin.try_into().unwrap_or(SignedDuration::MAX)
     }
 
     /// The same client with another deadline for each call.

@@ -23,6 +23,8 @@ pub struct ClientIdentity {
     pub certificate_pem: String,
     /// Private key, PKCS#8 PEM.
     pub key_pem: Secret,
+    /// When the certificate expires; a client made with it has to be replaced before.
+    pub expires_at: Timestamp,
 }
 
 /// The director's own identity, [`DIRECTOR_USER`] with the rights of its ClusterRole.
@@ -119,5 +121,6 @@ fn issue(
     Ok(ClientIdentity {
         certificate_pem,
         key_pem: Secret::new(key.serialize_pem()),
+        expires_at: now.saturating_add(life).unwrap_or(now),
     })
 }

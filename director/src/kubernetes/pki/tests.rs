@@ -259,6 +259,8 @@ fn only_the_bootstrap_identity_is_a_master() {
     let bootstrap = see(&bootstrap_identity(&pki, &demo, now()).unwrap());
     assert_eq!(bootstrap.organizations, ["system:masters"]);
     assert_eq!(bootstrap.life_s, 600 + 300);
+    let expires_at = bootstrap_identity(&pki, &demo, now()).unwrap().expires_at;
+    assert_eq!((expires_at - now()).as_secs(), 600);
     let director = see(&director_identity(&pki, &demo, now()).unwrap());
     assert_eq!(
         (director.common_name.as_str(), director.organizations.len()),

@@ -25,6 +25,9 @@ use crate::rollout::{Done, EffectError, RecordChange};
 /// millisecond, and its answer is what a create waits for.
 const NODE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long before its certificate expires a client is replaced: longer than any step may take.
+const RENEW_BEFORE: Duration = Duration::from_secs(6 * 3600);
+
 /// What steps ask of a cluster's API.
 pub trait KubeApi: Send + Sync + fmt::Debug {
     /// Applies all add-ons.
@@ -77,10 +80,13 @@ impl KubeClient {
     fn client(&self, context: &ClusterContext) -> Result<Arc<Client>, EffectError> {
         let name = &context.cluster.spec.name;
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(name) {
+        let now = jiff::Timestamp::now();
+        if let Some(client) = clients.get(name)
+            && client.is_fresh(now, RENEW_BEFORE)
+        {
             return Ok(client.clone());
         }
-        let identity = director_identity(&context.pki, name, jiff::Timestamp::now())
+        let identity = director_identity(&context.pki, name, now)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         let client = Arc::new(self.connect_as(context, &identity)?);
         clients.insert(name.clone(), client.clone());
