@@ -5,6 +5,8 @@
 //! file by running this test with `WINDLASS_GOLDEN_NEW=1`, which writes the files that are missing
 //! and never one that is there.
 
+#![allow(clippy::unwrap_used, reason = "a test: what is wrong ends it")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write};
 use std::path::PathBuf;

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use quinn::ConnectionError;
 
 use windlass_common::id::Epoch;
-use windlass_common::limits::{ENROLL_FRAME_BYTES_MAX, FRAME_BYTES_MAX, STREAMS_FROM_AGENT_MAX};
+use windlass_common::limits::{
+    ENROLL_FRAME_BYTES_MAX, FRAME_BYTES_MAX, HANDSHAKES_BEFORE_RETRY, STREAMS_FROM_AGENT_MAX,
+};
 use windlass_common::pki::gateway_name;
 use windlass_common::transport::Close;
 use windlass_common::wire::PROTOCOL;
@@ -251,4 +253,26 @@ async fn an_agent_gets_its_streams_once_it_is_known_and_no_more() {
     let further = tokio::time::timeout(Duration::from_millis(200), connection.open_bi()).await;
     assert!(further.is_err());
     assert_eq!(connection.close_reason(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_gets_in_while_strangers_hold_their_handshakes() {
+    let director = Director::start().await;
+    let me = identity("demo-cp-0", 1);
+    director.records.make_current(&me);
+    // More than may be under way before addresses have to be proven; none says hello.
+    let mut dawdlers = tokio::task::JoinSet::new();
+    for _ in 0..HANDSHAKES_BEFORE_RETRY + 8 {
+        let credentials = agent(&director.ca, &me, Timestamp::now());
+        let connected = connect(&director, Some(credentials)).await;
+        dawdlers.spawn(async move { closed(&connected.unwrap()).await });
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::boot(director.settings("demo-w-0", 1), dir.path());
+    director.connected(&machine).await;
+    // Those who say nothing are gone after a while.
+    while let Some(error) = dawdlers.join_next().await {
+        assert_eq!(Close::of(&error.unwrap()), Some(Close::TimedOut));
+    }
+    assert_eq!(director.gateway().connected().len(), 1);
 }
