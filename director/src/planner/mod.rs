@@ -20,6 +20,8 @@
 mod address;
 pub mod inputs;
 mod present;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

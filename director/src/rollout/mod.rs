@@ -17,6 +17,8 @@
 mod change;
 mod drive;
 mod step;
+#[cfg(test)]
+mod tests;
 pub mod world;
 
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! The catalogue: stemcells in a directory whose signature was verified with a trusted key.
 //!
 //! # Invariants
-//! * Nothing of a stemcell is used before its signature and manifest are verified; a manifest that was
-//!   verified is remembered by its digest, so that one that changes on disk is verified again.
+//! * Nothing of a stemcell is used before its signature and manifest are verified; one that was
+//!   verified is verified again as soon as its manifest or signature changes on disk.
 //!
 //! # After a crash
 //! Nothing is kept.
@@ -10,13 +10,19 @@
 //! # Not here
 //! Building and signing (`windlass-stemcell`); what a manifest says (`windlass_common::stemcell`).
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use windlass_common::error::ErrorClass;
 use windlass_common::stemcell::{
-    Installed, Manifest, TrustedKeys, VerifyDepth, VerifyError, installed, verify,
+    Installed, MANIFEST, Manifest, SIGNATURE, TrustedKeys, VerifyDepth, VerifyError, installed,
+    verify,
 };
 
 use crate::model::StemcellRecord;
@@ -26,7 +32,12 @@ use crate::model::StemcellRecord;
 pub struct Catalogue {
     directory: PathBuf,
     trusted: TrustedKeys,
+    verified: Arc<Mutex<BTreeMap<String, (Stamp, StemcellRecord)>>>,
 }
+
+/// Tells whether the small files of a stemcell are those that were verified: for each its inode, length
+/// and time of change.
+type Stamp = [(u64, u64, i64, i64); 2];
 
 /// Why there is no usable stemcell.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +86,11 @@ impl CatalogueError {
 impl Catalogue {
     /// Stemcells under `directory` signed by one of `trusted`.
     pub fn new(directory: PathBuf, trusted: TrustedKeys) -> Self {
-        Self { directory, trusted }
+        Self {
+            directory,
+            trusted,
+            verified: Arc::default(),
+        }
     }
 
     /// All usable stemcells, and what is wrong with the others, by directory.
@@ -99,13 +114,26 @@ impl Catalogue {
     /// The stemcell of this name and version.
     pub fn get(&self, version: &str) -> Result<StemcellRecord, CatalogueError> {
         let dir = self.directory.join(version);
+        // Taken before verifying: what changes meanwhile is verified again the next time.
+        let stamp = stamp(&dir);
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, record)) = verified.get(version)
+            && stamp.as_ref().is_ok_and(|stamp| stamp == known)
+        {
+            return Ok(record.clone());
+        }
+        verified.remove(version);
         let manifest = verify(&dir, &self.trusted, VerifyDepth::Manifest).map_err(|source| {
             CatalogueError::Unusable {
                 version: version.to_owned(),
                 source,
             }
         })?;
-        Ok(record(&dir, &manifest))
+        let record = record(&dir, &manifest);
+        if let Ok(stamp) = stamp {
+            verified.insert(version.to_owned(), (stamp, record.clone()));
+        }
+        Ok(record)
     }
 
     /// The newest stemcell with this Kubernetes version.
@@ -126,6 +154,14 @@ impl Catalogue {
                 found: found.join(", "),
             })
     }
+}
+
+fn stamp(dir: &Path) -> io::Result<Stamp> {
+    let of = |name: &str| {
+        let meta = std::fs::metadata(dir.join(name))?;
+        Ok::<_, io::Error>((meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
+    };
+    Ok([of(MANIFEST)?, of(SIGNATURE)?])
 }
 
 fn record(dir: &Path, manifest: &Manifest) -> StemcellRecord {

@@ -1,0 +1,504 @@
+//! A world to crash in: the real store contract, planner, rollout and `World`, with a provider, agents and
+//! an API that live in memory and outlive the director.
+//!
+//! A [`Life`] is one life of a director. It dies at a chosen point: before or after a commit or an effect.
+//! From then on nothing that this life does reaches the world any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName};
+use windlass_common::pki::{MachineIdentity, PrivateKey};
+use windlass_common::settings::Settings;
+use windlass_common::step::{Outcome, Payload, Progress, Step, StepRequest, StepResult, UnitState};
+
+use crate::gateway::DeliveryError;
+use crate::kubernetes::client::ByteStream;
+use crate::model::Revision;
+use crate::planner::inputs;
+use crate::provider::{
+    AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
+    NetworkView, Power, PreflightFault, Provider, ProviderFuture,
+};
+use crate::rollout::world::{AgentFuture, Agents, ClusterContext, KubeApi};
+use crate::rollout::{Done, EffectError, RecordChange};
+use crate::store::memory::Memory;
+use crate::store::{Change, Entry, Kind, Store, StoreFuture, Write};
+
+/// Everything that outlives a director.
+#[derive(Debug, Default)]
+pub(super) struct Sim {
+    pub(super) store: Memory,
+    pub(super) state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) machines: BTreeMap<MachineName, Vm>,
+    pub(super) disks: BTreeMap<DiskName, DiskView>,
+    pub(super) endpoints: BTreeMap<ClusterName, EndpointView>,
+    pub(super) addons: bool,
+    pub(super) ready: BTreeSet<NodeName>,
+    /// Machines ever made, with how often each incarnation was.
+    pub(super) births: BTreeMap<(MachineName, Incarnation), u32>,
+    /// Steps that fail once, by the end of their id.
+    pub(super) fail_once: BTreeSet<&'static str>,
+}
+
+/// A machine and what its agent did.
+#[derive(Debug)]
+pub(super) struct Vm {
+    view: MachineView,
+    settings: Settings,
+    keys: BTreeMap<String, Vec<u8>>,
+    /// What was asked under which id, and what came of it: the agent's journal.
+    journal: BTreeMap<String, (Step, StepResult)>,
+    pub(super) mounted: bool,
+    pub(super) configured: bool,
+    pub(super) started: bool,
+}
+
+/// One life of a director.
+#[derive(Debug)]
+pub(super) struct Life {
+    pub(super) sim: Arc<Sim>,
+    point: Mutex<usize>,
+    dies_at: usize,
+    dead: watch::Sender<bool>,
+}
+
+impl Life {
+    pub(super) fn new(sim: Arc<Sim>, dies_at: usize) -> Arc<Self> {
+        Arc::new(Self {
+            sim,
+            point: Mutex::new(0),
+            dies_at,
+            dead: watch::Sender::new(false),
+        })
+    }
+
+    /// Returns when this life is over.
+    pub(super) async fn death(&self) {
+        let mut dead = self.dead.subscribe();
+        dead.wait_for(|dead| *dead).await.unwrap();
+    }
+
+    /// A point at which the director can die; once dead, nothing returns from here.
+    async fn point(&self) {
+        {
+            let mut point = self.point.lock().unwrap();
+            *point += 1;
+            if *point == self.dies_at {
+                self.dead.send_replace(true);
+            }
+        }
+        if *self.dead.borrow() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// An effect, with a point before and after it.
+    async fn effect<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        self.point().await;
+        let result = act(&mut self.sim.state.lock().unwrap());
+        self.point().await;
+        result
+    }
+}
+
+impl Store for Life {
+    fn get<'a>(&'a self, kind: Kind, name: &'a str) -> StoreFuture<'a, Option<Entry>> {
+        self.sim.store.get(kind, name)
+    }
+
+    fn list<'a>(&'a self, kind: Kind, prefix: &'a str) -> StoreFuture<'a, Vec<Entry>> {
+        self.sim.store.list(kind, prefix)
+    }
+
+    fn newest(&self, kind: Kind, limit: u32) -> StoreFuture<'_, Vec<Entry>> {
+        self.sim.store.newest(kind, limit)
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> StoreFuture<'_, Revision> {
+        Box::pin(async move {
+            self.point().await;
+            let result = self.sim.store.commit(writes).await;
+            self.point().await;
+            result
+        })
+    }
+
+    fn watch(&self) -> broadcast::Receiver<Change> {
+        self.sim.store.watch()
+    }
+}
+
+impl Provider for Life {
+    fn preflight(&self) -> BoxFuture<'_, Vec<PreflightFault>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    fn network(&self) -> NetworkView {
+        NetworkView {
+            cidr: "10.0.0.0/24".parse().unwrap(),
+            gateway: Ipv4Addr::new(10, 0, 0, 1),
+            reserved: Vec::new(),
+        }
+    }
+
+    fn create_machine(&self, request: MachineRequest) -> ProviderFuture<'_, MachineView> {
+        Box::pin(self.effect(move |state| {
+            if let Some(vm) = state.machines.get(&request.name) {
+                assert_eq!(vm.view.incarnation, request.incarnation);
+                return Ok(vm.view.clone());
+            }
+            let key = (request.name.clone(), request.incarnation);
+            *state.births.entry(key).or_default() += 1;
+            let view = MachineView {
+                name: request.name.clone(),
+                incarnation: request.incarnation,
+                power: Power::Running,
+                address: request.address,
+                tags: request.tags,
+                created_at: 0,
+                boots: 1,
+                complete: true,
+            };
+            let vm = Vm {
+                view: view.clone(),
+                settings: serde_json::from_slice(&request.settings).unwrap(),
+                keys: BTreeMap::new(),
+                journal: BTreeMap::new(),
+                mounted: false,
+                configured: false,
+                started: false,
+            };
+            state.machines.insert(request.name, vm);
+            Ok(view)
+        }))
+    }
+
+    fn delete_machine<'a>(&'a self, name: &'a MachineName) -> ProviderFuture<'a, ()> {
+        Box::pin(self.effect(move |state| {
+            state.machines.remove(name);
+            for disk in state.disks.values_mut() {
+                disk.attached_to.take_if(|holder| holder == name);
+            }
+            Ok(())
+        }))
+    }
+
+    fn machine<'a>(&'a self, name: &'a MachineName) -> ProviderFuture<'a, Option<MachineView>> {
+        let view = self
+            .sim
+            .state
+            .lock()
+            .unwrap()
+            .machines
+            .get(name)
+            .map(|vm| vm.view.clone());
+        Box::pin(async { Ok(view) })
+    }
+
+    fn machines(&self) -> ProviderFuture<'_, Vec<MachineView>> {
+        let state = self.sim.state.lock().unwrap();
+        let views = state.machines.values().map(|vm| vm.view.clone()).collect();
+        Box::pin(async { Ok(views) })
+    }
+
+    fn stop_machine<'a>(
+        &'a self,
+        _name: &'a MachineName,
+        _grace: Duration,
+    ) -> ProviderFuture<'a, MachineView> {
+        unreachable!("no step stops machines")
+    }
+
+    fn start_machine<'a>(&'a self, _name: &'a MachineName) -> ProviderFuture<'a, MachineView> {
+        unreachable!("no step starts machines")
+    }
+
+    fn reboot_machine<'a>(
+        &'a self,
+        _name: &'a MachineName,
+        _grace: Duration,
+    ) -> ProviderFuture<'a, MachineView> {
+        unreachable!("no step reboots machines")
+    }
+
+    fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
+        Box::pin(self.effect(move |state| {
+            let disk = DiskView {
+                name: name.clone(),
+                bytes,
+                attached_to: None,
+            };
+            Ok(state.disks.entry(name.clone()).or_insert(disk).clone())
+        }))
+    }
+
+    fn delete_disk<'a>(&'a self, name: &'a DiskName) -> ProviderFuture<'a, ()> {
+        Box::pin(self.effect(move |state| {
+            let gone = state.disks.remove(name);
+            assert_eq!(gone.and_then(|disk| disk.attached_to), None);
+            Ok(())
+        }))
+    }
+
+    fn attach_disk<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        disk: &'a DiskName,
+    ) -> ProviderFuture<'a, AttachedDisk> {
+        Box::pin(self.effect(move |state| {
+            assert!(state.machines.contains_key(machine));
+            let view = state.disks.get_mut(disk).unwrap();
+            assert!(
+                view.attached_to
+                    .as_ref()
+                    .is_none_or(|holder| holder == machine)
+            );
+            view.attached_to = Some(machine.clone());
+            Ok(AttachedDisk {
+                device: "/dev/disk".into(),
+            })
+        }))
+    }
+
+    fn detach_disk<'a>(
+        &'a self,
+        _machine: &'a MachineName,
+        _disk: &'a DiskName,
+    ) -> ProviderFuture<'a, ()> {
+        unreachable!("no step detaches disks of machines that stay")
+    }
+
+    fn disks(&self) -> ProviderFuture<'_, Vec<DiskView>> {
+        let disks = self
+            .sim
+            .state
+            .lock()
+            .unwrap()
+            .disks
+            .values()
+            .cloned()
+            .collect();
+        Box::pin(async { Ok(disks) })
+    }
+
+    fn ensure_endpoint(&self, request: EndpointRequest) -> ProviderFuture<'_, EndpointView> {
+        Box::pin(self.effect(move |state| {
+            let view = EndpointView {
+                cluster: request.cluster.clone(),
+                address: request.address,
+                port: request.port,
+                backends: request.backends,
+                running: true,
+            };
+            state.endpoints.insert(request.cluster, view.clone());
+            Ok(view)
+        }))
+    }
+
+    fn delete_endpoint<'a>(&'a self, cluster: &'a ClusterName) -> ProviderFuture<'a, ()> {
+        Box::pin(self.effect(move |state| {
+            state.endpoints.remove(cluster);
+            Ok(())
+        }))
+    }
+
+    fn endpoints(&self) -> ProviderFuture<'_, Vec<EndpointView>> {
+        let views = self
+            .sim
+            .state
+            .lock()
+            .unwrap()
+            .endpoints
+            .values()
+            .cloned()
+            .collect();
+        Box::pin(async { Ok(views) })
+    }
+
+    fn reset(&self) -> ProviderFuture<'_, ()> {
+        unreachable!("no step resets the provider")
+    }
+}
+
+impl Vm {
+    fn carry_out(&mut self, step: &Step) -> Payload {
+        match step {
+            Step::Keys(keys) => {
+                let request = |der: &Vec<u8>| {
+                    let key = rcgen::KeyPair::try_from(der.as_slice()).unwrap();
+                    let params = rcgen::CertificateParams::default();
+                    params.serialize_request(&key).unwrap().der().to_vec()
+                };
+                let requests = keys.keys.iter().map(|spec| {
+                    let key = self.keys.entry(spec.name.clone()).or_insert_with(|| {
+                        let key = PrivateKey::generate().unwrap();
+                        key.into_signer().serialize_der()
+                    });
+                    (spec.name.clone(), request(key))
+                });
+                return Payload::Requests(requests.collect());
+            }
+            Step::Disk(_) => self.mounted = true,
+            Step::Configure(configure) => {
+                assert!(!configure.files.is_empty());
+                self.configured = true;
+            }
+            Step::Service(service) => {
+                assert!(self.configured, "components start with a configuration");
+                assert!(
+                    service
+                        .units
+                        .iter()
+                        .all(|unit| unit.state == UnitState::Active)
+                );
+                let etcd = service.units.iter().any(|unit| unit.unit == "etcd.service");
+                assert!(!etcd || self.mounted, "etcd starts on its disk");
+                self.started = true;
+            }
+            Step::Gate(_) => assert!(self.started),
+            Step::Fetch(_) | Step::Collect(_) | Step::Exec(_) => {
+                unreachable!("no plan has this step")
+            }
+        }
+        Payload::None
+    }
+}
+
+impl Agents for Life {
+    fn wait_connected<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+        _deadline: Instant,
+    ) -> AgentFuture<'a, ()> {
+        Box::pin(async move {
+            self.effect(|state| {
+                let vm = &state.machines[machine];
+                assert_eq!(vm.settings.incarnation, incarnation);
+                assert_eq!(vm.settings.token.expose().len(), 64);
+            })
+            .await;
+            Ok(())
+        })
+    }
+
+    fn run_step<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+        request: StepRequest,
+        _progress: mpsc::Sender<Progress>,
+    ) -> AgentFuture<'a, StepResult> {
+        Box::pin(self.effect(move |state| {
+            let failing = state
+                .fail_once
+                .iter()
+                .find(|end| request.id.0.ends_with(*end))
+                .copied();
+            let Some(vm) = state.machines.get_mut(machine) else {
+                return Err(DeliveryError::NotConnected {
+                    machine: machine.clone(),
+                    incarnation,
+                });
+            };
+            if let Some((step, result)) = vm.journal.get(&request.id.0) {
+                assert_eq!(
+                    *step, request.step,
+                    "{} asks for something else now",
+                    request.id
+                );
+                return Ok(result.clone());
+            }
+            let (outcome, payload) = match failing {
+                Some(end) => {
+                    state.fail_once.remove(end);
+                    let outcome = Outcome::Failed {
+                        class: ErrorClass::Retry,
+                        message: "not this time".into(),
+                    };
+                    (outcome, Payload::None)
+                }
+                None => (Outcome::Changed, vm.carry_out(&request.step)),
+            };
+            let result = StepResult {
+                id: request.id.clone(),
+                outcome,
+                payload,
+                changes: vec!["changed".into()],
+                elapsed_ms: 1,
+            };
+            vm.journal
+                .insert(request.id.0, (request.step, result.clone()));
+            Ok(result)
+        }))
+    }
+
+    fn open_tunnel<'a>(
+        &'a self,
+        _machine: &'a MachineName,
+        _incarnation: Incarnation,
+    ) -> AgentFuture<'a, Box<dyn ByteStream>> {
+        unreachable!("the API is simulated above the tunnel")
+    }
+
+    fn revoke(&self, _identity: &MachineIdentity) {}
+}
+
+impl KubeApi for Life {
+    fn apply_addons<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.effect(|state| state.addons = true).await;
+            Ok(Done {
+                changes: Vec::new(),
+                records: vec![RecordChange::Addons(inputs::addons_digest(&context.facts))],
+            })
+        })
+    }
+
+    fn await_node<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
+        _limit: Duration,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let node = context.machine_facts(machine)?.node_name.clone();
+            self.effect(|state| {
+                assert!(state.machines[machine].started && state.addons);
+                state.ready.insert(node);
+            })
+            .await;
+            Ok(Done {
+                changes: Vec::new(),
+                records: vec![RecordChange::NodeReady(machine.clone())],
+            })
+        })
+    }
+
+    fn drop_node<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        node: &'a NodeName,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.effect(|state| state.ready.remove(node)).await;
+            Ok(Done::default())
+        })
+    }
+
+    fn forget(&self, _cluster: &ClusterName) {}
+}

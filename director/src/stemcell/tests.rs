@@ -1,0 +1,98 @@
+//! Stemcells that are signed in the test: small, and real to the verifier.
+
+use std::fs;
+use std::path::Path;
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::json;
+use windlass_common::id::Digest;
+use windlass_common::stemcell::{
+    FILES, MANIFEST, PublicKey, ROOTFS, SBOM, SIGNATURE, TrustedKeys, signed_message,
+};
+
+use super::{Catalogue, CatalogueError};
+
+/// Makes a key that signs stemcells.
+fn key() -> Ed25519KeyPair {
+    Ed25519KeyPair::generate().unwrap()
+}
+
+fn public(key: &Ed25519KeyPair) -> PublicKey {
+    PublicKey::from_bytes(key.public_key().as_ref().try_into().unwrap())
+}
+
+/// Writes a signed stemcell without components.
+fn write(root: &Path, kubernetes: &str, build: &str, key: &Ed25519KeyPair) {
+    let version = format!("{kubernetes}-{build}");
+    let dir = root.join(format!("test-{version}"));
+    fs::create_dir_all(dir.join(ROOTFS)).unwrap();
+    fs::write(dir.join(FILES), "").unwrap();
+    fs::write(dir.join(SBOM), "{}").unwrap();
+    let digest = |bytes: &[u8]| Digest::of(bytes).to_string();
+    let file = |bytes: &[u8]| json!({"digest": digest(bytes), "bytes": bytes.len()});
+    let input = digest(build.as_bytes());
+    let manifest = json!({
+        "format": 1, "name": "test", "version": version, "kubernetes": kubernetes,
+        "architecture": "amd64", "built_at": format!("2030-01-01T00:00:0{build}Z"), "builder": "0",
+        "inputs": {"digest": input, "recipe": input, "components": input, "agent": null},
+        "components": [], "seeds": [], "units": [], "exports": [], "packages": [],
+        "images": [{"name": "registry.example/pause:9", "digest": input, "bytes": 1, "components": []}],
+        "rootfs": {"files": file(b""), "entries": 0, "bytes": 0},
+        "sbom": file(b"{}"),
+    })
+    .to_string();
+    fs::write(dir.join(MANIFEST), &manifest).unwrap();
+    let signature = BASE64.encode(key.sign(&signed_message(manifest.as_bytes())));
+    fs::write(
+        dir.join(SIGNATURE),
+        format!("{} {signature}\n", public(key)),
+    )
+    .unwrap();
+}
+
+/// A catalogue with one trusted stemcell of this Kubernetes version.
+pub(crate) fn catalogue(root: &Path, kubernetes: &str) -> Catalogue {
+    let key = key();
+    write(root, kubernetes, "1", &key);
+    Catalogue::new(root.to_owned(), TrustedKeys::new([public(&key)]))
+}
+
+#[test]
+fn the_newest_trusted_stemcell_of_a_version_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (key(), key());
+    write(dir.path(), "1.37.2", "1", &ours);
+    write(dir.path(), "1.37.2", "2", &ours);
+    write(dir.path(), "1.36.3", "1", &ours);
+    write(dir.path(), "1.37.2", "3", &theirs);
+    let catalogue = Catalogue::new(dir.path().to_owned(), TrustedKeys::new([public(&ours)]));
+    let found = catalogue.find("1.37.2").unwrap();
+    assert_eq!(found.version, "test-1.37.2-2");
+    assert_eq!(found.images["pause"], "registry.example/pause:9");
+    let error = catalogue.find("1.35.0").unwrap_err().to_string();
+    assert!(
+        error.contains("1.36.3 (test-1.36.3-1)") && error.contains("not trusted"),
+        "{error}"
+    );
+    let (usable, faults) = catalogue.list().unwrap();
+    assert_eq!((usable.len(), faults.len()), (3, 1));
+}
+
+#[test]
+fn a_stemcell_that_changes_is_verified_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalogue = catalogue(dir.path(), "1.37.2");
+    let version = "test-1.37.2-1";
+    assert!(catalogue.get(version).is_ok());
+    let manifest = dir.path().join(version).join(MANIFEST);
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("1.37.2\"", "1.37.3\"")).unwrap();
+    let error = catalogue.get(version).unwrap_err();
+    assert!(matches!(error, CatalogueError::Unusable { .. }), "{error}");
+    fs::write(&manifest, text).unwrap();
+    fs::remove_file(dir.path().join(version).join(SIGNATURE)).unwrap();
+    assert!(catalogue.get(version).is_err());
+    assert!(catalogue.get("absent").is_err());
+}
