@@ -167,6 +167,9 @@ impl Drop for World {
             self.dir.disable_cleanup(true);
             return;
         }
+        if !self.dir.path().join("director.toml").exists() {
+            return; // the scenario removed it itself
+        }
         if let Err(error) = self.run(&["director", "reset", "--yes"]) {
             eprintln!("cannot remove the director of this scenario: {error:#}");
         }

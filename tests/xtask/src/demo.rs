@@ -87,6 +87,20 @@ impl Demo {
                     .args(what),
             )
         };
+        step(
+            "waiting for cluster DNS",
+            crate::shell::privileged(&kubectl)
+                .arg("--kubeconfig")
+                .arg(&kubeconfig)
+                .args([
+                    "-n",
+                    "kube-system",
+                    "rollout",
+                    "status",
+                    "deployment/coredns",
+                ])
+                .arg("--timeout=120s"),
+        )?;
         println!(
             "\n$ kubectl get nodes -o wide\n{}",
             ask(&["get", "nodes", "-o", "wide"])?
