@@ -40,7 +40,7 @@ use crate::settings::{self, SettingsError, Source};
 use crate::steps::fetch::{
     ArtifactSource, ArtifactStream, Chunks, NextChunk, Opening, SourceError,
 };
-use crate::steps::{Context, Reporter, Run, configure, lock};
+use crate::steps::{Context, Reporter, lock};
 use crate::units::{Units, watch as unit_watch};
 
 /// Between looks at the machine, until the director says otherwise.
@@ -140,7 +140,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (interval, interval_receiver) = watch::channel(REPORT_INTERVAL);
     let agent = Arc::new(Agent {
         boot_id: observer.boot().id.clone(),
-        runner: Runner::new(context.clone()),
+        runner: Runner::new(context),
         reports,
         interval,
     });
@@ -149,12 +149,11 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (states, states_receiver) = watch::channel(unit_watch::States::new());
     let (stop, stopped) = watch::channel(false);
     let changed = agent.runner.changed();
-    let silent = Run::new(Reporter::new(ProgressSink::channel(1).0));
     let background = async {
         tokio::join!(
             unit_watch::run(watched_receiver, states),
             observer.run(states_receiver, interval_receiver, changed),
-            configure::restore(&context, &silent),
+            agent.runner.restore(),
             keep_watchdog_quiet(&notify),
         )
     };
@@ -166,7 +165,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        ended = link.run(agent, stopped) => ended.map_err(AgentError::Link),
+        ended = link.run(agent.clone(), stopped) => ended.map_err(AgentError::Link),
         _ = background => Ok(()),
         () = until_stopped => Ok(()),
         _ = broken.wait_for(|broken| *broken) => Err(AgentError::Broken),

@@ -9,9 +9,10 @@
 //! | [`steps`] | one file for each kind of step |
 //! | [`host`], [`units`] | files and subprocesses; systemd over D-Bus |
 //! | [`vitals`], [`report`] | what the machine looks like |
-//! | [`notify`] | systemd is told that the agent lives |
+//! | [`notify`], [`allocator`] | systemd is told that the agent lives; it stays small |
 
 pub mod agent;
+pub mod allocator;
 pub mod history;
 pub mod host;
 pub mod link;

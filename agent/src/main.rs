@@ -32,6 +32,7 @@ const EXIT_USAGE: u8 = 2;
     reason = "the command line's own answers"
 )]
 fn main() -> ExitCode {
+    windlass_agent::allocator::keep_small();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     if arguments.iter().any(|a| a == "--version") {
         println!("windlass-agent {}", env!("CARGO_PKG_VERSION"));

@@ -1,7 +1,7 @@
 //! What a step touches, held by one step at a time.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use windlass_common::step::Step;
@@ -45,35 +45,38 @@ pub(super) fn of(step: &Step) -> BTreeSet<Thing> {
     }
 }
 
-/// Which things are held.
+/// Which things are held. Clones are the same locks.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Locks(Arc<State>);
+
 #[derive(Debug, Default)]
-pub(super) struct Locks {
+struct State {
     held: Mutex<BTreeSet<Thing>>,
     freed: Notify,
 }
 
 /// Things held; freed when dropped.
 #[derive(Debug)]
-pub(super) struct Held<'a> {
-    locks: &'a Locks,
+pub(super) struct Held {
+    locks: Locks,
     things: BTreeSet<Thing>,
 }
 
 impl Locks {
     /// Waits until none of the things is held and takes all of them at once, so that two steps never
     /// wait for one another.
-    pub(super) async fn acquire(&self, things: BTreeSet<Thing>) -> Held<'_> {
+    pub(super) async fn acquire(&self, things: BTreeSet<Thing>) -> Held {
         loop {
             // Registered before looking, so that a release in between is not missed.
-            let freed = self.freed.notified();
+            let freed = self.0.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
             {
-                let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut held = self.held();
                 if held.is_disjoint(&things) {
                     held.extend(things.iter().cloned());
                     return Held {
-                        locks: self,
+                        locks: self.clone(),
                         things,
                     };
                 }
@@ -81,17 +84,17 @@ impl Locks {
             freed.await;
         }
     }
+
+    fn held(&self) -> MutexGuard<'_, BTreeSet<Thing>> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
-        let mut held = self
-            .locks
-            .held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.locks.held();
         held.retain(|thing| !self.things.contains(thing));
         drop(held);
-        self.locks.freed.notify_waiters();
+        self.locks.0.freed.notify_waiters();
     }
 }

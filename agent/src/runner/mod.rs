@@ -36,12 +36,16 @@ use windlass_common::limits::STEPS_IN_FLIGHT_MAX;
 use windlass_common::step::{Outcome, Payload, Step, StepId, StepRequest, StepResult};
 use windlass_common::wire::codec;
 
+use crate::link::ProgressSink;
 use crate::steps::{self, Context, Failure, Reporter, Run, blocking, check::check, lock};
 
-use locks::Locks;
+use locks::{Locks, Thing};
 
 /// Longest deadline of a step; a director that wants more sends the step again.
 const DEADLINE_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// Between attempts to bring back what a reboot lost.
+const RESTORE_RETRY: Duration = Duration::from_secs(2);
 
 /// Runs the steps of one machine.
 #[derive(Debug)]
@@ -142,6 +146,34 @@ impl Runner {
         result
     }
 
+    /// Brings back routes and kernel parameters that a reboot lost, trying until it succeeds: early in a
+    /// boot the network is not up yet.
+    pub async fn restore(&self) {
+        loop {
+            let things = {
+                let history = lock(&self.context.history);
+                let network = history.network();
+                if network.routes.is_none() && network.sysctls.is_empty() {
+                    return;
+                }
+                let sysctls = network.sysctls.keys().cloned().map(Thing::Sysctl);
+                sysctls.chain([Thing::Routes]).collect()
+            };
+            let silent = Run::new(Reporter::new(ProgressSink::channel(1).0));
+            let run = silent.holding(self.locks.acquire(things).await);
+            let restored = steps::configure::restore(&self.context, &run).await;
+            for change in run.changes() {
+                tracing::info!(change, "brought back");
+            }
+            match restored {
+                Ok(()) => return,
+                Err(failure) => tracing::warn!(?failure, "cannot bring back what a reboot lost"),
+            }
+            drop((run, silent));
+            tokio::time::sleep(RESTORE_RETRY).await;
+        }
+    }
+
     async fn admit(&self, request: &StepRequest) -> Result<Admission, Failure> {
         let faults = check(&request.id, &request.step);
         if !faults.is_empty() {
@@ -190,8 +222,8 @@ impl Runner {
     ) -> (Outcome, Payload) {
         let work = async {
             let _slot = self.slots.acquire().await;
-            let _locked = self.locks.acquire(locks::of(&request.step)).await;
-            steps::run(&self.context, run, &request.step).await
+            let held = self.locks.acquire(locks::of(&request.step)).await;
+            steps::run(&self.context, &run.holding(held), &request.step).await
         };
         match timeout_at(deadline, work).await {
             Ok(Ok(payload)) if run.changes().is_empty() => (Outcome::Converged, payload),

@@ -22,7 +22,7 @@ const WRITABLE: [&str; 7] = [
     "/run/",
 ];
 /// The agent's own; steps write here only through their own kind.
-const OURS: [&str; 3] = ["journal", "identity", "artifacts"];
+const OURS: [&str; 4] = ["journal", "identity", "artifacts", "disks"];
 
 /// Most files, links, absent paths, routes or sysctls of one `configure` step: a cluster of 1000
 /// machines needs 1000 routes.

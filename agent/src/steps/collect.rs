@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use windlass_common::step::{Collect, OutputStream, Payload};
 
-use super::{Context, Failure, Run, blocking, exec};
+use super::{Context, Failure, Run, exec};
 use crate::host::{Host, command};
 use crate::units::Units;
 
@@ -49,7 +49,9 @@ pub(super) async fn run(
 async fn diagnostics(context: &Context, run: &Run) -> Result<(), Failure> {
     run.progress.stage("gathering diagnostics");
     let host = context.host.clone();
-    let files = blocking(move || Ok(kernel_files(&host) + &processes(&host))).await?;
+    let files = run
+        .blocking(move || Ok(kernel_files(&host) + &processes(&host)))
+        .await?;
     section(run, &files).await;
     section(run, &units(&context.units).await).await;
     for argv in [

@@ -19,7 +19,7 @@ use nix::sys::stat::{major, minor};
 use windlass_common::error::ErrorClass;
 use windlass_common::step::{Disk, Payload};
 
-use super::{Context, Failure, Run, blocking};
+use super::{Context, Failure, Run};
 use crate::host::tree::{Attributes, Found};
 use crate::host::{STATE_DIR, command};
 use crate::units::{BootState, Job};
@@ -123,7 +123,7 @@ enum Holds {
 }
 
 pub(super) async fn run(context: &Context, run: &Run, disk: &Disk) -> Result<Payload, Failure> {
-    run.progress.stage(format!("waiting for {}", disk.device));
+    run.stage(format!("{} to appear", disk.device));
     let number = device_number(context, disk).await?;
     if mounted(context, disk, &number)? {
         write_unit(context, run, disk).await?;
@@ -140,10 +140,10 @@ pub(super) async fn run(context: &Context, run: &Run, disk: &Disk) -> Result<Pay
             .into());
         }
     }
-    make_mount_point(context, disk).await?;
+    make_mount_point(context, run, disk).await?;
     let unit = write_unit(context, run, disk).await?;
-    run.progress.stage(format!("mounting {}", disk.mount_path));
-    context.units.run(Job::Start, &unit, true).await?;
+    run.stage(format!("{} to be mounted", disk.mount_path));
+    context.units.queue(Job::Start, &unit).await?.done().await?;
     if !mounted(context, disk, &number)? {
         return Err(DiskError::NotMounted {
             device: disk.device.clone(),
@@ -151,7 +151,7 @@ pub(super) async fn run(context: &Context, run: &Run, disk: &Disk) -> Result<Pay
         }
         .into());
     }
-    make_private(context, disk).await?;
+    make_private(context, run, disk).await?;
     run.changed(format!("mounted {} at {}", disk.device, disk.mount_path));
     Ok(Payload::None)
 }
@@ -255,7 +255,7 @@ fn parse_blkid(export: &str) -> Holds {
 }
 
 async fn format(run: &Run, disk: &Disk) -> Result<(), DiskError> {
-    run.progress.stage(format!("formatting {}", disk.device));
+    run.stage(format!("{} to be formatted", disk.device));
     // Without -F, mkfs itself refuses a device on which it finds something.
     let argv = ["mkfs.ext4", "-q", "-m", "0", &disk.device];
     let output = command::run(&argv, None)
@@ -283,9 +283,9 @@ fn program(program: &'static str, disk: &Disk, said: String) -> DiskError {
     }
 }
 
-async fn make_mount_point(context: &Context, disk: &Disk) -> Result<(), Failure> {
+async fn make_mount_point(context: &Context, run: &Run, disk: &Disk) -> Result<(), Failure> {
     let (host, path) = (context.host.clone(), disk.mount_path.clone());
-    blocking(move || {
+    run.blocking(move || {
         if matches!(host.tree().find(&path)?, Found::Nothing) {
             host.tree().make_directory(&path)?;
             set_private(&host.path(&path), &path)?;
@@ -296,9 +296,9 @@ async fn make_mount_point(context: &Context, disk: &Disk) -> Result<(), Failure>
 }
 
 /// A new file system belongs to root alone; one with data keeps the mode its owner gave it.
-async fn make_private(context: &Context, disk: &Disk) -> Result<(), Failure> {
+async fn make_private(context: &Context, run: &Run, disk: &Disk) -> Result<(), Failure> {
     let (root, path) = (context.host.path(&disk.mount_path), disk.mount_path.clone());
-    blocking(move || {
+    run.blocking(move || {
         let entries = fs::read_dir(&root).map_err(|source| DiskError::Io {
             action: "list",
             path: path.clone(),
@@ -332,7 +332,7 @@ async fn write_unit(context: &Context, run: &Run, disk: &Disk) -> Result<String,
     let device = disk.device.clone();
     let changed = {
         let path = path.clone();
-        blocking(move || {
+        run.blocking(move || {
             if let Some(link) = link {
                 host.tree().link(&link, &device)?;
             }

@@ -11,7 +11,7 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P2
 use windlass_common::error::ErrorClass;
 use windlass_common::step::{KeySpec, Keys, Payload};
 
-use super::{Context, Failure, Run, blocking};
+use super::{Context, Failure, Run};
 use crate::host::tree::{Attributes, Found, Tree, TreeError};
 
 /// Longest key file that is read, in bytes; a P-256 key takes 241.
@@ -67,15 +67,15 @@ impl KeysError {
 }
 
 pub(super) async fn run(context: &Context, run: &Run, keys: &Keys) -> Result<Payload, Failure> {
-    let (tree, run, keys) = (context.host.tree().clone(), run.clone(), keys.clone());
-    blocking(move || {
+    let (tree, noted, keys) = (context.host.tree().clone(), run.clone(), keys.clone());
+    run.blocking(move || {
         let mut requests = BTreeMap::new();
         for spec in &keys.keys {
-            let key = match existing(&tree, spec)? {
+            let key = match existing(&tree, &noted, spec)? {
                 Some(key) => key,
                 None => {
                     let key = make(&tree, spec)?;
-                    run.changed(format!("+ {} (private key)", spec.path));
+                    noted.changed(format!("+ {} (private key)", spec.path));
                     key
                 }
             };
@@ -86,7 +86,7 @@ pub(super) async fn run(context: &Context, run: &Run, keys: &Keys) -> Result<Pay
     .await
 }
 
-fn existing(tree: &Tree, spec: &KeySpec) -> Result<Option<KeyPair>, KeysError> {
+fn existing(tree: &Tree, run: &Run, spec: &KeySpec) -> Result<Option<KeyPair>, KeysError> {
     let file_error = |source| KeysError::File {
         name: spec.name.clone(),
         source,
@@ -126,6 +126,7 @@ fn existing(tree: &Tree, spec: &KeySpec) -> Result<Option<KeyPair>, KeysError> {
     if found != PRIVATE {
         tree.set_attributes(&spec.path, PRIVATE)
             .map_err(file_error)?;
+        run.changed(format!("{}: made private again", spec.path));
     }
     Ok(Some(key))
 }
@@ -165,6 +166,10 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    fn quiet() -> Run {
+        Run::new(crate::steps::Reporter::quiet())
+    }
+
     fn spec() -> KeySpec {
         KeySpec {
             name: "kubelet".to_owned(),
@@ -177,7 +182,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tree = Tree::open(dir.path()).unwrap();
         let path = dir.path().join("etc/kubernetes/kubelet.key");
-        assert!(existing(&tree, &spec()).unwrap().is_none());
+        assert!(existing(&tree, &quiet(), &spec()).unwrap().is_none());
         let made = make(&tree, &spec()).unwrap();
         assert_eq!(
             path.metadata().unwrap().permissions().mode() & 0o7777,
@@ -185,7 +190,7 @@ mod tests {
         );
         // A wider mode is taken back, the key stays.
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-        let found = existing(&tree, &spec()).unwrap().unwrap();
+        let found = existing(&tree, &quiet(), &spec()).unwrap().unwrap();
         assert_eq!(found.serialize_der(), made.serialize_der());
         assert_eq!(
             path.metadata().unwrap().permissions().mode() & 0o7777,
@@ -205,7 +210,7 @@ mod tests {
         let tree = Tree::open(dir.path()).unwrap();
         tree.write(&spec().path, PRIVATE, b"precious").unwrap();
         assert!(matches!(
-            existing(&tree, &spec()),
+            existing(&tree, &quiet(), &spec()),
             Err(KeysError::NoKey { .. })
         ));
         let path = dir.path().join("etc/kubernetes/kubelet.key");

@@ -24,6 +24,7 @@ pub mod keys;
 mod progress;
 pub mod service;
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -62,6 +63,8 @@ pub struct Run {
     /// Where progress goes.
     pub progress: Reporter,
     changes: Arc<Mutex<Changes>>,
+    // What the step touches stays held while its file work runs, which a deadline cannot stop.
+    holding: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +137,32 @@ impl Run {
         Self {
             progress,
             changes: Arc::default(),
+            holding: None,
         }
+    }
+
+    /// The same run, holding what its step touches until all of its work is over.
+    #[must_use]
+    pub fn holding(&self, held: impl Any + Send + Sync) -> Self {
+        Self {
+            holding: Some(Arc::new(held)),
+            ..self.clone()
+        }
+    }
+
+    /// Runs file work off the runtime's thread. Dropping the future does not stop work that has begun;
+    /// what the step holds stays held until it is over.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let holding = self.holding.clone();
+        let work = move || {
+            let done = work();
+            drop(holding);
+            done
+        };
+        blocking(work).await
     }
 
     /// Notes one change. Beyond a quarter of a frame, further ones are only counted as cut.
@@ -157,9 +185,10 @@ impl Run {
         self.lock().lines.clone()
     }
 
-    /// Notes what the step waits for; shown if its deadline ends it.
-    pub fn waiting(&self, what: &str) {
-        self.lock().waiting = Some(what.to_owned());
+    /// Says what the step waits for, at once and again if its deadline ends it.
+    pub fn stage(&self, what: String) {
+        self.lock().waiting = Some(what.clone());
+        self.progress.stage(what);
     }
 
     /// What the step was last waiting for.
@@ -187,7 +216,7 @@ pub async fn run(context: &Context, run: &Run, step: &Step) -> Result<Payload, F
     }
 }
 
-/// Runs blocking work off the runtime's thread.
+/// Runs file work that no step holds anything for off the runtime's thread.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {

@@ -3,13 +3,15 @@
 //! # Invariants
 //! * A unit that is as desired is left alone; a running one is restarted only when it was started for
 //!   another configuration than the one named.
-//! * The configuration is remembered after the unit was started with it. A crash in between restarts
-//!   the unit once more; it never leaves one running with an old configuration.
+//! * The configuration is remembered when systemd has queued the start with it, and forgotten when
+//!   the start fails. A crash in between restarts the unit once more; it never leaves one running with
+//!   an old configuration.
 
 use windlass_common::error::ErrorClass;
+use windlass_common::id::Digest;
 use windlass_common::step::{Payload, Service, UnitGoal, UnitState};
 
-use super::{Context, Failure, Run, blocking, lock};
+use super::{Context, Failure, Run, lock};
 use crate::history::UnitMemory;
 use crate::units::{BootState, Job, UnitError, UnitStatus};
 
@@ -36,21 +38,24 @@ pub(super) async fn run(
 ) -> Result<Payload, Failure> {
     reload_if_needed(context, service).await?;
     for goal in &service.units {
-        run.progress
-            .stage(format!("{}: {}", goal.unit, word(goal.state)));
-        // The unit is watched from before its start on, so that its way up is reported.
-        remember(context, goal, None).await?;
+        run.stage(format!("{} to be {}", goal.unit, word(goal.state)));
+        watch(context, goal);
         let seen = observe(context, &goal.unit).await?;
         let change = plan(goal, &seen)?;
         apply(context, run, goal, change).await?;
-        if goal.state == UnitState::Active {
-            remember(context, goal, goal.configuration).await?;
-        }
         if goal.wait {
             confirm(context, goal).await?;
         }
     }
     Ok(Payload::None)
+}
+
+/// The unit is watched from before its start on, so that its way up is reported.
+fn watch(context: &Context, goal: &UnitGoal) {
+    let active = goal.state == UnitState::Active;
+    context
+        .watched
+        .send_if_modified(|watched| watched.insert(goal.unit.clone(), active) != Some(active));
 }
 
 /// Units whose files were written since systemd read them are read again, once for all.
@@ -125,8 +130,20 @@ async fn apply(
     if change.reset_failed {
         units.reset_failed(unit).await?;
     }
-    if let Some(job) = change.job {
-        units.run(job, unit, goal.wait).await?;
+    let Some(job) = change.job else {
+        return remember(context, run, goal, goal.configuration).await;
+    };
+    let queued = units.queue(job, unit).await?;
+    // Before the wait: a unit that takes longer to start than this step may take is joined, not
+    // restarted, when the step comes again.
+    remember(context, run, goal, goal.configuration).await?;
+    if goal.wait
+        && let Err(error) = queued.done().await
+    {
+        remember(context, run, goal, None).await?;
+        return Err(error.into());
+    }
+    {
         let word = match job {
             Job::Start => "started",
             Job::Stop => "stopped",
@@ -157,29 +174,28 @@ async fn confirm(context: &Context, goal: &UnitGoal) -> Result<(), Failure> {
     Err(Failure::new(ErrorClass::Retry, message))
 }
 
-/// Remembers what the unit is asked to be; `None` leaves the remembered configuration as it is.
+/// Remembers what the unit is asked to be, and for an active one the configuration it was started with.
 async fn remember(
     context: &Context,
+    run: &Run,
     goal: &UnitGoal,
-    configuration: Option<windlass_common::id::Digest>,
+    configuration: Option<Digest>,
 ) -> Result<(), Failure> {
     let history = context.history.clone();
     let unit = goal.unit.clone();
     let active = goal.state == UnitState::Active;
-    blocking(move || {
+    let named = goal.configuration.is_some();
+    run.blocking(move || {
         let mut history = lock(&history);
-        let old = history.unit(&unit).unwrap_or_default();
+        let old = history.unit(&unit).unwrap_or_default().configuration;
         let memory = UnitMemory {
-            configuration: configuration.or(old.configuration),
+            // A goal without configuration says nothing about it, and stopping changes nothing.
+            configuration: if active && named { configuration } else { old },
             active,
         };
         Ok(history.remember_unit(&unit, memory)?)
     })
-    .await?;
-    context
-        .watched
-        .send_if_modified(|watched| watched.insert(goal.unit.clone(), active) != Some(active));
-    Ok(())
+    .await
 }
 
 fn word(state: UnitState) -> &'static str {
@@ -192,7 +208,6 @@ fn word(state: UnitState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use windlass_common::id::Digest;
 
     #[test]
     fn a_unit_is_touched_only_where_it_differs() {

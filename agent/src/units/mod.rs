@@ -124,6 +124,41 @@ impl Job {
     }
 }
 
+/// A job that systemd has queued.
+#[derive(Debug)]
+pub struct Queued {
+    job: Job,
+    unit: String,
+    path: OwnedObjectPath,
+    removed: MessageStream,
+}
+
+impl Queued {
+    /// Returns when the job is done: for a start of a `Type=notify` unit when it is ready. Dropping the
+    /// future leaves the job to systemd.
+    pub async fn done(mut self) -> Result<(), UnitError> {
+        while let Some(message) = self.removed.next().await {
+            let message = message.map_err(bus("tell how a job ended"))?;
+            let (_, ended, _, result): (u32, OwnedObjectPath, String, String) = message
+                .body()
+                .deserialize()
+                .map_err(bus("tell how a job ended"))?;
+            if ended != self.path {
+                continue;
+            }
+            return match result.as_str() {
+                "done" => Ok(()),
+                _ => Err(UnitError::Job {
+                    job: self.job.word(),
+                    unit: self.unit,
+                    result,
+                }),
+            };
+        }
+        Err(UnitError::Closed { unit: self.unit })
+    }
+}
+
 /// Whether a unit starts at boot, as systemd reads it from disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootState {
@@ -254,9 +289,8 @@ impl Units {
         self.call("ResetFailedUnit", &(unit)).await.map(drop)
     }
 
-    /// Queues a job and, with `wait`, returns when it is done: for a start of a `Type=notify` unit
-    /// when it is ready. Cancelling the wait leaves the job to systemd.
-    pub async fn run(&self, job: Job, unit: &str, wait: bool) -> Result<(), UnitError> {
+    /// Queues a job; [`Queued::done`] waits for it.
+    pub async fn queue(&self, job: Job, unit: &str) -> Result<Queued, UnitError> {
         check_name(unit)?;
         let connection = self.connection().await?;
         let rule = MatchRule::builder()
@@ -268,7 +302,7 @@ impl Units {
             .arg(2, unit)
             .build()
             .map_err(bus("be asked for signals"))?;
-        let mut removed = MessageStream::for_match_rule(rule, &connection, None)
+        let removed = MessageStream::for_match_rule(rule, &connection, None)
             .await
             .map_err(bus("be asked for signals"))?;
         let queued = match self.call(job.method(), &(unit, "replace")).await {
@@ -279,32 +313,15 @@ impl Units {
             }
             other => other?,
         };
-        let path: OwnedObjectPath = queued
+        let path = queued
             .body()
             .deserialize()
             .map_err(bus("name the job it queued"))?;
-        if !wait {
-            return Ok(());
-        }
-        while let Some(message) = removed.next().await {
-            let message = message.map_err(bus("tell how a job ended"))?;
-            let (_, ended, _, result): (u32, OwnedObjectPath, String, String) = message
-                .body()
-                .deserialize()
-                .map_err(bus("tell how a job ended"))?;
-            if ended == path {
-                return match result.as_str() {
-                    "done" => Ok(()),
-                    _ => Err(UnitError::Job {
-                        job: job.word(),
-                        unit: unit.to_owned(),
-                        result,
-                    }),
-                };
-            }
-        }
-        Err(UnitError::Closed {
+        Ok(Queued {
+            job,
             unit: unit.to_owned(),
+            path,
+            removed,
         })
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::SelectAll;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use windlass_common::report::UnitReport;
 use zbus::message::Type;
 use zbus::{Connection, MatchRule, MessageStream};
@@ -29,8 +29,10 @@ use super::{
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// Changes of units come in bursts (a start is three or four signals); a burst is read once.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Between attempts to reach the bus, which may come up after the agent.
-const RETRY: Duration = Duration::from_millis(200);
+/// Between attempts to reach the bus, which may come up after the agent: first wait, and cap.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// See [`RETRY_FIRST`].
+const RETRY_CAP: Duration = Duration::from_secs(10);
 
 /// States of the watched units, by name; units that do not exist are left out.
 pub type States = BTreeMap<String, UnitReport>;
@@ -40,13 +42,19 @@ pub type Watched = BTreeMap<String, bool>;
 
 /// Publishes the states of the units named by `wanted` until that is dropped.
 pub async fn run(mut wanted: watch::Receiver<Watched>, states: watch::Sender<States>) {
+    let mut wait = RETRY_FIRST;
     // Nothing to watch, no connection.
     while wanted.wait_for(|units| !units.is_empty()).await.is_ok() {
+        let began = Instant::now();
         match watch_on_one_connection(&mut wanted, &states).await {
             Ok(()) => return,
             Err(error) => {
+                if began.elapsed() > RETRY_CAP {
+                    wait = RETRY_FIRST;
+                }
                 tracing::warn!(%error, "lost the connection to systemd, watching again");
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(wait).await;
+                wait = RETRY_CAP.min(wait * 2);
             }
         }
     }

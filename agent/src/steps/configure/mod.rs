@@ -15,13 +15,12 @@ mod files;
 mod routes;
 mod sysctl;
 
-use std::collections::BTreeMap;
 use std::io;
 
-use windlass_common::error::{ErrorChain, ErrorClass};
+use windlass_common::error::ErrorClass;
 use windlass_common::step::{Configure, Payload};
 
-use super::{Context, Failure, Run, blocking, lock};
+use super::{Context, Failure, Run, lock};
 use crate::history::Network;
 use crate::host::tree::{Found, TreeError};
 
@@ -86,18 +85,18 @@ pub(super) async fn run(
     configure: &Configure,
 ) -> Result<Payload, Failure> {
     {
-        let (context, run, configure) = (context.clone(), run.clone(), configure.clone());
-        blocking(move || {
-            files::converge(&context.host, &run, &configure.files)?;
+        let (context, noted, configure) = (context.clone(), run.clone(), configure.clone());
+        run.blocking(move || {
+            files::converge(&context.host, &noted, &configure.files)?;
             for (path, target) in &configure.links {
-                link(&context, &run, path, target)?;
+                link(&context, &noted, path, target)?;
             }
             for path in &configure.absent {
-                remove(&context, &run, path)?;
+                remove(&context, &noted, path)?;
             }
             remember(&context, &configure)?;
             for (name, value) in &configure.sysctls {
-                sysctl::converge(&context.host, &run, name, value)?;
+                sysctl::converge(&context.host, &noted, name, value)?;
             }
             Ok(())
         })
@@ -146,37 +145,21 @@ fn remember(context: &Context, configure: &Configure) -> Result<(), Failure> {
     Ok(history.remember_network(network)?)
 }
 
-/// Brings back routes and sysctls that earlier steps set, as far as it goes; what does not is logged
-/// and left to the director's next `configure`.
-pub async fn restore(context: &Context, run: &Run) {
-    let network = lock(&context.history).network().clone();
-    let Network { routes, sysctls } = network;
-    if let Err(failure) = restore_sysctls(context, run, sysctls).await {
-        tracing::warn!(?failure, "cannot bring back kernel parameters");
-    }
-    if let Some(routes) = routes
-        && let Err(error) = routes::converge(run, &routes).await
-    {
-        tracing::warn!(error = %ErrorChain(&error), "cannot bring back routes");
-    }
-    for change in run.changes() {
-        tracing::info!(change, "brought back after a reboot");
-    }
-}
-
-async fn restore_sysctls(
-    context: &Context,
-    run: &Run,
-    sysctls: BTreeMap<String, String>,
-) -> Result<(), Failure> {
-    let (context, run) = (context.clone(), run.clone());
-    blocking(move || {
+/// Brings back routes and sysctls that earlier steps set.
+pub async fn restore(context: &Context, run: &Run) -> Result<(), Failure> {
+    let Network { routes, sysctls } = lock(&context.history).network().clone();
+    let (host, noted) = (context.host.clone(), run.clone());
+    run.blocking(move || {
         for (name, value) in &sysctls {
-            sysctl::converge(&context.host, &run, name, value)?;
+            sysctl::converge(&host, &noted, name, value)?;
         }
         Ok(())
     })
-    .await
+    .await?;
+    if let Some(routes) = routes {
+        routes::converge(run, &routes).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -131,7 +131,9 @@ async fn everything_is_put_in_place_once() {
     fs::write(root.path().join("proc/sys/net/ipv4/ip_forward"), "0\n").unwrap();
     drop(context);
     let context = self::context(root.path(), &disk);
-    restore(&context, &Run::new(Reporter::quiet())).await;
+    restore(&context, &Run::new(Reporter::quiet()))
+        .await
+        .unwrap();
     let value = fs::read_to_string(root.path().join("proc/sys/net/ipv4/ip_forward")).unwrap();
     assert_eq!(value, "1");
 }

@@ -19,7 +19,7 @@ use windlass_common::id::{Digest, Hasher};
 use windlass_common::limits::CHUNK_BYTES;
 use windlass_common::step::{Fetch, Payload};
 
-use super::{Context, Failure, Run, blocking};
+use super::{Context, Failure, Run};
 use crate::host::{Host, STATE_DIR};
 
 /// Between two attempts to get the rest of an artifact; the step's deadline bounds them.
@@ -241,11 +241,12 @@ pub(super) async fn run(context: &Context, run: &Run, fetch: &Fetch) -> Result<P
     if store.is_whole() {
         return Ok(Payload::None);
     }
-    let (store, mut partial) = blocking(move || {
-        let partial = store.resume()?;
-        Ok((store, partial))
-    })
-    .await?;
+    let (store, mut partial) = run
+        .blocking(move || {
+            let partial = store.resume()?;
+            Ok((store, partial))
+        })
+        .await?;
     while partial.have < fetch.bytes {
         match more(context, run, fetch, &mut partial).await {
             Ok(()) => {}
@@ -253,7 +254,7 @@ pub(super) async fn run(context: &Context, run: &Run, fetch: &Fetch) -> Result<P
                 if matches!(error, FetchError::Source { .. })
                     && error.class() == ErrorClass::Retry =>
             {
-                run.progress.stage(format!(
+                run.stage(format!(
                     "{} of {} bytes; waiting: {}",
                     partial.have,
                     fetch.bytes,
@@ -264,7 +265,7 @@ pub(super) async fn run(context: &Context, run: &Run, fetch: &Fetch) -> Result<P
             Err(error) => return Err(error.into()),
         }
     }
-    blocking(move || Ok(store.finish(partial)?)).await?;
+    run.blocking(move || Ok(store.finish(partial)?)).await?;
     run.changed(format!(
         "+ artifact {} ({} bytes)",
         fetch.digest, fetch.bytes
@@ -315,8 +316,7 @@ async fn more(
         let percent = partial.have * 100 / fetch.bytes.max(1);
         if percent >= shown + 10 {
             shown = percent;
-            run.progress
-                .stage(format!("{percent} % of {} bytes", fetch.bytes));
+            run.stage(format!("{percent} % of {} bytes", fetch.bytes));
         }
     }
     if partial.have < fetch.bytes {

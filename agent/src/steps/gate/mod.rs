@@ -1,7 +1,7 @@
 //! `gate`: waits until every check passes at once.
 //!
 //! Changes nothing. While it waits, it says which check fails and what it answered; the step's
-//! deadline ends it, with the same message ([`Run::waiting`]).
+//! deadline ends it, with the same message ([`Run::stage`]).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,8 +37,7 @@ pub(super) async fn run(context: &Context, run: &Run, gate: &Gate) -> Result<Pay
             return Ok(Payload::None);
         };
         if failing != last {
-            run.progress.stage(failing.clone());
-            run.waiting(&failing);
+            run.stage(failing.clone());
             last = failing;
         }
         tokio::time::sleep(interval).await;
