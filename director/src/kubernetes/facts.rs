@@ -82,6 +82,9 @@ pub struct HostTraits {
     pub restrict_oom_score_adj: bool,
     /// The conntrack sysctls are read-only (network namespace that is not the host's).
     pub read_only_conntrack: bool,
+    /// The file system below pods and images is the host's: how full it is, in percent, says nothing
+    /// about this machine.
+    pub shared_disk: bool,
 }
 
 /// References of the images that the stemcell brings.

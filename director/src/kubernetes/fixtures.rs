@@ -15,6 +15,7 @@ pub(crate) const CONTAINER: HostTraits = HostTraits {
     cgroup_v1: true,
     restrict_oom_score_adj: true,
     read_only_conntrack: true,
+    shared_disk: true,
 };
 
 /// A cluster `demo` with that many control planes and workers of pool `workers`.

@@ -151,6 +151,7 @@ fn host_traits() -> HostTraits {
         cgroup_v1: !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
         restrict_oom_score_adj: bounding.is_none_or(|caps| caps & CAP_SYS_RESOURCE == 0),
         read_only_conntrack: true,
+        shared_disk: true,
     }
 }
 

@@ -60,6 +60,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
                 cgroup_v1: true,
                 restrict_oom_score_adj: true,
                 read_only_conntrack: true,
+                shared_disk: true,
             },
         }
     };

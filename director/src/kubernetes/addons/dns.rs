@@ -159,13 +159,16 @@ fn pod(cluster: &ClusterFacts) -> Value {
             {"key": "CriticalAddonsOnly", "operator": "Exists"},
             {"key": CONTROL_PLANE_TAINT, "effect": "NoSchedule"},
         ],
-        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
-            "weight": 100,
-            "podAffinityTerm": {
-                "labelSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
-                "topologyKey": "kubernetes.io/hostname",
-            },
-        }]}},
+        // Never two on one machine while another is free, and that includes machines that are not Ready
+        // yet: in a new cluster both would otherwise land on the first. Counted per revision, so that a
+        // rollout has room.
+        "topologySpreadConstraints": [{
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+            "matchLabelKeys": ["pod-template-hash"],
+        }],
         "securityContext": {
             "runAsNonRoot": true,
             "runAsUser": USER,

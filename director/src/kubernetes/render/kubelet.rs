@@ -1,5 +1,6 @@
 //! The kubelet: `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1) and its few flags.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde::Serialize;
@@ -56,6 +57,14 @@ struct KubeletConfiguration<'a> {
     node_status_report_frequency: &'static str,
     serialize_image_pulls: bool,
     max_parallel_image_pulls: u32,
+    /// 100 never deletes unused images.
+    #[serde(
+        rename = "imageGCHighThresholdPercent",
+        skip_serializing_if = "Option::is_none"
+    )]
+    image_gc_high_threshold_percent: Option<u8>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    eviction_hard: BTreeMap<&'static str, &'static str>,
     /// Pods run under the runtime's default seccomp profile unless they ask otherwise.
     seccomp_default: bool,
     max_pods: u32,
@@ -128,6 +137,8 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
         node_status_report_frequency: "5m",
         serialize_image_pulls: false,
         max_parallel_image_pulls: 4,
+        image_gc_high_threshold_percent: machine.host.shared_disk.then_some(100),
+        eviction_hard: eviction_hard(machine.host.shared_disk),
         seccomp_default: true,
         // A /24 has 254 addresses: room for as many pods again while old ones are torn down.
         max_pods: 110,
@@ -139,6 +150,22 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
             Role::Worker { .. } => Vec::new(),
         },
     })
+}
+
+/// Thresholds at which pods are evicted; empty means Kubernetes' defaults, 10 and 15 percent of the
+/// disk. On a disk that is shared those would evict every pod of a machine because its host is 85 % full
+/// of something else, and collect the images that the stemcell brought: absolute values instead.
+fn eviction_hard(shared_disk: bool) -> BTreeMap<&'static str, &'static str> {
+    if !shared_disk {
+        return BTreeMap::new();
+    }
+    BTreeMap::from([
+        ("memory.available", "100Mi"),
+        ("nodefs.available", "500Mi"),
+        ("nodefs.inodesFree", "10000"),
+        ("imagefs.available", "500Mi"),
+        ("imagefs.inodesFree", "10000"),
+    ])
 }
 
 /// The flags that have no field in the configuration file.
