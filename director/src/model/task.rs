@@ -214,7 +214,7 @@ pub enum StepState {
 pub struct StepRecord {
     /// How far it is.
     pub state: StepState,
-    /// How often it was begun, over restarts of the director too.
+    /// Number of its attempts: grows when one has failed, not when it is sent again.
     pub attempts: u32,
     /// When it was begun first.
     pub started_at: Timestamp,

@@ -28,6 +28,8 @@ use serde::{Deserialize, Serialize};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName};
 
+use crate::kubernetes::facts::HostTraits;
+
 /// What a call of a provider returns.
 pub type ProviderFuture<'a, T> = BoxFuture<'a, Result<T, ProviderError>>;
 
@@ -38,6 +40,11 @@ pub trait Provider: Send + Sync + fmt::Debug {
 
     /// The network machines are put on; the director hands out its addresses.
     fn network(&self) -> NetworkView;
+
+    /// What machines cannot do because of the host they are on. Real VMs have no such limits.
+    fn host_traits(&self) -> HostTraits {
+        HostTraits::default()
+    }
 
     /// Makes the machine and starts it. Returns when its init process runs; boots on its own from there.
     ///

@@ -76,6 +76,12 @@ pub(super) async fn apply(
             RecordChange::Forget => {}
         }
     }
+    for change in changes {
+        // A machine that is made anew makes new keys.
+        if let RecordChange::MachineCreated(name) | RecordChange::MachineDeleted(name) = change {
+            commit.delete_value(Kind::Certificates, name.as_str());
+        }
+    }
     for machine in machines.values() {
         commit.put(machine)?;
     }

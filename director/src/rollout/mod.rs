@@ -18,7 +18,7 @@ mod change;
 mod drive;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod world;
 
 use std::collections::BTreeMap;
@@ -111,14 +111,23 @@ pub struct EffectError {
     pub class: ErrorClass,
     /// The whole chain of causes.
     pub message: String,
+    /// The step may be running or done where it was sent: it is sent again under the same id, and not
+    /// begun anew.
+    pub resend: bool,
 }
 
 impl EffectError {
     /// Takes over an error with all its causes.
     pub fn of(class: ErrorClass, error: &dyn std::error::Error) -> Self {
+        Self::new(class, ErrorChain(error).to_string())
+    }
+
+    /// An error without a cause.
+    pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
         Self {
             class,
-            message: ErrorChain(error).to_string(),
+            message: message.into(),
+            resend: false,
         }
     }
 }

@@ -55,7 +55,9 @@ impl Runner {
                 task = %order.task, step = %order.key, machine = machine_of(&order),
                 attempt = order.attempt, error = %error, "step is tried again"
             );
-            record.attempts += 1;
+            if !error.resend {
+                record.attempts += 1;
+            }
             record.error = Some(Fault::from(error));
             self.write(&order, &record).await;
             tokio::select! {
@@ -87,10 +89,10 @@ impl Runner {
             work.await
         };
         Some(result.unwrap_or_else(|_| {
-            Err(EffectError {
-                class: ErrorClass::Retry,
-                message: format!("not done within {} s", order.limit.as_secs()),
-            })
+            Err(EffectError::new(
+                ErrorClass::Retry,
+                format!("not done within {} s", order.limit.as_secs()),
+            ))
         }))
     }
 

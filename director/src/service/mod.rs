@@ -17,6 +17,8 @@ mod error;
 mod nodes;
 mod start;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

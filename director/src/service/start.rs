@@ -11,7 +11,6 @@ use super::enrollment::{Artifacts, Tokens};
 use super::{Director, Inner};
 use crate::config::{Config, DataDir, Identity};
 use crate::gateway::{self, Gateway, GatewayConfig};
-use crate::kubernetes::facts::HostTraits;
 use crate::model::{Machine, Timestamp};
 use crate::provider::{PreflightFault, Provider, Severity};
 use crate::rollout::Rollouts;
@@ -99,7 +98,7 @@ pub(super) async fn start(
             ca_digest: ca.root_digest(),
             epoch,
         },
-        host: host_traits(),
+        host: provider.host_traits(),
     });
     let rollouts = Rollouts::new(records.clone(), world.clone());
     let resumed = rollouts.resume().await?;
@@ -135,23 +134,6 @@ async fn preflight(provider: &dyn Provider) -> Result<Vec<String>, StartError> {
         Ok(text(faults.iter().collect()))
     } else {
         Err(StartError::Provider(text(fatal)))
-    }
-}
-
-/// What machines of the local provider cannot do: they share this host's kernel.
-fn host_traits() -> HostTraits {
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
-    let bounding = std::fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|status| {
-            let line = status.lines().find_map(|l| l.strip_prefix("CapBnd:"))?;
-            u64::from_str_radix(line.trim(), 16).ok()
-        });
-    HostTraits {
-        cgroup_v1: !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
-        restrict_oom_score_adj: bounding.is_none_or(|caps| caps & CAP_SYS_RESOURCE == 0),
-        read_only_conntrack: true,
-        shared_disk: true,
     }
 }
 

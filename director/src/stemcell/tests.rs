@@ -59,6 +59,13 @@ pub(crate) fn catalogue(root: &Path, kubernetes: &str) -> Catalogue {
     Catalogue::new(root.to_owned(), TrustedKeys::new([public(&key)]))
 }
 
+/// Like [`catalogue`], as files: stemcells in `root`, trusted keys in `root/trusted.pub`.
+pub(crate) fn install(root: &Path, kubernetes: &str) {
+    let key = key();
+    write(root, kubernetes, "1", &key);
+    fs::write(root.join("trusted.pub"), format!("{}\n", public(&key))).unwrap();
+}
+
 #[test]
 fn the_newest_trusted_stemcell_of_a_version_is_taken() {
     let dir = tempfile::tempdir().unwrap();

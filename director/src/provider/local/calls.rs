@@ -6,7 +6,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use windlass_common::id::{ClusterName, DiskName, MachineName};
 
-use super::{Inner, LocalProvider, preflight};
+use super::{Inner, LocalProvider, preflight, traits};
+use crate::kubernetes::facts::HostTraits;
 use crate::provider::{
     AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
     NetworkView, PreflightFault, Provider, ProviderError, ProviderFuture, Severity,
@@ -47,6 +48,10 @@ impl Provider for LocalProvider {
 
     fn network(&self) -> NetworkView {
         self.inner.network()
+    }
+
+    fn host_traits(&self) -> HostTraits {
+        traits::detect()
     }
 
     fn create_machine(&self, request: MachineRequest) -> ProviderFuture<'_, MachineView> {

@@ -40,6 +40,7 @@ mod reset;
 mod rootfs;
 mod spawn;
 mod sys;
+mod traits;
 mod volumes;
 
 use std::collections::BTreeMap;

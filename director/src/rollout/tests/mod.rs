@@ -1,6 +1,6 @@
 //! Rollouts that die at every point there is, and end the same.
 
-mod sim;
+pub(crate) mod sim;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -447,6 +447,22 @@ async fn a_failed_attempt_is_tried_again_under_a_new_id() {
             ("machine/demo-w-0/start", 2),
         ]
     );
+    rig.assert_up();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_whose_answer_is_lost_is_sent_again_under_the_same_id() {
+    let rig = Rig::new();
+    rig.sim.state.lock().unwrap().lose_once.extend([
+        "demo-cp-0/mount-disk",
+        "demo-w-0/configure/keys",
+        "demo-w-0/start",
+    ]);
+    let task = rig.order_create().await;
+    let task = rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+    assert_eq!(task.state, TaskState::Succeeded, "{:?}", task.error);
+    assert!(rig.sim.state.lock().unwrap().lose_once.is_empty());
+    assert!(task.steps.values().all(|step| step.attempts == 1));
     rig.assert_up();
 }
 

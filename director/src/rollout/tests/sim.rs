@@ -33,48 +33,50 @@ use crate::store::{Change, Entry, Kind, Store, StoreFuture, Write};
 
 /// Everything that outlives a director.
 #[derive(Debug, Default)]
-pub(super) struct Sim {
-    pub(super) store: Memory,
-    pub(super) state: Mutex<State>,
+pub(crate) struct Sim {
+    pub(crate) store: Memory,
+    pub(crate) state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) machines: BTreeMap<MachineName, Vm>,
-    pub(super) disks: BTreeMap<DiskName, DiskView>,
-    pub(super) endpoints: BTreeMap<ClusterName, EndpointView>,
-    pub(super) addons: bool,
-    pub(super) ready: BTreeSet<NodeName>,
+pub(crate) struct State {
+    pub(crate) machines: BTreeMap<MachineName, Vm>,
+    pub(crate) disks: BTreeMap<DiskName, DiskView>,
+    pub(crate) endpoints: BTreeMap<ClusterName, EndpointView>,
+    pub(crate) addons: bool,
+    pub(crate) ready: BTreeSet<NodeName>,
     /// Machines ever made, with how often each incarnation was.
-    pub(super) births: BTreeMap<(MachineName, Incarnation), u32>,
+    pub(crate) births: BTreeMap<(MachineName, Incarnation), u32>,
     /// Steps that fail once, by the end of their id.
-    pub(super) fail_once: BTreeSet<&'static str>,
+    pub(crate) fail_once: BTreeSet<&'static str>,
+    /// Steps whose answer is lost once after they were done, by the end of their id.
+    pub(crate) lose_once: BTreeSet<&'static str>,
 }
 
 /// A machine and what its agent did.
 #[derive(Debug)]
-pub(super) struct Vm {
+pub(crate) struct Vm {
     view: MachineView,
     settings: Settings,
     keys: BTreeMap<String, Vec<u8>>,
     /// What was asked under which id, and what came of it: the agent's journal.
     journal: BTreeMap<String, (Step, StepResult)>,
-    pub(super) mounted: bool,
-    pub(super) configured: bool,
-    pub(super) started: bool,
+    pub(crate) mounted: bool,
+    pub(crate) configured: bool,
+    pub(crate) started: bool,
 }
 
 /// One life of a director.
 #[derive(Debug)]
-pub(super) struct Life {
-    pub(super) sim: Arc<Sim>,
+pub(crate) struct Life {
+    pub(crate) sim: Arc<Sim>,
     point: Mutex<usize>,
     dies_at: usize,
     dead: watch::Sender<bool>,
 }
 
 impl Life {
-    pub(super) fn new(sim: Arc<Sim>, dies_at: usize) -> Arc<Self> {
+    pub(crate) fn new(sim: Arc<Sim>, dies_at: usize) -> Arc<Self> {
         Arc::new(Self {
             sim,
             point: Mutex::new(0),
@@ -84,7 +86,7 @@ impl Life {
     }
 
     /// Returns when this life is over.
-    pub(super) async fn death(&self) {
+    pub(crate) async fn death(&self) {
         let mut dead = self.dead.subscribe();
         dead.wait_for(|dead| *dead).await.unwrap();
     }
@@ -383,13 +385,18 @@ impl Agents for Life {
         _deadline: Instant,
     ) -> AgentFuture<'a, ()> {
         Box::pin(async move {
-            self.effect(|state| {
-                let vm = &state.machines[machine];
-                assert_eq!(vm.settings.incarnation, incarnation);
-                assert_eq!(vm.settings.token.expose().len(), 64);
+            self.effect(|state| match state.machines.get(machine) {
+                Some(vm) => {
+                    assert_eq!(vm.settings.incarnation, incarnation);
+                    assert_eq!(vm.settings.token.expose().len(), 64);
+                    Ok(())
+                }
+                None => Err(DeliveryError::NotConnected {
+                    machine: machine.clone(),
+                    incarnation,
+                }),
             })
-            .await;
-            Ok(())
+            .await
         })
     }
 
@@ -403,6 +410,11 @@ impl Agents for Life {
         Box::pin(self.effect(move |state| {
             let failing = state
                 .fail_once
+                .iter()
+                .find(|end| request.id.0.ends_with(*end))
+                .copied();
+            let lost = state
+                .lose_once
                 .iter()
                 .find(|end| request.id.0.ends_with(*end))
                 .copied();
@@ -440,6 +452,13 @@ impl Agents for Life {
             };
             vm.journal
                 .insert(request.id.0, (request.step, result.clone()));
+            if let Some(end) = lost {
+                state.lose_once.remove(end);
+                return Err(DeliveryError::Lost {
+                    machine: machine.clone(),
+                    source: "the connection ended".into(),
+                });
+            }
             Ok(result)
         }))
     }

@@ -94,8 +94,8 @@ impl World {
 }
 
 fn missing(kind: &str, name: &str) -> EffectError {
-    EffectError {
-        class: ErrorClass::Bug,
-        message: format!("{kind} {name} is not in the store although a plan needs it"),
-    }
+    EffectError::new(
+        ErrorClass::Bug,
+        format!("{kind} {name} is not in the store although a plan needs it"),
+    )
 }

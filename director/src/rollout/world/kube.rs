@@ -238,10 +238,7 @@ fn not_ready(name: &NodeName, found: Option<&Node>) -> EffectError {
             )
         }
     };
-    EffectError {
-        class: ErrorClass::Operator,
-        message: format!("node {name} {state}"),
-    }
+    EffectError::new(ErrorClass::Operator, format!("node {name} {state}"))
 }
 
 /// Opens streams to an API server through the first control-plane machine that is connected.

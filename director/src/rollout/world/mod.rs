@@ -135,12 +135,14 @@ pub(crate) fn check(
     desired: &planner::Desired,
     observed: &planner::Observed,
 ) -> Result<(), EffectError> {
-    crate::plan::check(plan, desired, observed).map_err(|violations| EffectError {
-        class: windlass_common::error::ErrorClass::Bug,
-        message: violations
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("; "),
+    crate::plan::check(plan, desired, observed).map_err(|violations| {
+        EffectError::new(
+            windlass_common::error::ErrorClass::Bug,
+            violations
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; "),
+        )
     })
 }

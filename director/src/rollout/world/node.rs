@@ -49,14 +49,18 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
-        let device = machine.data_device.as_deref().ok_or_else(|| EffectError {
-            class: ErrorClass::Bug,
-            message: format!("the device of the data disk of {name} is not known"),
+        let device = machine.data_device.as_deref().ok_or_else(|| {
+            EffectError::new(
+                ErrorClass::Bug,
+                format!("the device of the data disk of {name} is not known"),
+            )
         })?;
         let step = render::disk_step(context.machine_facts(name)?, device);
-        let step = step.ok_or_else(|| EffectError {
-            class: ErrorClass::Bug,
-            message: format!("{name} is not of a control plane and has no data disk"),
+        let step = step.ok_or_else(|| {
+            EffectError::new(
+                ErrorClass::Bug,
+                format!("{name} is not of a control plane and has no data disk"),
+            )
         })?;
         let result = self.send(machine, order, "", Step::Disk(step)).await?;
         Ok(done(result, RecordChange::DiskMounted(name.clone())))
@@ -128,9 +132,11 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
-        let certificates = self.issued(machine).await?.ok_or_else(|| EffectError {
-            class: ErrorClass::Bug,
-            message: format!("{name} is to be started and has no certificates"),
+        let certificates = self.issued(machine).await?.ok_or_else(|| {
+            EffectError::new(
+                ErrorClass::Bug,
+                format!("{name} is to be started and has no certificates"),
+            )
         })?;
         let configure = configure_step(context, name, &certificates)?;
         let phases = Phase::of(&context.machine_facts(name)?.role);
@@ -174,6 +180,10 @@ impl World {
             deadline_ms: u64::try_from(order.limit.as_millis()).unwrap_or(u64::MAX),
             step,
         };
+        let deadline = Instant::now() + order.limit;
+        self.agents
+            .wait_connected(&machine.name, machine.incarnation, deadline)
+            .await?;
         let (sender, mut progress) = mpsc::channel(PROGRESS_QUEUE);
         let call = self
             .agents
@@ -212,10 +222,10 @@ fn succeeded(machine: &Machine, result: StepResult) -> Result<StepResult, Effect
         Outcome::Unknown { message } => (ErrorClass::Retry, message),
         Outcome::Refused { message } => (ErrorClass::Operator, message),
     };
-    Err(EffectError {
+    Err(EffectError::new(
         class,
-        message: format!("machine {}: {message}", machine.name),
-    })
+        format!("machine {}: {message}", machine.name),
+    ))
 }
 
 fn done(result: StepResult, change: RecordChange) -> Done {
@@ -227,6 +237,18 @@ fn done(result: StepResult, change: RecordChange) -> Done {
 
 impl From<DeliveryError> for EffectError {
     fn from(error: DeliveryError) -> Self {
-        Self::of(error.class(), &error)
+        let resend = match &error {
+            DeliveryError::Lost { .. }
+            | DeliveryError::NotConnected { .. }
+            | DeliveryError::Deadline { .. } => true,
+            DeliveryError::NotCurrent { .. }
+            | DeliveryError::OtherStep { .. }
+            | DeliveryError::Refused { .. }
+            | DeliveryError::Protocol { .. } => false,
+        };
+        Self {
+            resend,
+            ..Self::of(error.class(), &error)
+        }
     }
 }

@@ -1,0 +1,327 @@
+//! Orders on a real director: real store, gateway and rollouts; the provider is simulated and its machines
+//! never connect, so that creates stay where agents are awaited.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use ipnet::Ipv4Net;
+use windlass_common::cluster::{ControlPlaneSpec, MachineSize, PoolSpec};
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{Digest, Incarnation, PoolName};
+use windlass_common::pki::MachineIdentity;
+
+use super::*;
+use crate::gateway::{EnrollmentStore, RedeemError};
+use crate::model::{StepState, TaskState};
+use crate::rollout::tests::sim::{Life, Sim};
+use crate::store::{Expect, Kind, Token};
+
+const VERSION: &str = "1.37.2";
+
+struct Rig {
+    dir: tempfile::TempDir,
+    sim: Arc<Sim>,
+    lock: DirectoryLock,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        crate::stemcell::tests::install(&dir.path().join("stemcells"), VERSION);
+        let data = data(dir.path());
+        Identity::create(&data, jiff::Timestamp::now())
+            .await
+            .unwrap();
+        let lock = DirectoryLock::acquire(dir.path()).unwrap();
+        let sim = Arc::default();
+        Self { dir, sim, lock }
+    }
+
+    async fn director(&self) -> Director {
+        let data = data(self.dir.path());
+        let mut config = Config::parse("", &data).unwrap();
+        config.gateway.listen = "127.0.0.1:0".parse().unwrap();
+        let identity = Identity::load(&data, jiff::Timestamp::now()).await.unwrap();
+        let provider = Life::new(self.sim.clone(), usize::MAX);
+        let started = Director::start(&self.lock, &data, &config, identity, provider).await;
+        started.unwrap()
+    }
+}
+
+fn data(dir: &Path) -> DataDir {
+    DataDir::new(dir).unwrap()
+}
+
+fn spec(name: &str) -> ClusterSpec {
+    let size = MachineSize {
+        cpu_millis: 1000,
+        memory_mib: 1024,
+        disk_mib: 64,
+    };
+    let pool = PoolSpec {
+        count: 2,
+        size,
+        labels: BTreeMap::new(),
+    };
+    ClusterSpec {
+        name: ClusterName::new(name).unwrap(),
+        kubernetes_version: VERSION.into(),
+        control_plane: ControlPlaneSpec { count: 1, size },
+        pools: BTreeMap::from([(PoolName::new("w").unwrap(), pool)]),
+        network: windlass_common::cluster::ClusterNetwork {
+            pod_cidr: "10.244.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/16".parse().unwrap(),
+        },
+    }
+}
+
+fn ann() -> Caller {
+    Caller {
+        operator: "ann".into(),
+        role: Role::Admin,
+    }
+}
+
+/// Waits until the task's machines are made and their agents awaited.
+async fn made(director: &Director, id: &TaskId) {
+    let waiting = async {
+        let mut events = director.watch_task(id).await.unwrap();
+        while events.next().await.is_some() {
+            let task = director.task(id).await.unwrap();
+            let running = task
+                .steps
+                .iter()
+                .filter(|(key, step)| {
+                    key.0.ends_with("/await-agent") && step.state == StepState::Running
+                })
+                .count();
+            if running == 3 {
+                return;
+            }
+        }
+        panic!("the task is over");
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting)
+        .await
+        .unwrap();
+}
+
+/// Follows the task to its end.
+async fn over(director: &Director, id: &TaskId) -> TaskState {
+    let events = director.watch_task(id).await.unwrap();
+    let all = tokio::time::timeout(Duration::from_secs(60), events.collect::<Vec<_>>());
+    let all = all.await.unwrap();
+    assert!(matches!(all.first(), Some(TaskEvent::Snapshot { .. })));
+    director.task(id).await.unwrap().state
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_work_is_refused_with_all_its_faults() {
+    let rig = Rig::new().await;
+    let director = rig.director().await;
+    let mut bad = spec("demo");
+    bad.kubernetes_version = "1.30.1".into();
+    bad.network.pod_cidr = "10.0.0.0/8".parse::<Ipv4Net>().unwrap();
+    let pool = bad.pools.values().next().unwrap().clone();
+    bad.pools.insert(PoolName::new("cp").unwrap(), pool);
+    let error = director
+        .create_cluster(bad.clone(), &ann())
+        .await
+        .unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Operator);
+    let ServiceError::Invalid { faults } = error else {
+        panic!("{error}");
+    };
+    let keys: Vec<_> = faults.iter().map(|fault| fault.key.as_str()).collect();
+    assert_eq!(keys, ["network.podCidr", "pools", "kubernetesVersion"]);
+    assert!(faults[2].allowed.contains(VERSION), "{}", faults[2]);
+    assert!(
+        director
+            .plan_cluster(PlanRequest::Create(bad))
+            .await
+            .is_err()
+    );
+    let viewer = Caller {
+        operator: "vic".into(),
+        role: Role::Viewer,
+    };
+    let error = director
+        .create_cluster(spec("demo"), &viewer)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ServiceError::Forbidden { .. }), "{error}");
+    let nobody = ClusterName::new("nobody").unwrap();
+    let error = director
+        .delete_cluster(&nobody, None, &ann())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ServiceError::NotFound { .. }), "{error}");
+    assert!(director.tasks().await.unwrap().is_empty());
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_of_different_clusters_do_not_wait_and_share_no_address() {
+    let rig = Rig::new().await;
+    let director = rig.director().await;
+    let plan = director
+        .plan_cluster(PlanRequest::Create(spec("one")))
+        .await
+        .unwrap();
+    assert_eq!(plan.steps.len(), 21);
+    let one = director.create_cluster(spec("one"), &ann()).await.unwrap();
+    made(&director, &one.id).await;
+    // The first waits for agents that never come; the second is made nevertheless.
+    let two = director.create_cluster(spec("two"), &ann()).await.unwrap();
+    made(&director, &two.id).await;
+    let again = director.create_cluster(spec("one"), &ann()).await.unwrap();
+    assert_eq!(again.id, one.id);
+    let mut other = spec("one");
+    other.control_plane.count = 3;
+    let error = director.create_cluster(other, &ann()).await.unwrap_err();
+    assert!(matches!(error, ServiceError::Conflict { .. }), "{error}");
+    let machines = director.machines(&MachineFilter::default()).await.unwrap();
+    let mut addresses: Vec<_> = machines.iter().map(|m| m.machine.address).collect();
+    addresses.extend(
+        director
+            .clusters()
+            .await
+            .unwrap()
+            .iter()
+            .map(|c| c.endpoint.address),
+    );
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!((machines.len(), addresses.len()), (6, 8));
+    let actions: Vec<_> = director.audit(10).await.unwrap();
+    let actions: Vec<_> = actions.iter().map(|entry| entry.action.as_str()).collect();
+    assert_eq!(actions, ["cluster.create", "cluster.create"]);
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_create_gives_everything_back() {
+    let rig = Rig::new().await;
+    let director = rig.director().await;
+    let first = director.create_cluster(spec("demo"), &ann()).await.unwrap();
+    made(&director, &first.id).await;
+    let state = director.cancel_task(&first.id, &ann()).await.unwrap().state;
+    assert!(
+        matches!(state, TaskState::Cancelling | TaskState::Cancelled),
+        "{state}"
+    );
+    assert_eq!(over(&director, &first.id).await, TaskState::Cancelled);
+    assert!(director.clusters().await.unwrap().is_empty());
+    assert!(rig.sim.state.lock().unwrap().machines.is_empty());
+    let error = director.cancel_task(&first.id, &ann()).await.unwrap_err();
+    assert!(matches!(error, ServiceError::Conflict { .. }), "{error}");
+    let again = director.create_cluster(spec("demo"), &ann()).await.unwrap();
+    made(&director, &again.id).await;
+    // A delete stops the create that runs, and removes what it had made.
+    let name = ClusterName::new("demo").unwrap();
+    let delete = director.delete_cluster(&name, None, &ann()).await.unwrap();
+    assert_eq!(over(&director, &delete.id).await, TaskState::Succeeded);
+    assert_eq!(
+        director.task(&again.id).await.unwrap().state,
+        TaskState::Cancelled
+    );
+    let state = rig.sim.state.lock().unwrap();
+    assert!(state.machines.is_empty() && state.disks.is_empty() && state.endpoints.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_goes_on_in_a_higher_epoch() {
+    let rig = Rig::new().await;
+    let director = rig.director().await;
+    let task = director.create_cluster(spec("demo"), &ann()).await.unwrap();
+    made(&director, &task.id).await;
+    let before = director.status().await.unwrap();
+    director.shutdown().await;
+    drop(director);
+    let director = rig.director().await;
+    made(&director, &task.id).await;
+    let after = director.status().await.unwrap();
+    assert_eq!(after.epoch.0, before.epoch.0 + 1);
+    assert_eq!((after.id, after.tasks_unfinished), (before.id, 1));
+    assert!(
+        rig.sim
+            .state
+            .lock()
+            .unwrap()
+            .births
+            .values()
+            .all(|births| *births == 1)
+    );
+    director.cancel_task(&task.id, &ann()).await.unwrap();
+    assert_eq!(over(&director, &task.id).await, TaskState::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_token_counts_for_the_first_key_alone_when_two_race() {
+    let rig = Rig::new().await;
+    let director = rig.director().await;
+    let task = director.create_cluster(spec("demo"), &ann()).await.unwrap();
+    made(&director, &task.id).await;
+    let claim = MachineIdentity {
+        director: director.id().clone(),
+        cluster: ClusterName::new("demo").unwrap(),
+        machine: MachineName::new("demo-w-0").unwrap(),
+        incarnation: Incarnation::FIRST,
+    };
+    let records = director.inner.records.clone();
+    let tokens = Arc::new(Tokens::new(records.clone()));
+    let now = jiff::Timestamp::now();
+    for round in 0..8 {
+        let hash = Digest::of(format!("token {round}").as_bytes());
+        let token = Token {
+            cluster: claim.cluster.clone(),
+            machine: claim.machine.clone(),
+            incarnation: claim.incarnation,
+            expires_at: Timestamp::from_unix_ms(Timestamp::now().unix_ms() + 60_000),
+            public_key: None,
+        };
+        let mut commit = Commit::default();
+        commit.value(Kind::Token, &hash.to_string(), Expect::Absent, &token);
+        records.commit(commit).await.unwrap();
+        let mut racing = tokio::task::JoinSet::new();
+        for key in 0..8u8 {
+            let (tokens, claim) = (tokens.clone(), claim.clone());
+            racing.spawn_blocking(move || (key, tokens.redeem(hash, &claim, &[4, key], now)));
+        }
+        let results = racing.join_all().await;
+        let winners: Vec<_> = results
+            .iter()
+            .filter(|(_, result)| result.is_ok())
+            .collect();
+        assert_eq!(winners.len(), 1);
+        let refused = |r: &Result<(), RedeemError>| matches!(r, Err(RedeemError::OtherKey));
+        assert_eq!(
+            results.iter().filter(|(_, result)| refused(result)).count(),
+            7
+        );
+        let (winner, tokens, claim) = (winners[0].0, tokens.clone(), claim.clone());
+        let later = now + jiff::Span::new().seconds(61);
+        let after = tokio::task::spawn_blocking(move || {
+            let mut stranger = claim.clone();
+            stranger.machine = MachineName::new("demo-w-1").unwrap();
+            (
+                tokens.redeem(hash, &claim, &[4, winner], now),
+                tokens.redeem(hash, &stranger, &[4, winner], now),
+                tokens.redeem(hash, &claim, &[4, winner], later),
+                tokens.redeem(Digest::of(b"unknown"), &claim, &[4, winner], now),
+            )
+        });
+        let (same, stranger, late, unknown) = after.await.unwrap();
+        assert!(same.is_ok(), "the same key may ask again: {same:?}");
+        assert!(
+            matches!(stranger, Err(RedeemError::OtherMachine(_))),
+            "{stranger:?}"
+        );
+        assert!(matches!(late, Err(RedeemError::Expired(_))), "{late:?}");
+        assert!(matches!(unknown, Err(RedeemError::Unknown)), "{unknown:?}");
+    }
+    director.shutdown().await;
+}
