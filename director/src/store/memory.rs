@@ -29,6 +29,14 @@ impl Default for Memory {
     }
 }
 
+impl Memory {
+    /// What is stored, at once.
+    pub(crate) fn entry(&self, kind: Kind, name: &str) -> Option<Entry> {
+        let found = self.state.lock().unwrap().list(kind, name);
+        found.into_iter().find(|entry| entry.name == name)
+    }
+}
+
 impl State {
     fn list(&self, kind: Kind, prefix: &str) -> Vec<Entry> {
         self.entries
@@ -67,8 +75,8 @@ impl State {
 
 impl Store for Memory {
     fn get<'a>(&'a self, kind: Kind, name: &'a str) -> StoreFuture<'a, Option<Entry>> {
-        let found = self.state.lock().unwrap().list(kind, name);
-        Box::pin(async move { Ok(found.into_iter().find(|entry| entry.name == name)) })
+        let found = self.entry(kind, name);
+        Box::pin(async move { Ok(found) })
     }
 
     fn list<'a>(&'a self, kind: Kind, prefix: &'a str) -> StoreFuture<'a, Vec<Entry>> {

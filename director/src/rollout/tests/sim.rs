@@ -20,7 +20,7 @@ use windlass_common::step::{Outcome, Payload, Progress, Step, StepRequest, StepR
 
 use crate::gateway::DeliveryError;
 use crate::kubernetes::client::ByteStream;
-use crate::model::Revision;
+use crate::model::{Revision, StepRecord, StepState};
 use crate::planner::inputs;
 use crate::provider::{
     AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
@@ -111,6 +111,18 @@ impl Life {
         let result = act(&mut self.sim.state.lock().unwrap());
         self.point().await;
         result
+    }
+}
+
+impl Life {
+    /// The step is written down as running, under the attempt number in its id, before it is sent.
+    fn assert_intent(&self, request: &StepRequest) {
+        let (step, attempt) = request.id.0.split_once('~').unwrap_or((&request.id.0, "1"));
+        let name = step.strip_suffix("/keys").unwrap_or(step);
+        let entry = self.sim.store.entry(Kind::Step, name);
+        let record: StepRecord = serde_json::from_slice(&entry.unwrap().body).unwrap();
+        assert_eq!(record.state, StepState::Running, "{step}");
+        assert_eq!(record.attempts.to_string(), attempt, "{step}");
     }
 }
 
@@ -407,6 +419,7 @@ impl Agents for Life {
         request: StepRequest,
         _progress: mpsc::Sender<Progress>,
     ) -> AgentFuture<'a, StepResult> {
+        self.assert_intent(&request);
         Box::pin(self.effect(move |state| {
             let failing = state
                 .fail_once
@@ -425,11 +438,8 @@ impl Agents for Life {
                 });
             };
             if let Some((step, result)) = vm.journal.get(&request.id.0) {
-                assert_eq!(
-                    *step, request.step,
-                    "{} asks for something else now",
-                    request.id
-                );
+                let same = *step == request.step;
+                assert!(same, "{} asks for something else now", request.id);
                 return Ok(result.clone());
             }
             let (outcome, payload) = match failing {
