@@ -59,11 +59,19 @@ pub fn configuration(facts: &ClusterFacts, machine: &MachineName) -> Digest {
         .machines
         .iter()
         .map(|m| {
-            let host = (
-                m.host.cgroup_v1,
-                m.host.restrict_oom_score_adj,
-                m.host.read_only_conntrack,
-            );
+            // Named one by one, so that a new trait cannot be forgotten here.
+            let HostTraits {
+                cgroup_v1,
+                restrict_oom_score_adj,
+                read_only_conntrack,
+                shared_disk,
+            } = m.host;
+            let host = [
+                cgroup_v1,
+                restrict_oom_score_adj,
+                read_only_conntrack,
+                shared_disk,
+            ];
             let control_plane = m.role == Role::ControlPlane;
             json!([
                 m.name,
