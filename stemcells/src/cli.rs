@@ -19,6 +19,7 @@ use crate::home::Home;
 use crate::lock::Lock;
 use crate::prerequisites;
 use crate::progress::Progress;
+use crate::prune::prune;
 use crate::recipe::Recipe;
 use crate::sign::SigningKey;
 use crate::sources::{Kind, Mirror, Setting, Sources, export};
@@ -42,6 +43,8 @@ pub enum Command {
     Keygen(KeygenArgs),
     /// Write the components of a recipe as a mirror, for builds without internet access
     Mirror(MirrorArgs),
+    /// Remove old stemcells that no machine runs on
+    Prune(PruneArgs),
     /// Show which programs a build needs, and the packages that have them
     Prerequisites(JsonArgs),
 }
@@ -171,6 +174,18 @@ pub struct KeygenArgs {
     print: JsonArgs,
 }
 
+/// `prune`
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    #[command(flatten)]
+    places: PlaceArgs,
+    /// How many of each Kubernetes version stay; stopped machines need theirs
+    #[arg(long, default_value_t = 3, value_name = "NUMBER")]
+    keep: usize,
+    #[command(flatten)]
+    print: JsonArgs,
+}
+
 /// `mirror`
 #[derive(Debug, Args)]
 pub struct MirrorArgs {
@@ -198,6 +213,7 @@ pub fn run(command: Command) -> u8 {
         Command::Verify(args) => check(&args),
         Command::Keygen(args) => keygen(&args),
         Command::Mirror(args) => mirror(&args),
+        Command::Prune(args) => remove_old(&args),
         Command::Prerequisites(args) => show_prerequisites(&args),
     };
     match result {
@@ -452,6 +468,29 @@ fn mirror(args: &MirrorArgs) -> Result<(), Failure> {
     lock.save(&home).map_err(&file_failure)?;
     export(all.values(), arch, &args.to).map_err(&file_failure)?;
     print(format!("{} components in {}", all.len(), args.to.display()));
+    Ok(())
+}
+
+fn remove_old(args: &PruneArgs) -> Result<(), Failure> {
+    let output = args.places.output();
+    let trusted = TrustedKeys::load(&output.join(TRUSTED))
+        .map_err(failure(|e: &windlass_common::stemcell::KeyError| e.class()))?;
+    let pruned = prune(&output, &trusted, args.keep)
+        .map_err(failure(|e: &crate::files::FileError| e.class()))?;
+    if args.print.json {
+        print_json(&pruned);
+        return Ok(());
+    }
+    let groups = [
+        ("removed", &pruned.removed),
+        ("in use", &pruned.in_use),
+        ("kept", &pruned.kept),
+    ];
+    for (what, names) in groups {
+        for name in names {
+            print(format!("{what:<8} {name}"));
+        }
+    }
     Ok(())
 }
 

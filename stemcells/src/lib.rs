@@ -31,6 +31,7 @@ mod inputs;
 pub mod lock;
 pub mod prerequisites;
 pub mod progress;
+pub mod prune;
 pub mod recipe;
 pub mod sbom;
 pub mod seed;

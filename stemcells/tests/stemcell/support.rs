@@ -19,18 +19,18 @@ use windlass_stemcell::recipe::Recipe;
 use windlass_stemcell::sources::{Cached, Kind, Mirror, Setting, SourceError, Sources};
 
 /// Version of the only component of a [`World`].
-pub const VERSION: &str = "1.2.3";
+pub(crate) const VERSION: &str = "1.2.3";
 
 /// Everything that sources need, in a temporary directory.
-pub struct World {
-    pub dir: tempfile::TempDir,
-    pub cache: PathBuf,
-    pub packages: Vec<Package>,
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) cache: PathBuf,
+    pub(crate) packages: Vec<Package>,
 }
 
 impl World {
     /// A world with one family `tool` that is defined by `family`, and a recipe that wants `tool`.
-    pub fn new(family: &str) -> World {
+    pub(crate) fn new(family: &str) -> World {
         let dir = tempfile::tempdir().unwrap();
         let cache = dir.path().join("cache");
         let world = World {
@@ -58,25 +58,25 @@ impl World {
     }
 
     /// Writes a file of the world.
-    pub fn put(&self, path: &str, text: &str) -> PathBuf {
+    pub(crate) fn put(&self, path: &str, text: &str) -> PathBuf {
         let path = self.dir.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
         path
     }
 
-    pub fn home(&self) -> Home {
+    pub(crate) fn home(&self) -> Home {
         Home::find(Some(&self.dir.path().join("stemcells"))).unwrap()
     }
 
-    pub fn recipe(&self) -> Recipe {
+    pub(crate) fn recipe(&self) -> Recipe {
         let home = self.home();
         let path = home.path("recipes/test.toml");
         Recipe::load(&path, &home, &Lock::load(&home).unwrap(), None).unwrap()
     }
 
     /// Gets the recipe's components; the lock is saved as a build would.
-    pub fn obtain(
+    pub(crate) fn obtain(
         &self,
         allowed: &[Kind],
         mirror: Option<Mirror>,
@@ -105,7 +105,7 @@ impl World {
     }
 
     /// Names of finished components in the cache.
-    pub fn cached(&self) -> Vec<String> {
+    pub(crate) fn cached(&self) -> Vec<String> {
         let items = fs::read_dir(self.cache.join("components"))
             .into_iter()
             .flatten();
@@ -115,13 +115,13 @@ impl World {
     }
 
     /// The program of the component, as it is in the cache.
-    pub fn program(&self, components: &BTreeMap<String, Cached>) -> Vec<u8> {
+    pub(crate) fn program(&self, components: &BTreeMap<String, Cached>) -> Vec<u8> {
         fs::read(components["tool"].dir.join("tool")).unwrap()
     }
 }
 
 /// Polls until `done`, or fails.
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !done() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
@@ -131,14 +131,14 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// A web server on loopback that serves what it is given and notes what it is asked.
 #[derive(Clone)]
-pub struct Web {
-    pub url: String,
+pub(crate) struct Web {
+    pub(crate) url: String,
     files: Arc<Mutex<BTreeMap<String, Option<Vec<u8>>>>>,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Web {
-    pub fn start() -> Web {
+    pub(crate) fn start() -> Web {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let web = Web {
@@ -157,7 +157,7 @@ impl Web {
     }
 
     /// Serves bytes at a path.
-    pub fn serve(&self, path: &str, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn serve(&self, path: &str, bytes: impl AsRef<[u8]>) {
         self.files
             .lock()
             .unwrap()
@@ -165,12 +165,12 @@ impl Web {
     }
 
     /// Takes requests for a path and never answers them.
-    pub fn hang(&self, path: &str) {
+    pub(crate) fn hang(&self, path: &str) {
         self.files.lock().unwrap().insert(path.to_owned(), None);
     }
 
     /// How often a path was asked for.
-    pub fn asked(&self, path: &str) -> usize {
+    pub(crate) fn asked(&self, path: &str) -> usize {
         self.asked
             .lock()
             .unwrap()
@@ -206,10 +206,10 @@ impl Web {
 }
 
 /// A mounted tmpfs of a few megabytes: a disk that is soon full.
-pub struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    pub fn mount(at: &Path, mebibytes: u32) -> SmallDisk {
+    pub(crate) fn mount(at: &Path, mebibytes: u32) -> SmallDisk {
         fs::create_dir_all(at).unwrap();
         let options = format!("size={mebibytes}m");
         let flags = nix::mount::MsFlags::empty();
@@ -232,11 +232,29 @@ impl Drop for SmallDisk {
 }
 
 /// A process that does not outlive its test.
-pub struct Killed(pub std::process::Child);
+pub(crate) struct Killed(pub(crate) std::process::Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A directory mounted at another place.
+pub(crate) struct BindMount(PathBuf);
+
+impl BindMount {
+    pub(crate) fn new(from: &Path, at: &Path) -> BindMount {
+        let (none, flags) = (None::<&str>, nix::mount::MsFlags::MS_BIND);
+        nix::mount::mount(Some(from), at, none, flags, none)
+            .expect("mounting needs root, as building stemcells does");
+        BindMount(at.to_owned())
+    }
+}
+
+impl Drop for BindMount {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
     }
 }

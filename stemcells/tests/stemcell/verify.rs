@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use windlass_common::id::Digest;
 use windlass_common::stemcell::{
@@ -9,7 +10,10 @@ use windlass_common::stemcell::{
     Rootfs, SBOM, SIGNATURE, Seed, Source, TrustedKeys, VerifyDepth, VerifyError, installed, scan,
     verify,
 };
+use windlass_stemcell::prune::prune;
 use windlass_stemcell::sign::SigningKey;
+
+use crate::support::BindMount;
 
 struct Stemcell {
     _dir: tempfile::TempDir,
@@ -190,4 +194,43 @@ fn a_signed_manifest_that_leads_outside_or_is_of_the_future_is_refused() {
             .to_string();
         assert!(error.contains(says), "{name}: {error}");
     }
+}
+
+#[test]
+fn old_stemcells_go_unless_they_are_mounted_or_the_latest() {
+    let stemcell = Stemcell::new();
+    let trusted = TrustedKeys::new([stemcell.key.public()]);
+    for (number, built_at) in [(1, "2026-01-01"), (2, "2026-01-02"), (3, "2026-01-03")] {
+        let mut manifest = stemcell.manifest.clone();
+        manifest.version = format!("1.0.0-000000000{number}");
+        manifest.built_at = format!("{built_at}T00:00:00Z");
+        let dir = stemcell.root.join(manifest.id());
+        let copied = Command::new("cp")
+            .arg("-a")
+            .args([&stemcell.path, &dir])
+            .status();
+        assert!(copied.unwrap().success());
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        fs::write(dir.join(MANIFEST), &bytes).unwrap();
+        fs::write(dir.join(SIGNATURE), stemcell.key.sign(&bytes)).unwrap();
+    }
+    let name = |number: u8| format!("test-1.0.0-000000000{number}");
+    let newest = stemcell
+        .path
+        .file_name()
+        .unwrap()
+        .to_string_lossy()
+        .into_owned();
+    std::os::unix::fs::symlink(&newest, stemcell.root.join("latest-1.0.0")).unwrap();
+    // By age: 1, 2, the one that latest leads to, 3.
+    let mounted = stemcell.root.join(name(2)).join(ROOTFS);
+    let at = stemcell.root.join("machine");
+    fs::create_dir(&at).unwrap();
+    let _machine = BindMount::new(&mounted, &at);
+    let pruned = prune(&stemcell.root, &trusted, 1).unwrap();
+    assert_eq!(pruned.removed, [name(1)]);
+    assert_eq!(pruned.in_use, [name(2)]);
+    assert_eq!(pruned.kept, [newest, name(3)]);
+    assert!(!stemcell.root.join(name(1)).exists());
+    assert!(mounted.join("opt/tool").exists());
 }
