@@ -29,6 +29,7 @@ pub(crate) const CASES: &[crate::Case] = &[
     ("a_machine_has_its_limits", limits),
     ("seeds_are_copied_or_shared_read_only", seeds),
     ("preflight_names_every_fault", preflight_faults),
+    ("under_systemd_a_machine_outlives_the_service_that_made_it", systemd_scope),
     ("an_endpoint_passes_over_dead_machines", endpoint),
     ("an_endpoint_outlives_its_director_and_is_started_again", endpoint_restarts),
 ];
@@ -407,6 +408,56 @@ fn preflight_faults(rig: &Rig) -> anyhow::Result<()> {
         "the preflight changed something"
     );
     rig.wait(rig.provider().delete_machine(&machine.name))?;
+    Ok(())
+}
+
+/// A machine of ours is a host that runs systemd: a service in it makes a machine of its own and ends.
+fn systemd_scope(rig: &Rig) -> anyhow::Result<()> {
+    let host = rig.booted(10)?;
+    // On a disk, as the root of the host is an overlay.
+    let inside = "/var/lib/kubelet";
+    let outside = rig.machine_dir(&host.name).join("data").join(&inside[1..]);
+    tool(
+        Command::new("cp")
+            .arg("-al")
+            .arg(rig.root.stemcell())
+            .arg(outside.join("stemcell")),
+    )?;
+    std::fs::copy(&rig.config.director_exe, outside.join("director"))?;
+    let runc = tool(Command::new("sh").args(["-c", "command -v runc"]))?;
+    std::fs::copy(runc.trim(), outside.join("runc"))?;
+    let arguments = format!("{inside}/data {inside}/stemcell nested 10.216.0.0/24 10");
+    let unit =
+        format!("systemd-run --quiet --wait --pipe -E TEST_RUNC={inside}/runc --unit=director");
+    rig.says(
+        &host.name,
+        &format!("{unit} {inside}/director make-machine {arguments}"),
+    )?;
+    rig.says(&host.name, "! systemctl is-active director.service")?;
+    let machine = format!("{inside}/data/machines/m10");
+    let groups = |file: &str| {
+        rig.says(
+            &host.name,
+            &format!("cat /proc/$(cat {machine}/{file})/cgroup"),
+        )
+    };
+    let monitor = groups("monitor.lock").context("the monitor is gone")?;
+    ensure!(
+        monitor.contains(".scope") && !monitor.contains("director.service"),
+        "{monitor}"
+    );
+    let init = groups("init.pid").context("the machine is gone")?;
+    ensure!(init.contains("/windlass-nested/m10"), "{init}");
+    rig.says(
+        &host.name,
+        &format!("TEST_RUNC={inside}/runc {inside}/director remove-all {arguments}"),
+    )?;
+    until(Duration::from_secs(20), "the scope to end", || {
+        let scopes = rig
+            .says(&host.name, "systemctl list-units --type=scope --no-legend")
+            .ok()?;
+        (!scopes.contains("Windlass")).then_some(())
+    })?;
     Ok(())
 }
 
