@@ -309,7 +309,7 @@ pub enum ProviderError {
         name: String,
     },
     /// It exists, and differs from what is asked.
-    #[error("{kind} {name} is {found}, asked for is {wanted}; delete it first")]
+    #[error("{kind} {name} is {found}, asked for is {wanted}; delete the one or change the other")]
     Conflict {
         /// `machine`, `disk` or `endpoint`.
         kind: &'static str,

@@ -83,7 +83,7 @@ impl Inner {
             kind: "address",
             name: request.address.to_string(),
             found,
-            wanted: format!("for the endpoint of cluster {}", request.cluster),
+            wanted: format!("the endpoint of cluster {}", request.cluster),
         })
     }
 

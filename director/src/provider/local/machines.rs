@@ -166,7 +166,7 @@ impl Inner {
             kind: "address",
             name: request.address.to_string(),
             found: format!("held by {found}"),
-            wanted: format!("for machine {}", request.name),
+            wanted: format!("machine {}", request.name),
         })
     }
 
@@ -198,8 +198,8 @@ impl Inner {
             Some(BridgeOwner::Other(alias)) => Err(ProviderError::Conflict {
                 kind: "bridge",
                 name: self.layout.bridge(),
-                found: format!("marked {alias:?}"),
-                wanted: format!("for {}", self.layout.dir.display()),
+                found: format!("in use by {alias:?}"),
+                wanted: format!("one for {}", self.layout.dir.display()),
             }),
         }
     }

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,12 +46,18 @@ fn bridge_alias(layout: &Layout) -> String {
 
 /// Whose bridge it is, if the bridge exists.
 pub(crate) fn bridge_owner(layout: &Layout) -> Option<BridgeOwner> {
-    let alias = fs::read_to_string(format!("/sys/class/net/{}/ifalias", layout.bridge())).ok()?;
-    let alias = alias.trim_end();
-    Some(if alias == bridge_alias(layout) {
+    let sys = PathBuf::from(format!("/sys/class/net/{}", layout.bridge()));
+    let read = |file: &str| fs::read_to_string(sys.join(file)).ok();
+    let alias = read("ifalias")?.trim_end().to_owned();
+    let half_made = alias.is_empty() && {
+        // We were killed between making and marking it: its hardware address is the one we give.
+        let own = mac(layout.gateway()).map(|b| format!("{b:02x}")).join(":");
+        read("address").is_some_and(|address| address.trim() == own)
+    };
+    Some(if half_made || alias == bridge_alias(layout) {
         BridgeOwner::Ours
     } else {
-        BridgeOwner::Other(alias.to_owned())
+        BridgeOwner::Other(alias)
     })
 }
 

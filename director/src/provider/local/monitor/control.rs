@@ -66,6 +66,11 @@ impl Client {
     }
 }
 
+/// Whether a monitor lives that listens.
+pub(super) fn listens(record: &Record) -> bool {
+    UnixStream::connect(record.layout.socket(&record.name)).is_ok()
+}
+
 /// Tells a machine's monitor something and waits until it is done; `None` if there is no monitor, or it
 /// ended before it answered: then look again.
 pub(crate) fn ask(

@@ -142,11 +142,16 @@ impl Monitor {
     fn start(dir: &MachineDir) -> Result<Option<Monitor>, ProviderError> {
         // Fails if we lead a session already: all the same.
         let _ = nix::unistd::setsid();
-        let lock = wait_for_lock(dir)?;
-        let record = Record::load(dir)?.ok_or_else(|| ProviderError::NotFound {
-            kind: "machine",
-            name: dir.path().display().to_string(),
-        })?;
+        let load = || {
+            Record::load(dir)?.ok_or_else(|| ProviderError::NotFound {
+                kind: "machine",
+                name: dir.path().display().to_string(),
+            })
+        };
+        let Some(lock) = wait_for_lock(dir, &load()?)? else {
+            return Ok(None);
+        };
+        let record = load()?; // it may have changed in the meantime
         if !record.complete || wanted_power(dir) == Power::Stopped {
             return Ok(None);
         }
@@ -427,7 +432,8 @@ fn boot_logged(record: &Record) -> Result<Init, ProviderError> {
     Ok(Init { pid, pidfd })
 }
 
-fn wait_for_lock(dir: &MachineDir) -> Result<MonitorLock, ProviderError> {
+/// Takes the lock, or finds that another monitor has the machine running (two were started at once).
+fn wait_for_lock(dir: &MachineDir, record: &Record) -> Result<Option<MonitorLock>, ProviderError> {
     let deadline = Instant::now() + LOCK_LIMIT;
     loop {
         if let Some(mut lock) = MonitorLock::take(dir)? {
@@ -437,7 +443,11 @@ fn wait_for_lock(dir: &MachineDir) -> Result<MonitorLock, ProviderError> {
             // Children keep the lock until they exec something that closes it; see the module's text.
             fcntl(&lock.0, FcntlArg::F_SETFD(FdFlag::empty()))
                 .what(|| format!("cannot pass on {}", path.display()))?;
-            return Ok(lock);
+            return Ok(Some(lock));
+        }
+        // Only a monitor listens; a runc that a dead one left behind does not.
+        if record.init().is_some() && control::listens(record) {
+            return Ok(None);
         }
         if Instant::now() >= deadline {
             return Err(ProviderError::Deadline {
