@@ -319,10 +319,8 @@ fn seeds(rig: &Rig) -> anyhow::Result<()> {
         "cd /var/lib/containerd && mkdir u w m && \
          mount -t overlay overlay -o lowerdir=shared/layer,upperdir=u,workdir=w m && cat m/file",
     )?;
-    for dir in ["kubelet", "etcd"] {
-        let kind = rig.says(&one.name, &format!("stat -f -c %T /var/lib/{dir}"))?;
-        ensure!(!kind.contains("overlay"), "/var/lib/{dir} is on {kind}");
-    }
+    let kind = rig.says(&one.name, "stat -f -c %T /var/lib/kubelet")?;
+    ensure!(!kind.contains("overlay"), "/var/lib/kubelet is on {kind}");
     Ok(())
 }
 
@@ -407,6 +405,7 @@ fn preflight_faults(rig: &Rig) -> anyhow::Result<()> {
         !std::path::Path::new(&other).exists(),
         "the preflight changed something"
     );
+    names_are_kept(rig, &other)?;
     rig.wait(rig.provider().delete_machine(&machine.name))?;
     Ok(())
 }
@@ -458,6 +457,39 @@ fn systemd_scope(rig: &Rig) -> anyhow::Result<()> {
             .ok()?;
         (!scopes.contains("Windlass")).then_some(())
     })?;
+    Ok(())
+}
+
+/// A provider works on its own name, and on nobody else's.
+fn names_are_kept(rig: &Rig, other: &str) -> anyhow::Result<()> {
+    let machine = rig.request(10)?.name;
+    let mut config = rig.config.clone();
+    config.dir = other.into();
+    let thief = Rig::new(config, rig.root.clone())?;
+    let taken = thief
+        .wait(thief.provider().reset())
+        .err()
+        .context("a reset was not refused")?;
+    ensure!(matches!(taken, ProviderError::Conflict { .. }), "{taken:?}");
+    let taken = thief
+        .wait(thief.provider().create_machine(rig.request(11)?))
+        .err();
+    ensure!(
+        matches!(taken, Some(ProviderError::Conflict { .. })),
+        "{taken:?}"
+    );
+    ensure!(rig.says(&machine, "echo alive")? == "alive");
+    std::fs::remove_dir_all(other)?;
+    // A bridge whose maker was killed before it marked it is its maker's all the same.
+    let alias = format!("/sys/class/net/wl-{}/ifalias", rig.config.name);
+    let mark = std::fs::read_to_string(&alias)?;
+    std::fs::write(&alias, "\n")?;
+    rig.wait(rig.restarted()?.provider().create_machine(rig.request(11)?))?;
+    ensure!(
+        std::fs::read_to_string(&alias)? == mark,
+        "the bridge is still unmarked"
+    );
+    rig.wait(rig.provider().delete_machine(&rig.request(11)?.name))?;
     Ok(())
 }
 

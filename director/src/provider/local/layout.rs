@@ -6,7 +6,7 @@
 //!                          boots          how often it was started
 //!                          upper, work    its changes to the stemcell's root (overlay)
 //!                          root           where the monitor mounts it, in the monitor's own mount namespace
-//!                          data/<path>    directories that must not be on an overlay (containerd, kubelet, etcd)
+//!                          data/<path>    directories that must not be on an overlay (containerd, kubelet)
 //!                          files/         meminfo and swaps as the machine sees them
 //!                          config.json    the OCI configuration of the last start
 //!                          init.pid       its init process, as runc wrote it

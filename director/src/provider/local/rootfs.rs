@@ -24,8 +24,8 @@ use super::files::{What, make_dir, make_dir_exact, read_small, write_atomic};
 use super::record::Record;
 use crate::provider::ProviderError;
 
-/// Directories that are never on the overlay: overlay mounts on an overlay are refused by the kernel,
-/// and etcd wants a real disk below it.
+/// Directories that are never on the overlay: the kernel refuses overlay mounts on an overlay, and pods'
+/// volumes want a real file system. etcd's data has a persistent disk of its own.
 const DATA_DIRS: [&str; 2] = ["/var/lib/containerd", "/var/lib/kubelet"];
 /// Most seeds of a manifest, and most read-only parts of one: each part is a mount of every machine.
 const SEEDS_MAX: usize = 256;
