@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use windlass_common::error::ErrorClass;
-use windlass_common::stemcell::{KeyError, TrustedKeys};
+use windlass_common::stemcell::KeyError;
 
 use super::enrollment::{Artifacts, Tokens};
 use super::{Director, Inner};
@@ -62,7 +62,11 @@ pub(super) async fn start(
     provider: Arc<dyn Provider>,
 ) -> Result<Director, StartError> {
     let Identity { id, ca, records } = identity;
-    let trusted = TrustedKeys::load(&config.stemcells.trusted_keys)?;
+    let stemcells = Catalogue::new(
+        config.stemcells.directory.clone(),
+        config.stemcells.trusted_keys.clone(),
+    );
+    stemcells.trusted()?;
     let faults = preflight(provider.as_ref()).await?;
     let epoch = records.next_epoch().await?;
     let machines: Vec<Machine> = records.list().await?;
@@ -84,7 +88,6 @@ pub(super) async fn start(
         }
     }
     let agents: Arc<dyn Agents> = Arc::new(gateway.clone());
-    let stemcells = Catalogue::new(config.stemcells.directory.clone(), trusted);
     let world = Arc::new(World {
         records: records.clone(),
         provider: provider.clone(),

@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use windlass_common::error::ErrorClass;
 use windlass_common::stemcell::{
-    Installed, MANIFEST, Manifest, SIGNATURE, TrustedKeys, VerifyDepth, VerifyError, installed,
-    verify,
+    Installed, KeyError, MANIFEST, Manifest, SIGNATURE, TrustedKeys, VerifyDepth, VerifyError,
+    installed, verify,
 };
 
 use crate::model::StemcellRecord;
@@ -31,8 +31,16 @@ use crate::model::StemcellRecord;
 #[derive(Debug, Clone)]
 pub struct Catalogue {
     directory: PathBuf,
+    trusted_keys: PathBuf,
+    verified: Arc<Mutex<BTreeMap<String, Verified>>>,
+}
+
+/// A stemcell that was verified: its small files then, the keys that counted, what it is.
+#[derive(Debug)]
+struct Verified {
+    stamp: Stamp,
     trusted: TrustedKeys,
-    verified: Arc<Mutex<BTreeMap<String, (Stamp, StemcellRecord)>>>,
+    record: StemcellRecord,
 }
 
 /// Tells whether the small files of a stemcell are those that were verified: for each its inode, length
@@ -65,6 +73,9 @@ pub enum CatalogueError {
         #[source]
         source: VerifyError,
     },
+    /// It is not known whose signature counts.
+    #[error("the trusted keys of stemcells cannot be read")]
+    Keys(#[from] KeyError),
     /// The directory cannot be read.
     #[error("cannot read the stemcell directory {}", directory.display())]
     Read {
@@ -84,22 +95,33 @@ impl CatalogueError {
 }
 
 impl Catalogue {
-    /// Stemcells under `directory` signed by one of `trusted`.
-    pub fn new(directory: PathBuf, trusted: TrustedKeys) -> Self {
+    /// Stemcells under `directory` signed by a key in the file `trusted_keys`, which is read at each use:
+    /// the first stemcell may be built while the director runs, and a key may be taken out.
+    pub fn new(directory: PathBuf, trusted_keys: PathBuf) -> Self {
         Self {
             directory,
-            trusted,
+            trusted_keys,
             verified: Arc::default(),
+        }
+    }
+
+    /// The keys whose signatures count now; none while there is no file of them.
+    pub fn trusted(&self) -> Result<TrustedKeys, KeyError> {
+        match TrustedKeys::load(&self.trusted_keys) {
+            Err(KeyError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(TrustedKeys::default())
+            }
+            read => read,
         }
     }
 
     /// All usable stemcells, and what is wrong with the others, by directory.
     pub fn list(&self) -> Result<(Vec<StemcellRecord>, Vec<String>), CatalogueError> {
-        let all =
-            installed(&self.directory, &self.trusted).map_err(|source| CatalogueError::Read {
-                directory: self.directory.clone(),
-                source,
-            })?;
+        let trusted = self.trusted()?;
+        let all = installed(&self.directory, &trusted).map_err(|source| CatalogueError::Read {
+            directory: self.directory.clone(),
+            source,
+        })?;
         let mut usable = Vec::new();
         let mut faults = Vec::new();
         for Installed { dir, manifest } in all {
@@ -114,16 +136,18 @@ impl Catalogue {
     /// The stemcell of this name and version.
     pub fn get(&self, version: &str) -> Result<StemcellRecord, CatalogueError> {
         let dir = self.directory.join(version);
+        let trusted = self.trusted()?;
         // Taken before verifying: what changes meanwhile is verified again the next time.
         let stamp = stamp(&dir);
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, record)) = verified.get(version)
-            && stamp.as_ref().is_ok_and(|stamp| stamp == known)
+        if let Some(known) = verified.get(version)
+            && stamp.as_ref().is_ok_and(|stamp| *stamp == known.stamp)
+            && trusted == known.trusted
         {
-            return Ok(record.clone());
+            return Ok(known.record.clone());
         }
         verified.remove(version);
-        let manifest = verify(&dir, &self.trusted, VerifyDepth::Manifest).map_err(|source| {
+        let manifest = verify(&dir, &trusted, VerifyDepth::Manifest).map_err(|source| {
             CatalogueError::Unusable {
                 version: version.to_owned(),
                 source,
@@ -131,7 +155,12 @@ impl Catalogue {
         })?;
         let record = record(&dir, &manifest);
         if let Ok(stamp) = stamp {
-            verified.insert(version.to_owned(), (stamp, record.clone()));
+            let known = Verified {
+                stamp,
+                trusted,
+                record: record.clone(),
+            };
+            verified.insert(version.to_owned(), known);
         }
         Ok(record)
     }

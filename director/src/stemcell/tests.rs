@@ -1,7 +1,7 @@
 //! Stemcells that are signed in the test: small, and real to the verifier.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 use windlass_common::id::Digest;
 use windlass_common::stemcell::{
-    FILES, MANIFEST, PublicKey, ROOTFS, SBOM, SIGNATURE, TrustedKeys, signed_message,
+    FILES, MANIFEST, PublicKey, ROOTFS, SBOM, SIGNATURE, TRUSTED, signed_message,
 };
 
 use super::{Catalogue, CatalogueError};
@@ -52,11 +52,22 @@ fn write(root: &Path, kubernetes: &str, build: &str, key: &Ed25519KeyPair) {
     .unwrap();
 }
 
+/// Writes the file of trusted keys; returns its path.
+fn trust(root: &Path, keys: &[&Ed25519KeyPair]) -> PathBuf {
+    let path = root.join(TRUSTED);
+    let lines: String = keys
+        .iter()
+        .map(|key| format!("{}\n", public(key)))
+        .collect();
+    fs::write(&path, lines).unwrap();
+    path
+}
+
 /// A catalogue with one trusted stemcell of this Kubernetes version.
 pub(crate) fn catalogue(root: &Path, kubernetes: &str) -> Catalogue {
     let key = key();
     write(root, kubernetes, "1", &key);
-    Catalogue::new(root.to_owned(), TrustedKeys::new([public(&key)]))
+    Catalogue::new(root.to_owned(), trust(root, &[&key]))
 }
 
 /// Like [`catalogue`], as files: stemcells in `root`, trusted keys in `root/trusted.pub`.
@@ -74,7 +85,7 @@ fn the_newest_trusted_stemcell_of_a_version_is_taken() {
     write(dir.path(), "1.37.2", "2", &ours);
     write(dir.path(), "1.36.3", "1", &ours);
     write(dir.path(), "1.37.2", "3", &theirs);
-    let catalogue = Catalogue::new(dir.path().to_owned(), TrustedKeys::new([public(&ours)]));
+    let catalogue = Catalogue::new(dir.path().to_owned(), trust(dir.path(), &[&ours]));
     let found = catalogue.find("1.37.2").unwrap();
     assert_eq!(found.version, "test-1.37.2-2");
     assert_eq!(found.images["pause"], "registry.example/pause:9");
@@ -102,4 +113,21 @@ fn a_stemcell_that_changes_is_verified_again() {
     fs::remove_file(dir.path().join(version).join(SIGNATURE)).unwrap();
     assert!(catalogue.get(version).is_err());
     assert!(catalogue.get("absent").is_err());
+}
+
+#[test]
+fn a_key_counts_from_when_it_is_there_until_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = key();
+    write(dir.path(), "1.37.2", "1", &key);
+    let catalogue = Catalogue::new(dir.path().to_owned(), dir.path().join(TRUSTED));
+    assert!(catalogue.find("1.37.2").is_err(), "no keys, no stemcells");
+    trust(dir.path(), &[&key]);
+    let version = catalogue.find("1.37.2").unwrap().version;
+    assert!(catalogue.get(&version).is_ok());
+    trust(dir.path(), &[]);
+    assert!(
+        catalogue.get(&version).is_err(),
+        "what was verified is not remembered longer than its key"
+    );
 }

@@ -1,0 +1,335 @@
+//! The API over real TLS, with the real director, store, gateway and provider behind it. Needs root.
+//!
+//! Each case has a director of its own in a directory of its own. The stemcell is signed and verified as
+//! any other, but nothing in it boots: what needs a machine is tested end to end.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod rig;
+
+use std::process::ExitCode;
+
+use hyper::Method;
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
+use windlass_director::api::{Problem, openapi_json};
+use windlass_director::client::{Client, ClientError};
+
+use rig::{Rig, Stranger};
+
+type Case = fn(&tokio::runtime::Runtime) -> Result<(), Failed>;
+
+fn main() -> ExitCode {
+    let cases: [(&str, Case); 9] = [
+        ("only_operators_of_this_director_are_served", |r| {
+            r.block_on(only_operators())
+        }),
+        ("the_document_describes_what_is_served", |r| {
+            r.block_on(document())
+        }),
+        ("what_is_not_there_is_a_problem", |r| {
+            r.block_on(not_there())
+        }),
+        ("every_fault_of_a_cluster_comes_at_once", |r| {
+            r.block_on(faults())
+        }),
+        ("bodies_are_bounded_and_read_as_json_or_yaml", |r| {
+            r.block_on(bodies())
+        }),
+        ("dry_runs_plan_and_change_nothing", |r| {
+            r.block_on(dry_run())
+        }),
+        ("a_task_is_ordered_followed_resumed_and_cancelled", |r| {
+            r.block_on(task())
+        }),
+        ("what_was_ordered_is_audited_under_its_operator", |r| {
+            r.block_on(audit())
+        }),
+        ("a_server_that_stops_ends_its_streams", |r| {
+            r.block_on(stop())
+        }),
+    ];
+    let root = nix::unistd::geteuid().is_root();
+    let trials = cases.into_iter().map(|(name, case)| {
+        let run = move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            case(&runtime)
+        };
+        // The director refuses to start without the provider's rights; said, not passed over.
+        Trial::test(name, run).with_ignored_flag(!root)
+    });
+    let mut arguments = Arguments::from_args();
+    // Providers change the host's network; one at a time keeps the figures of a failure readable.
+    arguments.test_threads.get_or_insert(2);
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+fn problem(result: Result<Value, ClientError>) -> Problem {
+    match result {
+        Err(ClientError::Problem(problem)) => problem,
+        other => panic!("no problem: {other:?}"),
+    }
+}
+
+async fn only_operators() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    assert_eq!(rig.client.get("/v1/health").await?["status"], "ok");
+    for stranger in [Stranger::OtherCa, Stranger::Agent] {
+        let refused = rig.stranger(stranger).get("/v1/health").await;
+        assert!(
+            matches!(refused, Err(ClientError::Unreachable { .. })),
+            "{stranger:?}: {refused:?}"
+        );
+    }
+    let (status, body) = rig.without_certificate("/v1/clusters").await;
+    assert_eq!(
+        (status, body["code"].as_str()),
+        (401, Some("unauthenticated")),
+        "{body}"
+    );
+    // A client that expects another director does not talk to this one.
+    let other = rig.client_of_other_director().get("/v1/health").await;
+    assert!(
+        matches!(other, Err(ClientError::Unreachable { .. })),
+        "{other:?}"
+    );
+    rig.end().await;
+    Ok(())
+}
+
+async fn document() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    let served = rig.client.get("/v1/openapi.json").await?;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+    if std::env::var_os("WINDLASS_BLESS").is_some() {
+        std::fs::write(path, openapi_json())?;
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(
+        committed,
+        openapi_json(),
+        "run with WINDLASS_BLESS=1 to accept the new document"
+    );
+    assert_eq!(served, serde_json::from_str::<Value>(&openapi_json())?);
+    assert!(
+        served["openapi"]
+            .as_str()
+            .is_some_and(|version| version.starts_with("3.1"))
+    );
+    // Every GET without parameters in its path answers with what the document says it has.
+    for (path, item) in served["paths"].as_object().unwrap() {
+        if item.get("get").is_none() || path.contains('{') {
+            continue;
+        }
+        let answer = rig.client.get(path).await?;
+        let schema = &item["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+        let name = schema["$ref"]
+            .as_str()
+            .and_then(|text| text.rsplit('/').next())
+            .unwrap();
+        let required = served["components"]["schemas"][name]["required"]
+            .as_array()
+            .unwrap();
+        for field in required {
+            assert!(
+                answer.get(field.as_str().unwrap()).is_some(),
+                "{path}: {field} of {name}"
+            );
+        }
+    }
+    rig.end().await;
+    Ok(())
+}
+
+async fn not_there() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("/v1/clusters/none", 404, "not-found"),
+        ("/v1/clusters/No%20Name", 404, "not-found"),
+        ("/v1/machines/none", 404, "not-found"),
+        ("/v1/machines?cluster=none", 404, "not-found"),
+        ("/v1/machines?colour=blue", 400, "malformed"),
+        ("/v1/tasks/t1-000000", 404, "not-found"),
+        ("/v1/tasks/1", 404, "not-found"),
+        ("/v1/tasks/t1-000000/events", 404, "not-found"),
+        ("/v1/machines/none/logs?lines=0", 422, "invalid"),
+        ("/v1/machines/none/logs?unit=-x", 422, "invalid"),
+        ("/v1/nothing", 404, "no-such-route"),
+        ("/", 404, "no-such-route"),
+    ];
+    for (path, status, code) in cases {
+        let problem = problem(rig.client.get(path).await);
+        assert_eq!(
+            (problem.status, problem.code.as_str()),
+            (status, code),
+            "{path}: {problem:?}"
+        );
+        assert!(!problem.message.is_empty());
+    }
+    let wrong = problem(rig.client.delete("/v1/health").await);
+    assert_eq!((wrong.status, wrong.code.as_str()), (405, "no-such-method"));
+    rig.end().await;
+    Ok(())
+}
+
+async fn faults() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    let machines = rig.config.local.cidr.to_string();
+    let input = json!({
+        "name": "Nope", "colour": 1, "kubernetesVersion": "9.9.9", "controlPlane": {"count": 2},
+        "network": {"serviceCidr": machines},
+    });
+    let problem = problem(rig.client.post("/v1/clusters", input.to_string()).await);
+    assert_eq!((problem.status, problem.code.as_str()), (422, "invalid"));
+    let keys: Vec<&str> = problem
+        .faults
+        .iter()
+        .map(|fault| fault.key.as_str())
+        .collect();
+    #[rustfmt::skip]
+    assert_eq!(keys, ["name", "kubernetesVersion", "controlPlane.count", "network.serviceCidr", "colour"]);
+    let allowed = &problem.faults[1].allowed;
+    assert!(
+        allowed.contains(rig::KUBERNETES),
+        "the versions there are, are named: {allowed}"
+    );
+    rig.end().await;
+    Ok(())
+}
+
+async fn bodies() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    let yaml = "name: demo\npools:\n  web: {count: 1}\n".to_owned();
+    let plan = rig.client.post("/v1/clusters?dry_run=true", yaml).await?;
+    assert_eq!(plan["cluster"], "demo");
+    let broken = problem(rig.client.post("/v1/clusters", "{".to_owned()).await);
+    assert_eq!((broken.status, broken.faults.len()), (422, 1));
+    let long = "#".repeat(windlass_director::spec::INPUT_BYTES_MAX + 1);
+    let long = problem(rig.client.post("/v1/clusters", long).await);
+    assert_eq!((long.status, long.code.as_str()), (413, "malformed"));
+    rig.end().await;
+    Ok(())
+}
+
+async fn dry_run() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    let spec = json!({"name": "demo", "pools": {"workers": {"count": 1}}}).to_string();
+    let plan = rig.client.post("/v1/clusters?dry_run=true", spec).await?;
+    let keys: Vec<&str> = plan["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["key"].as_str().unwrap())
+        .collect();
+    assert!(keys.contains(&"machine/demo-workers-0/create"), "{keys:?}");
+    assert!(
+        plan["steps"][0]["why"]
+            .as_str()
+            .is_some_and(|why| !why.is_empty())
+    );
+    let clusters = rig.client.get("/v1/clusters").await?;
+    assert_eq!(clusters["items"], json!([]), "nothing was made");
+    assert_eq!(rig.client.get("/v1/tasks").await?["items"], json!([]));
+    let absent = problem(rig.client.delete("/v1/clusters/demo?dry_run=true").await);
+    assert_eq!(absent.status, 404);
+    rig.end().await;
+    Ok(())
+}
+
+async fn task() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    let (id, first) = ordered(&rig.client).await?;
+    let events = format!("/v1/tasks/{id}/events");
+    let mut stream = rig.client.lines(Method::GET, &events, None, &[]).await?;
+    let snapshot = rig::event(&mut stream).await?.unwrap();
+    assert_eq!(snapshot.name, "snapshot");
+    assert_eq!(snapshot.data["task"]["id"], id);
+    assert!(snapshot.id.is_some(), "a snapshot can be resumed from");
+    // An order that is there already is a conflict, and one of the same name finds it.
+    let other = json!({"name": "demo", "pools": {"workers": {"count": 3}}}).to_string();
+    let conflict = problem(rig.client.post("/v1/clusters", other).await);
+    assert_eq!(
+        (conflict.status, conflict.code.as_str()),
+        (409, "conflict"),
+        "{conflict:?}"
+    );
+    rig.client
+        .post(&format!("/v1/tasks/{id}/cancel"), String::new())
+        .await?;
+    // The stream ends by itself when the task is over.
+    let mut last = None;
+    while let Some(event) = rig::event(&mut stream).await? {
+        last = Some(event);
+    }
+    let task = rig.client.get(&format!("/v1/tasks/{id}")).await?;
+    assert!(
+        ["Cancelled", "Failed"].contains(&task["state"].as_str().unwrap()),
+        "{task:#}"
+    );
+    assert!(last.is_some(), "what happened since the snapshot was told");
+    assert_ne!(first["state"], task["state"]);
+    // Who has seen the end gets nothing again; who has not gets it.
+    let revision = task["revision"].to_string();
+    let seen = [("last-event-id", revision.as_str())];
+    let mut stream = rig.client.lines(Method::GET, &events, None, &seen).await?;
+    assert!(rig::event(&mut stream).await?.is_none());
+    let mut stream = rig
+        .client
+        .lines(Method::GET, &events, None, &[("last-event-id", "0")])
+        .await?;
+    let again = rig::event(&mut stream).await?.unwrap();
+    assert_eq!(again.data["task"]["state"], task["state"]);
+    rig.end().await;
+    Ok(())
+}
+
+/// Orders a cluster; returns its task's id and the task.
+async fn ordered(client: &Client) -> Result<(String, Value), Failed> {
+    let spec = json!({"name": "demo", "pools": {}}).to_string();
+    let task = client.post("/v1/clusters", spec).await?;
+    let id = task["id"].as_str().unwrap().to_owned();
+    assert_eq!(task["operator"], rig::OPERATOR);
+    Ok((id, task))
+}
+
+async fn audit() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    let (id, _) = ordered(&rig.client).await?;
+    rig.client
+        .post(&format!("/v1/tasks/{id}/cancel"), String::new())
+        .await?;
+    let log = rig.client.get("/v1/audit?limit=50").await?;
+    let entries = log["items"].as_array().unwrap();
+    let by_operator: Vec<&str> = entries
+        .iter()
+        .filter(|entry| entry["actor"] == rig::OPERATOR)
+        .map(|entry| entry["action"].as_str().unwrap())
+        .collect();
+    assert!(by_operator.contains(&"cluster.create"), "{log:#}");
+    assert!(by_operator.contains(&"task.cancel"), "{log:#}");
+    rig.end().await;
+    Ok(())
+}
+
+async fn stop() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    let (id, _) = ordered(&rig.client).await?;
+    let events = format!("/v1/tasks/{id}/events");
+    let mut stream = rig.client.lines(Method::GET, &events, None, &[]).await?;
+    rig::event(&mut stream).await?.unwrap();
+    let client = rig.client.clone();
+    let began = std::time::Instant::now();
+    rig.end().await;
+    assert!(
+        began.elapsed() < std::time::Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    let gone = client.get("/v1/health").await;
+    assert!(
+        matches!(gone, Err(ClientError::Unreachable { .. })),
+        "{gone:?}"
+    );
+    Ok(())
+}
