@@ -10,6 +10,7 @@
 mod certificates;
 mod hostile;
 mod measure;
+mod process;
 mod sessions;
 mod tokens;
 mod world;

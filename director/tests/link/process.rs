@@ -1,0 +1,262 @@
+//! The agent's own process against a real gateway: started, killed, started again.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use windlass_common::id::{Epoch, Incarnation};
+use windlass_common::step::{
+    Configure, FileContent, FileSpec, Outcome, Payload, Step, StepId, StepRequest, StepResult,
+};
+use windlass_director::gateway::DeliveryError;
+
+use crate::world::{Director, exec, machine_name, no_progress, wait_for};
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an idle agent is watched.
+const WATCH: Duration = Duration::from_secs(20);
+
+/// The agent's binary, built if it is not the newest.
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(binary) = std::env::var_os("WINDLASS_TEST_AGENT") {
+            return binary.into();
+        }
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", "windlass-agent"])
+            .status()
+            .unwrap();
+        assert!(built.success());
+        // `target/debug/deps/link-…` runs this.
+        let exe = std::env::current_exe().unwrap();
+        exe.ancestors().nth(2).unwrap().join("windlass-agent")
+    })
+}
+
+/// An agent on a machine that is a directory.
+struct Agent {
+    child: Child,
+}
+
+impl Agent {
+    /// Starts it and waits until it says that it is ready.
+    fn start(root: &Path) -> Agent {
+        let address = root.join("notify");
+        let _ = fs::remove_file(&address);
+        let notify = UnixDatagram::bind(&address).unwrap();
+        notify.set_read_timeout(Some(PATIENCE)).unwrap();
+        let child = Command::new(binary())
+            .arg("--root")
+            .arg(root)
+            .env("NOTIFY_SOCKET", &address)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let agent = Agent { child };
+        let mut state = [0; 64];
+        let length = notify.recv(&mut state).unwrap();
+        assert_eq!(&state[..length], b"READY=1\n");
+        agent
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    fn stat(&self, file: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A machine's root with its settings.
+fn machine(director: &Director) -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("etc/windlass");
+    fs::create_dir_all(&dir).unwrap();
+    let settings = director.settings("demo-cp-0", 1);
+    let file = dir.join("settings.json");
+    fs::write(&file, serde_json::to_vec(&settings).unwrap()).unwrap();
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    root
+}
+
+/// Runs a step, over as many connections as it takes: a killed agent's is noticed late.
+async fn step(director: &Director, request: StepRequest) -> StepResult {
+    let deadline = Instant::now() + PATIENCE;
+    let (name, incarnation) = (machine_name("demo-cp-0"), Incarnation::FIRST);
+    let gateway = director.gateway();
+    loop {
+        let connected = gateway.wait_connected(&name, incarnation, deadline.into());
+        connected.await.unwrap();
+        let run = gateway.run_step(&name, incarnation, request.clone(), no_progress());
+        match run.await {
+            Ok(result) => return result,
+            Err(DeliveryError::Lost { .. } | DeliveryError::NotConnected { .. }) => {
+                assert!(Instant::now() < deadline);
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+fn write_file(id: &str, epoch: u64, content: &str) -> StepRequest {
+    StepRequest {
+        id: StepId(id.to_owned()),
+        epoch: Epoch(epoch),
+        deadline_ms: 30_000,
+        step: Step::Configure(Configure {
+            files: vec![FileSpec {
+                path: "/etc/kubernetes/kubelet.yaml".to_owned(),
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                content: FileContent::Text(content.to_owned()),
+            }],
+            ..Configure::default()
+        }),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_enrolls_converges_and_keeps_its_word_when_killed() {
+    let director = Director::start().await;
+    let root = machine(&director);
+    let agent = Agent::start(root.path());
+    let written = step(&director, write_file("t/configure", 1, "a: 1\n")).await;
+    assert_eq!(written.outcome, Outcome::Changed, "{written:?}");
+    let file = root.path().join("etc/kubernetes/kubelet.yaml");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "a: 1\n");
+    let mode = |path: &str| {
+        fs::metadata(root.path().join(path))
+            .unwrap()
+            .permissions()
+            .mode()
+    };
+    assert_eq!(mode("var/lib/windlass/identity") & 0o7777, 0o700);
+
+    // Killed while a command runs, the agent knows that it was begun and does not run it again.
+    let marker = root.path().join("ran");
+    // Outlives the agent for a moment, as it would not on a machine, where it is in its unit.
+    let script = format!("echo x >> {}; exec sleep 5", marker.display());
+    let order = || exec("t/exec", &["sh", "-c", &script]);
+    let name = machine_name("demo-cp-0");
+    let interrupted = async {
+        let gateway = director.gateway();
+        let _ = gateway
+            .run_step(&name, Incarnation::FIRST, order(), no_progress())
+            .await;
+    };
+    tokio::select! {
+        () = interrupted => panic!("the command ended before the agent was killed"),
+        () = wait_for("the command to run", || marker.exists().then_some(())) => {}
+    }
+    agent.kill();
+    let agent = Agent::start(root.path());
+    let after = step(&director, order()).await;
+    assert!(
+        matches!(after.outcome, Outcome::Unknown { .. }),
+        "{after:?}"
+    );
+    assert_eq!(fs::read_to_string(&marker).unwrap(), "x\n");
+    // What had ended before answers from the journal.
+    let again = step(&director, write_file("t/configure", 1, "a: 1\n")).await;
+    assert_eq!(again, written);
+
+    // The next director is in charge from its first word on, also after a restart of the agent.
+    let taken_over = step(&director, write_file("t2/configure", 2, "a: 2\n")).await;
+    assert_eq!(taken_over.outcome, Outcome::Changed);
+    agent.kill();
+    let agent = Agent::start(root.path());
+    let stale = step(&director, write_file("t/late", 1, "a: 1\n")).await;
+    assert!(
+        matches!(stale.outcome, Outcome::Refused { .. }),
+        "{stale:?}"
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), "a: 2\n");
+
+    // Told to stop, it stops.
+    kill(agent.pid(), Signal::SIGTERM).unwrap();
+    let mut agent = agent;
+    let ended = wait_for("the agent to stop", || agent.child.try_wait().unwrap()).await;
+    assert!(ended.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_agent_on_the_same_machine_does_not_start() {
+    let director = Director::start().await;
+    let root = machine(&director);
+    let _first = Agent::start(root.path());
+    let second = Command::new(binary())
+        .arg("--root")
+        .arg(root.path())
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(said.contains("in use by another process"), "{said}");
+}
+
+/// Figures: `WINDLASS_TEST_AGENT=… cargo test -p windlass-director --test link idle_agent -- --ignored
+/// --nocapture`, with the static release binary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn measure_idle_agent() {
+    let director = Director::start_with(|config| {
+        config.tune.heartbeat_interval_ms = 500;
+        config.tune.report_interval_ms = 2000;
+    })
+    .await;
+    let root = machine(&director);
+    let began = Instant::now();
+    let agent = Agent::start(root.path());
+    let ready = began.elapsed();
+    let done = step(&director, exec("t/first", &["true"])).await;
+    assert_eq!(done.payload, Payload::Exit(0));
+    println!(
+        "ready after {ready:?}, first step over after {:?}",
+        began.elapsed()
+    );
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let nanoseconds = |agent: &Agent| -> u64 {
+        // On-CPU time of each thread; ticks of 10 ms would be too coarse.
+        let tasks = fs::read_dir(format!("/proc/{}/task", agent.child.id())).unwrap();
+        let time = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            stat.split(' ').next()?.parse::<u64>().ok()
+        };
+        tasks.flatten().filter_map(time).sum()
+    };
+    let before = nanoseconds(&agent);
+    tokio::time::sleep(WATCH).await;
+    let used = nanoseconds(&agent) - before;
+    println!(
+        "idle: {:.3} % of a core over {WATCH:?}; {}",
+        used as f64 / WATCH.as_nanos() as f64 * 100.0,
+        agent
+            .stat("status")
+            .lines()
+            .filter(|line| line.starts_with("VmRSS") || line.starts_with("RssAnon"))
+            .collect::<Vec<_>>()
+            .join(" ")
+    );
+}
