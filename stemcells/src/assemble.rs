@@ -131,10 +131,20 @@ fn overlay(from: &Path, to: &Path) -> Result<(), FileError> {
             symlink(fs::read_link(&path).map_err(at("read", &path))?, &target)?;
         } else if item.file_name() != ".keep" {
             let bytes = fs::read(&path).map_err(at("read", &path))?;
-            write_atomic(&target, &bytes, 0o644)?;
+            write_atomic(&target, &bytes, mode_of(&path)?)?;
         }
     }
     Ok(())
+}
+
+/// Mode of a static file in the root: of the checkout's, only whether it may be executed counts.
+pub(crate) fn mode_of(path: &Path) -> Result<u32, FileError> {
+    let metadata = fs::metadata(path).map_err(at("read", path))?;
+    Ok(if metadata.permissions().mode() & 0o100 != 0 {
+        0o755
+    } else {
+        0o644
+    })
 }
 
 fn configure_systemd(systemd: &Systemd, agent: bool, rootfs: &Path) -> Result<(), FileError> {

@@ -9,6 +9,7 @@ use std::path::Path;
 use windlass_common::id::{Digest, Hasher};
 use windlass_common::stemcell::{Inputs, Package};
 
+use crate::assemble::mode_of;
 use crate::base;
 use crate::builder::{BuildError, Options};
 use crate::digest::digest_of;
@@ -18,7 +19,7 @@ use crate::lock::Lock;
 use crate::recipe::{KUBERNETES, Recipe};
 
 /// Changes with the code of this crate, so that stemcells of older code are not taken for current.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// Digests of everything that a stemcell is made from.
 pub(crate) fn inputs(
@@ -67,12 +68,12 @@ pub(crate) fn inputs(
     })
 }
 
-/// Digest of the static files and their places; owners and modes are set when they are copied.
+/// Digest of the static files: places, modes as they will be, contents.
 fn static_files(home: &Home) -> Result<Digest, BuildError> {
     fn visit(
         dir: &Path,
         root: &Path,
-        files: &mut Vec<(String, Vec<u8>)>,
+        files: &mut Vec<(String, u32, Vec<u8>)>,
     ) -> Result<(), BuildError> {
         for item in fs::read_dir(dir).map_err(at("read", dir))? {
             let path = item.map_err(at("read", dir))?.path();
@@ -86,9 +87,9 @@ fn static_files(home: &Home) -> Result<Digest, BuildError> {
                 visit(&path, root, files)?;
             } else if metadata.is_symlink() {
                 let target = fs::read_link(&path).map_err(at("read", &path))?;
-                files.push((name, target.display().to_string().into_bytes()));
+                files.push((name, 0, target.display().to_string().into_bytes()));
             } else {
-                files.push((name, read_bounded(&path)?));
+                files.push((name, mode_of(&path)?, read_bounded(&path)?));
             }
         }
         Ok(())
