@@ -161,22 +161,39 @@ pub(crate) fn node_logs_and_exec() -> Result<()> {
 pub(crate) fn reboot() -> Result<()> {
     with_world(|world| {
         let kubectl = shared_cluster(world)?;
-        let machine = machine_of(world, SHARED, "worker")?;
-        let boot = |world: &World| -> Result<String> {
-            // The start time of the machine's first process tells one boot from the next.
-            world.run(&[
-                "node", "exec", &machine, "--", "stat", "-c", "%Z", "/proc/1",
-            ])
-        };
-        let before = boot(world)?;
-        // The command may be cut off by the reboot it causes.
-        world.output(&["node", "exec", &machine, "--", "systemctl", "reboot"])?;
-        until(
-            "the machine has booted again",
-            Duration::from_secs(60),
-            || Ok((boot(world)? != before).then_some(())),
-        )?;
-        healthy(&kubectl, 3)
+        for (role, unit) in [("worker", "kubelet"), ("control", "kube-apiserver")] {
+            let machine = machine_of(world, SHARED, role)?;
+            let boot = || -> Result<String> {
+                // The start time of the machine's first process, in clock ticks, tells one boot
+                // from the next (proc(5)).
+                let cut = ["cut", "-d", " ", "-f", "22", "/proc/1/stat"];
+                world.run(&[&["node", "exec", &machine, "--"], &cut[..]].concat())
+            };
+            let before = boot()?;
+            // The command may be cut off by the reboot it causes.
+            world.output(&["node", "exec", &machine, "--", "systemctl", "reboot"])?;
+            until(
+                "the machine has booted again",
+                Duration::from_secs(60),
+                || Ok((boot()? != before).then_some(())),
+            )?;
+            // Nobody tells it what to start: it knows.
+            until(&format!("{unit} runs"), Duration::from_secs(60), || {
+                world
+                    .run(&[
+                        "node",
+                        "exec",
+                        &machine,
+                        "--",
+                        "systemctl",
+                        "is-active",
+                        unit,
+                    ])
+                    .map(Some)
+            })?;
+            healthy(&kubectl, 3)?;
+        }
+        Ok(())
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -107,6 +107,8 @@ pub(crate) fn exec_logs_port_forward() -> Result<()> {
 /// A running `kubectl port-forward`; ended when dropped.
 struct Forward {
     child: Child,
+    /// Kept open: kubectl writes a line for each connection, and dies when nobody can read it.
+    _output: BufReader<ChildStdout>,
     port: u16,
 }
 
@@ -124,14 +126,19 @@ impl Forward {
             .context("cannot start kubectl port-forward")?;
         let mut line = String::new();
         let output = child.stdout.take().context("no standard output")?;
-        BufReader::new(output).read_line(&mut line)?;
+        let mut output = BufReader::new(output);
+        output.read_line(&mut line)?;
         // "Forwarding from 127.0.0.1:41234 -> 8080"
         let port = line
             .split("127.0.0.1:")
             .nth(1)
             .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
             .with_context(|| format!("no port in {line:?}"));
-        let mut forward = Forward { child, port: 0 };
+        let mut forward = Forward {
+            child,
+            _output: output,
+            port: 0,
+        };
         forward.port = port?;
         Ok(forward)
     }

@@ -19,8 +19,9 @@ use crate::store::{Commit, Expect, Kind, Token};
 
 /// One MiB.
 const MIB: u64 = 1 << 20;
-/// Root disk of a machine: images, logs and pods' scratch space.
-const ROOT_DISK_BYTES: u64 = 20 << 30;
+/// Root disk of a machine: logs, scratch space of pods, and images beyond those of the stemcell, which
+/// cost nothing. The least that is useful, since a provider that cannot limit it asks for it to be free.
+const ROOT_DISK_BYTES: u64 = 4 << 30;
 
 impl World {
     pub(super) async fn ensure_endpoint(
