@@ -26,9 +26,6 @@ pub struct Cluster {
     pub message: Option<String>,
     /// The task that works on it now.
     pub task: Option<TaskId>,
-    /// Whether the provider has its endpoint.
-    #[serde(default)]
-    pub endpoint_ready: bool,
     /// Digest of the add-ons that were applied last.
     #[serde(default)]
     #[schema(value_type = Option<String>)]

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::id::MachineName;
+use windlass_common::id::{DiskName, MachineName};
 
 use crate::model::{Action, Goal, Invariant, Plan, PlanStep, StepKey};
 use crate::planner::{Desired, DesiredMachine, DesiredState, Observed};
@@ -142,70 +142,19 @@ impl<'a> Checker<'a> {
     }
 
     fn step(&mut self, step: &'a PlanStep) {
+        let absent = self.plan.goal == Goal::Absent;
         match &step.action {
+            Action::EnsureEndpoint | Action::CreateDisk { .. } => {}
             Action::CreateMachine { machine } => self.create_machine(step, machine),
-            Action::AttachDisk { disk, machine } => {
-                let wanted = self
-                    .wanted(machine)
-                    .is_some_and(|m| m.disk.as_ref() == Some(disk));
-                let holder = self
-                    .observed
-                    .disks
-                    .get(disk)
-                    .and_then(|d| d.attached_to.as_ref());
-                let free = holder
-                    .is_none_or(|holder| holder == machine || self.deleted_before(step, holder));
-                if !wanted || !free {
-                    self.fail(
-                        &step.key,
-                        Invariant::OneIncarnation,
-                        "the disk is not this machine's",
-                    );
-                }
-                if !self.observed.disks.contains_key(disk) {
-                    self.needs(
-                        step,
-                        |a| matches!(a, Action::CreateDisk { disk: d, .. } if d == disk),
-                    );
-                }
-                self.needs_machine(step, machine);
-            }
+            Action::AttachDisk { disk, machine } => self.attach_disk(step, disk, machine),
             Action::AwaitAgent { machine } => self.needs_machine(step, machine),
-            Action::MountDisk { machine } | Action::Configure { machine } => {
-                self.needs_agent(step, machine);
-            }
-            Action::StartComponents { machine } => {
-                self.needs_agent(step, machine);
-                self.needs_if_planned(
-                    step,
-                    &Action::Configure {
-                        machine: machine.clone(),
-                    },
-                );
-                self.needs_if_planned(
-                    step,
-                    &Action::MountDisk {
-                        machine: machine.clone(),
-                    },
-                );
-            }
-            Action::AwaitControlPlane { machine } => {
-                self.needs_agent(step, machine);
-                self.needs_if_planned(
-                    step,
-                    &Action::StartComponents {
-                        machine: machine.clone(),
-                    },
-                );
-            }
+            Action::MountDisk { machine }
+            | Action::Configure { machine }
+            | Action::StartComponents { machine }
+            | Action::AwaitControlPlane { machine } => self.agent_step(step, machine),
             Action::AwaitNode { machine, .. } => {
                 self.needs_api(step);
-                self.needs_if_planned(
-                    step,
-                    &Action::StartComponents {
-                        machine: machine.clone(),
-                    },
-                );
+                self.needs_if_planned(step, &start(machine));
             }
             Action::ApplyAddons => self.needs_api(step),
             Action::DropNode { machine, .. } => {
@@ -220,23 +169,60 @@ impl<'a> Checker<'a> {
             }
             Action::DeleteMachine { machine } => self.delete_machine(step, machine),
             Action::DeleteDisk { disk } => self.delete_disk(step, disk),
-            Action::ForgetCluster => {
-                let others = self.plan.steps.len() - 1;
-                if self.plan.goal != Goal::Absent || self.ancestors[&step.key].len() != others {
-                    self.fail(
-                        &step.key,
-                        Invariant::OneIncarnation,
-                        "it is not the last step of a deletion",
-                    );
-                }
-            }
             Action::DeleteEndpoint => {
-                if self.plan.goal != Goal::Absent {
+                if !absent {
                     self.fail(&step.key, Invariant::StepEnds, "the cluster is to stay");
                 }
             }
-            Action::EnsureEndpoint | Action::CreateDisk { .. } => {}
+            Action::ForgetCluster => {
+                let last = self.ancestors[&step.key].len() == self.plan.steps.len() - 1;
+                if !(absent && last) {
+                    let problem = "it is not the last step of a deletion";
+                    self.fail(&step.key, Invariant::OneIncarnation, problem);
+                }
+            }
         }
+    }
+
+    /// A step that its machine's agent carries out, in the order that a machine needs.
+    fn agent_step(&mut self, step: &PlanStep, machine: &MachineName) {
+        self.needs_agent(step, machine);
+        let machine = machine.clone();
+        match &step.action {
+            Action::StartComponents { .. } => {
+                let configure = Action::Configure {
+                    machine: machine.clone(),
+                };
+                self.needs_if_planned(step, &configure);
+                self.needs_if_planned(step, &Action::MountDisk { machine });
+            }
+            Action::AwaitControlPlane { .. } => self.needs_if_planned(step, &start(&machine)),
+            _ => {}
+        }
+    }
+
+    fn attach_disk(&mut self, step: &PlanStep, disk: &DiskName, machine: &MachineName) {
+        let wanted = self
+            .wanted(machine)
+            .is_some_and(|m| m.disk.as_ref() == Some(disk));
+        let found = self.observed.disks.get(disk);
+        let holder = found.and_then(|found| found.attached_to.as_ref());
+        let free =
+            holder.is_none_or(|holder| holder == machine || self.deleted_before(step, holder));
+        if !wanted || !free {
+            self.fail(
+                &step.key,
+                Invariant::OneIncarnation,
+                "the disk is not this machine's",
+            );
+        }
+        if found.is_none() {
+            self.needs(
+                step,
+                |a| matches!(a, Action::CreateDisk { disk: d, .. } if d == disk),
+            );
+        }
+        self.needs_machine(step, machine);
     }
 
     fn create_machine(&mut self, step: &PlanStep, machine: &MachineName) {
@@ -287,7 +273,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn delete_disk(&mut self, step: &PlanStep, disk: &windlass_common::id::DiskName) {
+    fn delete_disk(&mut self, step: &PlanStep, disk: &DiskName) {
         let named = match &self.desired.state {
             DesiredState::Present { .. } => false,
             DesiredState::Absent { disks } => disks.contains(disk),
@@ -373,6 +359,12 @@ impl<'a> Checker<'a> {
 
     fn needs_api(&mut self, step: &PlanStep) {
         self.needs(step, |a| matches!(a, Action::AwaitControlPlane { .. }));
+    }
+}
+
+fn start(machine: &MachineName) -> Action {
+    Action::StartComponents {
+        machine: machine.clone(),
     }
 }
 

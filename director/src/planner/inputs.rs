@@ -1,15 +1,16 @@
 //! Makes the planner's inputs out of records and of what a provider shows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use serde_json::json;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 
 use super::{Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine};
-use crate::kubernetes::addons;
 use crate::kubernetes::facts::{ClusterFacts, Endpoint, HostTraits, Images, MachineFacts, Role};
+use crate::kubernetes::{API_PORT, addons};
 use crate::model::{Cluster, Machine, MachinePhase, MachineRole, StemcellRecord};
-use crate::provider::{DiskView, MachineView};
+use crate::provider::{DiskView, EndpointView, MachineView};
 
 /// What the renderers have to know about a cluster, out of its records.
 pub fn facts(
@@ -144,7 +145,9 @@ pub fn observe(
     machines: &[Machine],
     views: &[MachineView],
     disks: &[DiskView],
+    endpoints: &[EndpointView],
 ) -> Observed {
+    let endpoint = endpoints.iter().find(|view| view.cluster == *name);
     let records: BTreeMap<&MachineName, &Machine> = machines.iter().map(|m| (&m.name, m)).collect();
     let tagged = |view: &MachineView| {
         view.tags
@@ -175,7 +178,10 @@ pub fn observe(
         })
         .collect();
     Observed {
-        endpoint: cluster.is_some_and(|c| c.endpoint_ready),
+        endpoint: endpoint.is_some(),
+        endpoint_current: endpoint
+            .zip(cluster)
+            .is_some_and(|(view, cluster)| serves(view, cluster, machines)),
         machines: observed_machines,
         disks,
         addons: cluster.and_then(|c| c.addons),
@@ -185,6 +191,23 @@ pub fn observe(
 
 /// What a machine carries so that its cluster is known without records.
 pub const CLUSTER_TAG: &str = "windlass.cluster";
+
+/// Where the connections to a cluster's endpoint go: the API servers.
+pub fn backends(machines: &[Machine]) -> Vec<SocketAddr> {
+    machines
+        .iter()
+        .filter(|machine| machine.role.is_control_plane())
+        .map(|machine| SocketAddr::from((machine.address, API_PORT)))
+        .collect()
+}
+
+fn serves(view: &EndpointView, cluster: &Cluster, machines: &[Machine]) -> bool {
+    let set = |list: &[SocketAddr]| list.iter().copied().collect::<BTreeSet<_>>();
+    view.running
+        && view.address == cluster.endpoint.address
+        && view.port == cluster.endpoint.port
+        && set(&view.backends) == set(&backends(machines))
+}
 
 fn observe_machine(view: &MachineView, record: Option<&Machine>) -> Option<ObservedMachine> {
     // What the records say counts for the incarnation they were written about.

@@ -84,8 +84,10 @@ pub struct DesiredMachine {
 /// What there is of a cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// Whether the provider serves its endpoint as wanted.
+    /// Whether the provider has its endpoint.
     pub endpoint: bool,
+    /// Whether that endpoint runs as wanted.
+    pub endpoint_current: bool,
     /// Its machines, by name.
     pub machines: BTreeMap<MachineName, ObservedMachine>,
     /// Its persistent disks, by name.

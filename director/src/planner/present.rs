@@ -19,7 +19,7 @@ pub(super) fn plan(
         .find(|(_, machine)| machine.control_plane)
         .map(|(name, _)| name)
         .ok_or_else(|| PlanError::NoControlPlane(cluster.clone()))?;
-    if !observed.endpoint {
+    if !(observed.endpoint && observed.endpoint_current) {
         steps.add(
             endpoint_key(),
             Action::EnsureEndpoint,

@@ -63,7 +63,7 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
         DesiredState::Absent { .. } => panic!("nothing is made of an absent cluster"),
     };
     match action {
-        Action::EnsureEndpoint => observed.endpoint = true,
+        Action::EnsureEndpoint => (observed.endpoint, observed.endpoint_current) = (true, true),
         Action::CreateDisk { disk, .. } => {
             observed
                 .disks
@@ -447,7 +447,7 @@ fn observed_machine() -> impl Strategy<Value = (u32, bool, bool, u8, u8, bool)> 
 prop_compose! {
     /// Anything that a create or a replacement of workers can have left, also of workers not wanted now.
     fn observed_of()(
-        endpoint in any::<bool>(),
+        (endpoint, endpoint_current) in any::<(bool, bool)>(),
         machines in prop::collection::btree_map(0usize..12, observed_machine(), 0..10),
         disks in prop::collection::btree_map(0usize..5, any::<bool>(), 0..5),
         addons in 0u8..3,
@@ -485,7 +485,7 @@ prop_compose! {
                 (disk(&format!("c-cp-{i}-data")), ObservedDisk { attached_to })
             })
             .collect();
-        Observed { endpoint, machines, disks, addons: digest(addons, "addons"), records: true }
+        Observed { endpoint, endpoint_current, machines, disks, addons: digest(addons, "addons"), records: true }
     }
 }
 
@@ -510,7 +510,7 @@ proptest! {
         let DesiredState::Present { machines, addons, .. } = &desired.state else {
             panic!("it is present");
         };
-        prop_assert!(observed.endpoint && observed.addons == Some(*addons));
+        prop_assert!(observed.endpoint && observed.endpoint_current && observed.addons == Some(*addons));
         prop_assert_eq!(observed.machines.len(), machines.len());
         for (name, wanted) in machines {
             let found = &observed.machines[name];

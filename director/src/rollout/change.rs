@@ -26,8 +26,6 @@ pub enum RecordChange {
     NodeReady(MachineName),
     /// It is gone.
     MachineDeleted(MachineName),
-    /// Whether the provider serves the endpoint.
-    Endpoint(bool),
     /// These add-ons were applied.
     Addons(Digest),
     /// The cluster is no more; its records, addresses and secrets go.
@@ -48,12 +46,12 @@ pub(super) async fn apply(
     let mut owner: Option<Cluster> = None;
     for change in changes {
         match change {
-            RecordChange::Endpoint(_) | RecordChange::Addons(_) => {
+            RecordChange::Addons(digest) => {
                 if owner.is_none() {
                     owner = records.get(cluster.as_str()).await?;
                 }
                 if let Some(record) = &mut owner {
-                    change_cluster(record, change);
+                    record.addons = Some(*digest);
                 }
             }
             RecordChange::MachineCreated(name)
@@ -91,14 +89,6 @@ pub(super) async fn apply(
     Ok(())
 }
 
-fn change_cluster(record: &mut Cluster, change: &RecordChange) {
-    match change {
-        RecordChange::Endpoint(ready) => record.endpoint_ready = *ready,
-        RecordChange::Addons(digest) => record.addons = Some(*digest),
-        _ => {}
-    }
-}
-
 fn change_machine(record: &mut Machine, change: &RecordChange) {
     match change {
         RecordChange::MachineCreated(_) => {
@@ -123,7 +113,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
             record.phase = MachinePhase::Configured;
         }
         RecordChange::NodeReady(_) => record.phase = MachinePhase::Ready,
-        RecordChange::Endpoint(_) | RecordChange::Addons(_) | RecordChange::Forget => {}
+        RecordChange::Addons(_) | RecordChange::Forget => {}
     }
 }
 

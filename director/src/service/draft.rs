@@ -124,7 +124,6 @@ impl Inner {
                 phase: ClusterPhase::Creating,
                 message: None,
                 task: None,
-                endpoint_ready: false,
                 addons: None,
                 revision: Revision(0),
                 created_at: now,

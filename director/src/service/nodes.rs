@@ -80,11 +80,12 @@ impl Inner {
         let (events, receiver) = mpsc::channel(QUEUE);
         let (sender, mut progress) = mpsc::channel::<Progress>(QUEUE);
         let agents = self.world.agents.clone();
+        let output = events.clone();
         tokio::spawn(async move {
             let call = agents.run_step(&machine.name, machine.incarnation, request, sender);
-            let forward = async {
+            let forward = async move {
                 while let Some(progress) = progress.recv().await {
-                    if events.send(NodeEvent::Progress(progress)).await.is_err() {
+                    if output.send(NodeEvent::Progress(progress)).await.is_err() {
                         break; // nobody reads: the step goes on
                     }
                 }

@@ -192,31 +192,6 @@ impl Records {
         self.store.commit(commit.writes).await
     }
 
-    /// Reads a record, changes it and writes it back, again while others change it too. `None` when there
-    /// is no such record.
-    pub async fn update<T: Record>(
-        &self,
-        name: &str,
-        mut change: impl FnMut(&mut T),
-    ) -> Result<Option<T>, StoreError> {
-        loop {
-            let Some(mut record) = self.get::<T>(name).await? else {
-                return Ok(None);
-            };
-            change(&mut record);
-            let mut commit = Commit::default();
-            commit.put(&record)?;
-            match self.commit(commit).await {
-                Ok(revision) => {
-                    record.set_revision(revision);
-                    return Ok(Some(record));
-                }
-                Err(StoreError::Conflict { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     /// Adds a line to the audit log with `commit`, so that what is done and what is logged agree.
     pub fn audit(
         &self,

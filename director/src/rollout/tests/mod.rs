@@ -261,7 +261,6 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
         phase: ClusterPhase::Creating,
         message: None,
         task: None,
-        endpoint_ready: false,
         addons: None,
         revision: Revision(0),
         created_at: Timestamp::now(),

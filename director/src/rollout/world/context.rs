@@ -87,9 +87,10 @@ impl World {
         let views = self.provider.machines().await.map_err(of)?;
         let disks = self.provider.disks().await.map_err(of)?;
         let endpoints = self.provider.endpoints().await.map_err(of)?;
-        let mut observed = inputs::observe(cluster.as_ref(), name, &machines, &views, &disks);
-        observed.endpoint = endpoints.iter().any(|view| view.cluster == *name);
-        Ok(observed)
+        let cluster = cluster.as_ref();
+        Ok(inputs::observe(
+            cluster, name, &machines, &views, &disks, &endpoints,
+        ))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Steps that ask the provider: machines, disks and the endpoint.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, DiskName, MachineName};
@@ -10,10 +9,9 @@ use windlass_common::settings::Settings;
 
 use super::context::ClusterContext;
 use super::{Done, EffectError, RecordChange, World};
-use crate::kubernetes::API_PORT;
 use crate::model::{Machine, Timestamp};
 use crate::pki::EnrollmentToken;
-use crate::planner::inputs::CLUSTER_TAG;
+use crate::planner::inputs::{self, CLUSTER_TAG};
 use crate::provider::{EndpointRequest, MachineRequest, MachineSize, ProviderError};
 use crate::store::{Commit, Expect, Kind, Token};
 
@@ -29,12 +27,7 @@ impl World {
         context: &ClusterContext,
     ) -> Result<Done, EffectError> {
         let endpoint = &context.cluster.endpoint;
-        let backends = context
-            .machines
-            .iter()
-            .filter(|machine| machine.role.is_control_plane())
-            .map(|machine| SocketAddr::from((machine.address, API_PORT)))
-            .collect();
+        let backends = inputs::backends(&context.machines);
         let request = EndpointRequest {
             cluster: context.cluster.spec.name.clone(),
             address: endpoint.address,
@@ -47,7 +40,7 @@ impl World {
                 "endpoint answers at {}:{}",
                 view.address, view.port
             )],
-            records: vec![RecordChange::Endpoint(true)],
+            records: Vec::new(),
         })
     }
 
@@ -166,7 +159,7 @@ impl World {
         self.provider.delete_endpoint(cluster).await?;
         Ok(Done {
             changes: vec!["the endpoint is gone".to_owned()],
-            records: vec![RecordChange::Endpoint(false)],
+            records: Vec::new(),
         })
     }
 }

@@ -22,6 +22,7 @@ mod registry;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch};
 
 use super::{Done, EffectError, Effects, RecordChange, StepOrder};
@@ -74,41 +75,28 @@ pub struct Birth {
 impl Effects for World {
     fn perform(&self, order: StepOrder) -> BoxFuture<'_, Result<Done, EffectError>> {
         Box::pin(async move {
-            if order.action == Action::ForgetCluster {
-                self.kubernetes.forget(&order.cluster);
-                return Ok(Done {
-                    changes: vec![format!("forgot cluster {}", order.cluster)],
-                    records: vec![RecordChange::Forget],
-                });
-            }
-            let context = self.context(&order.cluster).await?;
             match &order.action {
-                Action::EnsureEndpoint => self.ensure_endpoint(&context).await,
-                Action::CreateDisk { disk, machine } => {
-                    self.create_disk(&context, disk, machine).await
-                }
-                Action::CreateMachine { machine } => self.create_machine(&context, machine).await,
+                // What removes or only looks at the provider needs nothing of the cluster's secrets or
+                // stemcell, and has to work without them.
                 Action::AttachDisk { disk, machine } => self.attach_disk(disk, machine).await,
-                Action::AwaitAgent { machine } => {
-                    self.await_agent(&context, machine, order.limit).await
-                }
-                Action::MountDisk { machine } => self.mount_disk(&context, machine, &order).await,
-                Action::Configure { machine } => self.configure(&context, machine, &order).await,
-                Action::StartComponents { machine } => self.start(&context, machine, &order).await,
-                Action::AwaitControlPlane { machine } => {
-                    self.await_control_plane(&context, machine, &order).await
-                }
-                Action::ApplyAddons => self.kubernetes.apply_addons(&context).await,
-                Action::AwaitNode { machine, .. } => {
-                    self.kubernetes
-                        .await_node(&context, machine, order.limit)
-                        .await
-                }
-                Action::DropNode { node, .. } => self.kubernetes.drop_node(&context, node).await,
                 Action::DeleteMachine { machine } => self.delete_machine(machine).await,
                 Action::DeleteDisk { disk } => self.delete_disk(disk).await,
                 Action::DeleteEndpoint => self.delete_endpoint(&order.cluster).await,
-                Action::ForgetCluster => Ok(Done::default()),
+                Action::ForgetCluster => Ok(self.forget(&order.cluster)),
+                Action::EnsureEndpoint
+                | Action::CreateDisk { .. }
+                | Action::CreateMachine { .. }
+                | Action::AwaitAgent { .. }
+                | Action::MountDisk { .. }
+                | Action::Configure { .. }
+                | Action::StartComponents { .. }
+                | Action::AwaitControlPlane { .. }
+                | Action::ApplyAddons
+                | Action::AwaitNode { .. }
+                | Action::DropNode { .. } => {
+                    let context = self.context(&order.cluster).await?;
+                    self.perform_on(&context, &order).await
+                }
             }
         })
     }
@@ -129,6 +117,51 @@ impl Effects for World {
     }
 }
 
+impl World {
+    /// A step that has to know its cluster.
+    async fn perform_on(
+        &self,
+        context: &ClusterContext,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        match &order.action {
+            Action::EnsureEndpoint => self.ensure_endpoint(context).await,
+            Action::CreateDisk { disk, machine } => self.create_disk(context, disk, machine).await,
+            Action::CreateMachine { machine } => self.create_machine(context, machine).await,
+            Action::AwaitAgent { machine } => self.await_agent(context, machine, order.limit).await,
+            Action::MountDisk { machine } => self.mount_disk(context, machine, order).await,
+            Action::Configure { machine } => self.configure(context, machine, order).await,
+            Action::StartComponents { machine } => self.start(context, machine, order).await,
+            Action::AwaitControlPlane { machine } => {
+                self.await_control_plane(context, machine, order).await
+            }
+            Action::ApplyAddons => self.kubernetes.apply_addons(context).await,
+            Action::AwaitNode { machine, .. } => {
+                self.kubernetes
+                    .await_node(context, machine, order.limit)
+                    .await
+            }
+            Action::DropNode { node, .. } => self.kubernetes.drop_node(context, node).await,
+            Action::AttachDisk { .. }
+            | Action::DeleteMachine { .. }
+            | Action::DeleteDisk { .. }
+            | Action::DeleteEndpoint
+            | Action::ForgetCluster => Err(EffectError::new(
+                ErrorClass::Bug,
+                format!("{} is no step on a cluster", order.action.name()),
+            )),
+        }
+    }
+
+    fn forget(&self, cluster: &ClusterName) -> Done {
+        self.kubernetes.forget(cluster);
+        Done {
+            changes: vec![format!("forgot cluster {cluster}")],
+            records: vec![RecordChange::Forget],
+        }
+    }
+}
+
 /// Refuses a plan that breaks an invariant.
 pub(crate) fn check(
     plan: &Plan,
@@ -137,7 +170,7 @@ pub(crate) fn check(
 ) -> Result<(), EffectError> {
     crate::plan::check(plan, desired, observed).map_err(|violations| {
         EffectError::new(
-            windlass_common::error::ErrorClass::Bug,
+            ErrorClass::Bug,
             violations
                 .iter()
                 .map(ToString::to_string)
