@@ -4,7 +4,7 @@
 //! * Everything here is applied with server-side apply and can be applied again at any time.
 //! * [`bootstrap_objects`] needs rights that the director does not keep; it is applied with
 //!   [`super::pki::bootstrap_identity`]. What the director itself maintains is
-//!   [`maintained_objects`], and [`rbac`]'s rules allow exactly that.
+//!   [`maintained_objects`], and `rbac`'s rules allow exactly that.
 //! * Nothing here waits for `/readyz`: the bootstrap identity is in `system:masters`, which needs no
 //!   role, so the objects can be applied as soon as an API server takes connections.
 //! * Nothing is pulled from a registry: images are part of the stemcell.

@@ -7,7 +7,7 @@
 //!
 //! # Invariants
 //! * Same input, same bytes; files are ordered by path.
-//! * A unit's digest ([`UnitGoal::configuration`]) covers what it reads only at start: flags,
+//! * A unit's digest ([`windlass_common::step::UnitGoal::configuration`]) covers what it reads only at start: flags,
 //!   configuration and authorities, and not leaf certificates, which all components read again by
 //!   themselves. Issuing a certificate anew restarts nothing.
 //! * A worker gets no control-plane file.

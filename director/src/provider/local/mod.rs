@@ -5,8 +5,8 @@
 //! hypervisor; an [`endpoint`] process for each cluster spreads API connections. Both outlive the director.
 //!
 //! # Invariants
-//! * Everything on the host carries the provider's name ([`layout`]); providers of different names share
-//!   nothing but the host's own settings ([`host`]), and never touch one another's.
+//! * Everything on the host carries the provider's name (`layout`); providers of different names share
+//!   nothing but the host's own settings (`host`), and never touch one another's.
 //! * One [`LocalProvider`] at a time works on one data directory; the director's own lock ensures it.
 //! * Operations on one machine follow one another, those on different machines run in parallel.
 //! * Nothing a machine can write is trusted with a path of the host.
