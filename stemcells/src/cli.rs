@@ -66,7 +66,7 @@ pub struct PlaceArgs {
     /// Where parts are kept [default: ~/.cache/windlass]
     #[arg(long, env = "WINDLASS_CACHE", value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Where stemcells are [default: <cache>/stemcells]
+    /// Where stemcells are [default: CACHE/stemcells]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
 }
@@ -132,7 +132,7 @@ pub struct BuildArgs {
     /// Leave the agent out: the result boots, but no director can use it
     #[arg(long, conflicts_with = "agent")]
     without_agent: bool,
-    /// The signing key, made if it is not there [default: <cache>/keys/stemcell.key]
+    /// The signing key, made if it is not there [default: CACHE/keys/stemcell.key]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     #[command(flatten)]

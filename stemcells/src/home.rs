@@ -102,7 +102,7 @@ impl Home {
     }
 }
 
-/// Reads a file of definitions, within [`FILE_BYTES_MAX`].
+/// Reads a file of definitions, within its limit.
 pub fn read_bounded(path: &Path) -> Result<Vec<u8>, HomeError> {
     let fail = |source| HomeError::Read {
         path: path.to_owned(),

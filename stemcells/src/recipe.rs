@@ -1,6 +1,6 @@
 //! Recipes: what a line of stemcells consists of, apart from digests (those are in the lock).
 //!
-//! A recipe is read as it is ([`RawRecipe`]), checked against the definitions of components, and
+//! A recipe is read as it is (`RawRecipe`), checked against the definitions of components, and
 //! becomes a [`Recipe`] whose references all lead somewhere. All faults are reported together.
 
 use std::collections::{BTreeMap, BTreeSet};
