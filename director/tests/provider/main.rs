@@ -74,7 +74,10 @@ fn helper(verb: &str, arguments: &[String]) -> anyhow::Result<()> {
         dir: dir.into(),
         name: name.clone(),
         cidr: cidr.parse()?,
-        director_exe: std::env::current_exe()?,
+        director_exe: match std::env::var_os("TEST_DIRECTOR") {
+            Some(program) => program.into(),
+            None => std::env::current_exe()?,
+        },
         runc: std::env::var("TEST_RUNC")
             .unwrap_or("runc".to_owned())
             .into(),

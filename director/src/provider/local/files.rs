@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,17 +29,9 @@ impl<T, E: Into<io::Error>> What<T> for Result<T, E> {
 
 /// Replaces `path` by `bytes`: temporary file, fsync, rename, fsync of the directory.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), ProviderError> {
-    let temporary = path.with_extension("tmp");
     let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.set_permissions(Permissions::from_mode(mode))?; // whatever the umask
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        let temporary = write_temporary(path, bytes, mode)?;
+        File::open(&temporary)?.sync_all()?;
         fs::rename(&temporary, path)?;
         let parent = path.parent().unwrap_or(Path::new("/"));
         File::open(parent)?.sync_all()
@@ -47,11 +39,50 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), P
     write().what(|| format!("cannot write {}", path.display()))
 }
 
+/// Replaces `path` by `bytes`, whole for every reader and after every crash of a process, but not after a
+/// power cut. For what is written again after one, and for what [`sync_all`] makes durable with others.
+pub(crate) fn write_quick(path: &Path, bytes: &[u8], mode: u32) -> Result<(), ProviderError> {
+    let write = || fs::rename(write_temporary(path, bytes, mode)?, path);
+    write().what(|| format!("cannot write {}", path.display()))
+}
+
+fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> io::Result<PathBuf> {
+    let temporary = path.with_extension("tmp");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)?;
+    file.set_permissions(Permissions::from_mode(mode))?; // whatever the umask
+    file.write_all(bytes)?;
+    Ok(temporary)
+}
+
+/// Makes the content of files durable that were written one after the other: the first waits for the
+/// disk's journal, the others find it written.
+pub(crate) fn sync_all(paths: &[PathBuf]) -> Result<(), ProviderError> {
+    for path in paths {
+        File::open(path)
+            .and_then(|file| file.sync_all())
+            .what(|| format!("cannot sync {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn json<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, ProviderError> {
+    serde_json::to_vec_pretty(value)
+        .map_err(|e| ProviderError::Bug(format!("{} does not serialise: {e}", path.display())))
+}
+
 /// [`write_atomic`] of a value as JSON.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ProviderError> {
-    let bytes = serde_json::to_vec_pretty(value)
-        .map_err(|e| ProviderError::Bug(format!("{} does not serialise: {e}", path.display())))?;
-    write_atomic(path, &bytes, 0o600)
+    write_atomic(path, &json(path, value)?, 0o600)
+}
+
+/// [`write_quick`] of a value as JSON.
+pub(crate) fn write_json_quick<T: Serialize>(path: &Path, value: &T) -> Result<(), ProviderError> {
+    write_quick(path, &json(path, value)?, 0o600)
 }
 
 /// The content of a small file; `None` if there is no such file.

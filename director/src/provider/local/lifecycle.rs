@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::cgroup::Hierarchies;
 use super::disk;
-use super::files::{What, make_dir, remove_file, remove_tree, write_atomic};
+use super::files::{What, make_dir, remove_file, remove_tree, write_quick};
 use super::network;
 use super::oci;
 use super::process::tail;
@@ -43,7 +43,7 @@ pub(crate) fn boot(record: &Record) -> Result<(i32, PidFd), ProviderError> {
     }
     write_config(record, &netns, &devices)?;
     let boots = boots(&dir) + 1;
-    write_atomic(&dir.boots(), format!("{boots}\n").as_bytes(), 0o600)?;
+    write_quick(&dir.boots(), format!("{boots}\n").as_bytes(), 0o600)?;
     run_container(record)?;
     record.init().ok_or_else(|| ProviderError::Tool {
         tool: record.runc.display().to_string(),

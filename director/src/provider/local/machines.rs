@@ -59,7 +59,7 @@ impl Inner {
             self.ensure_host(|| {
                 make_dir(&self.layout.machines(), 0o700)?;
                 make_dir(dir.path(), 0o700)?;
-                record.save()
+                record.announce()
             })?;
             rootfs::prepare(&record, &request.settings)?;
             want_power(&dir, Power::Running)?;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use windlass_common::id::{Incarnation, MachineName, NodeName};
 
 use super::cgroup::Hierarchies;
-use super::files::{What, read_json, read_small, write_atomic, write_json};
+use super::files::{What, read_json, read_small, write_atomic, write_json, write_json_quick};
 use super::layout::{Layout, MachineDir};
 use super::rootfs::Seed;
 use super::sys::PidFd;
@@ -69,6 +69,12 @@ impl Record {
     /// Reads the record of a machine; `None` if there is none.
     pub(crate) fn load(dir: &MachineDir) -> Result<Option<Record>, ProviderError> {
         read_json(&dir.record())
+    }
+
+    /// Writes down that the machine is about to exist. After a power cut there may be an empty directory
+    /// instead, which counts as half made just as well.
+    pub(crate) fn announce(&self) -> Result<(), ProviderError> {
+        write_json_quick(&self.dir().record(), self)
     }
 
     /// Writes it down.

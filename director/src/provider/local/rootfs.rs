@@ -8,6 +8,8 @@
 //!
 //! # Invariants
 //! * The stemcell is never written to, nor hard-linked from: a machine cannot reach another through it.
+//! * The machine's own files are durable when [`prepare`] returns; copies of seeds are not. A machine that
+//!   is made just before a power cut may have to be made again.
 //! * Everything here may be repeated; [`prepare`] starts from an empty directory.
 
 use std::collections::BTreeSet;
@@ -20,7 +22,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use serde::{Deserialize, Serialize};
 
-use super::files::{What, make_dir, make_dir_exact, read_small, write_atomic};
+use super::files::{What, make_dir, make_dir_exact, read_small, sync_all, write_quick};
 use super::record::Record;
 use crate::provider::ProviderError;
 
@@ -123,9 +125,10 @@ pub(crate) fn prepare(record: &Record, settings: &[u8]) -> Result<(), ProviderEr
         make_dir_exact(&path, 0o755)?;
     }
     let rootfs = record.stemcell.join("rootfs");
-    let upper = Upper {
+    let mut upper = Upper {
         upper: dir.upper(),
         lower: rootfs.clone(),
+        written: Vec::new(),
     };
     upper.file(
         "etc/hostname",
@@ -149,17 +152,18 @@ pub(crate) fn prepare(record: &Record, settings: &[u8]) -> Result<(), ProviderEr
         let read_only: BTreeSet<&Path> = seed.read_only.iter().map(PathBuf::as_path).collect();
         copy_seed(&from, &to, &read_only)?;
     }
-    Ok(())
+    sync_all(&upper.written)
 }
 
 /// Writes into an upper layer, with the directories on the way as the lower layer has them.
 struct Upper {
     upper: PathBuf,
     lower: PathBuf,
+    written: Vec<PathBuf>,
 }
 
 impl Upper {
-    fn file(&self, relative: &str, bytes: &[u8], mode: u32) -> Result<(), ProviderError> {
+    fn file(&mut self, relative: &str, bytes: &[u8], mode: u32) -> Result<(), ProviderError> {
         let path = self.upper.join(relative);
         let mut walked = PathBuf::new();
         for part in Path::new(relative)
@@ -181,7 +185,9 @@ impl Upper {
             };
             make_dir_exact(&self.upper.join(&walked), mode)?;
         }
-        write_atomic(&path, bytes, mode)
+        write_quick(&path, bytes, mode)?;
+        self.written.push(path);
+        Ok(())
     }
 }
 
