@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! * A change of a unit is published at once, usage when it moved noticeably, and all of it once in
-//!   [`REPORT_AGE_MAX`], so that a report's age says something.
+//!   30 s, so that a report's age says something.
 //! * A heartbeat costs no system call beyond the clock: it repeats what was last seen.
 //!
 //! # Not here

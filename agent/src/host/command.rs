@@ -46,6 +46,7 @@ impl Running {
             .args(arguments)
             .env_clear()
             .env("PATH", PATH)
+            .env("HOME", "/root")
             .env("LC_ALL", "C.UTF-8")
             .stdin(input)
             .stdout(Stdio::piped())

@@ -266,7 +266,7 @@ impl Tree {
     ) -> Result<(), TreeError> {
         let staged = self.stage(path, attributes, |file| io::Write::write_all(file, content))?;
         staged.sync()?;
-        let parent = staged.publish()?;
+        let (_, parent) = staged.publish()?;
         fsync(&parent).map_err(failed("sync the directory of", path))
     }
 
@@ -378,9 +378,9 @@ impl Staged {
         self.file.sync_all().map_err(failed_io("sync", &self.path))
     }
 
-    /// Gives the file its name and returns the directory, which the caller syncs with
-    /// [`sync_directory`] (once for many files).
-    pub fn publish(self) -> Result<OwnedFd, TreeError> {
+    /// Gives the file its name and returns the directory and which one it is (device and inode); the
+    /// caller syncs it with [`sync_directory`], once for many files.
+    pub fn publish(self) -> Result<((u64, u64), OwnedFd), TreeError> {
         let temporary = temporary_name(&self.name);
         renameat(
             &self.parent,
@@ -389,7 +389,8 @@ impl Staged {
             self.name.as_str(),
         )
         .map_err(failed("rename a file to", &self.path))?;
-        Ok(self.parent)
+        let stat = fstat(&self.parent).map_err(failed("look at the directory of", &self.path))?;
+        Ok(((stat.st_dev, stat.st_ino), self.parent))
     }
 
     /// Removes the staged file.

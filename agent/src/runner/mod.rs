@@ -5,7 +5,7 @@
 //!   step begins.
 //! * A step's begin is on disk before its effect, its end before its result is returned.
 //! * A step that cannot be repeated runs at most once, whatever is sent how often.
-//! * Two steps never touch the same thing at once ([`locks`]).
+//! * Two steps never touch the same thing at once (`locks`).
 //! * Every step ends by its deadline.
 //!
 //! # After a crash

@@ -129,3 +129,68 @@ pub fn read(host: &Host, sources: &[Source]) -> Result<Settings, SettingsError> 
         looked_at: places.join(", "),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const GOOD: &str = r#"{"director_id": "director", "directors": ["10.0.0.1:7443"],
+        "ca_digest": "sha256:1111111111111111111111111111111111111111111111111111111111111111",
+        "token": "hunter2", "cluster": "demo", "machine": "demo-cp-0", "incarnation": 3}"#;
+
+    /// The machine's name, or the beginning of the error.
+    fn found(files: &[(&str, &str)]) -> String {
+        let root = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = root.path().join(path.trim_start_matches('/'));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        match read(&Host::open(root.path()).unwrap(), &sources()) {
+            Ok(settings) => settings.machine.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_first_source_that_is_there_decides() {
+        let other = GOOD.replace("demo-cp-0", "other");
+        let extra = GOOD.replace("\"cluster\"", "\"cloud\": 1, \"cluster\"");
+        let (file, nocloud) = (SETTINGS_PATH, NOCLOUD_USER_DATA);
+        let broken = format!("{file} does not hold settings of a machine");
+        let nowhere = format!(
+            "no settings were found, looked at {file}, {nocloud}; the provider has to put them there"
+        );
+        #[rustfmt::skip] // one case per line, so that a missing one shows
+        let cases: [(&[(&str, &str)], &str); 7] = [
+            (&[(file, GOOD)], "demo-cp-0"),
+            (&[(nocloud, GOOD)], "demo-cp-0"),
+            (&[(file, GOOD), (nocloud, &other)], "demo-cp-0"),
+            (&[(file, "{"), (nocloud, GOOD)], &broken),
+            (&[(file, &extra)], &broken),
+            (&[(nocloud, "#cloud-config\nusers: []\n")], &nowhere),
+            (&[], &nowhere),
+        ];
+        for (files, want) in cases {
+            assert_eq!(found(files), want, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_in_no_error() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(SETTINGS_PATH.trim_start_matches('/'));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let host = Host::open(root.path()).unwrap();
+        for broken in [
+            GOOD.replace("\"demo\"", "\"DEMO\""),
+            GOOD.replace("3}", "-3}"),
+        ] {
+            fs::write(&path, broken).unwrap();
+            let error = read(&host, &sources()).unwrap_err();
+            let text = format!("{error:?} {}", windlass_common::error::ErrorChain(&error));
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+}

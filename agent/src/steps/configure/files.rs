@@ -1,7 +1,9 @@
 //! Files of a `configure` step.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::panic::resume_unwind;
 
 use windlass_common::id::{Digest, Hasher};
 use windlass_common::limits::CHUNK_BYTES;
@@ -14,6 +16,9 @@ use crate::host::tree::{Attributes, Found, Staged, TreeError, sync_directory};
 
 /// Longest old content that a diff is made with, in bytes.
 const DIFF_BYTES_MAX: u64 = 256 << 10;
+
+/// Threads that wait for the disk at once.
+const SYNCS_AT_ONCE: usize = 4;
 
 /// What has to be done about one file.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,19 +49,18 @@ pub(super) fn converge(host: &Host, run: &Run, files: &[FileSpec]) -> Result<(),
             },
         }
     }
-    for (_, _, file) in &staged {
-        file.sync()?;
-    }
-    let mut directories = Vec::new();
+    sync_all(&staged.iter().map(|(_, _, file)| file).collect::<Vec<_>>())?;
+    let mut directories = BTreeMap::new();
     let mut written = Vec::new();
     for (spec, old, file) in staged {
-        directories.push(file.publish()?);
+        let (identity, directory) = file.publish()?;
+        directories.insert(identity, directory);
         for line in show(spec, old.as_deref()) {
             run.changed(line);
         }
         written.push(spec);
     }
-    for directory in &directories {
+    for directory in directories.values() {
         sync_directory(directory)?;
     }
     for spec in written {
@@ -66,6 +70,21 @@ pub(super) fn converge(host: &Host, run: &Run, files: &[FileSpec]) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Makes all contents durable, a few at a time: a journaling file system commits those together.
+fn sync_all(files: &[&Staged]) -> Result<(), TreeError> {
+    let share = files.len().div_ceil(SYNCS_AT_ONCE).max(1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = files
+            .chunks(share)
+            .map(|files| scope.spawn(|| files.iter().try_for_each(|file| file.sync())))
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            // A panic there is ours here.
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    })
 }
 
 fn attributes(spec: &FileSpec) -> Attributes {
