@@ -49,21 +49,26 @@ pub(super) struct CredentialsBody {
 }
 
 /// All clusters, by name.
-#[utoipa::path(get, path = "/v1/clusters", tag = "clusters",
-    responses((status = 200, body = List<Cluster>), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/clusters", operation_id = "listClusters",
+    tag = "clusters",
+    responses((status = 200, body = List<Cluster>),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<List<Cluster>>, Problem> {
     let items = state.director.clusters().await?;
     Ok(Json(List { items }))
 }
 
 /// Order a cluster, or go on with one of the same spec whose task failed. JSON or YAML.
-#[utoipa::path(post, path = "/v1/clusters", tag = "clusters", params(CreateQuery),
-    request_body = RawClusterSpec,
+#[utoipa::path(post, path = "/v1/clusters", operation_id = "createCluster",
+    tag = "clusters", params(CreateQuery),
+    request_body(
+        content((RawClusterSpec = "application/json"), (RawClusterSpec = "application/yaml"))),
     responses(
         (status = 202, description = "Ordered; the task that makes it", body = Task),
         (status = 200, description = "With dry_run: what would be done", body = Plan),
-        (status = 422, description = "Every fault of the input", body = Problem),
-        (status = "default", body = Problem)))]
+        (status = 422, description = "Every fault of the input", body = Problem,
+            content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn create(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
@@ -84,8 +89,11 @@ pub(super) async fn create(
 }
 
 /// One cluster.
-#[utoipa::path(get, path = "/v1/clusters/{name}", tag = "clusters", params(("name" = String, Path)),
-    responses((status = 200, body = Cluster), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/clusters/{name}", operation_id = "getCluster",
+    tag = "clusters",
+    params(("name" = String, Path)),
+    responses((status = 200, body = Cluster),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn show(
     State(state): State<ApiState>,
     Name(name): Name<ClusterName>,
@@ -94,12 +102,13 @@ pub(super) async fn show(
 }
 
 /// Order the deletion of a cluster with its disks.
-#[utoipa::path(delete, path = "/v1/clusters/{name}", tag = "clusters",
+#[utoipa::path(delete, path = "/v1/clusters/{name}", operation_id = "deleteCluster",
+    tag = "clusters",
     params(("name" = String, Path), DeleteQuery),
     responses(
         (status = 202, description = "Ordered; the task that deletes it", body = Task),
         (status = 200, description = "With dry_run: what would be done", body = Plan),
-        (status = "default", body = Problem)))]
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn delete(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
@@ -119,9 +128,11 @@ pub(super) async fn delete(
 }
 
 /// A kubeconfig for the caller.
-#[utoipa::path(post, path = "/v1/clusters/{name}/credentials", tag = "clusters",
+#[utoipa::path(post, path = "/v1/clusters/{name}/credentials", operation_id = "createClusterCredentials",
+    tag = "clusters",
     params(("name" = String, Path)),
-    responses((status = 200, body = CredentialsBody), (status = "default", body = Problem)))]
+    responses((status = 200, body = CredentialsBody),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn credentials(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,

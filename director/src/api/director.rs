@@ -23,7 +23,8 @@ pub struct Health {
 }
 
 /// Whether the director serves requests.
-#[utoipa::path(get, path = "/v1/health", tag = "director", responses((status = 200, body = Health)))]
+#[utoipa::path(get, path = "/v1/health", operation_id = "getHealth",
+    tag = "director", responses((status = 200, body = Health)))]
 pub(super) async fn health() -> Json<Health> {
     Json(Health {
         status: "ok".to_owned(),
@@ -33,15 +34,19 @@ pub(super) async fn health() -> Json<Health> {
 }
 
 /// What the director says about itself.
-#[utoipa::path(get, path = "/v1/status", tag = "director",
-    responses((status = 200, body = DirectorStatus), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/status", operation_id = "getStatus",
+    tag = "director",
+    responses((status = 200, body = DirectorStatus),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<DirectorStatus>, Problem> {
     Ok(Json(state.director.status().await?))
 }
 
 /// Stemcells whose signature was verified.
-#[utoipa::path(get, path = "/v1/stemcells", tag = "director",
-    responses((status = 200, body = List<StemcellRecord>), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/stemcells", operation_id = "listStemcells",
+    tag = "director",
+    responses((status = 200, body = List<StemcellRecord>),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn stemcells(
     State(state): State<ApiState>,
 ) -> Result<Json<List<StemcellRecord>>, Problem> {
@@ -60,8 +65,10 @@ pub(super) struct AuditQuery {
 }
 
 /// The audit log, newest first.
-#[utoipa::path(get, path = "/v1/audit", tag = "director", params(AuditQuery),
-    responses((status = 200, body = List<AuditEntry>), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/audit", operation_id = "listAuditEntries",
+    tag = "director", params(AuditQuery),
+    responses((status = 200, body = List<AuditEntry>),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn audit(
     State(state): State<ApiState>,
     Query(query): Query<AuditQuery>,

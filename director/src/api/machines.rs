@@ -97,8 +97,10 @@ pub enum Source {
 }
 
 /// Machines with their agents' state, by name.
-#[utoipa::path(get, path = "/v1/machines", tag = "machines", params(MachineQuery),
-    responses((status = 200, body = List<MachineView>), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/machines", operation_id = "listMachines",
+    tag = "machines", params(MachineQuery),
+    responses((status = 200, body = List<MachineView>),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn list(
     State(state): State<ApiState>,
     Query(query): Query<MachineQuery>,
@@ -117,8 +119,11 @@ pub(super) async fn list(
 }
 
 /// One machine.
-#[utoipa::path(get, path = "/v1/machines/{name}", tag = "machines", params(("name" = String, Path)),
-    responses((status = 200, body = MachineView), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/machines/{name}", operation_id = "getMachine",
+    tag = "machines",
+    params(("name" = String, Path)),
+    responses((status = 200, body = MachineView),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn show(
     State(state): State<ApiState>,
     Name(name): Name<MachineName>,
@@ -127,10 +132,11 @@ pub(super) async fn show(
 }
 
 /// Logs of a machine: a stream of JSON lines.
-#[utoipa::path(get, path = "/v1/machines/{name}/logs", tag = "machines",
+#[utoipa::path(get, path = "/v1/machines/{name}/logs", operation_id = "getMachineLogs",
+    tag = "machines",
     params(("name" = String, Path), LogsQuery),
     responses((status = 200, body = NodeOutput, content_type = "application/x-ndjson"),
-        (status = "default", body = Problem)))]
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn logs(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
@@ -171,10 +177,11 @@ pub(super) async fn logs(
 }
 
 /// Run a command on a machine as root, at most once; audited. Answers with a stream of JSON lines.
-#[utoipa::path(post, path = "/v1/machines/{name}/exec", tag = "machines",
+#[utoipa::path(post, path = "/v1/machines/{name}/exec", operation_id = "execOnMachine",
+    tag = "machines",
     params(("name" = String, Path)), request_body = ExecRequest,
     responses((status = 200, body = NodeOutput, content_type = "application/x-ndjson"),
-        (status = "default", body = Problem)))]
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn exec(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,

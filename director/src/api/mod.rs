@@ -22,6 +22,8 @@ mod problem;
 mod serve;
 mod stream;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use axum::extract::Request;
 use axum::http::Method;

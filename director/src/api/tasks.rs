@@ -12,16 +12,19 @@ use super::{ApiState, List};
 use crate::model::{Caller, Task, TaskEvent, TaskId};
 
 /// All tasks, newest first.
-#[utoipa::path(get, path = "/v1/tasks", tag = "tasks",
-    responses((status = 200, body = List<Task>), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/tasks", operation_id = "listTasks", tag = "tasks",
+    responses((status = 200, body = List<Task>),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<List<Task>>, Problem> {
     let items = state.director.tasks().await?;
     Ok(Json(List { items }))
 }
 
 /// One task.
-#[utoipa::path(get, path = "/v1/tasks/{id}", tag = "tasks", params(("id" = String, Path)),
-    responses((status = 200, body = Task), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/tasks/{id}", operation_id = "getTask", tag = "tasks",
+    params(("id" = String, Path)),
+    responses((status = 200, body = Task),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn show(
     State(state): State<ApiState>,
     Name(id): Name<TaskId>,
@@ -34,10 +37,10 @@ pub(super) async fn show(
 /// The first event is a snapshot of the whole task, so that nothing is missed however often a client
 /// connects. An event's id is the revision of the task that the client then has; one that connects
 /// again with `Last-Event-ID` and has missed nothing gets no snapshot.
-#[utoipa::path(get, path = "/v1/tasks/{id}/events", tag = "tasks",
+#[utoipa::path(get, path = "/v1/tasks/{id}/events", operation_id = "followTask", tag = "tasks",
     params(("id" = String, Path), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, body = TaskEvent, content_type = "text/event-stream"),
-        (status = "default", body = Problem)))]
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn events(
     State(state): State<ApiState>,
     Name(id): Name<TaskId>,
@@ -51,9 +54,10 @@ pub(super) async fn events(
 }
 
 /// Stop a task; a create removes what it had made.
-#[utoipa::path(post, path = "/v1/tasks/{id}/cancel", tag = "tasks", params(("id" = String, Path)),
+#[utoipa::path(post, path = "/v1/tasks/{id}/cancel", operation_id = "cancelTask", tag = "tasks",
+    params(("id" = String, Path)),
     responses((status = 202, description = "Being stopped", body = Task),
-        (status = "default", body = Problem)))]
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn cancel(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,

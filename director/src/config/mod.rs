@@ -86,6 +86,11 @@ impl DataDir {
         self.0.join("operator")
     }
 
+    /// What agents may fetch.
+    pub fn artifacts(&self) -> PathBuf {
+        self.0.join("artifacts")
+    }
+
     /// Where the local provider keeps machines and disks.
     pub fn provider(&self) -> PathBuf {
         self.0.join("provider")

@@ -76,7 +76,7 @@ pub(super) async fn start(
         ca.clone(),
         Arc::new(Tokens::new(records.clone())),
         registry.clone(),
-        Arc::new(Artifacts::new(data.path().join("artifacts"))),
+        Arc::new(Artifacts::new(data.artifacts())),
         epoch,
     )
     .await?;

@@ -137,6 +137,20 @@ impl Rig {
         }
     }
 
+    /// A context file of the operator.
+    pub(crate) fn context(&self) -> PathBuf {
+        let data = self.dir.path().join("data");
+        let path = data.join("test-context.toml");
+        let file = ContextFile {
+            url: format!("https://{}", self.address),
+            ca: "operator/ca.crt".into(),
+            certificate: format!("operator/{OPERATOR}.crt").into(),
+            key: format!("operator/{OPERATOR}.key").into(),
+        };
+        std::fs::write(&path, toml::to_string(&file).unwrap()).unwrap();
+        path
+    }
+
     /// Stops the API and the director, and removes what the provider made.
     pub(crate) async fn end(self) {
         self.stop.send_replace(true);

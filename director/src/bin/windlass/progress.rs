@@ -323,10 +323,15 @@ impl View {
 
     /// Ends the drawing; what was drawn stays.
     fn clear(&mut self) {
-        if let Some((_, lines)) = &mut self.lines {
-            for line in lines.values().filter(|line| !line.is_finished()) {
-                line.abandon();
-            }
+        let Some((_, lines)) = &mut self.lines else {
+            return;
+        };
+        for line in lines.values().filter(|line| !line.is_finished()) {
+            line.abandon();
+        }
+        if !lines.is_empty() {
+            // The last line that was drawn has no end.
+            note("");
         }
     }
 }

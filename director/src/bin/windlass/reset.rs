@@ -59,7 +59,7 @@ fn forget(dir: &DataDir) -> Result<(), Failure> {
     for file in &files {
         remove(file, |path| std::fs::remove_file(path))?;
     }
-    for tree in [dir.operator(), dir.provider()] {
+    for tree in [dir.operator(), dir.provider(), dir.artifacts()] {
         remove(&tree, |path| std::fs::remove_dir_all(path))?;
     }
     remove(&dir.config(), |path| std::fs::remove_file(path))
