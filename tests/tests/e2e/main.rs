@@ -44,6 +44,7 @@ fn main() -> ExitCode {
             "a_rebooted_machine_comes_back_to_service",
             lifecycle::reboot,
         ),
+        trial("pods_still_talk_after_the_reboots", workloads::pods_talk),
         trial("deleting_a_cluster_leaves_nothing_of_it", lifecycle::delete),
         trial(
             "a_create_survives_five_crashes_of_the_director",

@@ -20,6 +20,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("losetup", "mount", "persistent disks"),
     ("curl", "curl", "release downloads"),
     ("gpgv", "gpgv", "package signatures"),
+    ("capsh", "libcap2-bin", "the floor of a benchmark"),
 ];
 
 /// Installs what is missing through apt; says what and why. Needs root, or sudo with a password
