@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use jiff::Timestamp;
@@ -33,6 +33,11 @@ use crate::store::{DirectoryLock, LockError};
 
 /// Life of the API's certificate; a new one is made at each start.
 const API_CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How long a held lock may be somebody's who only looks, which takes well under a millisecond.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
+/// Pause between two attempts at the lock.
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The Windlass director. `windlass director start` runs it in the background.
 #[derive(Debug, Parser)]
@@ -107,7 +112,7 @@ fn start(arguments: &Arguments) -> Result<(), DaemonError> {
         .with_ansi(false)
         .with_writer(std::io::stderr)
         .init();
-    let lock = DirectoryLock::acquire(dir.path())?;
+    let lock = lock(&dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -116,6 +121,20 @@ fn start(arguments: &Arguments) -> Result<(), DaemonError> {
         source,
     })?;
     runtime.block_on(run(&lock, &dir, &config))
+}
+
+/// Locks the data directory. Who looks whether a director runs holds the lock for a moment, so one that
+/// is held is tried again before it counts as another director's.
+fn lock(dir: &DataDir) -> Result<DirectoryLock, LockError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match DirectoryLock::acquire(dir.path()) {
+            Err(LockError::Held { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_AGAIN);
+            }
+            locked => return locked,
+        }
+    }
 }
 
 async fn run(lock: &DirectoryLock, dir: &DataDir, config: &Config) -> Result<(), DaemonError> {

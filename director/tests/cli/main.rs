@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -19,10 +21,28 @@ impl Home {
         let home = Home {
             dir: tempfile::tempdir().unwrap(),
         };
-        // `tempdir` makes the directory; init wants to fill it.
-        let made = home.run(&["director", "init", "--name", "clitest"]);
-        assert_eq!(code(&made), 0, "{}", text(&made.stderr));
+        home.init();
         home
+    }
+
+    /// Sets the director up under a name and on ports that no other test has.
+    fn init(&self) {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("cli{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let api = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+        let gateway = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+        let (api, gateway) = (api.unwrap().to_string(), gateway.unwrap().to_string());
+        let made = self.run(&[
+            "director",
+            "init",
+            "--name",
+            &name,
+            "--api",
+            &api,
+            "--gateway",
+            &gateway,
+        ]);
+        assert_eq!(code(&made), 0, "{}", text(&made.stderr));
     }
 
     fn path(&self) -> &Path {
@@ -229,7 +249,7 @@ fn a_port_that_is_taken_is_named_before_anything_is_started() {
     let config = std::fs::read_to_string(home.path().join("director.toml")).unwrap();
     let config: toml::Table = toml::from_str(&config).unwrap();
     let listen = config["api"]["listen"].as_str().unwrap().to_owned();
-    let taken = std::net::TcpListener::bind(&listen).unwrap();
+    let taken = TcpListener::bind(&listen).unwrap();
     let start = home.run(&["director", "start"]);
     assert_eq!(code(&start), 1);
     let said = text(&start.stderr);
@@ -239,4 +259,39 @@ fn a_port_that_is_taken_is_named_before_anything_is_started() {
     );
     assert!(!home.path().join("director.log").exists());
     drop(taken);
+    let start = home.run(&["director", "start"]);
+    if !nix::unistd::geteuid().is_root() {
+        let said = text(&start.stderr);
+        assert!(code(&start) == 1 && said.contains("as root"), "{said}");
+        return;
+    }
+    assert_eq!(code(&start), 0, "{}", text(&start.stderr));
+    let status = json(&home.run(&["--json", "director", "status"]));
+    assert_eq!(
+        (&status["machines"], &status["stemcells"]),
+        (&Value::from(0), &Value::from(0))
+    );
+    let pid = status["pid"].as_i64().unwrap();
+    let parent = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let session: i64 = parent
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .nth(3)
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert_eq!(session, pid, "it left the terminal's session");
+    assert_eq!(
+        json(&home.run(&["--json", "director", "stop"]))["stopped"],
+        pid
+    );
+    let reset = home.run(&["director", "reset", "--yes"]);
+    assert_eq!(code(&reset), 0, "{}", text(&reset.stderr));
+    assert_eq!(
+        code(&home.run(&["director", "init", "--name", "clitest"])),
+        0,
+        "as before init"
+    );
 }
