@@ -14,7 +14,7 @@
 //! * A directory under its final name is complete: builders assemble elsewhere and rename.
 //! * Its content never changes, because running machines use it as the lower layer of an overlay;
 //!   other content has another version.
-//! * Nothing of a manifest is used before its signature is verified ([`verify`]).
+//! * Nothing of a manifest is used before its signature is verified ([`verify()`]).
 //!
 //! # After a crash
 //! There is nothing to repair: what was not renamed is not a stemcell.

@@ -113,6 +113,25 @@ pub(crate) fn newest_stemcell(kubernetes: &str) -> Result<PathBuf> {
         .with_context(|| format!("no stemcell at {}", link.display()))
 }
 
+/// One directory with a link to every program of a stemcell's components; tests that run a component
+/// by itself take it from there.
+pub(crate) fn components(stemcell: &Path) -> Result<PathBuf> {
+    let flat = state().join("components");
+    if flat.exists() {
+        std::fs::remove_dir_all(&flat).with_context(|| format!("cannot clear {flat:?}"))?;
+    }
+    std::fs::create_dir_all(&flat).with_context(|| format!("cannot make {flat:?}"))?;
+    let components = stemcell.join("rootfs/opt/windlass/components");
+    for component in std::fs::read_dir(&components).with_context(|| format!("{components:?}"))? {
+        for program in std::fs::read_dir(component?.path().join("current"))? {
+            let program = program?;
+            std::os::unix::fs::symlink(program.path(), flat.join(program.file_name()))
+                .with_context(|| format!("cannot link {:?}", program.path()))?;
+        }
+    }
+    Ok(flat)
+}
+
 /// `kubectl` out of a stemcell; the host has the same architecture.
 pub(crate) fn kubectl(stemcell: &Path) -> PathBuf {
     stemcell.join("rootfs/opt/windlass/components/kubectl/current/kubectl")

@@ -173,10 +173,8 @@ fn crates() -> Result<()> {
             ])
             .arg("--no-fail-fast")
             .env("WINDLASS_TEST_ROOTFS", stemcell.join("rootfs"))
-            .env(
-                "WINDLASS_TEST_COMPONENTS",
-                stemcell.join("rootfs/opt/windlass/components"),
-            )
+            .env("WINDLASS_TEST_COMPONENTS", build::components(&stemcell)?)
+            .env("WINDLASS_TEST_AGENT", &binaries.agent)
             .env("WINDLASS_TEST_BIN", &binaries.dir),
     )
 }
