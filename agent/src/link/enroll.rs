@@ -83,15 +83,15 @@ pub(super) async fn enroll(
 ) -> Result<Identity, EnrollError> {
     let tls = tls::enroll_client(settings.ca_digest).map_err(EnrollError::Tls)?;
     let config = transport::client_config(tls).map_err(EnrollError::Tls)?;
-    let (endpoint, connection) =
+    let (_endpoint, connection) =
         connection::connect(config, address, &gateway_name(&settings.director_id))
             .await
             .map_err(EnrollError::Connect)?;
     let answer = timeout(HELLO_TIMEOUT * 2, exchange(settings, &key, &connection))
         .await
         .unwrap_or(Err(EnrollError::TooSlow));
+    // Sent by the endpoint's own task, which outlives the handle: the link need not wait for it.
     Close::Done.close(&connection);
-    connection::linger(&endpoint).await;
     let answer = answer?;
     Identity::accept(me, key, answer.chain_der, answer.roots_der).map_err(EnrollError::Answer)
 }

@@ -133,7 +133,10 @@ async fn attempt(
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
     };
     let ended = connection::run(context, &connection, identity.leaf, stop).await;
-    connection::linger(&endpoint).await;
+    if matches!(ended, Ended::Stopped) {
+        // The runtime ends next, and with it what would still be sent.
+        connection::linger(&endpoint).await;
+    }
     Ok(ended)
 }
 
