@@ -46,6 +46,7 @@ impl Inner {
         };
         let slots = slots(spec);
         let draft = self.place(spec, &stemcell, slots).await?;
+        self.refuse_taken_names(&draft).await?;
         let facts = inputs::facts(&draft.cluster, &draft.machines, &stemcell, self.world.host);
         facts.validate().map_err(|error| ServiceError::Invalid {
             faults: error
@@ -79,6 +80,27 @@ impl Inner {
             faults.push(FieldFault::new("pools", pool, allowed));
         }
         faults
+    }
+
+    /// Machine names are unique within a director, and `a` with pool `b-c` makes the same ones as `a-b`
+    /// with pool `c`.
+    async fn refuse_taken_names(&self, draft: &Draft) -> ServiceResult<()> {
+        let mut faults = Vec::new();
+        for machine in &draft.machines {
+            let other: Option<Machine> = self.records.get(machine.name.as_str()).await?;
+            if let Some(other) = other {
+                let allowed = format!(
+                    "cluster and pool names that make new machines; {} belongs to cluster {}",
+                    other.name, other.cluster
+                );
+                faults.push(FieldFault::new("name", &draft.cluster.spec.name, allowed));
+            }
+        }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(ServiceError::Invalid { faults })
+        }
     }
 
     async fn place(

@@ -19,6 +19,7 @@ mod start;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

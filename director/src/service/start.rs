@@ -8,7 +8,7 @@ use windlass_common::error::ErrorClass;
 use windlass_common::stemcell::KeyError;
 
 use super::enrollment::{Artifacts, Tokens};
-use super::{Director, Inner};
+use super::{Director, Inner, upkeep};
 use crate::config::{Config, DataDir, Identity};
 use crate::gateway::{self, Gateway, GatewayConfig};
 use crate::model::{Machine, Timestamp};
@@ -106,24 +106,24 @@ pub(super) async fn start(
     let rollouts = Rollouts::new(records.clone(), world.clone());
     let resumed = rollouts.resume().await?;
     tracing::info!(director = %id, %epoch, %gateway_address, resumed = resumed.len(), "director started");
-    Ok(Director {
-        inner: Arc::new(Inner {
-            id,
-            epoch,
-            data_dir: data.path().to_owned(),
-            started_at: Timestamp::now(),
-            gateway_address,
-            provider_faults: faults,
-            records,
-            provider,
-            gateway,
-            world,
-            rollouts,
-            stemcells,
-            ca,
-            orders: tokio::sync::Mutex::new(()),
-        }),
-    })
+    let inner = Arc::new(Inner {
+        id,
+        epoch,
+        data_dir: data.path().to_owned(),
+        started_at: Timestamp::now(),
+        gateway_address,
+        provider_faults: faults,
+        records,
+        provider,
+        gateway,
+        world,
+        rollouts,
+        stemcells,
+        ca,
+        orders: tokio::sync::Mutex::new(()),
+    });
+    upkeep::start(Arc::downgrade(&inner));
+    Ok(Director { inner })
 }
 
 async fn preflight(provider: &dyn Provider) -> Result<Vec<String>, StartError> {

@@ -203,6 +203,31 @@ async fn orders_of_different_clusters_do_not_wait_and_share_no_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_clusters_never_share_a_machine_name() {
+    let rig = Rig::new().await;
+    let director = rig.director().await;
+    let named = |cluster: &str, pool: &str| {
+        let mut spec = spec(cluster);
+        let workers = spec.pools.values().next().unwrap().clone();
+        spec.pools = BTreeMap::from([(PoolName::new(pool).unwrap(), workers)]);
+        spec
+    };
+    let first = named("a", "b-c");
+    director.create_cluster(first, &ann()).await.unwrap();
+    let error = director
+        .create_cluster(named("a-b", "c"), &ann())
+        .await
+        .unwrap_err();
+    let ServiceError::Invalid { faults } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(faults.len(), 2, "both workers: {faults:?}");
+    assert!(faults[0].allowed.contains("a-b-c-0 belongs to cluster a"));
+    assert_eq!(director.clusters().await.unwrap().len(), 1);
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_create_gives_everything_back() {
     let rig = Rig::new().await;
     let director = rig.director().await;

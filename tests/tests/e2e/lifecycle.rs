@@ -197,6 +197,37 @@ pub(crate) fn reboot() -> Result<()> {
     })
 }
 
+pub(crate) fn helpers_come_back() -> Result<()> {
+    with_world(|world| {
+        let kubectl = shared_cluster(world)?;
+        let dir = world.dir().to_string_lossy().into_owned();
+        for kind in [" endpoint ", "machine-monitor"] {
+            let ours = || -> Result<Vec<i32>> {
+                let lines = host::processes(&dir)?.into_iter();
+                Ok(lines
+                    .filter(|(_, line)| line.contains(kind))
+                    .map(|(pid, _)| pid)
+                    .collect())
+            };
+            let before = ours()?;
+            ensure!(!before.is_empty(), "no{kind}process runs");
+            for pid in &before {
+                host::kill_hard(*pid)?;
+            }
+            until(
+                &format!("{kind} processes are back"),
+                Duration::from_secs(30),
+                || {
+                    let now = ours()?;
+                    let new = now.iter().filter(|pid| !before.contains(pid)).count();
+                    Ok((new == before.len()).then_some(()))
+                },
+            )?;
+        }
+        healthy(&kubectl, 3)
+    })
+}
+
 pub(crate) fn delete() -> Result<()> {
     with_world(|world| {
         shared_cluster(world)?;

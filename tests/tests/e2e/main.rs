@@ -45,6 +45,10 @@ fn main() -> ExitCode {
             lifecycle::reboot,
         ),
         trial("pods_still_talk_after_the_reboots", workloads::pods_talk),
+        trial(
+            "killed_endpoints_and_monitors_come_back",
+            lifecycle::helpers_come_back,
+        ),
         trial("deleting_a_cluster_leaves_nothing_of_it", lifecycle::delete),
         trial(
             "a_create_survives_five_crashes_of_the_director",

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::shell::{cargo, privileged, root, step};
+use crate::shell::{capture, cargo, privileged, root, step};
 
 /// The newest Kubernetes version that is built here, and the one before it.
 pub(crate) const KUBERNETES: [&str; 2] = ["1.37.2", "1.36.3"];
@@ -91,6 +91,13 @@ pub(crate) fn stemcell(binaries: &Binaries, kubernetes: &str) -> Result<PathBuf>
             .args(["build", "--kubernetes", kubernetes, "--agent"])
             .arg(&binaries.agent)
             .arg("--output")
+            .arg(&output),
+    )?;
+    // Every change of the agent makes another stemcell of a gigabyte; those in use are spared.
+    capture(
+        binaries
+            .privileged("windlass-stemcell")
+            .args(["prune", "--keep", "2", "--output"])
             .arg(&output),
     )?;
     Ok(output)

@@ -9,10 +9,10 @@ use windlass_common::settings::Settings;
 
 use super::context::ClusterContext;
 use super::{Done, EffectError, RecordChange, World};
-use crate::model::{Machine, Timestamp};
+use crate::model::{Cluster, Machine, Timestamp};
 use crate::pki::EnrollmentToken;
 use crate::planner::inputs::{self, CLUSTER_TAG};
-use crate::provider::{EndpointRequest, MachineRequest, MachineSize, ProviderError};
+use crate::provider::{EndpointRequest, EndpointView, MachineRequest, MachineSize, ProviderError};
 use crate::store::{Commit, Expect, Kind, Token};
 
 /// One MiB.
@@ -26,15 +26,9 @@ impl World {
         &self,
         context: &ClusterContext,
     ) -> Result<Done, EffectError> {
-        let endpoint = &context.cluster.endpoint;
-        let backends = inputs::backends(&context.machines);
-        let request = EndpointRequest {
-            cluster: context.cluster.spec.name.clone(),
-            address: endpoint.address,
-            port: endpoint.port,
-            backends,
-        };
-        let view = self.provider.ensure_endpoint(request).await?;
+        let view = self
+            .keep_endpoint(&context.cluster, &context.machines)
+            .await?;
         Ok(Done {
             changes: vec![format!(
                 "endpoint answers at {}:{}",
@@ -42,6 +36,21 @@ impl World {
             )],
             records: Vec::new(),
         })
+    }
+
+    /// Has the provider serve the cluster's endpoint, again if it stopped.
+    pub async fn keep_endpoint(
+        &self,
+        cluster: &Cluster,
+        machines: &[Machine],
+    ) -> Result<EndpointView, EffectError> {
+        let request = EndpointRequest {
+            cluster: cluster.spec.name.clone(),
+            address: cluster.endpoint.address,
+            port: cluster.endpoint.port,
+            backends: inputs::backends(machines),
+        };
+        Ok(self.provider.ensure_endpoint(request).await?)
     }
 
     pub(super) async fn create_disk(

@@ -28,7 +28,7 @@ impl Director {
             dir: build::state().join("bench"),
             stemcell,
         };
-        if director.dir.exists() {
+        if director.dir.join("director.toml").exists() {
             director.remove()?;
         }
         step(
