@@ -11,6 +11,9 @@ use windlass_tests::world::World;
 
 use crate::lifecycle::{healthy, items, with_world};
 
+/// The Kubernetes version before the newest one.
+const OLDER: &str = "1.36.3";
+
 pub(crate) fn director_five_times() -> Result<()> {
     with_world(|world| {
         let task = start_create(world, "crash", "1")?;
@@ -36,7 +39,17 @@ pub(crate) fn director_five_times() -> Result<()> {
 
 pub(crate) fn agent_during_configure() -> Result<()> {
     with_world(|world| {
-        let task = start_create(world, "agents", "1")?;
+        // The older of the two minors, so that both are seen to come up.
+        let task = world.json(&[
+            "cluster",
+            "create",
+            "agents",
+            "--workers",
+            "1",
+            "--kubernetes-version",
+            OLDER,
+        ])?;
+        let task = task["id"].as_str().context("a task has an id")?.to_owned();
         // Kill the agent of each machine as soon as it is seen, three times over.
         let mut killed = BTreeSet::new();
         until("six agents were killed", Duration::from_secs(60), || {
@@ -49,7 +62,13 @@ pub(crate) fn agent_during_configure() -> Result<()> {
         })?;
         let ended = world.task_ended(&task, Duration::from_secs(180))?;
         ensure!(ended["state"] == "Succeeded", "task: {ended:#}");
-        healthy(&world.kubectl("agents")?, 2)?;
+        let kubectl = world.kubectl("agents")?;
+        healthy(&kubectl, 2)?;
+        let version: Value = serde_json::from_str(&kubectl.run(&["get", "--raw", "/version"])?)?;
+        ensure!(
+            version["gitVersion"] == format!("v{OLDER}"),
+            "API server: {version}"
+        );
         world.run(&["cluster", "delete", "agents", "--yes", "--wait"])?;
         Ok(())
     })
@@ -81,11 +100,7 @@ pub(crate) fn cancel() -> Result<()> {
 
 fn start_create(world: &World, name: &str, workers: &str) -> Result<String> {
     let task = world.json(&["cluster", "create", name, "--workers", workers])?;
-    let id = &task["id"];
-    id.as_str()
-        .map(str::to_owned)
-        .or_else(|| id.as_u64().map(|n| n.to_string()))
-        .context("id")
+    Ok(task["id"].as_str().context("a task has an id")?.to_owned())
 }
 
 fn steps_done(task: &Value) -> usize {

@@ -134,11 +134,14 @@ impl Demo {
             println!("nothing to remove: {} is not there", self.dir.display());
             return Ok(());
         }
-        self.binaries = Some(build::binaries(options.profile)?);
-        step(
-            "removing the director and its machines",
-            self.windlass()?.args(["director", "reset", "--yes"]),
-        )?;
+        // A demo that was cut off before its director was set up has nothing but a directory.
+        if self.dir.join("director.toml").is_file() {
+            self.binaries = Some(build::binaries(options.profile)?);
+            step(
+                "removing the director and its machines",
+                self.windlass()?.args(["director", "reset", "--yes"]),
+            )?;
+        }
         step(
             "removing its directory",
             crate::shell::privileged("rm").arg("-rf").arg(&self.dir),
