@@ -2,9 +2,9 @@
 
 use anyhow::{Result, bail};
 
-use crate::shell::{capture, command, has, privileged, step};
+use crate::shell::{has, privileged, step};
 
-/// A program, the Debian package that brings it, and what it is for.
+/// A program or a file, the Debian package that brings it, and what it is for.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("cc", "build-essential", "building native code"),
     ("pkg-config", "pkg-config", "building runc"),
@@ -14,6 +14,17 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
         "mmdebstrap",
         "the stemcell's root file system",
     ),
+    (
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+        "Debian's signatures",
+    ),
+    (
+        "/usr/include/seccomp.h",
+        "libseccomp-dev",
+        "system call filters of containers",
+    ),
+    ("setpriv", "util-linux", "building the image store"),
     ("ip", "iproute2", "networks of machines"),
     ("nft", "nftables", "address translation for machines"),
     ("mkfs.ext4", "e2fsprogs", "persistent disks"),
@@ -26,21 +37,13 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
 /// Installs what is missing through apt; says what and why. Needs root, or sudo with a password
 /// prompt.
 pub(crate) fn install() -> Result<()> {
-    let mut missing: Vec<_> = PROGRAMS
+    let missing: Vec<_> = PROGRAMS
         .iter()
-        .filter(|(program, ..)| !has(program))
+        .filter(|(looked_for, ..)| !has(looked_for))
         .collect();
-    let seccomp = (
-        "libseccomp",
-        "libseccomp-dev",
-        "system call filters of containers",
-    );
-    if capture(command("pkg-config").args(["--exists", "libseccomp"])).is_err() {
-        missing.push(&seccomp);
-    }
     if !missing.is_empty() {
-        for (program, package, purpose) in &missing {
-            println!("missing: {program} (package {package}), for {purpose}");
+        for (looked_for, package, purpose) in &missing {
+            println!("missing: {looked_for} (package {package}), for {purpose}");
         }
         if !has("apt-get") {
             bail!("no apt-get here: install the packages named above, then run this again");
