@@ -278,6 +278,8 @@ fn remove_cgroups(name: &str) {
                     .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]),
             );
         }
+        // Stays while another machine of the floor has a group in it.
+        let _ = fs::remove_dir(root.join("wlfloor"));
     }
 }
 
