@@ -42,8 +42,8 @@ struct Record {
 
 /// Digest of everything that decides what is installed, apart from the archive's state.
 pub fn inputs(debian: &Debian, arch: &str) -> Digest {
-    // A struct of strings and lists always serialises.
-    Digest::of(&serde_json::to_vec(&(REVISION, arch, debian)).unwrap_or_default())
+    let inputs = serde_json::to_vec(&(REVISION, arch, debian));
+    Digest::of(&inputs.expect("strings and lists serialise to JSON"))
 }
 
 fn path_of(debian: &Debian, arch: &str, cache: &Path) -> PathBuf {

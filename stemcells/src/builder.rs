@@ -471,8 +471,8 @@ fn image_inputs(
     base: &Base,
 ) -> Result<Digest, BuildError> {
     let mut hasher = Hasher::default();
-    // Recipes of images are strings and maps: they always serialise.
-    hasher.update(&serde_json::to_vec(&recipe.images).unwrap_or_default());
+    let images = serde_json::to_vec(&recipe.images);
+    hasher.update(&images.expect("strings and maps serialise to JSON"));
     for program in recipe.images.iter().flat_map(|image| image.files.values()) {
         let owner = recipe
             .owner(program)

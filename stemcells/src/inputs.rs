@@ -98,6 +98,8 @@ fn static_files(home: &Home) -> Result<Digest, BuildError> {
     let mut files = Vec::new();
     visit(&root, &root, &mut files)?;
     files.sort();
-    // Strings and bytes always serialise.
-    Ok(Digest::of(&serde_json::to_vec(&files).unwrap_or_default()))
+    let listed = serde_json::to_vec(&files);
+    Ok(Digest::of(
+        &listed.expect("strings and bytes serialise to JSON"),
+    ))
 }

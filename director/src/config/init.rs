@@ -78,6 +78,15 @@ pub enum InitError {
         /// A file in it.
         found: String,
     },
+    /// The CLI's context cannot be written as TOML.
+    #[error("the context of {} cannot be written as TOML; this is a bug: report it", dir.display())]
+    Context {
+        /// The data directory.
+        dir: PathBuf,
+        /// Cause.
+        #[source]
+        source: toml::ser::Error,
+    },
     /// A file or directory cannot be made.
     #[error("cannot write {}", path.display())]
     Write {
@@ -118,6 +127,7 @@ impl InitError {
         match self {
             Self::Identity(error) => error.class(),
             Self::Issue(error) => error.class(),
+            Self::Context { .. } => ErrorClass::Bug,
             Self::Exists(_)
             | Self::NotEmpty { .. }
             | Self::Write { .. }
@@ -161,8 +171,10 @@ pub async fn init(dir: &DataDir, request: InitRequest) -> Result<Initialised, In
         certificate: below(&certificate),
         key: below(&key),
     };
-    // Texts and paths of ASCII serialise.
-    let context_text = toml::to_string(&context).unwrap_or_default();
+    let context_text = toml::to_string(&context).map_err(|source| InitError::Context {
+        dir: dir.path().to_owned(),
+        source,
+    })?;
     write(&dir.context(), context_text.as_bytes(), 0o644)?;
     write(&dir.config(), text.as_bytes(), 0o644)?;
     Ok(Initialised {

@@ -285,9 +285,8 @@ impl Commit {
 
     /// Writes an untyped value.
     pub fn value<T: Serialize>(&mut self, kind: Kind, name: &str, expect: Expect, value: &T) {
-        // The types that come here have string keys and no fallible parts, so this cannot fail; an empty
-        // body would be refused as damaged when read.
-        let body = serde_json::to_vec(value).unwrap_or_default();
+        let body = serde_json::to_vec(value)
+            .expect("records have string keys and no fallible parts: they serialise to JSON");
         self.raw(kind, name, expect, Some(body));
     }
 

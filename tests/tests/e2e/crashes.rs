@@ -1,7 +1,6 @@
 //! Directors and agents die in the middle of a create; the cluster comes up all the same.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -19,11 +18,20 @@ pub(crate) fn director_five_times() -> Result<()> {
         let task = start_create(world, "crash", "1")?;
         let mut progress = 0;
         for crash in 1..=5 {
-            // Each crash comes after more of the plan is done than at the one before.
-            progress = until("the create goes on", Duration::from_secs(60), || {
-                let done = steps_done(&world.json(&["task", "show", &task])?);
-                Ok((done > progress || crash == 1).then_some(done))
+            // Each crash comes as soon as more of the plan is done than at the one before, or in the
+            // middle of a step that takes longer than this.
+            let since = Instant::now();
+            let seen = until("the create goes on", Duration::from_secs(60), || {
+                let seen = world.json(&["task", "show", &task])?;
+                let moved = steps_done(&seen) > progress;
+                Ok((moved || since.elapsed() > Duration::from_millis(700)).then_some(seen))
             })?;
+            ensure!(
+                seen["state"] == "Running",
+                "crash {crash} came too late: {}",
+                seen["state"]
+            );
+            progress = steps_done(&seen);
             world.crash_director()?;
         }
         let ended = world.task_ended(&task, Duration::from_secs(180))?;
@@ -50,18 +58,22 @@ pub(crate) fn agent_during_configure() -> Result<()> {
             OLDER,
         ])?;
         let task = task["id"].as_str().context("a task has an id")?.to_owned();
-        // Kill the agent of each machine as soon as it is seen, three times over.
-        let mut killed = BTreeSet::new();
-        until("six agents were killed", Duration::from_secs(60), || {
-            for pid in host::machine_processes("agents-", "windlass-agent")? {
-                if killed.insert(pid) {
-                    host::kill_hard(pid)?;
-                }
-            }
-            Ok((killed.len() >= 6).then_some(()))
-        })?;
+        let mut cut_off: Vec<(String, usize)> = Vec::new();
+        while cut_off.len() < 2 {
+            let seen = kill_while_configuring("agents-", &cut_off)?;
+            cut_off.push(seen);
+        }
         let ended = world.task_ended(&task, Duration::from_secs(180))?;
         ensure!(ended["state"] == "Succeeded", "task: {ended:#}");
+        for (hostname, before) in &cut_off {
+            let agents = host::machine_processes(hostname, "windlass-agent")?;
+            let agent = agents.first().context("the agent runs again")?;
+            let now = configuration_files(*agent);
+            ensure!(
+                *before < now,
+                "{hostname} had all of its {now} files when its agent died"
+            );
+        }
         let kubectl = world.kubectl("agents")?;
         healthy(&kubectl, 2)?;
         let version: Value = serde_json::from_str(&kubectl.run(&["get", "--raw", "/version"])?)?;
@@ -96,6 +108,50 @@ pub(crate) fn cancel() -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// Kills an agent of these machines the moment the first file of its configuration appears; returns
+/// its machine's host name and how many files there were. Machines in `done` are left alone.
+fn kill_while_configuring(prefix: &str, done: &[(String, usize)]) -> Result<(String, usize)> {
+    let started = Instant::now();
+    let mut agents = Vec::new();
+    let mut looked = Instant::now();
+    while started.elapsed() < Duration::from_secs(30) {
+        // Finding processes is slow beside writing files: look for new ones now and then only.
+        if agents.is_empty() || looked.elapsed() > Duration::from_millis(100) {
+            agents = host::machine_processes(prefix, "windlass-agent")?;
+            looked = Instant::now();
+        }
+        for pid in &agents {
+            let files = configuration_files(*pid);
+            let hostname = std::fs::read_to_string(format!("/proc/{pid}/root/etc/hostname"));
+            if let (true, Ok(hostname)) = (files > 0, hostname)
+                && !done.iter().any(|(killed, _)| killed == hostname.trim())
+            {
+                host::kill_hard(*pid)?;
+                return Ok((hostname.trim().to_owned(), files));
+            }
+        }
+    }
+    anyhow::bail!("no agent was seen configuring")
+}
+
+/// Certificates and configuration files in the machine of this process.
+fn configuration_files(pid: i32) -> usize {
+    let count = |dir: &str| {
+        // A machine that is going, or a directory that is not made yet, has none.
+        let entries = std::fs::read_dir(format!("/proc/{pid}/root/etc/{dir}"));
+        entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|e| e.path().is_file())
+            .count()
+    };
+    ["kubernetes", "kubernetes/pki", "windlass/units"]
+        .iter()
+        .map(|dir| count(dir))
+        .sum()
 }
 
 fn start_create(world: &World, name: &str, workers: &str) -> Result<String> {
