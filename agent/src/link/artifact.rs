@@ -11,6 +11,8 @@ use windlass_common::limits::{CHUNK_BYTES, FRAME_BYTES_MAX};
 use windlass_common::wire::frame::{self, FrameError};
 use windlass_common::wire::message::{ArtifactHeader, ArtifactRequest, Body, Refusal, RefusalCode};
 
+use super::Live;
+
 /// Why an artifact does not come.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -104,17 +106,17 @@ impl ArtifactStream {
 }
 
 pub(super) async fn fetch(
-    mut current: watch::Receiver<Option<quinn::Connection>>,
+    mut current: watch::Receiver<Option<Live>>,
     digest: Digest,
     offset: u64,
 ) -> Result<ArtifactStream, FetchError> {
-    let connection = current
+    let live = current
         .wait_for(Option::is_some)
         .await
         .map_err(|_| FetchError::Stopped)?
         .clone();
     // `wait_for` returned because there is one.
-    let connection = connection.ok_or(FetchError::Stopped)?;
+    let Live { connection, .. } = live.ok_or(FetchError::Stopped)?;
     let failed = |source: FrameError| match source {
         FrameError::Io(_) | FrameError::Closed => lost(digest, source),
         FrameError::TooLong { .. } | FrameError::Unexpected { .. } | FrameError::Body { .. } => {

@@ -15,15 +15,15 @@ use windlass_common::error::ErrorClass;
 use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT};
 use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, RequestError};
 use windlass_common::transport::Close;
-use windlass_common::wire::PROTOCOLS;
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
     Body, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Tune, Welcome,
 };
+use windlass_common::wire::{PROTOCOLS, common_protocol};
 
-use super::Handler;
 use super::identity::{Identity, IdentityError, IdentityStore};
 use super::steps::{self, Steps};
+use super::{Handler, Live};
 
 /// Shortest and longest pause between two looks whether the certificate is due; the wall clock may
 /// jump, so the longest is short.
@@ -103,6 +103,8 @@ pub(super) enum Ended {
     TooSlow,
     #[error("the director refuses this agent ({code:?}): {message}")]
     Refused { code: RefusalCode, message: String },
+    #[error("the director speaks protocol {0}, this agent {PROTOCOLS:?}; upgrade the older one")]
+    Version(u16),
     #[error("the renewed certificate is of no use or cannot be saved")]
     Renewal(#[source] IdentityError),
     #[error("the request for a new certificate cannot be made")]
@@ -114,7 +116,7 @@ impl Ended {
         match self {
             Ended::Stopped | Ended::Connection(_) | Ended::TooSlow => ErrorClass::Retry,
             Ended::Frame(source) => source.class(),
-            Ended::Refused { .. } => ErrorClass::Operator,
+            Ended::Refused { .. } | Ended::Version(_) => ErrorClass::Operator,
             Ended::Renewal(source) => source.class(),
             Ended::Request(_) => ErrorClass::Bug,
         }
@@ -134,7 +136,7 @@ pub(super) struct Context<'a> {
     pub(super) handler: &'a Arc<dyn Handler>,
     pub(super) steps: &'a Arc<Steps>,
     /// Where those who want a connection find it.
-    pub(super) current: &'a watch::Sender<Option<quinn::Connection>>,
+    pub(super) current: &'a watch::Sender<Option<Live>>,
 }
 
 /// Says hello and serves the connection to its end.
@@ -154,7 +156,10 @@ pub(super) async fn run(
     tracing::info!(director = %connection.remote_address(), epoch = %welcome.epoch, "connected");
     context.handler.epoch_seen(welcome.epoch);
     context.handler.tuned(welcome.tune);
-    context.current.send_replace(Some(connection.clone()));
+    context.current.send_replace(Some(Live {
+        connection: connection.clone(),
+        protocol: welcome.protocol,
+    }));
     let (tune, tuned) = watch::channel(welcome.tune);
     let renewal = Renewal {
         leaf: Mutex::new(leaf),
@@ -180,6 +185,7 @@ fn finish(connection: &quinn::Connection, ended: Ended) -> Ended {
     let why = match ended {
         Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
         Ended::TooSlow => Close::TimedOut,
+        Ended::Version(_) => Close::Version,
         Ended::Stopped | Ended::Connection(_) | Ended::Refused { .. } | Ended::Request(_) => {
             Close::Done
         }
@@ -221,7 +227,10 @@ async fn greet(
             message: refusal.message.chars().take(500).collect(),
         });
     }
-    let welcome = frame.body().map_err(Ended::Frame)?;
+    let welcome: Welcome = frame.body().map_err(Ended::Frame)?;
+    if common_protocol(&[welcome.protocol]).is_none() {
+        return Err(Ended::Version(welcome.protocol));
+    }
     Ok((send, recv, welcome))
 }
 

@@ -62,11 +62,19 @@ impl LinkPaths {
     }
 }
 
+/// The connection there is, and what may be said on it.
+#[derive(Debug, Clone)]
+struct Live {
+    connection: quinn::Connection,
+    /// The protocol version agreed on: kinds of a newer one are not sent.
+    protocol: u16,
+}
+
 /// The link of one machine.
 pub struct Link {
     settings: Settings,
     paths: LinkPaths,
-    current: watch::Sender<Option<quinn::Connection>>,
+    current: watch::Sender<Option<Live>>,
 }
 
 impl fmt::Debug for Link {
@@ -109,7 +117,7 @@ impl Link {
 /// Asks the director for things over whichever connection there is.
 #[derive(Debug, Clone)]
 pub struct LinkHandle {
-    current: watch::Receiver<Option<quinn::Connection>>,
+    current: watch::Receiver<Option<Live>>,
 }
 
 impl LinkHandle {
@@ -118,6 +126,11 @@ impl LinkHandle {
     /// offset reached. The bytes are not verified here.
     pub async fn fetch(&self, digest: Digest, offset: u64) -> Result<ArtifactStream, FetchError> {
         artifact::fetch(self.current.clone(), digest, offset).await
+    }
+
+    /// The protocol version agreed on with the director, while there is a connection.
+    pub fn protocol(&self) -> Option<u16> {
+        self.current.borrow().as_ref().map(|live| live.protocol)
     }
 
     /// Whether there is a connection now.

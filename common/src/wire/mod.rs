@@ -30,7 +30,17 @@ pub mod step;
 pub const ALPN: &[u8] = b"windlass/1";
 /// Protocol of machines that have no certificate yet.
 pub const ALPN_ENROLL: &[u8] = b"windlass-enroll/1";
-/// The protocol version that this release speaks.
-pub const PROTOCOL: u16 = 1;
-/// The protocol versions that this release understands, highest first.
-pub const PROTOCOLS: &[u16] = &[PROTOCOL];
+/// The newest protocol version that this release speaks.
+///
+/// Version 2 has every kind of version 1 unchanged; [`message`] says which kinds are newer.
+pub const PROTOCOL: u16 = 2;
+/// The protocol versions that this release understands, highest first: this one and the one before.
+pub const PROTOCOLS: &[u16] = &[PROTOCOL, PROTOCOL - 1];
+
+/// The newest protocol version that both ends understand, if there is one.
+pub fn common_protocol(theirs: &[u16]) -> Option<u16> {
+    PROTOCOLS
+        .iter()
+        .copied()
+        .find(|version| theirs.contains(version))
+}

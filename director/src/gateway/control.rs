@@ -21,7 +21,7 @@ use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
     Body, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Welcome,
 };
-use windlass_common::wire::{PROTOCOL, PROTOCOLS};
+use windlass_common::wire::{PROTOCOLS, common_protocol};
 
 use crate::pki::IssueError;
 
@@ -127,7 +127,7 @@ async fn session(
     let greeting = timeout(HELLO_TIMEOUT, greet(shared, connection))
         .await
         .unwrap_or(Err(Ended::TooSlow));
-    let (send, recv, hello) = match greeting {
+    let greeting = match greeting {
         Ok(greeting) => greeting,
         Err(ended) => return ended,
     };
@@ -137,7 +137,8 @@ async fn session(
     let session = Arc::new(Session::new(
         identity.clone(),
         connection.clone(),
-        hello,
+        greeting.hello,
+        greeting.protocol,
         now,
     ));
     shared.sessions.insert(&session);
@@ -147,7 +148,7 @@ async fn session(
     });
     // From here on `revoke` finds the session; what was revoked before it is seen here.
     let ended = if shared.doors.registry.is_current(identity) {
-        converse(shared, &session, leaf, send, recv).await
+        converse(shared, &session, leaf, greeting.send, greeting.recv).await
     } else {
         Ended::NotCurrent
     };
@@ -159,35 +160,45 @@ async fn session(
     ended
 }
 
-async fn greet(
-    shared: &Shared,
-    connection: &quinn::Connection,
-) -> Result<(SendStream, RecvStream, Hello), Ended> {
+/// The control stream after hello and welcome.
+struct Greeting {
+    send: SendStream,
+    recv: RecvStream,
+    hello: Hello,
+    protocol: u16,
+}
+
+async fn greet(shared: &Shared, connection: &quinn::Connection) -> Result<Greeting, Ended> {
     let (mut send, mut recv) = connection.accept_bi().await.map_err(Ended::Connection)?;
     let hello: Hello = frame::expect(&mut recv, FRAME_BYTES_MAX)
         .await
         .map_err(Ended::Frame)?;
-    if !hello.protocols.contains(&PROTOCOL) {
+    let Some(protocol) = common_protocol(&hello.protocols) else {
         let ended = Ended::Version {
             theirs: hello.protocols.into_iter().take(8).collect(),
             ours: PROTOCOLS,
         };
         refuse(&mut send, connection, RefusalCode::Version, &ended).await;
         return Err(ended);
-    }
+    };
     if shared.sessions.len() >= SESSIONS_MAX {
         refuse(&mut send, connection, RefusalCode::Busy, &Ended::Full).await;
         return Err(Ended::Full);
     }
     let welcome = Welcome {
-        protocol: PROTOCOL,
+        protocol,
         epoch: shared.epoch,
         tune: shared.config.tune,
     };
     frame::write(&mut send, &welcome)
         .await
         .map_err(Ended::Frame)?;
-    Ok((send, recv, hello))
+    Ok(Greeting {
+        send,
+        recv,
+        hello,
+        protocol,
+    })
 }
 
 /// Says why in words before the code says it; the agent closes once it has read them.

@@ -153,6 +153,8 @@ pub struct SessionView {
     pub since: Timestamp,
     /// The last heartbeat and when it arrived.
     pub last_heartbeat: Option<(Timestamp, Heartbeat)>,
+    /// The protocol version agreed on.
+    pub protocol: u16,
     /// What it said on connecting.
     pub hello: Arc<Hello>,
     /// Its last report and when it arrived.

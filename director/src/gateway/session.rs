@@ -23,6 +23,8 @@ pub type Tunnel = tokio::io::Join<quinn::RecvStream, quinn::SendStream>;
 pub(super) struct Session {
     pub(super) identity: MachineIdentity,
     pub(super) connection: quinn::Connection,
+    /// The protocol version that was agreed on: kinds of a newer one are not sent.
+    pub(super) protocol: u16,
     hello: Arc<Hello>,
     since: Timestamp,
     seen: Mutex<Seen>,
@@ -39,11 +41,13 @@ impl Session {
         identity: MachineIdentity,
         connection: quinn::Connection,
         hello: Hello,
+        protocol: u16,
         now: Timestamp,
     ) -> Session {
         Session {
             identity,
             connection,
+            protocol,
             hello: Arc::new(hello),
             since: now,
             seen: Mutex::default(),
@@ -72,6 +76,7 @@ impl Session {
             address: self.connection.remote_address(),
             since: self.since,
             last_heartbeat: seen.heartbeat,
+            protocol: self.protocol,
             hello: Arc::clone(&self.hello),
             report: seen.report.clone(),
         }
