@@ -9,6 +9,13 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 pub const ENROLL_FRAME_BYTES_MAX: usize = 8 << 10;
 /// Largest heartbeat: fits one QUIC datagram on a path with the minimum MTU of 1200 bytes.
 pub const HEARTBEAT_BYTES_MAX: usize = 1024;
+/// Frames that wait to be written down one control stream: certificates, root bundles, settings.
+/// Each is pushed once at a time, and the stream's window holds over a hundred of them, so that a full
+/// queue means an agent that has stopped reading; its session is closed.
+pub const CONTROL_QUEUE: usize = 32;
+/// Largest body the director sends down a control stream: two root CAs and a certificate chain are
+/// under 8 KiB. A full queue of these is 2 MiB.
+pub const CONTROL_FRAME_BYTES_MAX: usize = 64 << 10;
 /// Steps that run on one machine at a time; a plan gives one machine at most 4 parallel branches.
 pub const STEPS_IN_FLIGHT_MAX: u32 = 8;
 /// Bidirectional streams the director may hold open to one agent: the steps in flight, and 64 for

@@ -51,6 +51,20 @@ bodies! {
     0x0117 => step::Exec,
 }
 
+/// The oldest protocol version that has a kind: what is newer than the version agreed on is not sent.
+pub fn since(kind: u16) -> u16 {
+    match kind {
+        0x0001..=0x0003
+        | 0x0010..=0x0014
+        | 0x0020..=0x0021
+        | 0x0030..=0x0031
+        | 0x0040..=0x0041
+        | 0x0100..=0x0102
+        | 0x0110..=0x0117 => 1,
+        _ => 2,
+    }
+}
+
 /// First and only frame of a machine that has no certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrollRequest {

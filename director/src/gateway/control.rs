@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use quinn::{ConnectionError, RecvStream, SendStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -28,7 +28,7 @@ use crate::pki::IssueError;
 use super::authorize::{Unauthorized, authorize_connection};
 use super::server::{Shared, log_failure};
 use super::session::Session;
-use super::{Event, artifacts};
+use super::{DeliveryError, Event, artifacts};
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,8 @@ enum Ended {
     Expired,
     #[error("a new certificate cannot be issued")]
     Renewal(#[source] IssueError),
+    #[error("the new certificate cannot be sent")]
+    Push(#[source] DeliveryError),
     #[error("the agent closed its control stream")]
     ControlClosed,
 }
@@ -65,6 +67,7 @@ impl Ended {
             Ended::Frame(source) => source.class(),
             Ended::Version { .. } | Ended::NotCurrent | Ended::Expired => ErrorClass::Operator,
             Ended::Renewal(source) => source.class(),
+            Ended::Push(source) => source.class(),
         }
     }
 
@@ -72,7 +75,7 @@ impl Ended {
         match self {
             Ended::Connection(_) | Ended::ControlClosed => Close::Done,
             Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
-            Ended::TooSlow => Close::TimedOut,
+            Ended::TooSlow | Ended::Push(_) => Close::TimedOut,
             Ended::Version { .. } => Close::Version,
             Ended::Full => Close::Busy,
             Ended::NotCurrent => Close::Revoked,
@@ -134,13 +137,14 @@ async fn session(
     drop(place);
     transport::open_up(connection);
     let now = Timestamp::now();
-    let session = Arc::new(Session::new(
+    let (session, pushed) = Session::new(
         identity.clone(),
         connection.clone(),
         greeting.hello,
         greeting.protocol,
         now,
-    ));
+    );
+    let session = Arc::new(session);
     shared.sessions.insert(&session);
     tracing::info!(machine = %identity, peer = %connection.remote_address(), "machine connected");
     shared.sessions.emit(Event::Connected {
@@ -148,7 +152,8 @@ async fn session(
     });
     // From here on `revoke` finds the session; what was revoked before it is seen here.
     let ended = if shared.doors.registry.is_current(identity) {
-        converse(shared, &session, leaf, greeting.send, greeting.recv).await
+        let streams = (greeting.send, greeting.recv);
+        converse(shared, &session, leaf, streams, pushed).await
     } else {
         Ended::NotCurrent
     };
@@ -222,25 +227,26 @@ async fn converse(
     shared: &Arc<Shared>,
     session: &Arc<Session>,
     leaf: &Leaf,
-    send: SendStream,
-    recv: RecvStream,
+    (send, recv): (SendStream, RecvStream),
+    pushed: mpsc::Receiver<Frame>,
 ) -> Ended {
     let expires = AtomicI64::new(leaf.not_after.as_second());
     // None of these is ever polled again after one has ended, so it does not matter that reading a
     // frame cannot be taken up again.
     tokio::select! {
-        ended = control(shared, session, &expires, send, recv) => ended,
+        ended = listen(shared, session, &expires, recv) => ended,
+        ended = tell(session, send, pushed) => ended,
         ended = datagrams(session) => ended,
         ended = streams(shared, session) => ended,
         () = expiry(&expires) => Ended::Expired,
     }
 }
 
-async fn control(
+/// What the agent says on the control stream.
+async fn listen(
     shared: &Shared,
     session: &Session,
     expires: &AtomicI64,
-    mut send: SendStream,
     mut recv: RecvStream,
 ) -> Ended {
     loop {
@@ -255,7 +261,7 @@ async fn control(
                 .map(|report| took_report(shared, session, report)),
             RenewRequest::KIND => match frame.body() {
                 Ok(request) => match renew(shared, session, expires, &request) {
-                    Ok(response) => frame::write(&mut send, &response).await,
+                    Ok(()) => Ok(()),
                     Err(ended) => return ended,
                 },
                 Err(error) => Err(error),
@@ -272,6 +278,17 @@ async fn control(
     }
 }
 
+/// What the director says on the control stream: what was pushed, in its order.
+async fn tell(session: &Session, mut send: SendStream, mut pushed: mpsc::Receiver<Frame>) -> Ended {
+    while let Some(frame) = pushed.recv().await {
+        if let Err(error) = frame::send(&mut send, &frame).await {
+            return broken(session, error);
+        }
+    }
+    // The session holds the sender for as long as it is served.
+    Ended::ControlClosed
+}
+
 fn took_report(shared: &Shared, session: &Session, report: Report) {
     session.report(report, Timestamp::now());
     shared.sessions.emit(Event::ReportChanged {
@@ -284,7 +301,7 @@ fn renew(
     session: &Session,
     expires: &AtomicI64,
     request: &RenewRequest,
-) -> Result<RenewResponse, Ended> {
+) -> Result<(), Ended> {
     if !shared.doors.registry.is_current(&session.identity) {
         return Err(Ended::NotCurrent);
     }
@@ -295,11 +312,13 @@ fn renew(
         .map_err(Ended::Renewal)?;
     let until = now.as_second() + i64::try_from(life.as_secs()).unwrap_or(0);
     expires.store(until, Ordering::Relaxed);
-    tracing::debug!(machine = %session.identity, "certificate renewed");
-    Ok(RenewResponse {
+    let response = RenewResponse {
         chain_der: chain.to_der(),
         roots_der: vec![ca.root_der().to_vec()],
-    })
+    };
+    session.push(&response).map_err(Ended::Push)?;
+    tracing::debug!(machine = %session.identity, "certificate renewed");
+    Ok(())
 }
 
 async fn datagrams(session: &Session) -> Ended {

@@ -45,7 +45,7 @@ use windlass_common::limits;
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::step::{Progress, StepRequest, StepResult};
-use windlass_common::wire::message::{Hello, Tune, TunnelTarget};
+use windlass_common::wire::message::{Body, Hello, Tune, TunnelTarget};
 
 use crate::pki::{DirectorCa, IssueError};
 
@@ -270,6 +270,28 @@ pub enum DeliveryError {
         /// The agent's words.
         message: String,
     },
+    /// The agent speaks a protocol that does not have this.
+    #[error(
+        "the agent of machine {machine} speaks protocol {speaks}, this needs {needs}; upgrade the \
+         agent"
+    )]
+    TooOld {
+        /// Which machine.
+        machine: MachineName,
+        /// The version agreed on with it.
+        speaks: u16,
+        /// The oldest version that has what was to be sent.
+        needs: u16,
+    },
+    /// The agent does not read what it is sent; its session was closed.
+    #[error(
+        "machine {machine} left {} frames unread; its session was closed",
+        limits::CONTROL_QUEUE
+    )]
+    Behind {
+        /// Which machine.
+        machine: MachineName,
+    },
     /// The step cannot be encoded, or the agent's answer makes no sense.
     #[error("machine {machine} and this director do not understand each other")]
     Protocol {
@@ -288,8 +310,9 @@ impl DeliveryError {
             DeliveryError::NotConnected { .. }
             | DeliveryError::Lost { .. }
             | DeliveryError::Deadline { .. }
+            | DeliveryError::Behind { .. }
             | DeliveryError::Refused { .. } => ErrorClass::Retry,
-            DeliveryError::NotCurrent { .. } => ErrorClass::Operator,
+            DeliveryError::NotCurrent { .. } | DeliveryError::TooOld { .. } => ErrorClass::Operator,
             DeliveryError::Protocol { .. } | DeliveryError::OtherStep { .. } => ErrorClass::Bug,
         }
     }
@@ -386,6 +409,28 @@ impl Gateway {
     ) -> Result<Tunnel, DeliveryError> {
         let session = self.shared.session(machine, incarnation)?;
         step::open_tunnel(&session, target).await
+    }
+
+    /// Queues a body for the control stream of a machine, behind those that are queued already, and
+    /// returns at once. [`DeliveryError::TooOld`] if the agent's protocol does not have its kind; an
+    /// agent that does not read is closed ([`DeliveryError::Behind`]).
+    pub fn push<B: Body>(
+        &self,
+        machine: &MachineName,
+        incarnation: Incarnation,
+        body: &B,
+    ) -> Result<(), DeliveryError> {
+        self.shared.session(machine, incarnation)?.push(body)
+    }
+
+    /// Tells a machine how often to report, from now on until its connection ends.
+    pub fn tune(
+        &self,
+        machine: &MachineName,
+        incarnation: Incarnation,
+        tune: Tune,
+    ) -> Result<(), DeliveryError> {
+        self.push(machine, incarnation, &tune)
     }
 
     /// Closes the session of an incarnation that is not current any more. Make

@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use tokio::sync::broadcast;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{broadcast, mpsc};
 
 use windlass_common::id::{Incarnation, MachineName};
-use windlass_common::limits::EVENTS_QUEUE;
+use windlass_common::limits::{CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE};
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::transport::Close;
-use windlass_common::wire::message::Hello;
+use windlass_common::wire::frame::{Frame, FrameError};
+use windlass_common::wire::message::{Body, Hello, since};
 
-use super::{Event, SessionView};
+use super::{DeliveryError, Event, SessionView};
 
 /// A stream to something on a machine.
 pub type Tunnel = tokio::io::Join<quinn::RecvStream, quinn::SendStream>;
@@ -28,6 +30,8 @@ pub(super) struct Session {
     hello: Arc<Hello>,
     since: Timestamp,
     seen: Mutex<Seen>,
+    /// What goes down the control stream.
+    down: mpsc::Sender<Frame>,
 }
 
 #[derive(Debug, Default)]
@@ -37,21 +41,71 @@ struct Seen {
 }
 
 impl Session {
+    /// A session, and the frames to write down its control stream.
     pub(super) fn new(
         identity: MachineIdentity,
         connection: quinn::Connection,
         hello: Hello,
         protocol: u16,
         now: Timestamp,
-    ) -> Session {
-        Session {
+    ) -> (Session, mpsc::Receiver<Frame>) {
+        let (down, pushed) = mpsc::channel(CONTROL_QUEUE);
+        let session = Session {
             identity,
             connection,
             protocol,
             hello: Arc::new(hello),
             since: now,
             seen: Mutex::default(),
+            down,
+        };
+        (session, pushed)
+    }
+
+    /// Queues a body for the control stream, behind those that are queued already. Never waits: an
+    /// agent that leaves [`CONTROL_QUEUE`] frames unread is closed and told why.
+    ///
+    /// That it is queued does not mean that it arrives; what needs an answer has one of its own.
+    pub(super) fn push<B: Body>(&self, body: &B) -> Result<(), DeliveryError> {
+        self.may_send(B::KIND)?;
+        let protocol = |source| DeliveryError::Protocol {
+            machine: self.identity.machine.clone(),
+            source,
+        };
+        let frame = Frame::of(body).map_err(protocol)?;
+        if frame.body.len() > CONTROL_FRAME_BYTES_MAX {
+            return Err(protocol(FrameError::TooLong {
+                kind: frame.kind,
+                bytes: frame.body.len(),
+                max: CONTROL_FRAME_BYTES_MAX,
+            }));
         }
+        self.down.try_send(frame).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                tracing::info!(machine = %self.identity, "the agent does not read; session closed");
+                self.close(Close::TimedOut);
+                DeliveryError::Behind {
+                    machine: self.identity.machine.clone(),
+                }
+            }
+            TrySendError::Closed(_) => DeliveryError::NotConnected {
+                machine: self.identity.machine.clone(),
+                incarnation: self.identity.incarnation,
+            },
+        })
+    }
+
+    /// Whether the agent knows a kind of frame, as far as it has said.
+    pub(super) fn may_send(&self, kind: u16) -> Result<(), DeliveryError> {
+        let needs = since(kind);
+        if needs <= self.protocol {
+            return Ok(());
+        }
+        Err(DeliveryError::TooOld {
+            machine: self.identity.machine.clone(),
+            speaks: self.protocol,
+            needs,
+        })
     }
 
     /// Takes a heartbeat, unless a newer one was there before it: datagrams overtake one another.

@@ -39,6 +39,9 @@ async fn exchange(
 ) -> Result<StepResult, DeliveryError> {
     let failed = |source| framing(session, source);
     let frames = to_frames(request).map_err(failed)?;
+    for frame in &frames {
+        session.may_send(frame.kind)?;
+    }
     let (mut send, mut recv) = session
         .connection
         .open_bi()
@@ -101,6 +104,7 @@ pub(super) async fn open_tunnel(
 
 async fn connect(session: &Session, target: TunnelTarget) -> Result<Tunnel, DeliveryError> {
     let failed = |source| framing(session, source);
+    session.may_send(TunnelRequest::KIND)?;
     let (mut send, mut recv) = session
         .connection
         .open_bi()

@@ -19,7 +19,7 @@ use windlass_common::{tls, transport};
 use crate::certificates::{agent, connect};
 use crate::world::{Director, Machine, PATIENCE, exec, identity, no_progress, wait_for};
 
-fn hello(protocols: Vec<u16>) -> Hello {
+pub(crate) fn hello(protocols: Vec<u16>) -> Hello {
     Hello {
         protocols,
         agent_version: "0".to_owned(),
@@ -44,7 +44,7 @@ async fn stranger(director: &Director) -> quinn::Connection {
         .unwrap()
 }
 
-async fn closed(connection: &quinn::Connection) -> ConnectionError {
+pub(crate) async fn closed(connection: &quinn::Connection) -> ConnectionError {
     tokio::time::timeout(PATIENCE, connection.closed())
         .await
         .expect("the director closes the connection")

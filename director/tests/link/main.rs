@@ -8,6 +8,7 @@
 )]
 
 mod certificates;
+mod down;
 mod hostile;
 mod measure;
 mod process;

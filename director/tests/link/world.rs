@@ -265,6 +265,8 @@ pub(crate) struct Steps {
     /// `exec ["hold"]` ends when this turns true.
     pub(crate) release: watch::Sender<bool>,
     pub(crate) epochs: Mutex<Vec<Epoch>>,
+    /// What it was told about reporting.
+    pub(crate) tunes: Mutex<Vec<Tune>>,
     running: Mutex<u32>,
     pub(crate) running_most: Mutex<u32>,
 }
@@ -277,6 +279,7 @@ impl Steps {
             begun: Mutex::default(),
             release: watch::channel(false).0,
             epochs: Mutex::default(),
+            tunes: Mutex::default(),
             running: Mutex::default(),
             running_most: Mutex::default(),
         }
@@ -377,7 +380,9 @@ impl Handler for Steps {
         self.epochs.lock().unwrap().push(epoch);
     }
 
-    fn tuned(&self, _tune: Tune) {}
+    fn tuned(&self, tune: Tune) {
+        self.tunes.lock().unwrap().push(tune);
+    }
 }
 
 fn report(uptime_s: u64) -> Report {

@@ -240,8 +240,10 @@ impl From<DeliveryError> for EffectError {
         let resend = match &error {
             DeliveryError::Lost { .. }
             | DeliveryError::NotConnected { .. }
+            | DeliveryError::Behind { .. }
             | DeliveryError::Deadline { .. } => true,
             DeliveryError::NotCurrent { .. }
+            | DeliveryError::TooOld { .. }
             | DeliveryError::OtherStep { .. }
             | DeliveryError::Refused { .. }
             | DeliveryError::Protocol { .. } => false,
