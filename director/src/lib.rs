@@ -6,6 +6,7 @@ pub mod api;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod drain;
 pub mod gateway;
 pub mod health;
 pub mod kubernetes;

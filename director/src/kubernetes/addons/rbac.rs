@@ -54,6 +54,11 @@ fn director_role() -> Value {
                 "verbs": ["get", "list", "watch"],
             },
             {
+                "apiGroups": ["storage.k8s.io"],
+                "resources": ["volumeattachments"],
+                "verbs": ["get", "list", "watch"],
+            },
+            {
                 "apiGroups": ["apps"],
                 "resources": ["daemonsets"],
                 "verbs": ["get", "list", "watch"],

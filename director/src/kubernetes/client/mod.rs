@@ -172,10 +172,33 @@ impl Client {
         namespace: Option<&str>,
         label_selector: Option<&str>,
     ) -> Result<Vec<T>, ApiError> {
-        let base = resource.path(namespace, None);
         let selector = label_selector
             .map(|s| format!("&labelSelector={}", resource::encode(s)))
             .unwrap_or_default();
+        self.pages(resource, namespace, &selector).await
+    }
+
+    /// The objects that a field selector selects, for example the pods of a node.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn list_by_field<T: DeserializeOwned>(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        field_selector: &str,
+    ) -> Result<Vec<T>, ApiError> {
+        let selector = format!("&fieldSelector={}", resource::encode(field_selector));
+        self.pages(resource, namespace, &selector).await
+    }
+
+    async fn pages<T: DeserializeOwned>(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        selector: &str,
+    ) -> Result<Vec<T>, ApiError> {
+        let base = resource.path(namespace, None);
         let mut objects = Vec::new();
         let mut next = String::new();
         for _ in 0..PAGES_MAX {
@@ -242,7 +265,7 @@ impl Client {
         decode(&path, &answer)
     }
 
-    /// Creates an object; also the way to evict and to ask for access reviews. Never repeated.
+    /// Creates an object; also the way to ask for access reviews. Never repeated.
     ///
     /// # Errors
     /// [`ApiError`]; one that exists is a status 409.
@@ -252,10 +275,28 @@ impl Client {
         namespace: Option<&str>,
         object: &Value,
     ) -> Result<Value, ApiError> {
-        let path = format!(
-            "{}?fieldManager={FIELD_MANAGER}",
-            resource.path(namespace, None)
-        );
+        let path = resource.path(namespace, None);
+        self.post(path, object).await
+    }
+
+    /// Creates a subresource of an object, for example the eviction of a pod. Never repeated.
+    ///
+    /// # Errors
+    /// [`ApiError`]; an eviction that a budget does not allow is a status 429.
+    pub async fn create_under(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+        subresource: &str,
+        object: &Value,
+    ) -> Result<Value, ApiError> {
+        let path = format!("{}/{subresource}", resource.path(namespace, Some(name)));
+        self.post(path, object).await
+    }
+
+    async fn post(&self, path: String, object: &Value) -> Result<Value, ApiError> {
+        let path = format!("{path}?fieldManager={FIELD_MANAGER}");
         let body = Bytes::from(object.to_string());
         let answer = self
             .call(Call {
@@ -278,10 +319,27 @@ impl Client {
         namespace: Option<&str>,
         name: &str,
     ) -> Result<bool, ApiError> {
+        self.delete_with(resource, namespace, name, &Value::Null)
+            .await
+    }
+
+    /// Deletes an object with `DeleteOptions`, such as a precondition on its uid; `false` when there was
+    /// none.
+    ///
+    /// # Errors
+    /// [`ApiError`]; a precondition that does not hold is a status 409.
+    pub async fn delete_with(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+        options: &Value,
+    ) -> Result<bool, ApiError> {
+        let body = (!options.is_null()).then(|| Bytes::from(options.to_string()));
         let call = Call {
             method: Method::DELETE,
             path: resource.path(namespace, Some(name)),
-            content: None,
+            content: body.map(|body| ("application/json", body)),
             repeatable: true,
         };
         match self.call(call).await {

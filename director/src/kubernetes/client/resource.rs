@@ -68,6 +68,12 @@ impl Resource {
     pub const DEPLOYMENT: Resource = namespaced("apps/v1", "Deployment", "deployments");
     /// Leases; a node's is in `kube-node-lease` under its name.
     pub const LEASE: Resource = namespaced("coordination.k8s.io/v1", "Lease", "leases");
+    /// PodDisruptionBudgets.
+    pub const POD_DISRUPTION_BUDGET: Resource =
+        namespaced("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets");
+    /// Volumes that are attached to nodes.
+    pub const VOLUME_ATTACHMENT: Resource =
+        cluster_wide("storage.k8s.io/v1", "VolumeAttachment", "volumeattachments");
     /// Roles.
     pub const ROLE: Resource = namespaced(RBAC, "Role", "roles");
     /// Role bindings.
@@ -84,7 +90,7 @@ impl Resource {
         "selfsubjectaccessreviews",
     );
 
-    const ALL: [&'static Resource; 14] = [
+    const ALL: [&'static Resource; 16] = [
         &Self::NODE,
         &Self::NAMESPACE,
         &Self::POD,
@@ -94,6 +100,8 @@ impl Resource {
         &Self::SERVICE_ACCOUNT,
         &Self::DEPLOYMENT,
         &Self::LEASE,
+        &Self::POD_DISRUPTION_BUDGET,
+        &Self::VOLUME_ATTACHMENT,
         &Self::ROLE,
         &Self::ROLE_BINDING,
         &Self::CLUSTER_ROLE,
@@ -170,6 +178,8 @@ pub struct Node {
     pub name: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
     /// Cordoned.
     pub unschedulable: bool,
     /// Addresses of its pods.
@@ -226,6 +236,8 @@ struct Metadata {
     name: String,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -259,6 +271,7 @@ impl From<NodeObject> for Node {
         Self {
             name: object.metadata.name,
             labels: object.metadata.labels,
+            annotations: object.metadata.annotations,
             unschedulable: object.spec.unschedulable,
             pod_cidr: object.spec.pod_cidr,
             taints: object.spec.taints,

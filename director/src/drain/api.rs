@@ -1,0 +1,270 @@
+//! The shell of a drain: cordons, asks, looks, and tells.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+use windlass_common::id::NodeName;
+
+use super::engine::{Answer, Engine, How, Order, Turn};
+use super::{Blocked, Budget, DrainError, DrainPolicy, Drained, Pod};
+use crate::kubernetes::client::{ApiError, Client, Node, Resource};
+
+/// Pause between two looks at the pods of a node. A look costs the API server about a millisecond, and a
+/// rollout waits for the last pod to go.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Says that it was us who cordoned a node.
+const CORDONED: &str = "windlass.internal/cordoned";
+/// Pods that are named in one line of progress.
+const NAMED: usize = 3;
+
+/// Closes a node to new pods; one that is closed already is left as it is, and not ours to open.
+///
+/// # Errors
+/// [`DrainError::Api`].
+pub async fn cordon(client: &Client, node: &NodeName) -> Result<(), DrainError> {
+    let found = look_at(client, node).await?;
+    if found.unschedulable {
+        return Ok(());
+    }
+    let patch = json!({
+        "metadata": {"annotations": {CORDONED: "true"}},
+        "spec": {"unschedulable": true},
+    });
+    change(client, node, "cordon", &patch).await
+}
+
+/// Opens a node that [`cordon`] closed; any other is left as it is.
+///
+/// # Errors
+/// [`DrainError::Api`].
+pub async fn uncordon(client: &Client, node: &NodeName) -> Result<(), DrainError> {
+    let found = look_at(client, node).await?;
+    if !found.annotations.contains_key(CORDONED) {
+        return Ok(());
+    }
+    let patch = json!({
+        "metadata": {"annotations": {CORDONED: null}},
+        "spec": {"unschedulable": null},
+    });
+    change(client, node, "uncordon", &patch).await
+}
+
+/// Cordons a node and has its pods leave, then waits until its volumes are detached. A node that does not
+/// exist is empty. `progress` hears who is waited for, when that changes.
+///
+/// Dropping the future stops asking; pods that were told to end do so, and the node stays cordoned.
+///
+/// # Errors
+/// [`DrainError`]; nothing was evicted when it is [`DrainError::Refused`].
+pub async fn drain(
+    client: &Client,
+    node: &NodeName,
+    policy: &DrainPolicy,
+    progress: impl Fn(String),
+) -> Result<Drained, DrainError> {
+    match cordon(client, node).await {
+        Err(DrainError::Api { source, .. }) if source.is_not_found() => {
+            return Ok(Drained::default());
+        }
+        cordoned => cordoned?,
+    }
+    let began = Instant::now();
+    let mut engine = Engine::new(*policy);
+    let mut told = String::new();
+    loop {
+        let pods = pods_of(client, node).await?;
+        let budgets = if engine.is_blocked() {
+            budgets(client, node).await?
+        } else {
+            Vec::new()
+        };
+        let orders = match engine.look(began.elapsed(), &pods, &budgets) {
+            Turn::Go(orders) => orders,
+            Turn::Done(drained) => {
+                detached(client, node, began + policy.deadline()).await?;
+                return Ok(drained);
+            }
+            Turn::Refused(blocked) => {
+                // Nothing was begun, so the node serves on.
+                uncordon(client, node).await?;
+                let node = node.clone();
+                return Err(DrainError::Refused { node, blocked });
+            }
+            Turn::Late(blocked) => {
+                return Err(DrainError::Deadline {
+                    node: node.clone(),
+                    after: policy.deadline(),
+                    blocked,
+                });
+            }
+        };
+        for order in &orders {
+            let answer = tell(client, node, order).await?;
+            engine.answered(began.elapsed(), order, answer);
+        }
+        let line = summary(&engine.waits_for(&pods, &budgets));
+        if line != told {
+            told.clone_from(&line);
+            progress(line);
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn summary(waiting: &[Blocked]) -> String {
+    let shown: Vec<String> = waiting
+        .iter()
+        .take(NAMED)
+        .map(|blocked| format!("{} ({})", blocked.pod, blocked.why))
+        .collect();
+    let more = waiting.len().saturating_sub(NAMED);
+    let rest = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!(
+        "{} pods to leave: {}{rest}",
+        waiting.len(),
+        shown.join(", ")
+    )
+}
+
+async fn tell(client: &Client, node: &NodeName, order: &Order) -> Result<Answer, DrainError> {
+    let result = match order.how {
+        How::Evict => client
+            .create_under(
+                &Resource::POD,
+                Some(&order.pod.namespace),
+                &order.pod.name,
+                "eviction",
+                &eviction(order),
+            )
+            .await
+            .map(drop),
+        How::Delete => client
+            .delete_with(
+                &Resource::POD,
+                Some(&order.pod.namespace),
+                &order.pod.name,
+                &delete_options(order),
+            )
+            .await
+            .map(drop),
+    };
+    match result {
+        Ok(()) => Ok(Answer::Accepted),
+        Err(error) => match error.code() {
+            // 409: the name is another pod's by now.
+            Some(404 | 409) => Ok(Answer::Gone),
+            // 429: a budget. 500: two budgets cover the pod, or the server is in trouble; in both cases
+            // the drain's deadline decides.
+            Some(429 | 500) => Ok(Answer::NotNow(error.to_string())),
+            _ => Err(failed("evict the pods", node)(error)),
+        },
+    }
+}
+
+fn eviction(order: &Order) -> Value {
+    json!({
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": order.pod.name, "namespace": order.pod.namespace},
+        "deleteOptions": delete_options(order),
+    })
+}
+
+fn delete_options(order: &Order) -> Value {
+    let mut options = json!({"preconditions": {"uid": order.pod.uid}});
+    if let Some(seconds) = order.grace_seconds {
+        options["gracePeriodSeconds"] = seconds.into();
+    }
+    options
+}
+
+async fn pods_of(client: &Client, node: &NodeName) -> Result<Vec<Pod>, DrainError> {
+    let selector = format!("spec.nodeName={node}");
+    client
+        .list_by_field(&Resource::POD, None, &selector)
+        .await
+        .map_err(failed("list the pods", node))
+}
+
+async fn budgets(client: &Client, node: &NodeName) -> Result<Vec<Budget>, DrainError> {
+    client
+        .list(&Resource::POD_DISRUPTION_BUDGET, None, None)
+        .await
+        .map_err(failed("list the budgets for the pods", node))
+}
+
+/// Waits until no volume is attached to the node: a volume that is still there when its machine goes is
+/// taken for in use, for minutes.
+async fn detached(client: &Client, node: &NodeName, deadline: Instant) -> Result<(), DrainError> {
+    loop {
+        let attached: Vec<Attachment> = client
+            .list(&Resource::VOLUME_ATTACHMENT, None, None)
+            .await
+            .map_err(failed("list the attached volumes", node))?;
+        let ours: Vec<Attachment> = attached
+            .into_iter()
+            .filter(|attachment| attachment.spec.node_name == node.as_str())
+            .collect();
+        if ours.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(DrainError::Attached {
+                node: node.clone(),
+                volumes: ours.into_iter().map(|a| a.metadata.name).collect(),
+            });
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Attachment {
+    metadata: AttachmentMetadata,
+    spec: AttachmentSpec,
+}
+
+#[derive(serde::Deserialize)]
+struct AttachmentMetadata {
+    name: String,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AttachmentSpec {
+    node_name: String,
+}
+
+async fn look_at(client: &Client, node: &NodeName) -> Result<Node, DrainError> {
+    client
+        .get(&Resource::NODE, None, node.as_str())
+        .await
+        .map_err(failed("look at the Node", node))
+}
+
+async fn change(
+    client: &Client,
+    node: &NodeName,
+    doing: &'static str,
+    patch: &Value,
+) -> Result<(), DrainError> {
+    client
+        .merge_patch(&Resource::NODE, None, node.as_str(), patch)
+        .await
+        .map(drop)
+        .map_err(failed(doing, node))
+}
+
+fn failed(doing: &'static str, node: &NodeName) -> impl FnOnce(ApiError) -> DrainError {
+    let node = node.clone();
+    move |source| DrainError::Api {
+        doing,
+        node,
+        source,
+    }
+}

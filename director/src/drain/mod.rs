@@ -1,0 +1,232 @@
+//! Draining a node: who has to leave it, in which order, and what keeps them.
+//!
+//! Three parts. [`rehearse`] is pure and asked before anything begins: it plays PodDisruptionBudgets
+//! through a whole sequence of nodes, since the API's dry run answers for one eviction at a time and
+//! takes nothing off the budget. [`Engine`] is pure as well and decides, look by look, which pods are
+//! evicted now. [`drain`] is the shell around it, which asks the API server.
+//!
+//! # Invariants
+//! * Pods leave by the Eviction API, so that the API server keeps every budget (invariant 4). Only after
+//!   the deadline of a [`DrainPolicy`] that says so are pods deleted past their budget, and each one is
+//!   named in [`Drained::escalated`].
+//! * A node is cordoned before its first pod is evicted. [`uncordon`] opens only what [`cordon`] closed:
+//!   a mark on the node says so.
+//! * Pods of daemon sets and static pods stay; pods that are over stay as well.
+//! * Stateless pods leave first, then those with state, then what the cluster itself needs. A wave begins
+//!   when the one before it has gone.
+//!
+//! # After a crash
+//! Nothing is kept. Cordoning and evicting again is harmless, and the deadline begins anew.
+//!
+//! # Not here
+//! When a node is drained (planner), and what becomes of its machine. Pods of a node whose kubelet is dead
+//! never end; they go with their Node once the machine is fenced.
+
+mod api;
+mod engine;
+mod object;
+mod rehearse;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use windlass_common::error::ErrorClass;
+use windlass_common::id::NodeName;
+
+use crate::kubernetes::client::ApiError;
+
+pub use api::{cordon, drain, uncordon};
+pub use engine::{Answer, Engine, How, Order, Turn};
+pub use object::{Budget, Controller, Pod, PodPhase};
+pub use rehearse::{Finding, NodeRehearsal, Rehearsal, rehearse};
+
+/// What is allowed in order to get a node empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DrainPolicy {
+    /// How long budgets are waited for, milliseconds, 1 s to 24 h.
+    pub deadline_ms: u64,
+    /// What happens then.
+    pub escalation: Escalation,
+    /// Pods that nothing makes again.
+    pub uncontrolled: Uncontrolled,
+    /// Pods whose `emptyDir` volumes are lost.
+    pub empty_dir: EmptyDir,
+    /// Longest time a pod gets to end, milliseconds; its own `terminationGracePeriodSeconds` when absent.
+    pub grace_max_ms: Option<u64>,
+}
+
+impl Default for DrainPolicy {
+    /// Ten minutes for budgets, then stop; everything that has a controller or an `emptyDir` may leave.
+    fn default() -> Self {
+        Self {
+            deadline_ms: 600_000,
+            escalation: Escalation::Stop,
+            uncontrolled: Uncontrolled::Keep,
+            empty_dir: EmptyDir::Lose,
+            grace_max_ms: None,
+        }
+    }
+}
+
+impl DrainPolicy {
+    pub(super) fn deadline(&self) -> Duration {
+        Duration::from_millis(self.deadline_ms)
+    }
+}
+
+/// What happens to pods that are still there at the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Escalation {
+    /// The drain fails and says who blocks it; the node stays cordoned.
+    Stop,
+    /// They are deleted past their budgets, and each one is recorded.
+    Delete,
+}
+
+/// What happens to pods without a controller, which nothing makes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Uncontrolled {
+    /// The drain does not begin.
+    Keep,
+    /// They are evicted and lost.
+    Evict,
+}
+
+/// What happens to pods with `emptyDir` volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum EmptyDir {
+    /// The drain does not begin.
+    Keep,
+    /// They are evicted, and what is in the volumes is lost.
+    Lose,
+}
+
+/// Names a pod; the uid tells it from a later one of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRef {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Uid.
+    pub uid: String,
+}
+
+impl fmt::Display for PodRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A node is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Pods that left by eviction.
+    pub evicted: Vec<PodRef>,
+    /// Pods that were deleted past their budget, because the policy says so.
+    pub escalated: Vec<PodRef>,
+    /// Pods that were told to end and are held by their finalizers; they end with their machine.
+    pub held: Vec<PodRef>,
+}
+
+/// A pod that does not leave, and what keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    /// The pod.
+    pub pod: PodRef,
+    /// What keeps it.
+    pub why: String,
+    /// A command that lets it go.
+    pub unblock: String,
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {}; to let it go: {}",
+            self.pod, self.why, self.unblock
+        )
+    }
+}
+
+/// Why a node is not empty.
+#[derive(Debug, thiserror::Error)]
+pub enum DrainError {
+    /// The API server cannot be asked, or refuses.
+    #[error("node {node}: cannot {doing}")]
+    Api {
+        /// What was asked.
+        doing: &'static str,
+        /// The node.
+        node: NodeName,
+        /// Cause.
+        #[source]
+        source: ApiError,
+    },
+    /// The policy keeps some pods where they are.
+    #[error("node {node} cannot be drained: {}", list(blocked))]
+    Refused {
+        /// The node.
+        node: NodeName,
+        /// The pods, with what keeps them.
+        blocked: Vec<Blocked>,
+    },
+    /// Volumes stay attached.
+    #[error(
+        "node {node} has no pods left, and volumes {} are still attached; look at the driver that has to \
+         detach them: kubectl describe volumeattachment", volumes.join(", ")
+    )]
+    Attached {
+        /// The node.
+        node: NodeName,
+        /// Names of the VolumeAttachments.
+        volumes: Vec<String>,
+    },
+    /// The deadline passed.
+    #[error("node {node} is not empty after {} s: {}", after.as_secs(), list(blocked))]
+    Deadline {
+        /// The node.
+        node: NodeName,
+        /// The deadline.
+        after: Duration,
+        /// The pods that are left, with what keeps them.
+        blocked: Vec<Blocked>,
+    },
+}
+
+impl DrainError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            DrainError::Api { source, .. } => source.class(),
+            DrainError::Refused { .. }
+            | DrainError::Attached { .. }
+            | DrainError::Deadline { .. } => ErrorClass::Operator,
+        }
+    }
+}
+
+/// Most pods that are named in one message.
+const NAMED_MAX: usize = 10;
+
+fn list(blocked: &[Blocked]) -> String {
+    let mut text: Vec<String> = blocked
+        .iter()
+        .take(NAMED_MAX)
+        .map(ToString::to_string)
+        .collect();
+    if blocked.len() > NAMED_MAX {
+        text.push(format!("and {} more", blocked.len() - NAMED_MAX));
+    }
+    text.join("; ")
+}
