@@ -27,8 +27,16 @@ pub const STREAMS_FROM_AGENT_MAX: u32 = 8;
 pub const CHUNK_BYTES: usize = 64 << 10;
 /// Output of one step that is kept with its result; what is longer is cut and says so.
 pub const STEP_OUTPUT_BYTES_MAX: usize = 256 << 10;
-/// Heartbeats by default; three missed ones (2 s with jitter) make a machine suspect.
+/// Heartbeats by default; see [`suspect_after`].
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Shortest and longest interval that a director may ask for, milliseconds.
+pub const HEARTBEAT_INTERVAL_MS: (u32, u32) = (50, 60_000);
+/// Silence from which on a machine is suspect: three heartbeats missed, and a quarter of the interval
+/// for jitter. Looked for four times in an interval, so that at the default of 500 ms a death is
+/// noticed after at most 1.625 s + 0.125 s = 1.75 s.
+pub fn suspect_after(interval: Duration) -> Duration {
+    interval * 3 + interval / 4
+}
 /// QUIC idle timeout of the link: a connection without any packet for this long is closed.
 pub const LINK_IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 /// Reconnect backoff of an agent: first wait, and cap. Both jittered by half.

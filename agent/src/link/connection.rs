@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use windlass_common::error::ErrorClass;
-use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT};
+use windlass_common::limits::{FRAME_BYTES_MAX, HEARTBEAT_INTERVAL_MS, HELLO_TIMEOUT};
 use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, RequestError};
 use windlass_common::transport::Close;
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
@@ -353,7 +353,8 @@ async fn beat(
     mut tuned: watch::Receiver<Tune>,
 ) -> Ended {
     let pace = |tune: &Tune| {
-        let ms = tune.heartbeat_interval_ms.clamp(50, 60_000);
+        let (shortest, longest) = HEARTBEAT_INTERVAL_MS;
+        let ms = tune.heartbeat_interval_ms.clamp(shortest, longest);
         let mut ticks = interval(Duration::from_millis(ms.into()));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks

@@ -142,6 +142,7 @@ async fn session(
         connection.clone(),
         greeting.hello,
         greeting.protocol,
+        shared.config.tune,
         now,
     );
     let session = Arc::new(session);
@@ -236,7 +237,7 @@ async fn converse(
     tokio::select! {
         ended = listen(shared, session, &expires, recv) => ended,
         ended = tell(session, send, pushed) => ended,
-        ended = datagrams(session) => ended,
+        ended = datagrams(shared, session) => ended,
         ended = streams(shared, session) => ended,
         () = expiry(&expires) => Ended::Expired,
     }
@@ -321,7 +322,7 @@ fn renew(
     Ok(())
 }
 
-async fn datagrams(session: &Session) -> Ended {
+async fn datagrams(shared: &Shared, session: &Session) -> Ended {
     loop {
         let datagram = match session.connection.read_datagram().await {
             Ok(datagram) => datagram,
@@ -330,7 +331,13 @@ async fn datagrams(session: &Session) -> Ended {
         let heartbeat = Frame::from_datagram(&datagram, HEARTBEAT_BYTES_MAX)
             .and_then(|frame| frame.body::<Heartbeat>());
         match heartbeat {
-            Ok(heartbeat) => session.heartbeat(heartbeat, Timestamp::now()),
+            Ok(heartbeat) => {
+                if session.heartbeat(heartbeat, Timestamp::now()) {
+                    tracing::info!(machine = %session.identity, "suspect is heard again");
+                    let identity = session.identity.clone();
+                    shared.sessions.emit(Event::Recovered { identity });
+                }
+            }
             // Unknown kinds may be of a newer agent, and a datagram ends nothing.
             Err(error) => tracing::debug!(machine = %session.identity, %error, "datagram skipped"),
         }

@@ -26,6 +26,7 @@ mod control;
 mod enroll;
 mod server;
 mod session;
+mod silence;
 mod step;
 
 use std::collections::BTreeMap;
@@ -159,6 +160,8 @@ pub struct SessionView {
     pub hello: Arc<Hello>,
     /// Its last report and when it arrived.
     pub report: Option<(Timestamp, Arc<Report>)>,
+    /// Whether it missed so many heartbeats that it may be dead; see [`limits::suspect_after`].
+    pub suspect: bool,
 }
 
 /// Something changed. A subscriber that lags reads [`Gateway::connected`] again: events say *that*,
@@ -180,6 +183,16 @@ pub enum Event {
     /// A report arrived.
     ReportChanged {
         /// Whose.
+        identity: MachineIdentity,
+    },
+    /// A connected machine has fallen silent; its connection stands until the idle timeout.
+    Suspected {
+        /// Who.
+        identity: MachineIdentity,
+    },
+    /// A suspect is heard again.
+    Recovered {
+        /// Who.
         identity: MachineIdentity,
     },
 }
@@ -395,6 +408,11 @@ impl Gateway {
         self.shared.sessions.views()
     }
 
+    /// How many machines are connected now.
+    pub fn connected_count(&self) -> usize {
+        self.shared.sessions.len()
+    }
+
     /// Events from now on; see [`Event`] about lagging.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.shared.sessions.subscribe()
@@ -430,7 +448,7 @@ impl Gateway {
         incarnation: Incarnation,
         tune: Tune,
     ) -> Result<(), DeliveryError> {
-        self.push(machine, incarnation, &tune)
+        self.shared.session(machine, incarnation)?.tune(tune)
     }
 
     /// Closes the session of an incarnation that is not current any more. Make

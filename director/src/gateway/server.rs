@@ -27,7 +27,7 @@ use super::authorize::{AgentVerifier, ServerIdentity};
 use super::session::{Session, Sessions};
 use super::{
     ArtifactSource, DeliveryError, EnrollmentStore, GatewayConfig, IncarnationRegistry, StartError,
-    control, enroll,
+    control, enroll, silence,
 };
 
 /// What the gateway asks.
@@ -115,6 +115,7 @@ pub(super) fn start(
         sessions: Sessions::default(),
         enrollments: Semaphore::new(ENROLLMENTS_MAX),
     });
+    tokio::spawn(silence::watch(Arc::downgrade(&shared)));
     tokio::spawn(accept(Arc::clone(&shared), endpoint));
     Ok(shared)
 }

@@ -2,18 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
 
 use windlass_common::id::{Incarnation, MachineName};
-use windlass_common::limits::{CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE};
+use windlass_common::limits::{
+    CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE, HEARTBEAT_INTERVAL_MS, suspect_after,
+};
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::transport::Close;
 use windlass_common::wire::frame::{Frame, FrameError};
-use windlass_common::wire::message::{Body, Hello, since};
+use windlass_common::wire::message::{Body, Hello, Tune, since};
 
 use super::{DeliveryError, Event, SessionView};
 
@@ -34,10 +38,15 @@ pub(super) struct Session {
     down: mpsc::Sender<Frame>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     heartbeat: Option<(Timestamp, Heartbeat)>,
     report: Option<(Timestamp, Arc<Report>)>,
+    /// When it was last heard of.
+    heard: Instant,
+    /// What it was told.
+    beats_every: Duration,
+    suspect: bool,
 }
 
 impl Session {
@@ -47,6 +56,7 @@ impl Session {
         connection: quinn::Connection,
         hello: Hello,
         protocol: u16,
+        tune: Tune,
         now: Timestamp,
     ) -> (Session, mpsc::Receiver<Frame>) {
         let (down, pushed) = mpsc::channel(CONTROL_QUEUE);
@@ -56,7 +66,13 @@ impl Session {
             protocol,
             hello: Arc::new(hello),
             since: now,
-            seen: Mutex::default(),
+            seen: Mutex::new(Seen {
+                heartbeat: None,
+                report: None,
+                heard: Instant::now(),
+                beats_every: beats_every(tune),
+                suspect: false,
+            }),
             down,
         };
         (session, pushed)
@@ -109,14 +125,34 @@ impl Session {
     }
 
     /// Takes a heartbeat, unless a newer one was there before it: datagrams overtake one another.
-    pub(super) fn heartbeat(&self, heartbeat: Heartbeat, now: Timestamp) {
+    /// Returns whether the machine was suspect until now.
+    pub(super) fn heartbeat(&self, heartbeat: Heartbeat, now: Timestamp) -> bool {
         let mut seen = lock(&self.seen);
         let newer = seen
             .heartbeat
             .is_none_or(|(_, last)| heartbeat.sequence > last.sequence);
         if newer {
             seen.heartbeat = Some((now, heartbeat));
+            seen.heard = Instant::now();
         }
+        newer && std::mem::take(&mut seen.suspect)
+    }
+
+    /// Tells the machine how often to report.
+    pub(super) fn tune(&self, tune: Tune) -> Result<(), DeliveryError> {
+        self.push(&tune)?;
+        let mut seen = lock(&self.seen);
+        // It goes on as before until it has read this.
+        seen.heard = Instant::now();
+        seen.beats_every = beats_every(tune);
+        Ok(())
+    }
+
+    /// Makes a silent machine suspect; returns whether it was not before.
+    fn suspect(&self, now: Instant) -> bool {
+        let mut seen = lock(&self.seen);
+        let silence = now.saturating_duration_since(seen.heard);
+        silence >= suspect_after(seen.beats_every) && !std::mem::replace(&mut seen.suspect, true)
     }
 
     pub(super) fn report(&self, report: Report, now: Timestamp) {
@@ -133,6 +169,7 @@ impl Session {
             protocol: self.protocol,
             hello: Arc::clone(&self.hello),
             report: seen.report.clone(),
+            suspect: seen.suspect,
         }
     }
 
@@ -188,6 +225,15 @@ impl Sessions {
             .collect()
     }
 
+    /// Makes the silent ones suspect, and returns those that were not.
+    pub(super) fn suspects(&self, now: Instant) -> Vec<MachineIdentity> {
+        lock(&self.table)
+            .values()
+            .filter(|session| session.suspect(now))
+            .map(|session| session.identity.clone())
+            .collect()
+    }
+
     /// Puts a session in; the one it takes the place of is closed and told why.
     pub(super) fn insert(&self, session: &Arc<Session>) {
         let machine = session.identity.machine.clone();
@@ -225,6 +271,12 @@ impl Sessions {
             session.close(why);
         }
     }
+}
+
+/// The interval as the agent takes it.
+fn beats_every(tune: Tune) -> Duration {
+    let (shortest, longest) = HEARTBEAT_INTERVAL_MS;
+    Duration::from_millis(tune.heartbeat_interval_ms.clamp(shortest, longest).into())
 }
 
 /// Nothing panics while it holds one of these locks, and each value in it is whole at any time.

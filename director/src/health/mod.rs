@@ -10,7 +10,7 @@ use windlass_common::report::Report;
 use crate::gateway::SessionView;
 use crate::model::{AgentView, Machine, MachineHealth, MachineView, Timestamp};
 
-/// Heartbeats come twice a second; an agent silent for this long is shown as lost.
+/// A suspect that is silent for this long is shown as lost.
 const SILENT: Duration = Duration::from_secs(5);
 
 /// A machine with what its agent says.
@@ -19,7 +19,8 @@ pub fn view(machine: Machine, session: Option<&SessionView>, now: Timestamp) -> 
     let report = session
         .and_then(|s| s.report.as_ref())
         .map(|(_, report)| (**report).clone());
-    let health = health(&machine, &agent, report.as_ref());
+    let suspect = session.is_some_and(|session| session.suspect);
+    let health = health(&machine, &agent, suspect, report.as_ref());
     MachineView {
         machine,
         agent,
@@ -40,11 +41,18 @@ fn agent_view(session: &SessionView, now: Timestamp) -> AgentView {
     }
 }
 
-fn health(machine: &Machine, agent: &AgentView, report: Option<&Report>) -> MachineHealth {
+fn health(
+    machine: &Machine,
+    agent: &AgentView,
+    suspect: bool,
+    report: Option<&Report>,
+) -> MachineHealth {
     let silent_ms = u64::try_from(SILENT.as_millis()).unwrap_or(u64::MAX);
-    let silent = agent
-        .last_heartbeat_age_ms
-        .is_some_and(|age| age > silent_ms);
+    // How often it beats is tuned: slow heartbeats are no silence.
+    let silent = suspect
+        && agent
+            .last_heartbeat_age_ms
+            .is_some_and(|age| age > silent_ms);
     if !agent.connected || silent {
         return if machine.started.is_some() {
             MachineHealth::AgentLost

@@ -359,7 +359,7 @@ impl Inner {
             data_dir: self.data_dir.clone(),
             clusters: phases,
             machines: count(machines.len()),
-            agents_connected: count(self.gateway.connected().len()),
+            agents_connected: count(self.gateway.connected_count()),
             tasks_unfinished: count(tasks.iter().filter(|t| !t.state.is_over()).count()),
             stemcells: count(stemcells.unwrap_or(0)),
             provider_faults: self.provider_faults.clone(),

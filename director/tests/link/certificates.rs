@@ -210,7 +210,10 @@ async fn revocation_closes_an_open_connection_and_the_door() {
                 assert_eq!(identity, me);
                 break;
             }
-            Event::Connected { .. } | Event::ReportChanged { .. } => {}
+            Event::Connected { .. }
+            | Event::ReportChanged { .. }
+            | Event::Suspected { .. }
+            | Event::Recovered { .. } => {}
         }
     }
     // It knocks again, with the certificate it has, and is not let in.

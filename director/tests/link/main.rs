@@ -13,5 +13,6 @@ mod hostile;
 mod measure;
 mod process;
 mod sessions;
+mod silence;
 mod tokens;
 mod world;
