@@ -10,6 +10,7 @@ pub mod id;
 pub mod journal;
 pub mod limits;
 pub mod pki;
+pub mod rate;
 pub mod report;
 pub mod secret;
 pub mod settings;

@@ -78,3 +78,40 @@ pub const STREAM_WINDOW_BYTES: u32 = FRAME_BYTES_MAX as u32 + (64 << 10);
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Datagrams that wait for their reader, in bytes: a dozen heartbeats; the newest count.
 pub const DATAGRAM_BUFFER_BYTES: usize = 16 << 10;
+
+/// UDP port of an agent's peer endpoint.
+pub const PEER_PORT: u16 = 7445;
+/// Artifacts that one machine announces, the newest first. An upgrade brings about eight; the director
+/// remembers 32 bytes of each, 2 KiB a machine and 40 MiB for 20 000 that all have this many.
+pub const ARTIFACTS_HELD_MAX: usize = 64;
+/// Peers named in one offer, and failures named in one question.
+pub const PEER_FAILURES_MAX: usize = 4;
+/// Transfers that the director lets one machine serve at a time. Copies grow fourfold a round: 1,000
+/// machines have theirs after five.
+pub const PEER_UPLOADS_MAX: usize = 3;
+/// Copies of an artifact that the director makes in a cluster before it lets peers do the rest: one
+/// machine may be lost without starting again.
+pub const ARTIFACT_SEEDS: usize = 2;
+/// Connections that an agent takes from peers: its uploads, as many that wind down, and one in reserve.
+/// Each holds one chunk and one send window, so that all are under 2.5 MiB.
+pub const PEER_CONNECTIONS_MAX: usize = 2 * PEER_UPLOADS_MAX + 1;
+/// Bytes that an agent is ahead of the peer it serves: 256 MiB/s at a round trip of a millisecond.
+pub const PEER_SEND_WINDOW_BYTES: u32 = 256 << 10;
+/// Bytes that a peer may be ahead of the agent that fetches from it.
+pub const PEER_RECEIVE_WINDOW_BYTES: u32 = 512 << 10;
+/// How fast an agent serves all of its peers together: half of a gigabit link, the rest is the pods'.
+pub const PEER_SERVE_BYTES_PER_S: u64 = 64 << 20;
+/// How long a connection between peers may be silent, and a peer may take for one chunk.
+pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long connecting with a peer may take: on one network it takes milliseconds.
+pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Slowest peer that is borne with, bytes a second over its whole transfer: a third of the rate above,
+/// shared by three, is eighty times this.
+pub const PEER_BYTES_PER_S_MIN: u64 = 256 << 10;
+/// How long a machine may begin a transfer that it was granted.
+pub const PEER_GRANT_LIFE: Duration = Duration::from_secs(60);
+/// How long a peer's request waits for its grant, which may take the longer way: from the director over
+/// another connection.
+pub const PEER_GRANT_WAIT: Duration = Duration::from_secs(1);
+/// Grants that an agent remembers: those of its uploads, given again a few times within their life.
+pub const PEER_GRANTS_MAX: usize = 64;

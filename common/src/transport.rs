@@ -16,7 +16,8 @@ use quinn::{
 
 use crate::limits::{
     CONNECTION_WINDOW_BYTES, DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, HANDSHAKES_MAX,
-    LINK_IDLE_TIMEOUT, STREAM_WINDOW_BYTES, STREAMS_FROM_AGENT_MAX, STREAMS_TO_AGENT_MAX,
+    LINK_IDLE_TIMEOUT, PEER_CONNECTIONS_MAX, PEER_IDLE_TIMEOUT, PEER_RECEIVE_WINDOW_BYTES,
+    PEER_SEND_WINDOW_BYTES, STREAM_WINDOW_BYTES, STREAMS_FROM_AGENT_MAX, STREAMS_TO_AGENT_MAX,
 };
 use crate::tls::TlsError;
 
@@ -183,6 +184,47 @@ pub fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, T
         .keep_alive_interval(Some(LINK_IDLE_TIMEOUT / 3));
     config.transport_config(Arc::new(transport));
     Ok(config)
+}
+
+/// The end of an agent that serves its peers: one stream at a time, small windows.
+pub fn peer_server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, TlsError> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|_| TlsError::Provider)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut transport = peer_base();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .receive_window(VarInt::from_u32(2 * ENROLL_FRAME_BYTES_MAX as u32));
+    config
+        .transport_config(Arc::new(transport))
+        .max_incoming(PEER_CONNECTIONS_MAX)
+        .incoming_buffer_size(16 << 10)
+        .incoming_buffer_size_total(64 << 10);
+    Ok(config)
+}
+
+/// The end of an agent that fetches from a peer.
+pub fn peer_client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, TlsError> {
+    let crypto = QuicClientConfig::try_from(tls).map_err(|_| TlsError::Provider)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    let mut transport = peer_base();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .receive_window(VarInt::from_u32(PEER_RECEIVE_WINDOW_BYTES))
+        .initial_rtt(Duration::from_millis(100))
+        .keep_alive_interval(Some(PEER_IDLE_TIMEOUT / 3));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+fn peer_base() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(IdleTimeout::try_from(PEER_IDLE_TIMEOUT).ok())
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(PEER_RECEIVE_WINDOW_BYTES))
+        .send_window(u64::from(PEER_SEND_WINDOW_BYTES))
+        .datagram_receive_buffer_size(None);
+    transport
 }
 
 fn base() -> TransportConfig {

@@ -182,6 +182,36 @@ fn streams(golden: &mut Golden) {
         offset: 1 << 40,
     });
     golden.pin(ArtifactHeader { bytes: 250 });
+    let machine = || MachineName::new("demo-w-0").unwrap();
+    golden.pin(ArtifactsHeld {
+        port: 7445,
+        digests: vec![Digest::of(b"artifact"), Digest::of(b"other")],
+    });
+    golden.pin(ArtifactAsk {
+        digest: Digest::of(b"artifact"),
+        offset: 1 << 20,
+        failed: vec![PeerFailure {
+            machine: machine(),
+            incarnation: Incarnation(300),
+            fault: PeerFault::Lied,
+        }],
+    });
+    let offer = |address: &str| PeerOffer {
+        machine: machine(),
+        incarnation: Incarnation(2),
+        address: address.parse().unwrap(),
+    };
+    golden.pin(ArtifactPeers {
+        bytes: 1 << 33,
+        peers: vec![offer("10.77.0.3:7445"), offer("[fd00::3]:7445")],
+    });
+    golden.pin(ArtifactWait { wait_ms: 70_000 });
+    golden.pin(ArtifactGrant {
+        digest: Digest::of(b"artifact"),
+        machine: machine(),
+        incarnation: Incarnation(2),
+        life_ms: 60_000,
+    });
     golden.pin(TunnelRequest {
         target: TunnelTarget::ApiServer,
     });

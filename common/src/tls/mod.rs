@@ -6,6 +6,7 @@
 //! # Not here
 //! Which client is let in: the director's verifier.
 
+mod peer;
 mod pinned;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use peer::{PEER_NAME, peer_client, peer_server};
 pub use pinned::{PinMismatch, PinnedRoot};
 
 use crate::error::ErrorClass;

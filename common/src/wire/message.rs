@@ -1,6 +1,7 @@
 //! The bodies that are neither steps nor reports, and the number of every kind.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,11 @@ bodies! {
     0x0031 => ArtifactHeader,
     0x0040 => TunnelRequest,
     0x0041 => TunnelOpen,
+    0x0070 => ArtifactsHeld,
+    0x0071 => ArtifactAsk,
+    0x0072 => ArtifactPeers,
+    0x0073 => ArtifactWait,
+    0x0074 => ArtifactGrant,
     0x0100 => StepHeader,
     0x0101 => Progress,
     0x0102 => StepResult,
@@ -185,6 +191,96 @@ pub struct ArtifactRequest {
 pub struct ArtifactHeader {
     /// Length of the whole artifact in bytes.
     pub bytes: u64,
+}
+
+/// What a machine has and serves to machines of its cluster; each one replaces the one before.
+///
+/// Since protocol version 2, as are the other bodies about peers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactsHeld {
+    /// UDP port of the agent's peer endpoint, at the address its packets come from.
+    pub port: u16,
+    /// Digests of the artifacts, at most [`crate::limits::ARTIFACTS_HELD_MAX`].
+    pub digests: Vec<Digest>,
+}
+
+/// Asks where to get an artifact. The director answers as to [`ArtifactRequest`] (it sends the bytes
+/// itself), with [`ArtifactPeers`] or with [`ArtifactWait`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactAsk {
+    /// Which.
+    pub digest: Digest,
+    /// First byte wanted.
+    pub offset: u64,
+    /// Peers that failed for this artifact, at most [`crate::limits::PEER_FAILURES_MAX`].
+    pub failed: Vec<PeerFailure>,
+}
+
+/// A peer that was of no use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerFailure {
+    /// Which machine.
+    pub machine: MachineName,
+    /// Which incarnation of it.
+    pub incarnation: Incarnation,
+    /// In what way.
+    pub fault: PeerFault,
+}
+
+/// In what way a peer failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerFault {
+    /// No connection, or somebody else answered.
+    Unreachable,
+    /// It did not give the artifact.
+    Refused,
+    /// It broke off after some bytes.
+    Broke,
+    /// It was too slow.
+    Slow,
+    /// What it sent is not the artifact.
+    Lied,
+}
+
+/// Peers of the same cluster that have the artifact and will give it to the machine that asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactPeers {
+    /// Length of the whole artifact in bytes.
+    pub bytes: u64,
+    /// In the order in which to try them, at most [`crate::limits::PEER_FAILURES_MAX`].
+    pub peers: Vec<PeerOffer>,
+}
+
+/// One peer. Its director and cluster are those of the machine that asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerOffer {
+    /// Who has to answer there.
+    pub machine: MachineName,
+    /// Which incarnation of it.
+    pub incarnation: Incarnation,
+    /// Where.
+    pub address: SocketAddr,
+}
+
+/// Enough copies are being made in the cluster: ask again later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactWait {
+    /// How much later, milliseconds.
+    pub wait_ms: u32,
+}
+
+/// Lets a machine of the same cluster have an artifact from this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactGrant {
+    /// Which artifact.
+    pub digest: Digest,
+    /// Which machine.
+    pub machine: MachineName,
+    /// Which incarnation of it.
+    pub incarnation: Incarnation,
+    /// How long it may begin a transfer, milliseconds from the arrival of this on: the clocks of two
+    /// machines need not agree.
+    pub life_ms: u32,
 }
 
 /// Asks the agent to connect a stream with something on its machine.

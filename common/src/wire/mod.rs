@@ -9,8 +9,12 @@
 //! | enrollment ([`ALPN_ENROLL`]) | agent | `EnrollRequest` | `EnrollResponse` or `Refusal`, end |
 //! | control ([`ALPN`]) | agent | `Hello` | `Welcome` or `Refusal`; then `Report` up, `Tune` down, `RenewRequest` up, `RenewResponse` down |
 //! | artifact | agent | `ArtifactRequest` | `ArtifactHeader` or `Refusal`, then raw bytes to the end |
+//! | artifact, protocol 2 | agent | `ArtifactAsk` | the same, or `ArtifactPeers`, or `ArtifactWait`, end |
+//! | from a peer ([`ALPN_PEER`]) | agent | `ArtifactRequest` | the same as from the director |
 //! | step | director | `StepHeader`, then the step's body | `Progress`*, `StepResult` |
 //! | tunnel | director | `TunnelRequest` | `TunnelOpen` or `Refusal`, then raw bytes both ways |
+//!
+//! With protocol 2, `ArtifactsHeld` goes up the control stream and `ArtifactGrant` down it.
 //!
 //! Heartbeats are datagrams: one frame each.
 //!
@@ -30,6 +34,8 @@ pub mod step;
 pub const ALPN: &[u8] = b"windlass/1";
 /// Protocol of machines that have no certificate yet.
 pub const ALPN_ENROLL: &[u8] = b"windlass-enroll/1";
+/// Protocol between agents of one cluster. The first frame of a stream says what is asked for.
+pub const ALPN_PEER: &[u8] = b"windlass-peer/1";
 /// The newest protocol version that this release speaks.
 ///
 /// Version 2 has every kind of version 1 unchanged; [`message`] says which kinds are newer.
