@@ -5,5 +5,6 @@
 
 pub mod host;
 pub mod kubectl;
+pub mod load;
 pub mod wait;
 pub mod world;

@@ -15,6 +15,10 @@ use crate::kubernetes::client::{ApiError, Client, Node, Resource};
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Says that it was us who cordoned a node.
 const CORDONED: &str = "windlass.internal/cordoned";
+/// kube-proxy's `/healthz` answers 503 on a node with this taint (Kubernetes enhancement 3836).
+const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
+/// Attempts to change taints that others change as well.
+const TAINT_ATTEMPTS: usize = 5;
 /// Pods that are named in one line of progress.
 const NAMED: usize = 3;
 
@@ -34,11 +38,12 @@ pub async fn cordon(client: &Client, node: &NodeName) -> Result<(), DrainError> 
     change(client, node, "cordon", &patch).await
 }
 
-/// Opens a node that [`cordon`] closed; any other is left as it is.
+/// Opens a node that [`cordon`] closed, to pods and to load balancers; any other is left as it is.
 ///
 /// # Errors
 /// [`DrainError::Api`].
 pub async fn uncordon(client: &Client, node: &NodeName) -> Result<(), DrainError> {
+    set_leaving(client, node, false).await?;
     let found = look_at(client, node).await?;
     if !found.annotations.contains_key(CORDONED) {
         return Ok(());
@@ -68,6 +73,13 @@ pub async fn drain(
             return Ok(Drained::default());
         }
         cordoned => cordoned?,
+    }
+    let notice = Duration::from_millis(policy.load_balancer_ms);
+    if !notice.is_zero() && is_reached_from_outside(client, node).await? {
+        set_leaving(client, node, true).await?;
+        progress("load balancers get time to notice".to_owned());
+        // What watches from outside cannot be asked whether it has noticed.
+        sleep(notice).await;
     }
     let began = Instant::now();
     let mut engine = Engine::new(*policy);
@@ -196,6 +208,67 @@ async fn budgets(client: &Client, node: &NodeName) -> Result<Vec<Budget>, DrainE
         .list(&Resource::POD_DISRUPTION_BUDGET, None, None)
         .await
         .map_err(failed("list the budgets for the pods", node))
+}
+
+/// Whether something outside may send connections to nodes.
+async fn is_reached_from_outside(client: &Client, node: &NodeName) -> Result<bool, DrainError> {
+    let services: Vec<Value> =
+        client
+            .list(&Resource::SERVICE, None, None)
+            .await
+            .map_err(failed(
+                "list the Services that may be reached through it",
+                node,
+            ))?;
+    let outside = |service: &Value| {
+        let kind = service.pointer("/spec/type").and_then(Value::as_str);
+        matches!(kind, Some("NodePort" | "LoadBalancer"))
+    };
+    Ok(services.iter().any(outside))
+}
+
+/// Sets or removes the taint of a node that goes; other taints stay as they are.
+async fn set_leaving(client: &Client, node: &NodeName, leaves: bool) -> Result<(), DrainError> {
+    let mut attempt = 1;
+    loop {
+        let found: Value = client
+            .get(&Resource::NODE, None, node.as_str())
+            .await
+            .map_err(failed("look at the Node", node))?;
+        let Some(patch) = leaving_patch(&found, leaves) else {
+            return Ok(());
+        };
+        match change(client, node, "set the taints", &patch).await {
+            Err(DrainError::Api { source, .. })
+                if source.is_conflict() && attempt < TAINT_ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            changed => return changed,
+        }
+    }
+}
+
+/// The list of taints is replaced as a whole, and only if nobody else has changed the node meanwhile.
+pub(super) fn leaving_patch(node: &Value, leaves: bool) -> Option<Value> {
+    let mut taints = node
+        .pointer("/spec/taints")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let before = taints.len();
+    let there = taints.iter().any(|taint| taint["key"] == LEAVING);
+    if leaves && !there {
+        taints.push(json!({"key": LEAVING, "effect": "NoSchedule"}));
+    } else if !leaves {
+        taints.retain(|taint| taint["key"] != LEAVING);
+    }
+    (taints.len() != before).then(|| {
+        json!({
+            "metadata": {"resourceVersion": node["metadata"]["resourceVersion"]},
+            "spec": {"taints": taints},
+        })
+    })
 }
 
 /// Waits until no volume is attached to the node: a volume that is still there when its machine goes is

@@ -11,6 +11,8 @@
 //!   named in [`Drained::escalated`].
 //! * A node is cordoned before its first pod is evicted. [`uncordon`] opens only what [`cordon`] closed:
 //!   a mark on the node says so.
+//! * Load balancers outside are told before the first eviction: kube-proxy's health check fails on a node
+//!   with the taint of a node that goes, while it still forwards what arrives.
 //! * Pods of daemon sets and static pods stay; pods that are over stay as well.
 //! * Stateless pods leave first, then those with state, then what the cluster itself needs. A wave begins
 //!   when the one before it has gone.
@@ -56,18 +58,24 @@ pub struct DrainPolicy {
     pub uncontrolled: Uncontrolled,
     /// Pods whose `emptyDir` volumes are lost.
     pub empty_dir: EmptyDir,
+    /// How long load balancers outside of the cluster get to notice that the node takes no new connections,
+    /// milliseconds, at most 10 min; nobody waits when no Service has a NodePort. Set it above the time
+    /// after which yours drops a node whose health check fails.
+    pub load_balancer_ms: u64,
     /// Longest time a pod gets to end, milliseconds; its own `terminationGracePeriodSeconds` when absent.
     pub grace_max_ms: Option<u64>,
 }
 
 impl Default for DrainPolicy {
-    /// Ten minutes for budgets, then stop; everything that has a controller or an `emptyDir` may leave.
+    /// Ten minutes for budgets, then stop; ten seconds for load balancers; everything that has a controller
+    /// may leave, and `emptyDir` volumes are lost.
     fn default() -> Self {
         Self {
             deadline_ms: 600_000,
             escalation: Escalation::Stop,
             uncontrolled: Uncontrolled::Keep,
             empty_dir: EmptyDir::Lose,
+            load_balancer_ms: 10_000,
             grace_max_ms: None,
         }
     }

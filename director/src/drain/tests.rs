@@ -420,3 +420,28 @@ fn an_unready_pod_leaves_when_its_budget_lets_it() {
     lenient.unhealthy_may_leave = true;
     assert_eq!(run(lenient), 0);
 }
+
+#[test]
+fn the_taint_of_a_node_that_goes_leaves_other_taints_alone() {
+    let node =
+        |taints: Value| json!({"metadata": {"resourceVersion": "7"}, "spec": {"taints": taints}});
+    let other = json!({"key": "other", "effect": "NoExecute", "value": "v"});
+    let ours = json!({"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"});
+    let taints = |node: Value, leaves| {
+        api::leaving_patch(&node, leaves).map(|patch| {
+            assert_eq!(patch["metadata"]["resourceVersion"], "7");
+            patch["spec"]["taints"].clone()
+        })
+    };
+    assert_eq!(
+        taints(node(json!([other])), true),
+        Some(json!([other, ours]))
+    );
+    assert_eq!(taints(node(json!([other, ours])), true), None);
+    assert_eq!(
+        taints(node(json!([other, ours])), false),
+        Some(json!([other]))
+    );
+    assert_eq!(taints(node(json!([other])), false), None);
+    assert_eq!(taints(node(Value::Null), true), Some(json!([ours])));
+}

@@ -185,6 +185,8 @@ fn director_has_its_rights_and_no_more(director: &Client) {
         (true,  "delete", "",                          "nodes",                 "", ""),
         (true,  "create", "",                          "pods/eviction",         "default", ""),
         (true,  "list",   "policy",                    "poddisruptionbudgets",  "", ""),
+        (true,  "list",   "",                          "services",              "", ""),
+        (true,  "list",   "storage.k8s.io",            "volumeattachments",     "", ""),
         (true,  "get",    "coordination.k8s.io",       "leases",                "kube-node-lease", ""),
         (true,  "patch",  "apps",                      "deployments",           "kube-system", "coredns"),
         (false, "create", "",                          "nodes",                 "", ""),

@@ -48,6 +48,7 @@ fn director_role() -> Value {
                 "verbs": ["get", "list", "watch", "delete"],
             },
             {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
+            {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", "watch"]},
             {
                 "apiGroups": ["policy"],
                 "resources": ["poddisruptionbudgets"],
