@@ -12,7 +12,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use ipnet::Ipv4Net;
 use rustls::server::danger::ClientCertVerifier;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -23,6 +22,7 @@ use windlass_common::id::DirectorId;
 use super::identity::{CallerError, caller_of};
 use super::problem::Problem;
 use super::{ApiState, router};
+use crate::pki::ServerDoor;
 use crate::service::Director;
 
 /// Connections at once. Each holds at most the 256 KiB of one body and its TLS buffers, so all of them
@@ -79,16 +79,14 @@ impl ServerError {
 /// # Errors
 /// [`ServerError::Certificates`].
 pub fn server_tls(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    door: ServerDoor,
     operators: Arc<dyn ClientCertVerifier>,
 ) -> Result<Arc<rustls::ServerConfig>, ServerError> {
     let mut config = rustls::ServerConfig::builder_with_provider(windlass_common::tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(ServerError::Certificates)?
         .with_client_cert_verifier(operators)
-        .with_single_cert(chain, key)
-        .map_err(ServerError::Certificates)?;
+        .with_cert_resolver(Arc::new(door));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -25,13 +25,13 @@ use windlass_common::tls::TlsError;
 
 use crate::api::{Server, ServerError, server_tls};
 use crate::config::{Config, ConfigError, DataDir, Identity, IdentityError};
-use crate::pki::IssueError;
+use crate::pki::{IssueError, ServerDoor};
 use crate::provider::ProviderError;
 use crate::provider::local::{LocalConfig, LocalProvider};
 use crate::service::{Director, StartError};
 use crate::store::{DirectoryLock, LockError};
 
-/// Life of the API's certificate; a new one is made at each start.
+/// Life of the API's certificate; a new one is made at each start, and at half of this.
 const API_CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How long a held lock may be somebody's who only looks, which takes well under a millisecond.
@@ -181,14 +181,15 @@ fn api_tls(config: &Config, identity: &Identity) -> Result<Arc<rustls::ServerCon
     let names: Vec<String> = std::iter::once("localhost".to_owned())
         .chain(config.api.names.iter().cloned())
         .collect();
-    let certificate = identity.ca.issue_server(
-        &names,
-        &addresses(config.api.listen),
+    let door = ServerDoor::new(
+        identity.ca.clone(),
+        names,
+        addresses(config.api.listen),
         API_CERTIFICATE_LIFE,
         Timestamp::now(),
     )?;
     let verifier = identity.ca.operator_verifier()?;
-    Ok(server_tls(certificate.chain.0, certificate.key, verifier)?)
+    Ok(server_tls(door, verifier)?)
 }
 
 /// Addresses under which a listener is reached.

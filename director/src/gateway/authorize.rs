@@ -1,13 +1,11 @@
 //! Who may connect: the chain, the identity in it, and whether that incarnation is current.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
@@ -16,7 +14,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use windlass_common::id::DirectorId;
 use windlass_common::pki::{Leaf, LeafError, MachineIdentity, gateway_name};
 
-use crate::pki::{DirectorCa, IssueError};
+use crate::pki::{DirectorCa, IssueError, ServerDoor};
 
 use super::IncarnationRegistry;
 
@@ -158,51 +156,11 @@ impl ClientCertVerifier for AgentVerifier {
     }
 }
 
-/// Life of the gateway's own certificate, whose key is only ever in memory.
+/// Life of the gateway's own certificate.
 const SERVER_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The gateway's certificate: made when the gateway starts, and again at half of its life.
-pub(super) struct ServerIdentity {
-    ca: Arc<DirectorCa>,
-    held: Mutex<(Arc<CertifiedKey>, Timestamp)>,
-}
-
-impl fmt::Debug for ServerIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ServerIdentity[key redacted]")
-    }
-}
-
-impl ServerIdentity {
-    pub(super) fn new(ca: Arc<DirectorCa>, now: Timestamp) -> Result<ServerIdentity, IssueError> {
-        let held = Mutex::new(Self::issue(&ca, now)?);
-        Ok(ServerIdentity { ca, held })
-    }
-
-    fn issue(
-        ca: &DirectorCa,
-        now: Timestamp,
-    ) -> Result<(Arc<CertifiedKey>, Timestamp), IssueError> {
-        let name = gateway_name(ca.director());
-        let key = ca
-            .issue_server(&[name], &[], SERVER_LIFE, now)?
-            .certified_key()?;
-        let renew = now.as_second() + SERVER_LIFE.as_secs() as i64 / 2;
-        Ok((key, Timestamp::from_second(renew).unwrap_or(Timestamp::MAX)))
-    }
-}
-
-impl ResolvesServerCert for ServerIdentity {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let now = Timestamp::now();
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if now >= held.1 {
-            match Self::issue(&self.ca, now) {
-                Ok(fresh) => *held = fresh,
-                // The one at hand is good for as long again.
-                Err(error) => tracing::warn!(%error, "cannot renew the gateway's certificate"),
-            }
-        }
-        Some(Arc::clone(&held.0))
-    }
+/// What the gateway shows to its clients.
+pub(super) fn server_door(ca: Arc<DirectorCa>, now: Timestamp) -> Result<ServerDoor, IssueError> {
+    let name = gateway_name(ca.director());
+    ServerDoor::new(ca, vec![name], Vec::new(), SERVER_LIFE, now)
 }

@@ -315,7 +315,7 @@ fn renew(
     expires.store(until, Ordering::Relaxed);
     let response = RenewResponse {
         chain_der: chain.to_der(),
-        roots_der: vec![ca.root_der().to_vec()],
+        roots_der: ca.roots_der(),
     };
     session.push(&response).map_err(Ended::Push)?;
     tracing::debug!(machine = %session.identity, "certificate renewed");

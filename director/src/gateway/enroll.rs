@@ -188,6 +188,6 @@ async fn decide(
         .map_err(EnrollError::Issue)?;
     Ok(EnrollResponse {
         chain_der: chain.to_der(),
-        roots_der: vec![ca.root_der().to_vec()],
+        roots_der: ca.roots_der(),
     })
 }

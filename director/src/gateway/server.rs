@@ -23,7 +23,7 @@ use windlass_common::{error::ErrorClass, tls};
 
 use crate::pki::DirectorCa;
 
-use super::authorize::{AgentVerifier, ServerIdentity};
+use super::authorize::{AgentVerifier, server_door};
 use super::session::{Session, Sessions};
 use super::{
     ArtifactSource, DeliveryError, EnrollmentStore, GatewayConfig, IncarnationRegistry, StartError,
@@ -98,10 +98,9 @@ pub(super) fn start(
 ) -> Result<Arc<Shared>, StartError> {
     let verifier =
         AgentVerifier::new(&doors.ca, Arc::clone(&doors.registry)).map_err(StartError::Tls)?;
-    let identity = ServerIdentity::new(Arc::clone(&doors.ca), Timestamp::now())
-        .map_err(StartError::Certificate)?;
-    let tls =
-        tls::gateway_server(Arc::new(verifier), Arc::new(identity)).map_err(StartError::Tls)?;
+    let door =
+        server_door(Arc::clone(&doors.ca), Timestamp::now()).map_err(StartError::Certificate)?;
+    let tls = tls::gateway_server(Arc::new(verifier), Arc::new(door)).map_err(StartError::Tls)?;
     let server = transport::server_config(tls).map_err(StartError::Tls)?;
     let listen = config.listen;
     let secret = doors.ca.derive(b"gateway endpoint");

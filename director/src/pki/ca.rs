@@ -1,23 +1,40 @@
-//! The root CA of a director and its three issuers.
+//! The director's CA: its generations, which of them issue and which are trusted.
+//!
+//! There is one generation, but for a rotation, when the next one stands beside it:
+//!
+//! | stage | agents' certificates from | servers and operators from | trusted |
+//! | --- | --- | --- | --- |
+//! | [`Stage::Alone`] | it | it | it |
+//! | [`Stage::Overlap`] | the older | the newer | both |
+//! | [`Stage::Reissue`] | the newer | the newer | both |
+//!
+//! A server's chain while there are two verifies by either root: the newer servers' issuer has a second
+//! certificate by the older root, its *bridge*.
+//!
+//! The CA is shared by the gateway, the API and the operations; what changes here is true for each of
+//! them at its next look. Deciding when it changes is the rotation's ([`crate::rotation`]).
 
+use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use jiff::Timestamp;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::watch;
 
 use windlass_common::id::{Digest, DirectorId, OperatorName};
-use windlass_common::pki::profile::{self, Usage};
+use windlass_common::pki::profile;
 use windlass_common::pki::{MachineIdentity, OperatorIdentity, PrivateKey, PublicKey, pem};
 use windlass_common::secret::SecretBytes;
 use windlass_common::tls;
 
-use super::issuer::{CaError, IssueError, Issuer, is_valid};
+use super::generation::Generation;
+use super::issuer::{CaError, IssueError, Issuer};
+use super::verifier::Verifier;
 
 /// A leaf and the certificates above it, without the root; DER.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +64,8 @@ pub struct OperatorCredentials {
 /// A server's certificate with its key.
 #[derive(Debug)]
 pub struct ServerCertificate {
-    /// Leaf, issuer and root; the root is there for clients that know it by its digest alone.
+    /// Leaf, issuer (twice during a rotation) and the trusted roots, which are there for clients that
+    /// know one by its digest alone.
     pub chain: Chain,
     /// Private key.
     pub key: PrivateKeyDer<'static>,
@@ -62,96 +80,113 @@ impl ServerCertificate {
     }
 }
 
-/// The director's CA: a root that signs issuers, and issuers that sign the rest.
-#[derive(Debug)]
+/// How far the generations are; see the table of the module.
+#[derive(Debug, Clone)]
+pub enum Stage {
+    /// One generation.
+    Alone(Arc<Generation>),
+    /// The newer one is handed out to be trusted.
+    Overlap {
+        /// Issues agents' certificates.
+        older: Arc<Generation>,
+        /// Issues the rest.
+        newer: Arc<Generation>,
+    },
+    /// Certificates are issued anew.
+    Reissue {
+        /// Still trusted.
+        older: Arc<Generation>,
+        /// Issues everything.
+        newer: Arc<Generation>,
+    },
+}
+
+impl Stage {
+    /// The newest generation.
+    pub fn newest(&self) -> &Arc<Generation> {
+        match self {
+            Stage::Alone(newest) => newest,
+            Stage::Overlap { newer, .. } | Stage::Reissue { newer, .. } => newer,
+        }
+    }
+
+    /// The one that is on its way out.
+    pub fn older(&self) -> Option<&Arc<Generation>> {
+        match self {
+            Stage::Alone(_) => None,
+            Stage::Overlap { older, .. } | Stage::Reissue { older, .. } => Some(older),
+        }
+    }
+
+    /// Every generation that is trusted, newest first.
+    pub(super) fn trusted(&self) -> impl Iterator<Item = &Arc<Generation>> {
+        std::iter::once(self.newest()).chain(self.older())
+    }
+
+    fn for_agents(&self) -> &Arc<Generation> {
+        match self {
+            Stage::Overlap { older, .. } => older,
+            Stage::Alone(_) | Stage::Reissue { .. } => self.newest(),
+        }
+    }
+}
+
+/// The stage of the moment, as everybody sees it.
+pub(super) type Held = Arc<RwLock<Stage>>;
+
+pub(super) fn stage_of(held: &Held) -> Stage {
+    held.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// The director's CA.
 pub struct DirectorCa {
     director: DirectorId,
-    root: Issuer,
-    agents: Issuer,
-    operators: Issuer,
-    servers: Issuer,
+    seed: SecretBytes,
+    held: Held,
+    changed: watch::Sender<u64>,
+}
+
+impl fmt::Debug for DirectorCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirectorCa")
+            .field("director", &self.director)
+            .field("stage", &self.stage())
+            .finish_non_exhaustive()
+    }
 }
 
 impl DirectorCa {
     /// Makes a CA with new keys.
     pub fn create(director: DirectorId, now: Timestamp) -> Result<DirectorCa, CaError> {
-        let name = |what: &str| format!("Windlass {director} {what}");
-        let root_params = profile::root(&name("root"), now).map_err(CaError::Profile)?;
-        let root = Issuer::root(root_params)?;
-        let below = |what: &str, usage| {
-            let params = profile::issuer(&name(what), usage, now).map_err(CaError::Profile)?;
-            Issuer::below(&root, params)
-        };
-        Ok(DirectorCa {
-            agents: below("agents", Usage::Client)?,
-            operators: below("operators", Usage::Client)?,
-            servers: below("servers", Usage::Server)?,
-            root,
+        let first = Arc::new(Generation::first(&director, now)?);
+        let seed = seed_of(&first);
+        Ok(DirectorCa::new(director, seed, Stage::Alone(first)))
+    }
+
+    /// A CA at a stage that a store has kept. `seed` is what [`DirectorCa::seed`] said.
+    pub fn new(director: DirectorId, seed: SecretBytes, stage: Stage) -> DirectorCa {
+        DirectorCa {
             director,
-        })
-    }
-
-    /// Everything, keys included, as one PEM text for the caller to seal.
-    pub fn to_pem(&self) -> SecretBytes {
-        let parts = [&self.root, &self.agents, &self.operators, &self.servers];
-        let parts: Vec<SecretBytes> = parts.into_iter().map(Issuer::to_pem).collect();
-        // Allocated once, so that no copy of a key is left behind by growing.
-        let length = parts.iter().map(|part| part.expose().len()).sum();
-        let mut text = Vec::with_capacity(length);
-        for part in &parts {
-            text.extend_from_slice(part.expose());
+            seed,
+            held: Arc::new(RwLock::new(stage)),
+            changed: watch::Sender::new(0),
         }
-        SecretBytes::new(text)
     }
 
-    /// Reads back what [`DirectorCa::to_pem`] wrote.
+    /// The newest generation with its keys, as one PEM text for the caller to seal.
+    pub fn to_pem(&self) -> SecretBytes {
+        self.stage().newest().to_pem()
+    }
+
+    /// The CA of a director that never rotated, from what [`DirectorCa::to_pem`] wrote.
     pub fn from_pem(
         director: DirectorId,
-        pem_text: &SecretBytes,
+        text: &SecretBytes,
         now: Timestamp,
     ) -> Result<DirectorCa, CaError> {
-        let certificates =
-            pem::certificates(pem_text.expose()).map_err(|_| CaError::Damaged("it is no PEM"))?;
-        let keys: Vec<PrivatePkcs8KeyDer<'static>> =
-            PrivatePkcs8KeyDer::pem_slice_iter(pem_text.expose())
-                .collect::<Result<_, _>>()
-                .map_err(|_| CaError::Damaged("it is no PEM"))?;
-        if certificates.len() != 4 || keys.len() != 4 {
-            return Err(CaError::Damaged(
-                "it does not hold four CAs with their keys",
-            ));
-        }
-        if !certificates
-            .iter()
-            .all(|certificate| is_valid(certificate, now))
-        {
-            return Err(CaError::Damaged("a CA certificate is not valid now"));
-        }
-        let mut issuers = certificates
-            .into_iter()
-            .zip(&keys)
-            .map(|(certificate, key)| {
-                let key = PrivateKey::from_der(key.secret_pkcs8_der()).map_err(CaError::Key)?;
-                Issuer::load(certificate, key)
-            });
-        let mut next = || {
-            issuers
-                .next()
-                .unwrap_or(Err(CaError::Damaged("a CA is missing")))
-        };
-        let (root, agents, operators, servers) = (next()?, next()?, next()?, next()?);
-        let ca = DirectorCa {
-            director,
-            root,
-            agents,
-            operators,
-            servers,
-        };
-        let subject = format!("Windlass {} root", ca.director);
-        if !ca.root.has_common_name(&subject) {
-            return Err(CaError::OtherDirector(ca.director.to_string()));
-        }
-        Ok(ca)
+        let first = Arc::new(Generation::from_pem(&director, 1, text, now)?);
+        let seed = seed_of(&first);
+        Ok(DirectorCa::new(director, seed, Stage::Alone(first)))
     }
 
     /// Whose CA this is.
@@ -159,19 +194,57 @@ impl DirectorCa {
         &self.director
     }
 
-    /// SHA-256 of the root's DER: the pin in every machine's settings.
+    /// What [`DirectorCa::derive`] derives from, for the caller to seal: it outlives every generation.
+    pub fn seed(&self) -> &SecretBytes {
+        &self.seed
+    }
+
+    /// How far the generations are now.
+    pub fn stage(&self) -> Stage {
+        stage_of(&self.held)
+    }
+
+    /// Moves to another stage. What was issued before stays what it is; see [`DirectorCa::changed`].
+    pub fn enter(&self, stage: Stage) {
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = stage;
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    /// Counts the changes of stage.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// A generation after the newest one, with new keys; nothing trusts it yet.
+    pub fn next_generation(&self, now: Timestamp) -> Result<Generation, CaError> {
+        Generation::after(self.stage().newest(), &self.director, now)
+    }
+
+    /// SHA-256 of the newest root's DER: the pin in a new machine's settings.
     pub fn root_digest(&self) -> Digest {
-        Digest::of(&self.root.certificate)
+        self.stage().newest().root_digest()
     }
 
-    /// The root, DER.
-    pub fn root_der(&self) -> &CertificateDer<'static> {
-        &self.root.certificate
+    /// The newest root, DER.
+    pub fn root_der(&self) -> CertificateDer<'static> {
+        self.stage().newest().root.certificate.clone()
     }
 
-    /// The root, PEM: what an operator's client trusts.
+    /// Every trusted root, newest first; DER.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        let stage = self.stage();
+        let roots = stage.trusted().map(|held| held.root.certificate.clone());
+        roots.collect()
+    }
+
+    /// Every trusted root as the wire carries it.
+    pub fn roots_der(&self) -> Vec<Vec<u8>> {
+        self.roots().iter().map(|der| der.to_vec()).collect()
+    }
+
+    /// Every trusted root, PEM: what an operator's client trusts.
     pub fn root_pem(&self) -> String {
-        pem::certificate(&self.root.certificate)
+        pem::bundle(&self.roots())
     }
 
     /// A machine's certificate for the key in its request.
@@ -186,8 +259,9 @@ impl DirectorCa {
         self.own(&identity.director, identity)?;
         let params = profile::client(identity.machine.as_str(), &identity.to_string(), life, now)
             .map_err(IssueError::Profile)?;
-        let leaf = self.agents.issue(&params, &key)?;
-        Ok(Chain(vec![leaf, self.agents.certificate.clone()]))
+        let agents = &self.stage().for_agents().clone().agents;
+        let leaf = agents.issue(&params, &key)?;
+        Ok(Chain(vec![leaf, agents.certificate.clone()]))
     }
 
     /// An operator's certificate with a new key.
@@ -230,11 +304,12 @@ impl DirectorCa {
         };
         let params = profile::client(identity.name.as_str(), &identity.to_string(), life, now)
             .map_err(IssueError::Profile)?;
-        let leaf = self.operators.issue(&params, key)?;
-        Ok(Chain(vec![leaf, self.operators.certificate.clone()]))
+        let operators = &self.stage().newest().clone().operators;
+        let leaf = operators.issue(&params, key)?;
+        Ok(Chain(vec![leaf, operators.certificate.clone()]))
     }
 
-    /// A server's certificate with a new key.
+    /// A server's certificate with a new key, which every client of a trusted root verifies.
     pub fn issue_server(
         &self,
         names: &[String],
@@ -244,31 +319,59 @@ impl DirectorCa {
     ) -> Result<ServerCertificate, IssueError> {
         let key = PrivateKey::generate().map_err(IssueError::Request)?;
         let params = profile::server(names, addresses, life, now).map_err(IssueError::Profile)?;
-        let leaf = self.servers.issue(&params, &key.public_key())?;
+        let stage = self.stage();
+        let newest = stage.newest();
+        let leaf = newest.servers.issue(&params, &key.public_key())?;
+        let mut chain = vec![leaf, newest.servers.certificate.clone()];
+        if let (Some(_), Some(bridge)) = (stage.older(), &newest.bridge) {
+            chain.push(bridge.clone());
+        }
+        chain.extend(stage.trusted().map(|held| held.root.certificate.clone()));
         Ok(ServerCertificate {
-            chain: Chain(vec![
-                leaf,
-                self.servers.certificate.clone(),
-                self.root.certificate.clone(),
-            ]),
+            chain: Chain(chain),
             key: key.to_der(),
         })
     }
 
-    /// A secret for `purpose` that is the same as long as this CA is, and tells nothing about it.
+    /// A secret for `purpose` that stays the same, also when the CA is rotated, and tells nothing about
+    /// what it is derived from.
     pub fn derive(&self, purpose: &[u8]) -> [u8; 32] {
-        self.servers.derive(purpose)
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.seed.expose());
+        let tag = hmac::sign(&key, purpose);
+        let mut secret = [0; 32];
+        secret.copy_from_slice(tag.as_ref());
+        secret
     }
 
-    /// Verifies that a client's certificate is of the agents' issuer; one without is let through.
+    /// Verifies that a client's certificate is of a trusted generation's issuer of agents, at each
+    /// handshake anew; one without is let through.
     pub fn agent_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, tls::TlsError> {
-        verifier(&self.agents)
+        Ok(Arc::new(Verifier::new(&self.held, |held| &held.agents)))
     }
 
-    /// Verifies that a client's certificate is of the operators' issuer; one without is let through,
-    /// for the API to answer with 401.
+    /// The same for operators; one without a certificate is let through, for the API to answer with 401.
     pub fn operator_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, tls::TlsError> {
-        verifier(&self.operators)
+        Ok(Arc::new(Verifier::new(&self.held, |held| &held.operators)))
+    }
+
+    /// Which trusted generation issued an agent's certificate; `None` when it was dropped.
+    ///
+    /// Only for a certificate that was verified before: it reads the issuer's key identifier and no
+    /// signature. It is for whatever comes later than the handshake, or without one.
+    pub fn agent_generation(&self, leaf: &[u8]) -> Option<u32> {
+        self.generation(leaf, |held| &held.agents)
+    }
+
+    /// The same for an operator's certificate.
+    pub fn operator_generation(&self, leaf: &[u8]) -> Option<u32> {
+        self.generation(leaf, |held| &held.operators)
+    }
+
+    fn generation(&self, leaf: &[u8], issuer: fn(&Generation) -> &Issuer) -> Option<u32> {
+        let stage = self.stage();
+        let mut trusted = stage.trusted();
+        let issued = trusted.find(|held| issuer(held).has_issued(leaf))?;
+        Some(issued.number)
     }
 
     fn own(&self, director: &DirectorId, identity: &impl ToString) -> Result<(), IssueError> {
@@ -279,12 +382,7 @@ impl DirectorCa {
     }
 }
 
-fn verifier(issuer: &Issuer) -> Result<Arc<dyn ClientCertVerifier>, tls::TlsError> {
-    // The issuer itself is the anchor: what its siblings sign does not count here.
-    let roots = tls::root_store(std::slice::from_ref(&issuer.certificate))?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(tls::TlsError::Verifier)?;
-    Ok(verifier)
+/// The seed of a director whose store has none yet.
+fn seed_of(first: &Generation) -> SecretBytes {
+    SecretBytes::new(first.servers.derive(b"seed of the director").to_vec())
 }

@@ -6,6 +6,7 @@ use aws_lc_rs::hmac;
 use jiff::Timestamp;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls_pki_types::CertificateDer;
+use x509_parser::extensions::ParsedExtension;
 
 use windlass_common::error::ErrorClass;
 use windlass_common::pki::profile::ProfileError;
@@ -102,14 +103,27 @@ impl Issuer {
     }
 
     pub(super) fn below(root: &Issuer, params: CertificateParams) -> Result<Issuer, CaError> {
+        Issuer::below_both(root, None, params).map(|(issuer, _)| issuer)
+    }
+
+    /// An issuer below `root`, and a second certificate of it by `other`, if there is one.
+    pub(super) fn below_both(
+        root: &Issuer,
+        other: Option<&Issuer>,
+        params: CertificateParams,
+    ) -> Result<(Issuer, Option<CertificateDer<'static>>), CaError> {
         let key = PrivateKey::generate().map_err(CaError::Key)?.into_signer();
-        let certificate = params
-            .signed_by(&key, &root.signer)
-            .map_err(CaError::Sign)?;
-        Ok(Issuer {
-            certificate: certificate.der().clone(),
+        let by = |ca: &Issuer| {
+            let signed = params.signed_by(&key, &ca.signer).map_err(CaError::Sign)?;
+            Ok(signed.der().clone())
+        };
+        let certificate = by(root)?;
+        let second = other.map(by).transpose()?;
+        let issuer = Issuer {
+            certificate,
             signer: rcgen::Issuer::new(params, key),
-        })
+        };
+        Ok((issuer, second))
     }
 
     pub(super) fn load(
@@ -146,6 +160,29 @@ impl Issuer {
         let mut secret = [0; 32];
         secret.copy_from_slice(tag.as_ref());
         secret
+    }
+
+    /// Whether a certificate names this CA's key as its authority's. Says nothing about the signature.
+    pub(super) fn has_issued(&self, leaf: &[u8]) -> bool {
+        let Ok((_, own)) = x509_parser::parse_x509_certificate(&self.certificate) else {
+            return false;
+        };
+        let Ok((_, leaf)) = x509_parser::parse_x509_certificate(leaf) else {
+            return false;
+        };
+        let subject =
+            own.iter_extensions()
+                .find_map(|extension| match extension.parsed_extension() {
+                    ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+                    _ => None,
+                });
+        let authority =
+            leaf.iter_extensions()
+                .find_map(|extension| match extension.parsed_extension() {
+                    ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref(),
+                    _ => None,
+                });
+        subject.is_some() && subject == authority.map(|id| id.0)
     }
 
     pub(super) fn has_common_name(&self, name: &str) -> bool {

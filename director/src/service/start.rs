@@ -98,7 +98,7 @@ pub(super) async fn start(
         birth: Birth {
             director: id.clone(),
             directors,
-            ca_digest: ca.root_digest(),
+            ca: ca.clone(),
             epoch,
         },
         host: provider.host_traits(),

@@ -30,7 +30,7 @@ use windlass_common::stemcell::{
 use windlass_director::api::{Server, server_tls};
 use windlass_director::client::{Client, ClientError, Context, ContextFile, Lines};
 use windlass_director::config::{Config, DataDir, Identity, InitRequest, init};
-use windlass_director::pki::DirectorCa;
+use windlass_director::pki::{DirectorCa, ServerDoor};
 use windlass_director::provider::Provider;
 use windlass_director::provider::local::{LocalConfig, LocalProvider};
 use windlass_director::service::Director;
@@ -90,15 +90,15 @@ impl Rig {
         let identity = Identity::load(&data, Timestamp::now()).await.unwrap();
         let (ca, id) = (identity.ca.clone(), identity.id.clone());
         let localhost = [std::net::Ipv4Addr::LOCALHOST.into()];
-        let certificate = ca
-            .issue_server(&[], &localhost, Duration::from_secs(3600), Timestamp::now())
-            .unwrap();
-        let tls = server_tls(
-            certificate.chain.0,
-            certificate.key,
-            ca.operator_verifier().unwrap(),
-        )
-        .unwrap();
+        let life = Duration::from_secs(3600);
+        let door = ServerDoor::new(
+            ca.clone(),
+            Vec::new(),
+            localhost.to_vec(),
+            life,
+            Timestamp::now(),
+        );
+        let tls = server_tls(door.unwrap(), ca.operator_verifier().unwrap()).unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::bind(any, tls, id).await.unwrap();
         let address = server.local_address().unwrap();

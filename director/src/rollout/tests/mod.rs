@@ -10,7 +10,7 @@ use windlass_common::cluster::{
     ClusterNetwork, ClusterSpec, ControlPlaneSpec, MachineSize, PoolSpec,
 };
 use windlass_common::id::{
-    ClusterName, Digest, DirectorId, DiskName, Epoch, Incarnation, MachineName, PoolName,
+    ClusterName, DirectorId, DiskName, Epoch, Incarnation, MachineName, PoolName,
 };
 
 use self::sim::{Life, Sim};
@@ -22,6 +22,7 @@ use crate::model::{
     Cluster, ClusterPhase, Endpoint, Machine, MachinePhase, MachineRole, Revision, StepState, Task,
     TaskId, TaskKind, TaskState, Timestamp,
 };
+use crate::pki::DirectorCa;
 use crate::planner::{self, Desired, inputs};
 use crate::stemcell::{self, Catalogue};
 use crate::store::{Commit, Expect, Kind, Records, Sealer, Store};
@@ -59,6 +60,7 @@ impl Rig {
             .unwrap();
         let machines: Vec<Machine> = records.list().await.unwrap();
         let director = DirectorId::new("d1").unwrap();
+        let ca = DirectorCa::create(director.clone(), jiff::Timestamp::now()).unwrap();
         let world = Arc::new(World {
             records: records.clone(),
             provider: life.clone(),
@@ -69,7 +71,7 @@ impl Rig {
             birth: Birth {
                 director,
                 directors: vec!["10.0.0.1:1".parse().unwrap()],
-                ca_digest: Digest::of(b"ca"),
+                ca: Arc::new(ca),
                 epoch: Epoch(1),
             },
             host: HostTraits::default(),

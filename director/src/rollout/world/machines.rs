@@ -122,7 +122,7 @@ impl World {
         let settings = Settings {
             director_id: self.birth.director.clone(),
             directors: self.birth.directors.clone(),
-            ca_digest: self.birth.ca_digest,
+            ca_digest: self.birth.ca.root_digest(),
             token: issued.token,
             cluster: machine.cluster.clone(),
             machine: machine.name.clone(),

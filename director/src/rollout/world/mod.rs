@@ -23,11 +23,12 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch};
+use windlass_common::id::{ClusterName, DirectorId, Epoch};
 
 use super::{Done, EffectError, Effects, RecordChange, StepOrder};
 use crate::kubernetes::facts::HostTraits;
 use crate::model::{Action, Plan};
+use crate::pki::DirectorCa;
 use crate::planner::{self, inputs};
 use crate::provider::Provider;
 use crate::stemcell::Catalogue;
@@ -66,8 +67,8 @@ pub struct Birth {
     pub director: DirectorId,
     /// Where its gateway is.
     pub directors: Vec<std::net::SocketAddr>,
-    /// Digest of its root CA.
-    pub ca_digest: Digest,
+    /// Its CA, whose newest root a machine trusts from its birth.
+    pub ca: Arc<DirectorCa>,
     /// Its epoch.
     pub epoch: Epoch,
 }
