@@ -4,6 +4,7 @@
 //! starts a task or decides anything; both sides depend on this crate and it depends on neither.
 
 pub mod backoff;
+pub mod clock;
 pub mod cluster;
 pub mod error;
 pub mod id;

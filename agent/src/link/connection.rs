@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use quinn::{ConnectionError, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use windlass_common::clock::{Clock, later};
 use windlass_common::error::ErrorClass;
 use windlass_common::limits::{FRAME_BYTES_MAX, HEARTBEAT_INTERVAL_MS, HELLO_TIMEOUT};
 use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, RequestError};
@@ -25,9 +26,9 @@ use super::identity::{Identity, IdentityError, IdentityStore};
 use super::steps::{self, Steps};
 use super::{Handler, Live};
 
-/// Shortest and longest pause between two looks whether the certificate is due; the wall clock may
-/// jump, so the longest is short.
-const RENEWAL_LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Pause between two requests for a new certificate: an answer that is lost is asked for again, and a
+/// clock that is ahead of the director's makes each new certificate due at once.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// How long a close may take to be sent.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -137,6 +138,7 @@ pub(super) struct Context<'a> {
     pub(super) steps: &'a Arc<Steps>,
     /// Where those who want a connection find it.
     pub(super) current: &'a watch::Sender<Option<Live>>,
+    pub(super) clock: &'a Clock,
 }
 
 /// Says hello and serves the connection to its end.
@@ -241,12 +243,21 @@ struct Renewal {
 }
 
 impl Renewal {
-    fn next_look(&self) -> (bool, Instant) {
+    fn renew_at(&self) -> Timestamp {
         let leaf = self.leaf.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = leaf.renew_at().as_second() - Timestamp::now().as_second();
-        let (shortest, longest) = RENEWAL_LOOK;
-        let wait = Duration::from_secs(u64::try_from(left).unwrap_or(0)).clamp(shortest, longest);
-        (left <= 0, Instant::now() + wait)
+        leaf.renew_at()
+    }
+
+    /// Waits until the certificate there is then is due, and not before `pause` is over.
+    async fn due(&self, clock: &Clock, pause: Timestamp) {
+        clock.reached(pause).await;
+        loop {
+            let at = self.renew_at();
+            clock.reached(at).await;
+            if self.renew_at() == at {
+                return;
+            }
+        }
     }
 
     fn begin(&self) -> Result<RenewRequest, Ended> {
@@ -318,7 +329,7 @@ async fn listen(
 async fn tell(context: &Context<'_>, mut send: SendStream, renewal: &Renewal) -> Ended {
     let mut reports = context.handler.reports();
     reports.mark_changed();
-    let mut look_at = Instant::now();
+    let mut pause = context.clock.now();
     loop {
         let said = tokio::select! {
             changed = reports.changed() => {
@@ -328,12 +339,8 @@ async fn tell(context: &Context<'_>, mut send: SendStream, renewal: &Renewal) ->
                 let report = reports.borrow_and_update().clone();
                 frame::write(&mut send, &*report).await
             }
-            () = sleep_until(look_at) => {
-                let (due, next) = renewal.next_look();
-                look_at = next;
-                if !due {
-                    continue;
-                }
+            () = renewal.due(context.clock, pause) => {
+                pause = later(context.clock.now(), RENEWAL_PAUSE);
                 match renewal.begin() {
                     Ok(request) => frame::write(&mut send, &request).await,
                     Err(ended) => return ended,

@@ -1,9 +1,11 @@
 //! Enrollment: one request over a connection that trusts the pinned root.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::time::timeout;
 
+use windlass_common::clock::Clock;
 use windlass_common::error::ErrorClass;
 use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT};
 use windlass_common::pki::{MachineIdentity, PrivateKey, RequestError, gateway_name};
@@ -80,8 +82,10 @@ pub(super) async fn enroll(
     me: &MachineIdentity,
     key: PrivateKey,
     address: SocketAddr,
+    clock: &Clock,
 ) -> Result<Identity, EnrollError> {
-    let tls = tls::enroll_client(settings.ca_digest).map_err(EnrollError::Tls)?;
+    let mut tls = tls::enroll_client(settings.ca_digest).map_err(EnrollError::Tls)?;
+    tls.time_provider = Arc::new(clock.clone());
     let config = transport::client_config(tls).map_err(EnrollError::Tls)?;
     let (_endpoint, connection) =
         connection::connect(config, address, &gateway_name(&settings.director_id))

@@ -34,6 +34,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use windlass_common::clock::Clock;
 use windlass_common::id::Digest;
 use windlass_common::settings::Settings;
 
@@ -74,6 +75,7 @@ struct Live {
 pub struct Link {
     settings: Settings,
     paths: LinkPaths,
+    clock: Clock,
     current: watch::Sender<Option<Live>>,
 }
 
@@ -92,8 +94,14 @@ impl Link {
         Link {
             settings,
             paths,
+            clock: Clock::system(),
             current,
         }
+    }
+
+    /// Goes by this clock instead of the system's.
+    pub fn with_clock(self, clock: Clock) -> Link {
+        Link { clock, ..self }
     }
 
     /// For steps that need something from the director.

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -81,6 +80,7 @@ pub(super) async fn run(
         handler: &handler,
         steps: &steps,
         current: &link.current,
+        clock: &link.clock,
     };
     let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP, seed(&me));
     let mut turn = 0;
@@ -123,7 +123,8 @@ async fn attempt(
         identity = identity(link, context, address) => identity?,
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
     };
-    let tls = identity.tls().map_err(AttemptError::Identity)?;
+    let mut tls = identity.tls().map_err(AttemptError::Identity)?;
+    tls.time_provider = Arc::new(link.clock.clone());
     let config = transport::client_config(tls).map_err(AttemptError::Tls)?;
     let name = gateway_name(&context.me.director);
     let (endpoint, connection) = tokio::select! {
@@ -151,7 +152,7 @@ async fn identity(
         .load(context.me)
         .map_err(AttemptError::Identity)?;
     let key = match saved {
-        Saved::Identity(identity) if identity.leaf.not_after > Timestamp::now() => {
+        Saved::Identity(identity) if identity.leaf.not_after > link.clock.now() => {
             return Ok(*identity);
         }
         Saved::Identity(expired) => {
@@ -160,7 +161,7 @@ async fn identity(
         }
         Saved::Key(key) => key,
     };
-    let identity = enroll::enroll(&link.settings, context.me, key, address)
+    let identity = enroll::enroll(&link.settings, context.me, key, address, &link.clock)
         .await
         .map_err(AttemptError::Enroll)?;
     context

@@ -20,6 +20,7 @@ use clap::Parser;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use windlass_common::clock::Clock;
 use windlass_common::error::ErrorChain;
 use windlass_common::tls::TlsError;
 
@@ -186,7 +187,7 @@ fn api_tls(config: &Config, identity: &Identity) -> Result<Arc<rustls::ServerCon
         names,
         addresses(config.api.listen),
         API_CERTIFICATE_LIFE,
-        Timestamp::now(),
+        Clock::system(),
     )?;
     let verifier = identity.ca.operator_verifier()?;
     Ok(server_tls(door, verifier)?)

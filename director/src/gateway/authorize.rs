@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
+use windlass_common::clock::Clock;
 use windlass_common::id::DirectorId;
 use windlass_common::pki::{Leaf, LeafError, MachineIdentity, gateway_name};
 
@@ -160,7 +160,7 @@ impl ClientCertVerifier for AgentVerifier {
 const SERVER_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What the gateway shows to its clients.
-pub(super) fn server_door(ca: Arc<DirectorCa>, now: Timestamp) -> Result<ServerDoor, IssueError> {
+pub(super) fn server_door(ca: Arc<DirectorCa>, clock: Clock) -> Result<ServerDoor, IssueError> {
     let name = gateway_name(ca.director());
-    ServerDoor::new(ca, vec![name], Vec::new(), SERVER_LIFE, now)
+    ServerDoor::new(ca, vec![name], Vec::new(), SERVER_LIFE, clock)
 }

@@ -1,15 +1,14 @@
 //! A session: hello, then reports, heartbeats and renewals until one end closes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use quinn::{ConnectionError, RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use windlass_common::clock::{Clock, later};
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::limits::{
     ARTIFACTS_PER_AGENT_MAX, FRAME_BYTES_MAX, HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, SESSIONS_MAX,
@@ -136,7 +135,7 @@ async fn session(
     };
     drop(place);
     transport::open_up(connection);
-    let now = Timestamp::now();
+    let now = shared.config.clock.now();
     let (session, pushed) = Session::new(
         identity.clone(),
         connection.clone(),
@@ -231,7 +230,7 @@ async fn converse(
     (send, recv): (SendStream, RecvStream),
     pushed: mpsc::Receiver<Frame>,
 ) -> Ended {
-    let expires = AtomicI64::new(leaf.not_after.as_second());
+    let expires = watch::Sender::new(leaf.not_after);
     // None of these is ever polled again after one has ended, so it does not matter that reading a
     // frame cannot be taken up again.
     tokio::select! {
@@ -239,7 +238,7 @@ async fn converse(
         ended = tell(session, send, pushed) => ended,
         ended = datagrams(shared, session) => ended,
         ended = streams(shared, session) => ended,
-        () = expiry(&expires) => Ended::Expired,
+        () = expiry(&shared.config.clock, &expires) => Ended::Expired,
     }
 }
 
@@ -247,7 +246,7 @@ async fn converse(
 async fn listen(
     shared: &Shared,
     session: &Session,
-    expires: &AtomicI64,
+    expires: &watch::Sender<Timestamp>,
     mut recv: RecvStream,
 ) -> Ended {
     loop {
@@ -291,7 +290,7 @@ async fn tell(session: &Session, mut send: SendStream, mut pushed: mpsc::Receive
 }
 
 fn took_report(shared: &Shared, session: &Session, report: Report) {
-    session.report(report, Timestamp::now());
+    session.report(report, shared.config.clock.now());
     shared.sessions.emit(Event::ReportChanged {
         identity: session.identity.clone(),
     });
@@ -300,19 +299,18 @@ fn took_report(shared: &Shared, session: &Session, report: Report) {
 fn renew(
     shared: &Shared,
     session: &Session,
-    expires: &AtomicI64,
+    expires: &watch::Sender<Timestamp>,
     request: &RenewRequest,
 ) -> Result<(), Ended> {
     if !shared.doors.registry.is_current(&session.identity) {
         return Err(Ended::NotCurrent);
     }
-    let (life, now) = (shared.config.certificate_life, Timestamp::now());
+    let (life, now) = (shared.config.certificate_life, shared.config.clock.now());
     let ca = &shared.doors.ca;
     let chain = ca
         .issue_agent(&request.request_der, &session.identity, life, now)
         .map_err(Ended::Renewal)?;
-    let until = now.as_second() + i64::try_from(life.as_secs()).unwrap_or(0);
-    expires.store(until, Ordering::Relaxed);
+    expires.send_replace(later(now, life));
     let response = RenewResponse {
         chain_der: chain.to_der(),
         roots_der: ca.roots_der(),
@@ -332,7 +330,7 @@ async fn datagrams(shared: &Shared, session: &Session) -> Ended {
             .and_then(|frame| frame.body::<Heartbeat>());
         match heartbeat {
             Ok(heartbeat) => {
-                if session.heartbeat(heartbeat, Timestamp::now()) {
+                if session.heartbeat(heartbeat, shared.config.clock.now()) {
                     tracing::info!(machine = %session.identity, "suspect is heard again");
                     let identity = session.identity.clone();
                     shared.sessions.emit(Event::Recovered { identity });
@@ -366,14 +364,14 @@ async fn streams(shared: &Arc<Shared>, session: &Arc<Session>) -> Ended {
     }
 }
 
-/// Returns when the certificate is over by the wall clock, which may jump: so it looks every minute.
-async fn expiry(expires: &AtomicI64) {
+/// Returns when the certificate is over, however often it was renewed meanwhile.
+async fn expiry(clock: &Clock, expires: &watch::Sender<Timestamp>) {
     loop {
-        let left = expires.load(Ordering::Relaxed) - Timestamp::now().as_second();
-        let Ok(left @ 1..) = u64::try_from(left) else {
+        let until = *expires.borrow();
+        clock.reached(until).await;
+        if *expires.borrow() == until {
             return;
-        };
-        tokio::time::sleep(Duration::from_secs(left.min(60))).await;
+        }
     }
 }
 

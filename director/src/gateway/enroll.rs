@@ -6,7 +6,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use tokio::time::timeout;
 
 use windlass_common::error::ErrorClass;
@@ -162,7 +161,7 @@ async fn decide(
     claim: &MachineIdentity,
     request: EnrollRequest,
 ) -> Result<EnrollResponse, EnrollError> {
-    let now = Timestamp::now();
+    let now = shared.config.clock.now();
     // Proof of possession first: a token is not bound to a key that nobody holds.
     let EnrollRequest {
         token, request_der, ..

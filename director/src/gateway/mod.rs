@@ -40,6 +40,7 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 
+use windlass_common::clock::Clock;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Epoch, Incarnation, MachineName};
 use windlass_common::limits;
@@ -127,6 +128,8 @@ pub struct GatewayConfig {
     pub tune: Tune,
     /// Life of the certificates that agents get; [`limits::AGENT_CERTIFICATE_LIFE`] by default.
     pub certificate_life: Duration,
+    /// What decides about dates: certificates, tokens, tickets; the system's by default.
+    pub clock: Clock,
 }
 
 impl GatewayConfig {
@@ -139,6 +142,7 @@ impl GatewayConfig {
                 report_interval_ms: 2_000,
             },
             certificate_life: limits::AGENT_CERTIFICATE_LIFE,
+            clock: Clock::system(),
         }
     }
 }

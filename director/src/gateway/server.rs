@@ -6,7 +6,6 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use quinn::crypto::rustls::HandshakeData;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -98,9 +97,11 @@ pub(super) fn start(
 ) -> Result<Arc<Shared>, StartError> {
     let verifier =
         AgentVerifier::new(&doors.ca, Arc::clone(&doors.registry)).map_err(StartError::Tls)?;
-    let door =
-        server_door(Arc::clone(&doors.ca), Timestamp::now()).map_err(StartError::Certificate)?;
-    let tls = tls::gateway_server(Arc::new(verifier), Arc::new(door)).map_err(StartError::Tls)?;
+    let door = server_door(Arc::clone(&doors.ca), config.clock.clone())
+        .map_err(StartError::Certificate)?;
+    let mut tls =
+        tls::gateway_server(Arc::new(verifier), Arc::new(door)).map_err(StartError::Tls)?;
+    tls.time_provider = Arc::new(config.clock.clone());
     let server = transport::server_config(tls).map_err(StartError::Tls)?;
     let listen = config.listen;
     let secret = doors.ca.derive(b"gateway endpoint");

@@ -10,6 +10,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
+use windlass_common::clock::{Clock, later};
+
 use super::ca::DirectorCa;
 use super::issuer::IssueError;
 
@@ -20,6 +22,7 @@ pub struct ServerDoor {
     names: Vec<String>,
     addresses: Vec<IpAddr>,
     life: Duration,
+    clock: Clock,
     held: Mutex<Held>,
 }
 
@@ -45,8 +48,9 @@ impl ServerDoor {
         names: Vec<String>,
         addresses: Vec<IpAddr>,
         life: Duration,
-        now: Timestamp,
+        clock: Clock,
     ) -> Result<ServerDoor, IssueError> {
+        let now = clock.now();
         // Before the certificate is made: a change in between makes it again.
         let stages = ca.changed();
         let key = issue(&ca, &names, &addresses, life, now)?;
@@ -55,6 +59,7 @@ impl ServerDoor {
             names,
             addresses,
             life,
+            clock,
             held: Mutex::new(Held {
                 key,
                 renew_at: half_of(life, now),
@@ -88,7 +93,7 @@ impl ServerDoor {
 
 impl ResolvesServerCert for ServerDoor {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.certificate(Timestamp::now()))
+        Some(self.certificate(self.clock.now()))
     }
 }
 
@@ -104,6 +109,5 @@ fn issue(
 }
 
 fn half_of(life: Duration, now: Timestamp) -> Timestamp {
-    let at = now.as_second() + i64::try_from(life.as_secs() / 2).unwrap_or(0);
-    Timestamp::from_second(at).unwrap_or(Timestamp::MAX)
+    later(now, life / 2)
 }

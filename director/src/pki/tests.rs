@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use windlass_common::clock::Clock;
 use windlass_common::id::{Digest, DirectorId, OperatorName};
 use windlass_common::pki::{MachineIdentity, PrivateKey, gateway_name, pem};
 use windlass_common::tls::{self, PinnedRoot};
@@ -166,7 +167,7 @@ fn a_generation_survives_its_record_with_its_bridge() {
 fn a_server_shows_a_new_chain_as_soon_as_the_stage_changes() {
     let ca = Arc::new(ca());
     let name = gateway_name(ca.director());
-    let door = ServerDoor::new(ca.clone(), vec![name], Vec::new(), LIFE, now()).unwrap();
+    let door = ServerDoor::new(ca.clone(), vec![name], Vec::new(), LIFE, Clock::system()).unwrap();
     let first = door.certificate(now());
     assert!(Arc::ptr_eq(&first, &door.certificate(now())));
     let [_, overlap, _, dropped] = stages(&ca);

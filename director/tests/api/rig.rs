@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
+use windlass_common::clock::Clock;
 use windlass_common::id::{
     ClusterName, Digest, DirectorId, Incarnation, MachineName, OperatorName,
 };
@@ -96,7 +97,7 @@ impl Rig {
             Vec::new(),
             localhost.to_vec(),
             life,
-            Timestamp::now(),
+            Clock::system(),
         );
         let tls = server_tls(door.unwrap(), ca.operator_verifier().unwrap()).unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));

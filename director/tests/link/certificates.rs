@@ -77,8 +77,11 @@ async fn fate(connected: Result<quinn::Connection, ConnectionError>) -> Connecti
     }
 }
 
-/// Says hello and reads the welcome: only then has the director looked at the certificate.
-async fn welcomed(connection: &quinn::Connection) {
+/// Says hello and reads the welcome: only then has the director looked at the certificate. The session
+/// lasts as long as the control stream that this returns.
+pub(crate) async fn welcomed(
+    connection: &quinn::Connection,
+) -> (quinn::SendStream, quinn::RecvStream) {
     let hello = Hello {
         protocols: vec![PROTOCOL],
         agent_version: "0".to_owned(),
@@ -90,6 +93,7 @@ async fn welcomed(connection: &quinn::Connection) {
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     frame::write(&mut send, &hello).await.unwrap();
     let _: Welcome = frame::expect(&mut recv, FRAME_BYTES_MAX).await.unwrap();
+    (send, recv)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -145,7 +149,7 @@ async fn only_current_machines_of_this_director_get_in() {
         let connected = connect(&director, credentials).await;
         if welcome {
             let connection = connected.unwrap_or_else(|error| panic!("{name}: {error}"));
-            welcomed(&connection).await;
+            let _control = welcomed(&connection).await;
             assert_eq!(connection.close_reason(), None, "{name}");
             continue;
         }

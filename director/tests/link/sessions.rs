@@ -8,14 +8,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
+use jiff::Timestamp;
 use windlass_agent::link::FetchError;
+use windlass_common::clock::Clock;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Epoch, Incarnation};
-use windlass_common::limits::STEPS_IN_FLIGHT_MAX;
+use windlass_common::limits::{AGENT_CERTIFICATE_LIFE, STEPS_IN_FLIGHT_MAX};
 use windlass_common::step::{Outcome, Payload, Progress};
+use windlass_common::transport::Close;
 use windlass_common::wire::message::{RefusalCode, TunnelTarget};
 use windlass_director::gateway::{DeliveryError, Event, Gateway};
 
+use crate::certificates::{agent, connect, welcomed};
 use crate::world::{
     Director, Machine, exec, gateway, identity, machine_name, no_progress, wait_for,
 };
@@ -318,32 +322,67 @@ async fn a_tunnel_carries_bytes_both_ways_and_ends_with_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_is_renewed_without_dropping_the_link() {
-    // Valid from five minutes ago, so two thirds of its life are over at once.
-    let director = Director::start_with(|config| {
-        config.certificate_life = Duration::from_secs(30);
-    })
-    .await;
+async fn certificates_are_renewed_at_two_thirds_of_their_life_without_dropping_the_link() {
+    let clock = Clock::by_hand(Timestamp::now());
+    let director = Director::start_with(|config| config.clock = clock.clone()).await;
     let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::boot(director.settings("demo-w-0", 1), dir.path());
+    let machine = Machine::boot_at(&clock, director.settings("demo-w-0", 1), dir.path());
     director.connected(&machine).await;
-    let since = director.gateway().connected()[&machine.name].since;
+    let address = director.gateway().connected()[&machine.name].address;
     let read = || std::fs::read_to_string(dir.path().join("identity.pem")).unwrap();
-    let first = read();
-    let second = wait_for("a new certificate on disk", || {
-        let now = read();
-        (now != first).then_some(now)
+    let mut held = read();
+    // Not before it is due.
+    clock.advance(AGENT_CERTIFICATE_LIFE / 3);
+    machine.steps.report(7);
+    wait_for("a report", || {
+        let view = director.gateway().connected().remove(&machine.name)?;
+        (view.report?.1.uptime_s == 7).then_some(())
     })
     .await;
-    // A new key as well.
-    assert_ne!(first.lines().nth(1), second.lines().nth(1));
-    let view = &director.gateway().connected()[&machine.name];
-    assert_eq!(view.since, since);
+    assert_eq!(read(), held);
+    clock.advance(AGENT_CERTIFICATE_LIFE / 3);
+    // Three lives of a certificate, and one connection.
+    for _ in 0..4 {
+        let fresh = wait_for("a new certificate on disk", || {
+            let now = read();
+            (now != held).then_some(now)
+        })
+        .await;
+        // A new key as well.
+        assert_ne!(held.lines().nth(1), fresh.lines().nth(1));
+        held = fresh;
+        clock.advance(AGENT_CERTIFICATE_LIFE * 3 / 4);
+    }
+    assert_eq!(
+        director.gateway().connected()[&machine.name].address,
+        address
+    );
     // The new one is of use: the machine comes back with it, and without its token.
     machine.stop().await;
-    let machine = Machine::boot(director.settings("demo-w-0", 1), dir.path());
+    let machine = Machine::boot_at(&clock, director.settings("demo-w-0", 1), dir.path());
     director.connected(&machine).await;
     assert_eq!(director.records.redemptions().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_is_not_renewed_ends_the_session_when_it_is_over() {
+    let clock = Clock::by_hand(Timestamp::now());
+    let director = Director::start_with(|config| config.clock = clock.clone()).await;
+    let me = identity("demo-w-0", 1);
+    director.records.make_current(&me);
+    // An hour.
+    let credentials = agent(&director.ca, &me, clock.now());
+    let connection = connect(&director, Some(credentials)).await.unwrap();
+    let _control = welcomed(&connection).await;
+    wait_for("the session", || {
+        director.gateway().connected().remove(&me.machine)
+    })
+    .await;
+    clock.advance(Duration::from_secs(3598));
+    assert_eq!(connection.close_reason(), None);
+    clock.advance(Duration::from_secs(2));
+    let error = connection.closed().await;
+    assert_eq!(Close::of(&error), Some(Close::Expired));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,7 +14,9 @@ use tokio::time::Instant;
 use windlass_agent::link::{
     Handler, HelloFacts, Link, LinkHandle, LinkPaths, ProgressSink, StepFuture,
 };
+use windlass_common::clock::{Clock, later};
 use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch, Incarnation, MachineName};
+use windlass_common::limits::ENROLLMENT_TOKEN_LIFE;
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report, Scope, Vitals};
 use windlass_common::secret::Secret;
@@ -171,11 +173,11 @@ impl Director {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut GatewayConfig)) -> Director {
-        let ca = Arc::new(DirectorCa::create(director_id(), Timestamp::now()).unwrap());
         let records = Arc::new(Records::default());
         let mut config = GatewayConfig::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         config.tune.heartbeat_interval_ms = 100;
         change(&mut config);
+        let ca = Arc::new(DirectorCa::create(director_id(), config.clock.now()).unwrap());
         let gateway = gateway(&config, &ca, &records, Epoch(1)).await.unwrap();
         let address = gateway.local_address().unwrap();
         config.listen = address;
@@ -213,7 +215,7 @@ impl Director {
     pub(crate) fn settings(&self, machine: &str, incarnation: u32) -> Settings {
         let identity = identity(machine, incarnation);
         self.records.make_current(&identity);
-        let expires = Timestamp::from_second(Timestamp::now().as_second() + 3600).unwrap();
+        let expires = later(self.config.clock.now(), ENROLLMENT_TOKEN_LIFE);
         let token = self.records.issue(&identity, expires);
         self.settings_with(&identity, token)
     }
@@ -423,17 +425,32 @@ impl Machine {
         Machine::boot_with(settings, dir, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)))
     }
 
+    /// One that goes by this clock.
+    pub(crate) fn boot_at(clock: &Clock, settings: Settings, dir: &std::path::Path) -> Machine {
+        let paths = LinkPaths {
+            identity_dir: dir.to_owned(),
+            api_server: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        };
+        Machine::run(
+            Link::new(settings.clone(), paths).with_clock(clock.clone()),
+            settings,
+        )
+    }
+
     pub(crate) fn boot_with(
         settings: Settings,
         dir: &std::path::Path,
         api_server: SocketAddr,
     ) -> Machine {
-        let (name, incarnation) = (settings.machine.clone(), settings.incarnation);
         let paths = LinkPaths {
             identity_dir: dir.to_owned(),
             api_server,
         };
-        let link = Link::new(settings, paths);
+        Machine::run(Link::new(settings.clone(), paths), settings)
+    }
+
+    fn run(link: Link, settings: Settings) -> Machine {
+        let (name, incarnation) = (settings.machine, settings.incarnation);
         let handle = link.handle();
         let steps = Arc::new(Steps::new());
         let (stop, stopped) = watch::channel(false);
