@@ -15,6 +15,7 @@ pub mod pki;
 pub mod plan;
 pub mod planner;
 pub mod provider;
+pub mod resurrector;
 pub mod rollout;
 pub mod service;
 pub mod spec;

@@ -1,0 +1,219 @@
+//! Which remedy comes next for a machine, given what was tried.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Power, Verdict};
+
+/// A remedy, mildest first.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum Rung {
+    /// Restart the units that fail.
+    Units,
+    /// Restart kubelet and containerd; pods go on.
+    Runtime,
+    /// Have the provider restart the machine, or start it.
+    Reboot,
+    /// Make the machine anew, with the next incarnation.
+    Replace,
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Rung::Units => "restart its failing units",
+            Rung::Runtime => "restart kubelet and containerd",
+            Rung::Reboot => "reboot it",
+            Rung::Replace => "replace it",
+        })
+    }
+}
+
+/// What is known about a machine over time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Case {
+    /// The last verdict.
+    pub verdict: Verdict,
+    /// The provider's word when it was given.
+    pub power: Power,
+    /// Since when the verdict stands, Unix milliseconds.
+    pub since_ms: u64,
+    /// What was tried, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// One remedy that was tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// Which.
+    pub rung: Rung,
+    /// When it was begun, Unix milliseconds.
+    pub at_ms: u64,
+}
+
+/// How patient the ladder is. All times in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LadderPolicy {
+    /// How long something may be degraded before anything is done: systemd restarts units by itself.
+    pub degraded_ms: u64,
+    /// How long an agent may be lost: systemd restarts it as well.
+    pub agent_lost_ms: u64,
+    /// How long a restart of units, kubelet or containerd may take to show.
+    pub settle_ms: u64,
+    /// How long a reboot may take to show.
+    pub reboot_ms: u64,
+    /// Pause after the first replacement; doubles with each further one up to the cap.
+    pub replace_first_ms: u64,
+    /// Longest pause between replacements.
+    pub replace_cap_ms: u64,
+    /// How long a machine has to be healthy for its attempts to be forgotten.
+    pub forget_ms: u64,
+}
+
+impl Default for LadderPolicy {
+    fn default() -> Self {
+        const SECOND: u64 = 1000;
+        Self {
+            degraded_ms: 30 * SECOND,
+            agent_lost_ms: 60 * SECOND,
+            settle_ms: 30 * SECOND,
+            reboot_ms: 90 * SECOND,
+            replace_first_ms: 180 * SECOND,
+            replace_cap_ms: 3600 * SECOND,
+            forget_ms: 3600 * SECOND,
+        }
+    }
+}
+
+/// What to do about a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Move {
+    /// Nothing is wrong.
+    Rest,
+    /// Nothing before this time.
+    Wait {
+        /// Unix milliseconds.
+        until_ms: u64,
+        /// What is waited for.
+        why: &'static str,
+    },
+    /// This, if the guards allow it.
+    Act(Rung),
+    /// Nothing by itself: an operator decides.
+    Stay {
+        /// Why.
+        why: &'static str,
+    },
+}
+
+impl Case {
+    /// A machine about which nothing is known.
+    pub fn new(now_ms: u64) -> Case {
+        Case {
+            verdict: Verdict::Unknown,
+            power: Power::Unknown,
+            since_ms: now_ms,
+            attempts: Vec::new(),
+        }
+    }
+
+    /// Takes a verdict. Attempts are kept across verdicts, so that a machine that hangs, recovers and
+    /// hangs again climbs; they are forgotten after health that lasts.
+    pub fn judge(&mut self, verdict: Verdict, power: Power, now_ms: u64, policy: &LadderPolicy) {
+        if verdict != self.verdict {
+            self.verdict = verdict;
+            self.since_ms = now_ms;
+        }
+        self.power = power;
+        let healthy = verdict == Verdict::Healthy;
+        if healthy && now_ms.saturating_sub(self.since_ms) >= policy.forget_ms {
+            self.attempts.clear();
+        }
+    }
+
+    /// Notes that a remedy is begun. Time to show begins now.
+    pub fn tried(&mut self, rung: Rung, now_ms: u64) {
+        self.attempts.push(Attempt {
+            rung,
+            at_ms: now_ms,
+        });
+    }
+
+    fn times(&self, rung: Rung) -> u32 {
+        let tried = self.attempts.iter().filter(|attempt| attempt.rung == rung);
+        u32::try_from(tried.count()).unwrap_or(u32::MAX)
+    }
+}
+
+/// The next move about a machine at `now_ms`.
+pub fn next(case: &Case, now_ms: u64, policy: &LadderPolicy) -> Move {
+    let rungs: &[Rung] = match (case.verdict, case.power) {
+        (Verdict::Healthy, _) => return Move::Rest,
+        (Verdict::Degraded, _) => &[Rung::Units, Rung::Runtime, Rung::Reboot, Rung::Replace],
+        (Verdict::MachineGone, Power::Absent) => &[Rung::Replace],
+        (Verdict::AgentLost | Verdict::NodeHung, _) | (Verdict::MachineGone, _) => {
+            &[Rung::Reboot, Rung::Replace]
+        }
+        (Verdict::Partitioned, _) => {
+            return Move::Stay {
+                why: "it serves, and the network between it and the director does not work",
+            };
+        }
+        (Verdict::Unknown, _) => {
+            return Move::Stay {
+                why: "too few witnesses answer to tell whether it lives",
+            };
+        }
+    };
+    if let Some((until_ms, why)) = patience(case, policy).filter(|(until, _)| now_ms < *until) {
+        return Move::Wait { until_ms, why };
+    }
+    // Each rung once; the last one again and again, with its growing pause.
+    let untried = rungs.iter().find(|rung| case.times(**rung) == 0);
+    let rung = untried.or(rungs.last()).copied();
+    rung.map_or(Move::Rest, Move::Act)
+}
+
+/// Until when nothing is done, and why.
+fn patience(case: &Case, policy: &LadderPolicy) -> Option<(u64, &'static str)> {
+    if let Some(last) = case.attempts.last() {
+        let (pause, why) = match last.rung {
+            Rung::Units | Rung::Runtime => (policy.settle_ms, "the restart gets time to show"),
+            Rung::Reboot => (policy.reboot_ms, "the reboot gets time to show"),
+            Rung::Replace => {
+                let doublings = case.times(Rung::Replace).saturating_sub(1).min(32);
+                let pause = policy.replace_first_ms.saturating_mul(1 << doublings);
+                let pause = pause.min(policy.replace_cap_ms);
+                (
+                    pause,
+                    "replacing it did not help; the pause grows each time",
+                )
+            }
+        };
+        return Some((last.at_ms.saturating_add(pause), why));
+    }
+    let first = match case.verdict {
+        Verdict::Degraded => (
+            policy.degraded_ms,
+            "systemd gets time to restart what fails",
+        ),
+        Verdict::AgentLost => (
+            policy.agent_lost_ms,
+            "systemd gets time to restart the agent",
+        ),
+        Verdict::Healthy
+        | Verdict::NodeHung
+        | Verdict::MachineGone
+        | Verdict::Partitioned
+        | Verdict::Unknown => return None,
+    };
+    Some((case.since_ms.saturating_add(first.0), first.1))
+}

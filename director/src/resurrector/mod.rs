@@ -1,0 +1,31 @@
+//! The resurrector's judgement: what is known about a machine, what it means, and what may be done.
+//!
+//! Three pure parts, asked in this order. [`verdict`] turns the evidence of independent witnesses into a
+//! [`Verdict`], by one exhaustive table. [`ladder`] says which remedy comes next for a verdict, given what
+//! was tried. [`guard`] says whether it may be done now, given everything else that is going on. What is
+//! decided becomes changed desired state, which the planner plans like any other.
+//!
+//! # Invariants
+//! * A missing witness is `Unknown`, never "no": it proves neither life nor death.
+//! * A Lease proves life and never death, since kubelets renew it every ten seconds.
+//! * Only the provider proves that a machine is gone. Silence alone replaces nothing.
+//! * While much is silent at once, or the director has just begun, nothing disruptive is done: then the
+//!   director suspects itself.
+//!
+//! # After a crash
+//! Cases are records of the store; evidence is gathered anew.
+//!
+//! # Not here
+//! Gathering evidence and carrying out remedies; fencing, which belongs to the plan of a replacement.
+
+mod evidence;
+mod guard;
+mod ladder;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+pub use evidence::{Evidence, Lease, Link, Peers, Power, Probe, Work};
+pub use guard::{Director, Fleet, GuardPolicy, Member, Refusal, Role, allow};
+pub use ladder::{Attempt, Case, LadderPolicy, Move, Rung, next};
+pub use verdict::{Verdict, verdict};

@@ -1,0 +1,360 @@
+//! The table row by row, the ladder rung by rung, the guards one by one.
+
+use std::collections::BTreeMap;
+
+use windlass_common::id::{ClusterName, MachineName, PoolName};
+
+use super::*;
+
+const POWERS: [Power; 4] = [
+    Power::Running,
+    Power::Stopped,
+    Power::Absent,
+    Power::Unknown,
+];
+const PEERS: [Peers; 4] = [Peers::Agent, Peers::Kubelet, Peers::Nobody, Peers::Unknown];
+const LEASES: [Lease; 2] = [Lease::Renewed, Lease::Unknown];
+const WORKS: [Work; 2] = [Work::Well, Work::Impaired];
+
+#[test]
+#[rustfmt::skip] // the table as a table
+fn every_row_of_a_silent_machine() {
+    use Verdict as V;
+    // For each answer of the provider: the peers' four answers, with a Lease that was renewed and without.
+    let rows = [
+        (Power::Running, [
+            (Peers::Agent,   V::Partitioned, V::Partitioned),
+            (Peers::Kubelet, V::AgentLost,   V::AgentLost),
+            (Peers::Nobody,  V::Partitioned, V::NodeHung),
+            (Peers::Unknown, V::AgentLost,   V::Unknown),
+        ]),
+        (Power::Stopped, [
+            (Peers::Agent,   V::Unknown,     V::Unknown),
+            (Peers::Kubelet, V::MachineGone, V::MachineGone),
+            (Peers::Nobody,  V::MachineGone, V::MachineGone),
+            (Peers::Unknown, V::MachineGone, V::MachineGone),
+        ]),
+        (Power::Absent, [
+            (Peers::Agent,   V::Unknown,     V::Unknown),
+            (Peers::Kubelet, V::MachineGone, V::MachineGone),
+            (Peers::Nobody,  V::MachineGone, V::MachineGone),
+            (Peers::Unknown, V::MachineGone, V::MachineGone),
+        ]),
+        (Power::Unknown, [
+            (Peers::Agent,   V::Partitioned, V::Partitioned),
+            (Peers::Kubelet, V::AgentLost,   V::AgentLost),
+            (Peers::Nobody,  V::Partitioned, V::Unknown),
+            (Peers::Unknown, V::AgentLost,   V::Unknown),
+        ]),
+    ];
+    let mut seen = 0;
+    for (power, answers) in rows {
+        for (peers, renewed, unknown) in answers {
+            for (lease, wanted) in [(Lease::Renewed, renewed), (Lease::Unknown, unknown)] {
+                for work in WORKS {
+                    let evidence = Evidence { link: Link::Silent, peers, lease, power, work };
+                    assert_eq!(verdict(&evidence), wanted, "{evidence:?}");
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(seen, POWERS.len() * PEERS.len() * LEASES.len() * WORKS.len());
+}
+
+#[test]
+fn every_row_of_a_machine_that_beats() {
+    for power in POWERS {
+        for peers in PEERS {
+            for lease in LEASES {
+                for work in WORKS {
+                    let wanted = match (power, work) {
+                        (Power::Stopped | Power::Absent, _) => Verdict::Unknown,
+                        (_, Work::Well) => Verdict::Healthy,
+                        (_, Work::Impaired) => Verdict::Degraded,
+                    };
+                    let evidence = Evidence {
+                        link: Link::Beating,
+                        peers,
+                        lease,
+                        power,
+                        work,
+                    };
+                    assert_eq!(verdict(&evidence), wanted, "{evidence:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_dead_without_the_provider_and_nothing_that_lives_is() {
+    for power in POWERS {
+        for peers in PEERS {
+            for lease in LEASES {
+                let evidence = Evidence {
+                    link: Link::Silent,
+                    peers,
+                    lease,
+                    power,
+                    work: Work::Well,
+                };
+                let verdict = verdict(&evidence);
+                let lives = peers == Peers::Agent || lease == Lease::Renewed;
+                let off = matches!(power, Power::Stopped | Power::Absent);
+                if verdict.is_down() {
+                    assert!(power != Power::Unknown, "{evidence:?}");
+                    assert!(off || !lives, "{evidence:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[rustfmt::skip] // one case per line, so that a missing one shows
+fn peers_are_summed_up() {
+    use Probe as P;
+    let cases: [(&[Probe], Peers); 10] = [
+        (&[],                                     Peers::Unknown),
+        (&[P::Unanswered],                        Peers::Unknown),
+        (&[P::Nobody],                            Peers::Nobody),
+        (&[P::Nobody, P::Unanswered],             Peers::Unknown),
+        (&[P::Nobody, P::Nobody],                 Peers::Nobody),
+        (&[P::Nobody, P::Nobody, P::Unanswered],  Peers::Nobody),
+        (&[P::Nobody, P::Nobody, P::Agent],       Peers::Agent),
+        (&[P::Nobody, P::Kubelet],                Peers::Kubelet),
+        (&[P::Kubelet, P::Agent],                 Peers::Agent),
+        (&[P::Unanswered, P::Unanswered],         Peers::Unknown),
+    ];
+    for (probes, wanted) in cases {
+        assert_eq!(Peers::of(probes), wanted, "{probes:?}");
+    }
+}
+
+fn case(verdict: Verdict, power: Power) -> Case {
+    let mut case = Case::new(0);
+    case.judge(verdict, power, 0, &LadderPolicy::default());
+    case
+}
+
+/// Plays a machine that no remedy helps: what is done, and when in seconds.
+fn play(verdict: Verdict, power: Power, steps: usize) -> Vec<(u64, Rung)> {
+    let policy = LadderPolicy::default();
+    let mut case = case(verdict, power);
+    let mut now = 0;
+    let mut done = Vec::new();
+    while done.len() < steps {
+        match next(&case, now, &policy) {
+            Move::Act(rung) => {
+                case.tried(rung, now);
+                done.push((now / 1000, rung));
+            }
+            Move::Wait { until_ms, .. } => {
+                assert!(until_ms > now, "a wait that ends in the past would spin");
+                now = until_ms;
+            }
+            Move::Rest | Move::Stay { .. } => break,
+        }
+    }
+    done
+}
+
+#[test]
+fn the_ladder_is_climbed_with_patience() {
+    use Rung::{Reboot, Replace, Runtime, Units};
+    let degraded = [
+        (30, Units),
+        (60, Runtime),
+        (90, Reboot),
+        (180, Replace),
+        (360, Replace),
+        (720, Replace),
+    ];
+    assert_eq!(play(Verdict::Degraded, Power::Running, 6), degraded);
+    let hung = [(0, Reboot), (90, Replace), (270, Replace)];
+    assert_eq!(play(Verdict::NodeHung, Power::Running, 3), hung);
+    let lost = [(60, Reboot), (150, Replace)];
+    assert_eq!(play(Verdict::AgentLost, Power::Running, 2), lost);
+    assert_eq!(play(Verdict::MachineGone, Power::Absent, 1), [(0, Replace)]);
+    assert_eq!(play(Verdict::MachineGone, Power::Stopped, 1), [(0, Reboot)]);
+    for verdict in [Verdict::Healthy, Verdict::Partitioned, Verdict::Unknown] {
+        assert_eq!(play(verdict, Power::Running, 1), []);
+    }
+}
+
+#[test]
+fn the_pause_between_replacements_grows_to_its_cap() {
+    let done = play(Verdict::MachineGone, Power::Absent, 12);
+    let pauses: Vec<u64> = done.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    assert_eq!(pauses[..5], [180, 360, 720, 1440, 2880]);
+    assert!(pauses[5..].iter().all(|pause| *pause == 3600));
+}
+
+#[test]
+fn attempts_are_forgotten_after_lasting_health_only() {
+    let policy = LadderPolicy::default();
+    let mut case = case(Verdict::NodeHung, Power::Running);
+    case.tried(Rung::Reboot, 0);
+    case.judge(Verdict::Healthy, Power::Running, 60_000, &policy);
+    case.judge(Verdict::NodeHung, Power::Running, 120_000, &policy);
+    assert_eq!(next(&case, 120_000, &policy), Move::Act(Rung::Replace));
+    case.judge(Verdict::Healthy, Power::Running, 180_000, &policy);
+    case.judge(
+        Verdict::Healthy,
+        Power::Running,
+        180_000 + policy.forget_ms,
+        &policy,
+    );
+    assert_eq!(case.attempts, []);
+}
+
+fn name(text: &str) -> MachineName {
+    MachineName::new(text).unwrap()
+}
+
+fn member(role: Role, verdict: Verdict) -> Member {
+    Member {
+        cluster: ClusterName::new("demo").unwrap(),
+        role,
+        verdict,
+        silent: false,
+        in_hand: false,
+        held: false,
+        stillborn: 0,
+    }
+}
+
+fn workers() -> Role {
+    Role::Worker(PoolName::new("workers").unwrap())
+}
+
+/// Three control-plane machines and three workers that are well, `w-0` hung, an hour after the start.
+fn fleet() -> Fleet {
+    let mut machines = BTreeMap::new();
+    for number in 0..3 {
+        let cp = member(Role::ControlPlane, Verdict::Healthy);
+        machines.insert(name(&format!("cp-{number}")), cp);
+        machines.insert(
+            name(&format!("w-{number}")),
+            member(workers(), Verdict::Healthy),
+        );
+    }
+    let mut fleet = Fleet {
+        machines,
+        director: Director {
+            since_ms: 0,
+            provider_answers: true,
+        },
+    };
+    set(&mut fleet, "w-0", |m| m.verdict = Verdict::NodeHung);
+    fleet
+}
+
+fn set(fleet: &mut Fleet, machine: &str, change: impl FnOnce(&mut Member)) {
+    change(fleet.machines.get_mut(&name(machine)).unwrap());
+}
+
+const NOW: u64 = 3_600_000;
+
+fn ask(fleet: &Fleet, machine: &str, rung: Rung) -> Result<(), Refusal> {
+    allow(fleet, &name(machine), rung, NOW, &GuardPolicy::default())
+}
+
+#[test]
+fn a_hung_worker_may_be_replaced() {
+    assert_eq!(ask(&fleet(), "w-0", Rung::Replace), Ok(()));
+}
+
+#[test]
+fn the_director_suspects_itself_first() {
+    let mut young = fleet();
+    young.director.since_ms = NOW - 1000;
+    assert!(matches!(
+        ask(&young, "w-0", Rung::Reboot),
+        Err(Refusal::Young { .. })
+    ));
+    assert_eq!(ask(&young, "w-0", Rung::Units), Ok(()));
+    let mut isolated = fleet();
+    isolated.director.provider_answers = false;
+    assert_eq!(ask(&isolated, "w-0", Rung::Replace), Err(Refusal::Isolated));
+}
+
+#[test]
+fn much_silence_at_once_is_a_storm_unless_the_provider_explains_it() {
+    let mut fleet = fleet();
+    for machine in ["w-0", "w-1", "cp-0"] {
+        set(&mut fleet, machine, |m| m.silent = true);
+    }
+    let storm = Err(Refusal::Storm {
+        silent: 3,
+        machines: 6,
+    });
+    assert_eq!(ask(&fleet, "w-0", Rung::Replace), storm);
+    // Other clusters are judged by themselves.
+    set(&mut fleet, "w-0", |m| {
+        m.cluster = ClusterName::new("other").unwrap()
+    });
+    assert_eq!(ask(&fleet, "w-0", Rung::Replace), Ok(()));
+    set(&mut fleet, "w-0", |m| {
+        m.cluster = ClusterName::new("demo").unwrap()
+    });
+    for machine in ["w-1", "cp-0"] {
+        set(&mut fleet, machine, |m| m.verdict = Verdict::MachineGone);
+    }
+    assert_eq!(ask(&fleet, "w-0", Rung::Replace), Ok(()));
+}
+
+#[test]
+fn etcd_keeps_its_majority() {
+    let mut fleet = fleet();
+    set(&mut fleet, "cp-0", |m| m.verdict = Verdict::Degraded);
+    assert_eq!(ask(&fleet, "cp-0", Rung::Reboot), Ok(()));
+    set(&mut fleet, "cp-1", |m| m.verdict = Verdict::MachineGone);
+    let quorum = Err(Refusal::Quorum {
+        healthy: 1,
+        members: 3,
+        quorum: 2,
+    });
+    assert_eq!(ask(&fleet, "cp-0", Rung::Reboot), quorum);
+    // The one that is down may be replaced, also when the majority is lost already; one at a time.
+    assert_eq!(ask(&fleet, "cp-1", Rung::Replace), Ok(()));
+    set(&mut fleet, "cp-2", |m| m.verdict = Verdict::MachineGone);
+    assert_eq!(ask(&fleet, "cp-1", Rung::Replace), Ok(()));
+    set(&mut fleet, "cp-1", |m| m.in_hand = true);
+    let other = name("cp-1");
+    assert_eq!(
+        ask(&fleet, "cp-2", Rung::Replace),
+        Err(Refusal::OneAtATime { other })
+    );
+    assert_eq!(ask(&fleet, "cp-1", Rung::Replace), Err(Refusal::InHand));
+}
+
+#[test]
+fn a_pool_keeps_its_budget_and_what_is_down_costs_nothing() {
+    let mut fleet = fleet();
+    set(&mut fleet, "w-1", |m| m.verdict = Verdict::Degraded);
+    // `w-0` is down, so the one that still serves has to wait; `w-0` itself does not.
+    assert!(matches!(
+        ask(&fleet, "w-1", Rung::Reboot),
+        Err(Refusal::Budget { unavailable: 1, .. })
+    ));
+    set(&mut fleet, "w-1", |m| m.in_hand = true);
+    assert_eq!(ask(&fleet, "w-0", Rung::Replace), Ok(()));
+}
+
+#[test]
+fn operators_and_poison_stop_it() {
+    let mut fleet = fleet();
+    set(&mut fleet, "w-0", |m| m.held = true);
+    assert_eq!(ask(&fleet, "w-0", Rung::Units), Err(Refusal::Held));
+    set(&mut fleet, "w-0", |m| m.held = false);
+    set(&mut fleet, "w-0", |m| m.stillborn = 2);
+    set(&mut fleet, "w-1", |m| m.stillborn = 1);
+    assert_eq!(
+        ask(&fleet, "w-0", Rung::Replace),
+        Err(Refusal::Poison { count: 3 })
+    );
+    assert_eq!(ask(&fleet, "w-0", Rung::Reboot), Ok(()));
+    assert_eq!(ask(&fleet, "nobody", Rung::Reboot), Err(Refusal::Stranger));
+}
