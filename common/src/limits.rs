@@ -78,6 +78,11 @@ pub const STREAM_WINDOW_BYTES: u32 = FRAME_BYTES_MAX as u32 + (64 << 10);
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Datagrams that wait for their reader, in bytes: a dozen heartbeats; the newest count.
 pub const DATAGRAM_BUFFER_BYTES: usize = 16 << 10;
+/// Interval in which refusals of one reason have a bounded number of lines in the log.
+pub const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Lines that refusals of one reason may have in one interval, strangers' and machines' apart: a flood
+/// of one kind writes 10 lines of about 200 bytes in 10 s, 17 MiB a day.
+pub const LOG_LINES_PER_REASON: u32 = 10;
 
 /// UDP port of an agent's peer endpoint.
 pub const PEER_PORT: u16 = 7445;

@@ -13,6 +13,7 @@ use quinn::{
     ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
     TransportConfig, VarInt,
 };
+use quinn_proto::InvalidCid;
 
 use crate::limits::{
     CONNECTION_WINDOW_BYTES, DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, HANDSHAKES_MAX,
@@ -129,28 +130,69 @@ pub fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, T
 /// The director's socket. From the same secret come the same reset tokens: a director that was
 /// killed tells its agents with one packet each that it knows them no more, and they come back at
 /// their next heartbeat instead of after the idle timeout.
-pub fn server_endpoint(secret: &[u8; 32]) -> EndpointConfig {
+///
+/// From the secret also come the connection ids, so that a packet of a connection that no director of
+/// this secret ever had is dropped without an answer; `stray` is called for each.
+pub fn server_endpoint(secret: &[u8; 32], stray: Arc<dyn Fn() + Send + Sync>) -> EndpointConfig {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let ids = hmac::sign(&key, b"windlass connection ids");
+    let ids = hmac::Key::new(hmac::HMAC_SHA256, ids.as_ref());
     let mut config = EndpointConfig::new(Arc::new(key));
     config
-        .cid_generator(|| Box::new(RandomIds))
+        .cid_generator(move || {
+            Box::new(SignedIds {
+                key: ids.clone(),
+                stray: Arc::clone(&stray),
+            })
+        })
         // 10 000 a second: a whole fleet in one. A reset is shorter than the packet it answers.
         .min_reset_interval(Duration::from_micros(100));
     config
 }
 
-/// Random connection ids. Quinn's own are keyed by a random number of the process, and packets with
-/// an id of another process are dropped there instead of being answered by a reset.
-struct RandomIds;
+/// Random connection ids that end in a part of their own MAC. Quinn's own are keyed by a random number
+/// of the process, and packets with an id of another process are dropped there instead of being
+/// answered by a reset.
+struct SignedIds {
+    key: hmac::Key,
+    stray: Arc<dyn Fn() + Send + Sync>,
+}
 
 const CONNECTION_ID_BYTES: usize = 8;
+/// Of these random: 20 000 connections of a few ids each meet by chance once in hundreds of fleets,
+/// and then another one is drawn. The other 3 bytes let one of 16 million random packets through.
+const CONNECTION_ID_RANDOM_BYTES: usize = 5;
 
-impl ConnectionIdGenerator for RandomIds {
+impl SignedIds {
+    fn sign(&self, id: &mut [u8; CONNECTION_ID_BYTES]) {
+        let (random, mac) = id.split_at_mut(CONNECTION_ID_RANDOM_BYTES);
+        let signed = hmac::sign(&self.key, random);
+        mac.copy_from_slice(&signed.as_ref()[..mac.len()]);
+    }
+}
+
+impl ConnectionIdGenerator for SignedIds {
     fn generate_cid(&mut self) -> ConnectionId {
         let mut id = [0; CONNECTION_ID_BYTES];
         // The kernel's random source does not fail once the system is up; no TLS without it either.
-        aws_lc_rs::rand::fill(&mut id).expect("the kernel's random source works");
+        aws_lc_rs::rand::fill(&mut id[..CONNECTION_ID_RANDOM_BYTES])
+            .expect("the kernel's random source works");
+        self.sign(&mut id);
         ConnectionId::new(&id)
+    }
+
+    /// Asked only about packets of no connection that there is.
+    fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
+        let mut signed = [0; CONNECTION_ID_BYTES];
+        if id.len() == signed.len() {
+            signed.copy_from_slice(id);
+            self.sign(&mut signed);
+            if signed[..] == id[..] {
+                return Ok(());
+            }
+        }
+        (self.stray)();
+        Err(InvalidCid)
     }
 
     fn cid_len(&self) -> usize {
@@ -242,6 +284,31 @@ fn base() -> TransportConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_id_of_this_secret_is_known_and_no_other() {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        let strays = Arc::new(AtomicU32::new(0));
+        let ids = |secret: u8| {
+            let counter = Arc::clone(&strays);
+            SignedIds {
+                key: hmac::Key::new(hmac::HMAC_SHA256, &[secret; 32]),
+                stray: Arc::new(move || {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }),
+            }
+        };
+        let (mut before, after, other) = (ids(1), ids(1), ids(2));
+        for _ in 0..100 {
+            let id = before.generate_cid();
+            assert_eq!(id.len(), CONNECTION_ID_BYTES);
+            after.validate(&id).unwrap();
+            other.validate(&id).unwrap_err();
+        }
+        before.validate(&ConnectionId::new(&[])).unwrap_err();
+        before.validate(&ConnectionId::new(&[7; 20])).unwrap_err();
+        assert_eq!(strays.load(Ordering::Relaxed), 102);
+    }
 
     #[test]
     fn each_reason_has_one_code() {

@@ -8,11 +8,13 @@ use quinn::{RecvStream, SendStream};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::time::timeout;
 
-use windlass_common::error::ErrorChain;
+use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::limits::{CHUNK_BYTES, ENROLL_FRAME_BYTES_MAX, HELLO_TIMEOUT};
 use windlass_common::wire::frame::{self, FrameError};
 use windlass_common::wire::message::{ArtifactHeader, ArtifactRequest, Refusal, RefusalCode};
 
+use super::counters::Reason;
+use super::refuse::{Peer, frame_reason};
 use super::server::Shared;
 use super::session::Session;
 
@@ -34,6 +36,31 @@ enum TransferError {
     Stopped(#[source] quinn::WriteError),
 }
 
+impl TransferError {
+    fn tell(&self, shared: &Shared, session: &Session) {
+        let machine = session.identity.to_string();
+        let refused = match self {
+            TransferError::Frame(source) => frame_reason(source).is_some(),
+            TransferError::TooSlow => true,
+            TransferError::Thread(_) | TransferError::Read { .. } | TransferError::Stopped(_) => {
+                false
+            }
+        };
+        if refused {
+            let peer = Peer {
+                address: session.connection.remote_address(),
+                machine: Some(&machine),
+            };
+            let class = ErrorClass::Operator;
+            shared
+                .refusals
+                .refuse(Reason::ArtifactRequest, peer, class, self);
+        } else {
+            tracing::info!(machine, error = %ErrorChain(self), "artifact not sent");
+        }
+    }
+}
+
 /// Answers one request.
 pub(super) async fn serve(
     shared: &Arc<Shared>,
@@ -42,8 +69,7 @@ pub(super) async fn serve(
     mut recv: RecvStream,
 ) {
     if let Err(error) = transfer(shared, session, &mut send, &mut recv).await {
-        let machine = &session.identity;
-        tracing::info!(%machine, error = %ErrorChain(&error), "artifact not sent");
+        error.tell(shared, session);
         // Not finished: the agent must not take what it has for the whole.
         let _ = send.reset(quinn::VarInt::from_u32(1));
     }

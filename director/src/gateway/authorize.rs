@@ -17,6 +17,7 @@ use windlass_common::pki::{Leaf, LeafError, MachineIdentity, gateway_name};
 use crate::pki::{DirectorCa, IssueError, ServerDoor};
 
 use super::IncarnationRegistry;
+use super::counters::Reason;
 
 /// Why a certificate whose chain is in order is refused.
 #[derive(thiserror::Error)]
@@ -29,6 +30,28 @@ pub(super) enum Unauthorized {
     OtherDirector(MachineIdentity),
     #[error("{0} is not current; this incarnation was replaced or deleted")]
     NotCurrent(MachineIdentity),
+}
+
+impl Unauthorized {
+    /// The counter.
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Unauthorized::NoCertificate => Reason::NoCertificate,
+            Unauthorized::NoMachine(_) => Reason::CertificatePurpose,
+            Unauthorized::OtherDirector(_) => Reason::OtherDirector,
+            Unauthorized::NotCurrent(_) => Reason::NotCurrent,
+        }
+    }
+
+    /// What TLS tells the peer, and [`super::refuse::handshake_reason`] reads again.
+    fn alert(self) -> CertificateError {
+        match self {
+            Unauthorized::NotCurrent(_) => CertificateError::Revoked,
+            Unauthorized::OtherDirector(_) => CertificateError::ApplicationVerificationFailure,
+            Unauthorized::NoMachine(_) => CertificateError::InvalidPurpose,
+            Unauthorized::NoCertificate => CertificateError::Other(OtherError(Arc::new(self))),
+        }
+    }
 }
 
 // TLS prints causes by `Debug`, and these are for people.
@@ -122,12 +145,7 @@ impl ClientCertVerifier for AgentVerifier {
             .verify_client_cert(end_entity, intermediates, now)?;
         match authorize(end_entity, &self.director, &*self.registry) {
             Ok(_) => Ok(verified),
-            Err(Unauthorized::NotCurrent(_)) => {
-                Err(Error::InvalidCertificate(CertificateError::Revoked))
-            }
-            Err(error) => Err(Error::InvalidCertificate(CertificateError::Other(
-                OtherError(Arc::new(error)),
-            ))),
+            Err(error) => Err(Error::InvalidCertificate(error.alert())),
         }
     }
 

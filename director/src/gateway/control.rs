@@ -25,6 +25,8 @@ use windlass_common::wire::{PROTOCOLS, common_protocol};
 use crate::pki::IssueError;
 
 use super::authorize::{Unauthorized, authorize_connection};
+use super::counters::{Reason, Total};
+use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
 use super::session::Session;
 use super::{DeliveryError, Event, artifacts};
@@ -34,6 +36,8 @@ use super::{DeliveryError, Event, artifacts};
 enum Ended {
     #[error("the connection ended")]
     Connection(#[source] ConnectionError),
+    #[error("the director closed it: {0}")]
+    Closed(Close),
     #[error("the agent sent what makes no sense here")]
     Frame(#[source] FrameError),
     #[error("the agent does not say hello within {HELLO_TIMEOUT:?}")]
@@ -60,9 +64,11 @@ enum Ended {
 impl Ended {
     fn class(&self) -> ErrorClass {
         match self {
-            Ended::Connection(_) | Ended::TooSlow | Ended::Full | Ended::ControlClosed => {
-                ErrorClass::Retry
-            }
+            Ended::Connection(_)
+            | Ended::Closed(_)
+            | Ended::TooSlow
+            | Ended::Full
+            | Ended::ControlClosed => ErrorClass::Retry,
             Ended::Frame(source) => source.class(),
             Ended::Version { .. } | Ended::NotCurrent | Ended::Expired => ErrorClass::Operator,
             Ended::Renewal(source) => source.class(),
@@ -70,9 +76,37 @@ impl Ended {
         }
     }
 
+    /// The counter, unless it is no refusal.
+    fn reason(&self) -> Option<Reason> {
+        match self {
+            Ended::Connection(ConnectionError::TransportError(_)) => {
+                Some(Reason::TransportViolation)
+            }
+            Ended::Connection(_) => None,
+            Ended::Closed(why) => match why {
+                Close::Revoked => Some(Reason::NotCurrent),
+                Close::TimedOut => Some(Reason::SlowReader),
+                _ => None,
+            },
+            Ended::Frame(source) => frame_reason(source),
+            Ended::TooSlow => Some(Reason::HandshakeTimeout),
+            Ended::Version { .. } => Some(Reason::Version),
+            Ended::Full => Some(Reason::SessionsFull),
+            Ended::NotCurrent => Some(Reason::NotCurrent),
+            Ended::Expired => Some(Reason::CertificateLapsed),
+            Ended::Renewal(source) => Some(match source.class() {
+                ErrorClass::Operator => Reason::RenewalRefused,
+                ErrorClass::Retry | ErrorClass::Bug => Reason::Internal,
+            }),
+            Ended::Push(_) => Some(Reason::SlowReader),
+            Ended::ControlClosed => Some(Reason::ControlClosed),
+        }
+    }
+
     fn close(&self) -> Close {
         match self {
             Ended::Connection(_) | Ended::ControlClosed => Close::Done,
+            Ended::Closed(why) => *why,
             Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
             Ended::TooSlow | Ended::Push(_) => Close::TimedOut,
             Ended::Version { .. } => Close::Version,
@@ -96,13 +130,10 @@ pub(super) async fn serve(
     let (identity, leaf) = match authorized {
         Ok(authorized) => authorized,
         Err(error) => {
-            log_failure(
-                peer,
-                None,
-                ErrorClass::Operator,
-                &error,
-                "connection refused",
-            );
+            let stranger = Peer::stranger(peer);
+            shared
+                .refusals
+                .refuse(error.reason(), stranger, ErrorClass::Operator, &error);
             let why = match error {
                 Unauthorized::NotCurrent(_) => Close::Revoked,
                 Unauthorized::NoCertificate
@@ -116,7 +147,16 @@ pub(super) async fn serve(
     let ended = session(shared, &connection, &identity, &leaf, place).await;
     ended.close().close(&connection);
     let machine = identity.to_string();
-    log_failure(peer, Some(&machine), ended.class(), &ended, "session ended");
+    match ended.reason() {
+        Some(reason) => {
+            let peer = Peer {
+                address: peer,
+                machine: Some(&machine),
+            };
+            shared.refusals.refuse(reason, peer, ended.class(), &ended);
+        }
+        None => log_failure(peer, Some(&machine), ended.class(), &ended, "session ended"),
+    }
 }
 
 async fn session(
@@ -146,6 +186,7 @@ async fn session(
     );
     let session = Arc::new(session);
     shared.sessions.insert(&session);
+    shared.count(Total::Sessions);
     tracing::info!(machine = %identity, peer = %connection.remote_address(), "machine connected");
     shared.sessions.emit(Event::Connected {
         identity: identity.clone(),
@@ -157,6 +198,7 @@ async fn session(
     } else {
         Ended::NotCurrent
     };
+    let ended = session.closed().map_or(ended, Ended::Closed);
     shared.sessions.remove(&session);
     shared.sessions.emit(Event::Disconnected {
         identity: identity.clone(),
@@ -177,7 +219,7 @@ async fn greet(shared: &Shared, connection: &quinn::Connection) -> Result<Greeti
     let (mut send, mut recv) = connection.accept_bi().await.map_err(Ended::Connection)?;
     let hello: Hello = frame::expect(&mut recv, FRAME_BYTES_MAX)
         .await
-        .map_err(Ended::Frame)?;
+        .map_err(|error| broken(connection, error))?;
     let Some(protocol) = common_protocol(&hello.protocols) else {
         let ended = Ended::Version {
             theirs: hello.protocols.into_iter().take(8).collect(),
@@ -197,7 +239,7 @@ async fn greet(shared: &Shared, connection: &quinn::Connection) -> Result<Greeti
     };
     frame::write(&mut send, &welcome)
         .await
-        .map_err(Ended::Frame)?;
+        .map_err(|error| broken(connection, error))?;
     Ok(Greeting {
         send,
         recv,
@@ -253,7 +295,7 @@ async fn listen(
         let frame = match frame::read(&mut recv, FRAME_BYTES_MAX).await {
             Ok(Some(frame)) => frame,
             Ok(None) => return Ended::ControlClosed,
-            Err(error) => return broken(session, error),
+            Err(error) => return broken(&session.connection, error),
         };
         let done = match frame.kind {
             Report::KIND => frame
@@ -273,7 +315,7 @@ async fn listen(
             }),
         };
         if let Err(error) = done {
-            return broken(session, error);
+            return broken(&session.connection, error);
         }
     }
 }
@@ -282,7 +324,7 @@ async fn listen(
 async fn tell(session: &Session, mut send: SendStream, mut pushed: mpsc::Receiver<Frame>) -> Ended {
     while let Some(frame) = pushed.recv().await {
         if let Err(error) = frame::send(&mut send, &frame).await {
-            return broken(session, error);
+            return broken(&session.connection, error);
         }
     }
     // The session holds the sender for as long as it is served.
@@ -290,6 +332,7 @@ async fn tell(session: &Session, mut send: SendStream, mut pushed: mpsc::Receive
 }
 
 fn took_report(shared: &Shared, session: &Session, report: Report) {
+    shared.count(Total::Reports);
     session.report(report, shared.config.clock.now());
     shared.sessions.emit(Event::ReportChanged {
         identity: session.identity.clone(),
@@ -311,6 +354,7 @@ fn renew(
         .issue_agent(&request.request_der, &session.identity, life, now)
         .map_err(Ended::Renewal)?;
     expires.send_replace(later(now, life));
+    shared.count(Total::Renewals);
     let response = RenewResponse {
         chain_der: chain.to_der(),
         roots_der: ca.roots_der(),
@@ -330,6 +374,7 @@ async fn datagrams(shared: &Shared, session: &Session) -> Ended {
             .and_then(|frame| frame.body::<Heartbeat>());
         match heartbeat {
             Ok(heartbeat) => {
+                shared.count(Total::Heartbeats);
                 if session.heartbeat(heartbeat, shared.config.clock.now()) {
                     tracing::info!(machine = %session.identity, "suspect is heard again");
                     let identity = session.identity.clone();
@@ -337,7 +382,17 @@ async fn datagrams(shared: &Shared, session: &Session) -> Ended {
                 }
             }
             // Unknown kinds may be of a newer agent, and a datagram ends nothing.
-            Err(error) => tracing::debug!(machine = %session.identity, %error, "datagram skipped"),
+            Err(error) => {
+                let machine = session.identity.to_string();
+                let peer = Peer {
+                    address: session.connection.remote_address(),
+                    machine: Some(&machine),
+                };
+                let class = ErrorClass::Operator;
+                shared
+                    .refusals
+                    .refuse(Reason::DatagramMalformed, peer, class, &error);
+            }
         }
     }
 }
@@ -376,8 +431,8 @@ async fn expiry(clock: &Clock, expires: &watch::Sender<Timestamp>) {
 }
 
 /// A stream that failed because its connection did ended with the connection.
-fn broken(session: &Session, error: FrameError) -> Ended {
-    match session.connection.close_reason() {
+fn broken(connection: &quinn::Connection, error: FrameError) -> Ended {
+    match connection.close_reason() {
         Some(reason) => Ended::Connection(reason),
         None => Ended::Frame(error),
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::time::timeout;
 
 use windlass_common::error::ErrorClass;
-use windlass_common::limits::{ENROLL_FRAME_BYTES_MAX, HELLO_TIMEOUT};
+use windlass_common::limits::{ENROLL_FRAME_BYTES_MAX, ENROLLMENTS_MAX, HELLO_TIMEOUT};
 use windlass_common::pki::{MachineIdentity, PublicKey, RequestError};
 use windlass_common::transport::Close;
 use windlass_common::wire::frame::{self, FrameError};
@@ -18,10 +18,22 @@ use windlass_common::wire::message::{EnrollRequest, EnrollResponse, Refusal, Ref
 use crate::pki::{EnrollmentToken, IssueError};
 
 use super::RedeemError;
+use super::counters::{Reason, Total};
+use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
+
+/// What a stranger says it is, before why it is refused: not to be mistaken for a machine.
+#[derive(Debug, thiserror::Error)]
+#[error("who claims to be {machine} is not enrolled")]
+struct Claimed<'a> {
+    machine: &'a str,
+    source: &'a EnrollError,
+}
 
 #[derive(Debug, thiserror::Error)]
 enum EnrollError {
+    #[error("{ENROLLMENTS_MAX} enrollments are under way already")]
+    Full,
     #[error("the enrollment request cannot be read")]
     Frame(#[source] FrameError),
     #[error("the connection broke before the enrollment request came")]
@@ -46,10 +58,50 @@ impl EnrollError {
             EnrollError::Frame(_) | EnrollError::Request(_) | EnrollError::NotCurrent => {
                 ErrorClass::Operator
             }
-            EnrollError::Connection(_) | EnrollError::TooSlow => ErrorClass::Retry,
+            EnrollError::Full | EnrollError::Connection(_) | EnrollError::TooSlow => {
+                ErrorClass::Retry
+            }
             EnrollError::Token(source) => source.class(),
             EnrollError::Issue(source) => source.class(),
             EnrollError::Thread(_) => ErrorClass::Bug,
+        }
+    }
+
+    /// The counter, unless the peer went away by itself.
+    fn reason(&self) -> Option<Reason> {
+        Some(match self {
+            EnrollError::Frame(source) => {
+                return frame_reason(source).map(|_| Reason::EnrollmentMalformed);
+            }
+            EnrollError::Connection(_) => return None,
+            EnrollError::Full => Reason::EnrollmentsFull,
+            EnrollError::TooSlow => Reason::HandshakeTimeout,
+            EnrollError::Request(_) => Reason::EnrollmentMalformed,
+            EnrollError::Token(source) => match source {
+                RedeemError::Unknown => Reason::TokenUnknown,
+                RedeemError::Expired(_) => Reason::TokenExpired,
+                RedeemError::OtherMachine(_) => Reason::TokenOtherMachine,
+                RedeemError::OtherKey => Reason::TokenOtherKey,
+                RedeemError::NotCurrent => Reason::NotCurrent,
+                RedeemError::Store(_) => Reason::Internal,
+            },
+            EnrollError::NotCurrent => Reason::NotCurrent,
+            EnrollError::Issue(_) | EnrollError::Thread(_) => Reason::Internal,
+        })
+    }
+
+    /// Counts and logs it; `machine` is what the peer claims to be.
+    fn tell(&self, shared: &Shared, peer: SocketAddr, machine: Option<&str>) {
+        match self.reason() {
+            Some(reason) => {
+                let peer = Peer::stranger(peer);
+                let claimed = Claimed {
+                    machine: machine.unwrap_or("-"),
+                    source: self,
+                };
+                shared.refusals.refuse(reason, peer, self.class(), &claimed);
+            }
+            None => log_failure(peer, machine, self.class(), self, "enrollment ended"),
         }
     }
 
@@ -63,6 +115,7 @@ impl EnrollError {
                 "the enrollment request is malformed",
             ),
             EnrollError::Token(RedeemError::Store(_))
+            | EnrollError::Full
             | EnrollError::Issue(_)
             | EnrollError::Thread(_) => (
                 RefusalCode::Busy,
@@ -79,7 +132,7 @@ impl EnrollError {
 pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection) {
     let peer = connection.remote_address();
     let Ok(_place) = shared.enrollments.try_acquire() else {
-        tracing::info!(%peer, "too many enrollments, peer put off");
+        EnrollError::Full.tell(shared, peer, None);
         Close::Busy.close(&connection);
         return;
     };
@@ -99,7 +152,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection) {
     let (send, request) = match first {
         Ok(first) => first,
         Err(error) => {
-            log_failure(peer, None, error.class(), &error, "enrollment refused");
+            error.tell(shared, peer, None);
             let why = match error {
                 EnrollError::TooSlow => Close::TimedOut,
                 _ => Close::Malformed,
@@ -129,18 +182,12 @@ async fn answer(
     };
     let answered = match decide(shared, &claim, request).await {
         Ok(response) => {
+            shared.count(Total::Enrollments);
             tracing::info!(%peer, machine = %claim, "machine enrolled");
             frame::write(&mut send, &response).await
         }
         Err(error) => {
-            let machine = claim.to_string();
-            log_failure(
-                peer,
-                Some(&machine),
-                error.class(),
-                &error,
-                "enrollment refused",
-            );
+            error.tell(shared, peer, Some(&claim.to_string()));
             let (code, message) = error.refusal();
             let refusal = Refusal {
                 code,

@@ -12,6 +12,8 @@
 //!   table, and before each step and tunnel; [`Gateway::revoke`] closes what is open. So whatever the
 //!   order in which a revocation and a connection meet, one of them sees the other.
 //! * Every frame, queue and number of streams is bounded ([`windlass_common::limits`]).
+//! * Every refusal adds one to the counter of its reason and has one line in the log, or is in the sum of
+//!   an interval's further ones ([`Reason`]).
 //!
 //! # After a crash
 //! Nothing is kept: agents reconnect by themselves. A step whose connection broke is
@@ -23,10 +25,13 @@
 mod artifacts;
 mod authorize;
 mod control;
+mod counters;
 mod enroll;
+mod refuse;
 mod server;
 mod session;
 mod silence;
+mod socket;
 mod step;
 
 use std::collections::BTreeMap;
@@ -51,6 +56,7 @@ use windlass_common::wire::message::{Body, Hello, Tune, TunnelTarget};
 
 use crate::pki::{DirectorCa, IssueError};
 
+pub use counters::{CounterView, Reason, Total};
 pub use session::Tunnel;
 
 /// Decides about enrollment tokens. Called on a blocking thread.
@@ -415,6 +421,11 @@ impl Gateway {
     /// How many machines are connected now.
     pub fn connected_count(&self) -> usize {
         self.shared.sessions.len()
+    }
+
+    /// What was refused and what went through since the start.
+    pub fn counters(&self) -> CounterView {
+        self.shared.counters()
     }
 
     /// Events from now on; see [`Event`] about lagging.

@@ -9,12 +9,12 @@ use std::time::Duration;
 use quinn::crypto::rustls::HandshakeData;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 use windlass_common::error::ErrorChain;
 use windlass_common::id::{Epoch, Incarnation, MachineName};
 use windlass_common::limits::{
-    ENROLLMENTS_MAX, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX, HELLO_TIMEOUT,
+    ENROLLMENTS_MAX, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX, HELLO_TIMEOUT, LOG_INTERVAL,
 };
 use windlass_common::transport::{self, Close};
 use windlass_common::wire::{ALPN, ALPN_ENROLL};
@@ -23,7 +23,10 @@ use windlass_common::{error::ErrorClass, tls};
 use crate::pki::DirectorCa;
 
 use super::authorize::{AgentVerifier, server_door};
+use super::counters::{CounterView, Reason, Total};
+use super::refuse::{Peer, Refusals, handshake_reason};
 use super::session::{Session, Sessions};
+use super::socket::CountingSocket;
 use super::{
     ArtifactSource, DeliveryError, EnrollmentStore, GatewayConfig, IncarnationRegistry, StartError,
     control, enroll, silence,
@@ -46,6 +49,8 @@ pub(super) struct Shared {
     pub(super) epoch: Epoch,
     pub(super) sessions: Sessions,
     pub(super) enrollments: Semaphore,
+    handshakes: Arc<Semaphore>,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 impl fmt::Debug for Shared {
@@ -64,6 +69,23 @@ impl Shared {
             Some(endpoint) => endpoint.local_addr(),
             None => Err(io::Error::other("the gateway was shut down")),
         }
+    }
+
+    pub(super) fn counters(&self) -> CounterView {
+        let under_way = HANDSHAKES_MAX - self.handshakes.available_permits();
+        self.refusals
+            .counters
+            .snapshot(self.sessions.len(), under_way)
+    }
+
+    fn refuse_handshake(&self, reason: Reason, peer: SocketAddr, error: &NoHandshake) {
+        let peer = Peer::stranger(peer);
+        self.refusals
+            .refuse(reason, peer, ErrorClass::Operator, error);
+    }
+
+    pub(super) fn count(&self, total: Total) {
+        self.refusals.counters.count(total);
     }
 
     /// The session of an incarnation that is connected and current.
@@ -105,7 +127,11 @@ pub(super) fn start(
     let server = transport::server_config(tls).map_err(StartError::Tls)?;
     let listen = config.listen;
     let secret = doors.ca.derive(b"gateway endpoint");
-    let endpoint = bind(listen, transport::server_endpoint(&secret), server)
+    let refusals = Arc::new(Refusals::default());
+    let counting = Arc::clone(&refusals);
+    let stray = Arc::new(move || counting.refuse_nameless(Reason::StrayDatagram));
+    let endpoint = transport::server_endpoint(&secret, stray);
+    let endpoint = bind(listen, endpoint, server, &refusals)
         .map_err(|source| StartError::Bind { listen, source })?;
     let shared = Arc::new(Shared {
         endpoint: Mutex::new(Some(endpoint.clone())),
@@ -114,6 +140,8 @@ pub(super) fn start(
         epoch,
         sessions: Sessions::default(),
         enrollments: Semaphore::new(ENROLLMENTS_MAX),
+        handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+        refusals,
     });
     tokio::spawn(silence::watch(Arc::downgrade(&shared)));
     tokio::spawn(accept(Arc::clone(&shared), endpoint));
@@ -124,11 +152,14 @@ fn bind(
     listen: SocketAddr,
     endpoint: quinn::EndpointConfig,
     server: quinn::ServerConfig,
+    refusals: &Arc<Refusals>,
 ) -> io::Result<quinn::Endpoint> {
     let socket = UdpSocket::bind(listen)?;
     let runtime = quinn::default_runtime()
         .ok_or_else(|| io::Error::other("the gateway starts outside of a tokio runtime"))?;
-    quinn::Endpoint::new(endpoint, Some(server), socket, runtime)
+    let socket = runtime.wrap_udp_socket(socket)?;
+    let socket = Arc::new(CountingSocket::new(socket, Arc::clone(refusals)));
+    quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
 }
 
 /// Tells every peer and waits for the telling.
@@ -152,52 +183,65 @@ pub(super) async fn shutdown(shared: &Shared, deadline: Duration) {
 }
 
 async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut connections = JoinSet::new();
+    let mut summary = interval(LOG_INTERVAL);
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
             // Only takes finished tasks out; `accept` never ends because of it.
             Some(_) = connections.join_next() => continue,
+            _ = summary.tick() => {
+                shared.refusals.summarise();
+                continue;
+            }
         };
         let Some(incoming) = incoming else { break };
-        let under_way = HANDSHAKES_MAX - handshakes.available_permits();
+        let under_way = HANDSHAKES_MAX - shared.handshakes.available_permits();
         let unproven = !incoming.remote_address_validated() && incoming.may_retry();
         if under_way >= HANDSHAKES_BEFORE_RETRY && unproven {
+            shared.count(Total::HandshakesRetried);
             // Fails only for a peer that cannot be asked, which `may_retry` excludes.
             let _ = incoming.retry();
             continue;
         }
-        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
-            tracing::warn!(peer = %incoming.remote_address(), "too many handshakes, peer refused");
+        let Ok(permit) = Arc::clone(&shared.handshakes).try_acquire_owned() else {
+            let (peer, why) = (incoming.remote_address(), NoHandshake::Full);
+            shared.refuse_handshake(Reason::HandshakesFull, peer, &why);
             incoming.refuse();
             continue;
         };
         connections.spawn(serve(Arc::clone(&shared), incoming, permit));
     }
     connections.shutdown().await;
+    shared.refusals.summarise();
+}
+
+/// Why a peer does not become a connection.
+#[derive(Debug, thiserror::Error)]
+enum NoHandshake {
+    #[error("{HANDSHAKES_MAX} handshakes are under way already")]
+    Full,
+    #[error("the handshake was not over within {HELLO_TIMEOUT:?}")]
+    TooSlow,
+    #[error("the handshake failed")]
+    Failed(#[source] quinn::ConnectionError),
 }
 
 async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, permit: OwnedSemaphorePermit) {
     let peer = incoming.remote_address();
-    let connecting = match incoming.accept() {
-        Ok(connecting) => connecting,
+    let connection = match handshake(&shared, incoming).await {
+        Ok(connection) => connection,
         Err(error) => {
-            tracing::info!(%peer, %error, "handshake refused");
+            let reason = match &error {
+                NoHandshake::Full => Reason::HandshakesFull,
+                NoHandshake::TooSlow => Reason::HandshakeTimeout,
+                NoHandshake::Failed(source) => handshake_reason(source),
+            };
+            shared.refuse_handshake(reason, peer, &error);
             return;
         }
     };
-    let connection = match timeout(HELLO_TIMEOUT, connecting).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            tracing::info!(%peer, error = %ErrorChain(&error), "handshake refused");
-            return;
-        }
-        Err(_) => {
-            tracing::info!(%peer, "handshake took too long");
-            return;
-        }
-    };
+    shared.count(Total::Handshakes);
     let protocol = connection
         .handshake_data()
         .and_then(|data| data.downcast::<HandshakeData>().ok())
@@ -210,7 +254,19 @@ async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, permit: OwnedSema
     }
 }
 
-/// Logs a failure of a peer once: what a peer may cause is `info`, what we cause is `warn`.
+async fn handshake(
+    shared: &Shared,
+    incoming: quinn::Incoming,
+) -> Result<quinn::Connection, NoHandshake> {
+    shared.count(Total::HandshakesBegun);
+    let connecting = incoming.accept().map_err(NoHandshake::Failed)?;
+    timeout(HELLO_TIMEOUT, connecting)
+        .await
+        .map_err(|_| NoHandshake::TooSlow)?
+        .map_err(NoHandshake::Failed)
+}
+
+/// Logs once what ended and was no refusal: what a peer may cause is `info`, what we cause is `warn`.
 pub(super) fn log_failure(
     peer: SocketAddr,
     machine: Option<&str>,

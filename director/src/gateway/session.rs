@@ -1,7 +1,7 @@
 //! Who is connected: one session per machine, and the events about them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -33,6 +33,7 @@ pub(super) struct Session {
     pub(super) protocol: u16,
     hello: Arc<Hello>,
     since: Timestamp,
+    closed: OnceLock<Close>,
     seen: Mutex<Seen>,
     /// What goes down the control stream.
     down: mpsc::Sender<Frame>,
@@ -66,6 +67,7 @@ impl Session {
             protocol,
             hello: Arc::new(hello),
             since: now,
+            closed: OnceLock::new(),
             seen: Mutex::new(Seen {
                 heartbeat: None,
                 report: None,
@@ -98,7 +100,6 @@ impl Session {
         }
         self.down.try_send(frame).map_err(|error| match error {
             TrySendError::Full(_) => {
-                tracing::info!(machine = %self.identity, "the agent does not read; session closed");
                 self.close(Close::TimedOut);
                 DeliveryError::Behind {
                     machine: self.identity.machine.clone(),
@@ -173,8 +174,16 @@ impl Session {
         }
     }
 
+    /// Closes it; whoever serves it learns why from [`Session::closed`].
     pub(super) fn close(&self, why: Close) {
+        // The first reason is the one that the agent is told.
+        let _ = self.closed.set(why);
         why.close(&self.connection);
+    }
+
+    /// Why the director closed it, if it did.
+    pub(super) fn closed(&self) -> Option<Close> {
+        self.closed.get().copied()
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use quinn::ConnectionError;
+use rustls::client::ResolvesClientCert;
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use windlass_common::id::{DirectorId, Epoch, Incarnation, OperatorName};
@@ -15,10 +17,10 @@ use windlass_common::wire::frame;
 use windlass_common::wire::message::{Hello, Welcome};
 use windlass_common::wire::{ALPN, PROTOCOL};
 use windlass_common::{tls, transport};
-use windlass_director::gateway::{DeliveryError, Event};
+use windlass_director::gateway::{DeliveryError, Event, Reason};
 use windlass_director::pki::DirectorCa;
 
-use crate::world::{Director, Machine, exec, identity, no_progress, wait_for};
+use crate::world::{Director, Machine, Neighbour, exec, identity, no_progress, wait_for};
 
 const LIFE: Duration = Duration::from_secs(3600);
 
@@ -32,15 +34,48 @@ pub(crate) fn agent(ca: &DirectorCa, identity: &MachineIdentity, now: Timestamp)
     (chain.0, key.to_der())
 }
 
+/// An agent's TLS that does not look whether chain and key belong together.
+fn client(
+    director: &Director,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> rustls::ClientConfig {
+    #[derive(Debug)]
+    struct Shows(Arc<CertifiedKey>);
+
+    impl ResolvesClientCert for Shows {
+        fn resolve(
+            &self,
+            _root_hint_subjects: &[&[u8]],
+            _schemes: &[rustls::SignatureScheme],
+        ) -> Option<Arc<CertifiedKey>> {
+            Some(Arc::clone(&self.0))
+        }
+
+        fn has_certs(&self) -> bool {
+            true
+        }
+    }
+
+    let key = tls::provider().key_provider.load_private_key(key).unwrap();
+    let roots = tls::root_store(&[director.ca.root_der().clone()]).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_cert_resolver(Arc::new(Shows(Arc::new(CertifiedKey::new(chain, key)))));
+    config.resumption = rustls::client::Resumption::disabled();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config
+}
+
 /// Connects as an agent by hand.
 pub(crate) async fn connect(
     director: &Director,
     credentials: Option<Credentials>,
 ) -> Result<quinn::Connection, ConnectionError> {
     let tls = match credentials {
-        Some((chain, key)) => {
-            tls::agent_client(&[director.ca.root_der().clone()], chain, key).unwrap()
-        }
+        Some((chain, key)) => client(director, chain, key),
         None => {
             let mut tls = tls::enroll_client(director.ca.root_digest()).unwrap();
             tls.alpn_protocols = vec![ALPN.to_vec()];
@@ -127,32 +162,43 @@ async fn only_current_machines_of_this_director_get_in() {
             .unwrap();
         (issued.chain.0, issued.key)
     };
+    // A copy of another machine's certificate, which is no secret, without its key.
+    let other = identity("demo-cp-1", 1);
+    director.records.make_current(&other);
+    let stolen = (agent(ca, &other, now).0, agent(ca, &me, now).1);
     let mut mixed = agent(ca, &me, now);
     mixed.0.remove(1);
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
     #[rustfmt::skip] // one case per line, so that a missing one shows
     let cases = [
-        ("no certificate",               None,                                            false),
-        ("expired",                      Some(agent(ca, &me, at(-7200))),                 false),
-        ("not yet valid",                Some(agent(ca, &me, at(7200))),                  false),
-        ("old incarnation",              Some(agent(ca, &identity("demo-cp-0", 1), now)), false),
-        ("later incarnation",            Some(agent(ca, &identity("demo-cp-0", 3), now)), false),
-        ("unknown machine",              Some(agent(ca, &identity("demo-cp-9", 2), now)), false),
-        ("other root, same names",       Some(agent(&stranger, &me, now)),                false),
-        ("other director",               Some(agent(&elsewhere, &foreign, now)),          false),
-        ("operator",                     Some(operator),                                  false),
-        ("server",                       Some(server),                                    false),
-        ("leaf without its issuer",      Some(mixed),                                     true),
-        ("current",                      Some(agent(ca, &me, now)),                       true),
+        ("no certificate",         None,                                            Some(Reason::NoCertificate)),
+        ("expired",                Some(agent(ca, &me, at(-7200))),                 Some(Reason::CertificateExpired)),
+        ("expired a day ago",      Some(agent(ca, &me, at(-86_400))),               Some(Reason::CertificateExpired)),
+        ("not yet valid",          Some(agent(ca, &me, at(7200))),                  Some(Reason::CertificateNotYetValid)),
+        ("valid from tomorrow",    Some(agent(ca, &me, at(86_400))),                Some(Reason::CertificateNotYetValid)),
+        ("old incarnation",        Some(agent(ca, &identity("demo-cp-0", 1), now)), Some(Reason::NotCurrent)),
+        ("later incarnation",      Some(agent(ca, &identity("demo-cp-0", 3), now)), Some(Reason::NotCurrent)),
+        ("unknown machine",        Some(agent(ca, &identity("demo-cp-9", 2), now)), Some(Reason::NotCurrent)),
+        ("other root, same names", Some(agent(&stranger, &me, now)),                Some(Reason::CertificateInvalid)),
+        ("other director",         Some(agent(&elsewhere, &foreign, now)),          Some(Reason::UnknownIssuer)),
+        ("operator",               Some(operator),                                  Some(Reason::UnknownIssuer)),
+        ("server",                 Some(server),                                    Some(Reason::CertificatePurpose)),
+        ("another's key",          Some(stolen),                                    Some(Reason::CertificateInvalid)),
+        ("leaf without its issuer", Some(mixed),                                    None),
+        ("current",                Some(agent(ca, &me, now)),                       None),
     ];
-    for (name, credentials, welcome) in cases {
+    for (name, credentials, reason) in cases {
         let anonymous = credentials.is_none();
+        let before = director.refused_but_for(reason);
+        let counted = reason.map_or(0, |reason| director.refused(reason));
         let connected = connect(&director, credentials).await;
-        if welcome {
+        let Some(reason) = reason else {
             let connection = connected.unwrap_or_else(|error| panic!("{name}: {error}"));
             let _control = welcomed(&connection).await;
             assert_eq!(connection.close_reason(), None, "{name}");
             continue;
-        }
+        };
         let error = fate(connected).await;
         match error {
             ConnectionError::ConnectionClosed(_) if !anonymous => {}
@@ -161,11 +207,25 @@ async fn only_current_machines_of_this_director_get_in() {
             }
             other => panic!("{name}: {other:?}"),
         }
+        // One counter, once.
+        wait_for(name, || {
+            let counts = director.gateway().counters().refusals;
+            let now: u64 = counts.values().sum();
+            (now > before + counted).then_some(())
+        })
+        .await;
+        let counts = director.gateway().counters().refusals;
+        assert_eq!(
+            director.refused_but_for(Some(reason)),
+            before,
+            "{name}: {counts:?}"
+        );
     }
     wait_for("the connections of this test to end", || {
-        director.gateway().connected().is_empty().then_some(())
+        (director.gateway().connected().len() == 1).then_some(())
     })
     .await;
+    neighbour.unharmed(&director).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -220,6 +280,10 @@ async fn revocation_closes_an_open_connection_and_the_door() {
             | Event::Recovered { .. } => {}
         }
     }
+    wait_for("the counter", || {
+        (director.refused(Reason::NotCurrent) > 0).then_some(())
+    })
+    .await;
     // It knocks again, with the certificate it has, and is not let in.
     let credentials = agent(&director.ca, &me, Timestamp::now());
     let error = fate(connect(&director, Some(credentials)).await).await;

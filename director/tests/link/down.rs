@@ -9,7 +9,7 @@ use windlass_common::transport::Close;
 use windlass_common::wire::PROTOCOL;
 use windlass_common::wire::frame;
 use windlass_common::wire::message::{RenewResponse, Tune, Welcome};
-use windlass_director::gateway::DeliveryError;
+use windlass_director::gateway::{DeliveryError, Reason};
 
 use crate::certificates::{agent, connect};
 use crate::hostile::{closed, hello};
@@ -101,6 +101,10 @@ async fn an_agent_that_does_not_read_is_closed_and_told_why() {
     })
     .await;
     assert!(director.gateway().connected().contains_key(&neighbour.name));
+    wait_for("the counter", || {
+        (director.refused(Reason::SlowReader) == 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,14 +10,20 @@ use windlass_common::limits::{
     ENROLL_FRAME_BYTES_MAX, FRAME_BYTES_MAX, HANDSHAKES_BEFORE_RETRY, STREAMS_FROM_AGENT_MAX,
 };
 use windlass_common::pki::gateway_name;
+use windlass_common::report::{Heartbeat, Report};
+use windlass_common::step::{Exec, StepResult};
 use windlass_common::transport::Close;
 use windlass_common::wire::PROTOCOL;
 use windlass_common::wire::frame::{self, Frame, OPTIONAL};
-use windlass_common::wire::message::{Body, EnrollRequest, Hello, Refusal, RefusalCode, Welcome};
+use windlass_common::wire::message::{
+    ArtifactRequest, Body, EnrollRequest, Hello, Refusal, RefusalCode, RenewRequest, StepHeader,
+    Welcome,
+};
 use windlass_common::{tls, transport};
+use windlass_director::gateway::Reason;
 
 use crate::certificates::{agent, connect};
-use crate::world::{Director, Machine, PATIENCE, exec, identity, no_progress, wait_for};
+use crate::world::{Director, Machine, Neighbour, PATIENCE, identity, wait_for};
 
 pub(crate) fn hello(protocols: Vec<u16>) -> Hello {
     Hello {
@@ -55,71 +61,136 @@ fn header(kind: u16, length: u32) -> Vec<u8> {
     [kind.to_be_bytes().as_slice(), &length.to_be_bytes()].concat()
 }
 
+/// Kinds that no agent may send on its control stream after hello.
+const NOT_ON_CONTROL: &[u16] = &[
+    EnrollRequest::KIND,
+    Hello::KIND,
+    Welcome::KIND,
+    Heartbeat::KIND,
+    ArtifactRequest::KIND,
+    StepHeader::KIND,
+    StepResult::KIND,
+    Exec::KIND,
+];
+
+/// One case of a hostile control stream: its bytes, whether they are all, and the counter.
+struct Control {
+    name: String,
+    bytes: Vec<u8>,
+    then: Then,
+    reason: Reason,
+    close: Close,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Then {
+    /// The stream ends after the bytes.
+    Finish,
+    /// The stream is torn off.
+    Reset,
+}
+
+fn control_cases() -> Vec<Control> {
+    let greeted = |rest: &[u8]| {
+        let hello = Frame::of(&hello(vec![PROTOCOL])).unwrap().to_bytes();
+        [hello.as_slice(), rest].concat()
+    };
+    let long = FRAME_BYTES_MAX as u32 + 1;
+    let whole_hello = greeted(&[]);
+    let garbled = [header(Report::KIND, 3), vec![0xff; 3]].concat();
+    let announced = [header(Report::KIND, 100), vec![0; 10]].concat();
+    let leftover = {
+        let mut frame = Frame::of(&hello(vec![PROTOCOL])).unwrap();
+        frame.body.push(0);
+        frame.to_bytes()
+    };
+    // A claim of 2^60 protocols.
+    let claim = [
+        header(Hello::KIND, 9),
+        vec![0xfd, 0, 0, 0, 0, 0, 0, 0, 0x10],
+    ]
+    .concat();
+    let (too_long, unexpected) = (Reason::FrameTooLong, Reason::FrameUnexpected);
+    let (truncated, malformed) = (Reason::FrameTruncated, Reason::FrameMalformed);
+    use Then::{Finish, Reset};
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("nothing at all",         vec![],                                  Finish, truncated),
+        ("half a header",          vec![0, 0x10, 0],                        Finish, truncated),
+        ("oversized first frame",  header(Hello::KIND, long),               Finish, too_long),
+        ("longest length",         header(Hello::KIND, u32::MAX),           Finish, too_long),
+        ("not a hello",            header(Report::KIND, 0),                 Finish, unexpected),
+        ("body of no hello",       header(Hello::KIND, 0),                  Finish, malformed),
+        ("hello and a byte more",  leftover,                                Finish, malformed),
+        ("a hello of 2^60 words",  claim,                                   Finish, malformed),
+        ("hello cut short",        whole_hello[..9].to_vec(),               Finish, truncated),
+        ("hello torn off",         whole_hello[..9].to_vec(),               Reset,  truncated),
+        ("garbled report",         greeted(&garbled),                       Finish, malformed),
+        ("report cut short",       greeted(&announced),                     Finish, truncated),
+        ("unknown kind",           greeted(&header(0x0777, 0)),             Finish, unexpected),
+        ("oversized report",       greeted(&header(Report::KIND, long)),    Finish, too_long),
+        ("oversized optional",     greeted(&header(OPTIONAL | 1, long)),    Finish, too_long),
+        ("empty renewal",          greeted(&header(RenewRequest::KIND, 0)), Finish, malformed),
+    ];
+    let misplaced = NOT_ON_CONTROL.iter().map(|kind| {
+        let name = format!("kind {kind:#06x} in the wrong place");
+        (name, greeted(&header(*kind, 0)), Finish, unexpected)
+    });
+    let cases = cases.map(|(name, bytes, then, reason)| (name.to_owned(), bytes, then, reason));
+    let mut cases: Vec<Control> = cases
+        .into_iter()
+        .chain(misplaced)
+        .map(|(name, bytes, then, reason)| Control {
+            name,
+            bytes,
+            then,
+            reason,
+            close: Close::Malformed,
+        })
+        .collect();
+    cases.push(Control {
+        name: "control stream closed early".to_owned(),
+        bytes: whole_hello,
+        then: Finish,
+        reason: Reason::ControlClosed,
+        close: Close::Done,
+    });
+    cases
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn malformed_control_streams_end_the_session_and_no_other() {
     let director = Director::start().await;
     let dir = tempfile::tempdir().unwrap();
-    let neighbour = Machine::boot(director.settings("demo-w-0", 1), dir.path());
-    director.connected(&neighbour).await;
-    let since = director.gateway().connected()[&neighbour.name].since;
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
     let me = identity("demo-cp-0", 1);
     director.records.make_current(&me);
-
-    let garbled = {
-        let mut bytes = Frame::of(&hello(vec![PROTOCOL])).unwrap().to_bytes();
-        bytes.extend(header(0x0020, 3));
-        bytes.extend([0xff; 3]);
-        bytes
-    };
-    let unknown = {
-        let mut bytes = Frame::of(&hello(vec![PROTOCOL])).unwrap().to_bytes();
-        bytes.extend(header(0x0777, 0));
-        bytes
-    };
-    let oversized_later = {
-        let mut bytes = Frame::of(&hello(vec![PROTOCOL])).unwrap().to_bytes();
-        bytes.extend(header(0x0020, FRAME_BYTES_MAX as u32 + 1));
-        bytes
-    };
-    let truncated = Frame::of(&hello(vec![PROTOCOL])).unwrap().to_bytes()[..9].to_vec();
-    #[rustfmt::skip] // one case per line, so that a missing one shows
-    let cases = [
-        ("oversized first frame", header(Hello::KIND, FRAME_BYTES_MAX as u32 + 1), Close::Malformed),
-        ("longest length",        header(Hello::KIND, u32::MAX),                   Close::Malformed),
-        ("not a hello",           header(0x0020, 0),                               Close::Malformed),
-        ("body of no hello",      header(Hello::KIND, 0),                          Close::Malformed),
-        ("truncated",             truncated,                                       Close::Malformed),
-        ("garbled report",        garbled,                                         Close::Malformed),
-        ("unknown kind",          unknown,                                         Close::Malformed),
-        ("oversized report",      oversized_later,                                 Close::Malformed),
-    ];
-    for (name, bytes, wanted) in cases {
-        let credentials = agent(&director.ca, &me, Timestamp::now());
+    let (chain, key) = agent(&director.ca, &me, Timestamp::now());
+    for case in control_cases() {
+        let Control { name, reason, .. } = case;
+        let (counted, others) = (
+            director.refused(reason),
+            director.refused_but_for(Some(reason)),
+        );
+        let credentials = (chain.clone(), key.clone_key());
         let connection = connect(&director, Some(credentials)).await.unwrap();
         let (mut send, _recv) = connection.open_bi().await.unwrap();
-        send.write_all(&bytes).await.unwrap();
-        send.finish().unwrap();
-        assert_eq!(
-            Close::of(&closed(&connection).await),
-            Some(wanted),
-            "{name}"
-        );
+        send.write_all(&case.bytes).await.unwrap();
+        match case.then {
+            Then::Finish => send.finish().unwrap(),
+            Then::Reset => send.reset(quinn::VarInt::from_u32(7)).unwrap(),
+        }
+        let end = Close::of(&closed(&connection).await);
+        assert_eq!(end, Some(case.close), "{name}");
+        wait_for(&name, || (director.refused(reason) > counted).then_some(())).await;
+        assert_eq!(director.refused(reason), counted + 1, "{name}");
+        assert_eq!(director.refused_but_for(Some(reason)), others, "{name}");
     }
     wait_for("the hostile sessions to end", || {
         (director.gateway().connected().len() == 1).then_some(())
     })
     .await;
-    assert_eq!(director.gateway().connected()[&neighbour.name].since, since);
-    let works = director
-        .gateway()
-        .run_step(
-            &neighbour.name,
-            neighbour.incarnation,
-            exec("t/1", &[]),
-            no_progress(),
-        )
-        .await;
-    assert!(works.is_ok());
+    neighbour.unharmed(&director).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,6 +206,10 @@ async fn an_agent_without_a_common_version_is_told_so() {
     assert_eq!(refusal.code, RefusalCode::Version);
     assert!(refusal.message.contains("[99, 98]"), "{}", refusal.message);
     Close::Done.close(&connection);
+    wait_for("the counter", || {
+        (director.refused(Reason::Version) == 1).then_some(())
+    })
+    .await;
     assert!(director.gateway().connected().is_empty());
 }
 
@@ -154,12 +229,16 @@ async fn garbage_datagrams_and_optional_kinds_are_skipped() {
     for garbage in [vec![], vec![0], vec![0xff; 900], header(0x0021, 0)] {
         connection.send_datagram(garbage.into()).unwrap();
     }
+    wait_for("the garbage to be counted", || {
+        (director.refused(Reason::DatagramMalformed) == 4).then_some(())
+    })
+    .await;
     let optional = Frame {
         kind: OPTIONAL | 0x42,
         body: vec![7; 100],
     };
     frame::send(&mut send, &optional).await.unwrap();
-    let beat = windlass_common::report::Heartbeat {
+    let beat = Heartbeat {
         sequence: 9,
         at_unix_ms: 0,
         units_unhealthy: 0,
@@ -176,14 +255,14 @@ async fn garbage_datagrams_and_optional_kinds_are_skipped() {
     })
     .await;
     // One that was overtaken changes nothing; the stream shows that it has been seen.
-    let older = windlass_common::report::Heartbeat {
+    let older = Heartbeat {
         sequence: 8,
         ..beat
     };
     connection
         .send_datagram(Frame::of(&older).unwrap().to_bytes().into())
         .unwrap();
-    let newest = windlass_common::report::Heartbeat {
+    let newest = Heartbeat {
         sequence: 10,
         ..beat
     };

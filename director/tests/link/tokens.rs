@@ -10,6 +10,7 @@ use windlass_common::settings::Settings;
 use windlass_common::wire::frame;
 use windlass_common::wire::message::{Body, EnrollRequest, EnrollResponse, Refusal, RefusalCode};
 use windlass_common::{tls, transport};
+use windlass_director::gateway::{Reason, Total};
 
 use crate::world::{Director, Machine, identity, machine_name, wait_for};
 
@@ -77,24 +78,36 @@ async fn a_token_counts_for_one_machine_one_incarnation_and_one_key() {
     };
     let unknown = Secret::new("0".repeat(64));
     let empty = Secret::new(String::new());
+    let nothing = Vec::new();
     let (by_me, by_thief) = (mine.request().unwrap(), thief.request().unwrap());
-    let refused = |code| Err(code);
+    let token_refused = Err(RefusalCode::Token);
+    let malformed = Err(RefusalCode::Malformed);
     #[rustfmt::skip] // one case per line, so that a missing one shows
     let cases = [
-        ("unknown token",                &me,    &unknown, &by_me,    refused(RefusalCode::Token)),
-        ("empty token",                  &me,    &empty,   &by_me,    refused(RefusalCode::Token)),
-        ("expired",                      &me,    &late,    &by_me,    refused(RefusalCode::Token)),
-        ("for another machine",          &other, &token,   &by_me,    refused(RefusalCode::Token)),
-        ("for an old incarnation",       &old,   &token,   &by_me,    refused(RefusalCode::Token)),
-        ("no possession of the key",     &me,    &token,   &forged,   refused(RefusalCode::Malformed)),
-        ("the first key",                &me,    &token,   &by_me,    Ok(())),
-        ("another key afterwards",       &me,    &token,   &by_thief, refused(RefusalCode::Token)),
-        ("the first key again",          &me,    &token,   &by_me,    Ok(())),
+        ("unknown token",            &me,    &unknown, &by_me,    token_refused, Some(Reason::TokenUnknown)),
+        ("empty token",              &me,    &empty,   &by_me,    token_refused, Some(Reason::TokenUnknown)),
+        ("expired",                  &me,    &late,    &by_me,    token_refused, Some(Reason::TokenExpired)),
+        ("for another machine",      &other, &token,   &by_me,    token_refused, Some(Reason::TokenOtherMachine)),
+        ("for an old incarnation",   &old,   &token,   &by_me,    token_refused, Some(Reason::NotCurrent)),
+        ("no possession of the key", &me,    &token,   &forged,   malformed,     Some(Reason::EnrollmentMalformed)),
+        ("no request at all",        &me,    &token,   &nothing,  malformed,     Some(Reason::EnrollmentMalformed)),
+        ("the first key",            &me,    &token,   &by_me,    Ok(()),        None),
+        ("another key afterwards",   &me,    &token,   &by_thief, token_refused, Some(Reason::TokenOtherKey)),
+        ("the first key again",      &me,    &token,   &by_me,    Ok(()),        None),
     ];
-    for (name, claim, token, request, wanted) in cases {
+    for (name, claim, token, request, wanted, reason) in cases {
+        let (counted, others) = (
+            reason.map_or(0, |reason| director.refused(reason)),
+            director.refused_but_for(reason),
+        );
         let answer = enroll(&director, claim, token, request.clone()).await;
         assert_eq!(answer.map(|_| ()), wanted, "{name}");
+        if let Some(reason) = reason {
+            assert_eq!(director.refused(reason), counted + 1, "{name}");
+        }
+        assert_eq!(director.refused_but_for(reason), others, "{name}");
     }
+    assert_eq!(director.gateway().counters().total(Total::Enrollments), 2);
     // The refusals do not tell a stranger which of these it was; the director's log does.
     let reasons = director.records.redemptions();
     assert_eq!(reasons.iter().filter(|reason| reason.is_ok()).count(), 2);

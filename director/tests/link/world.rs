@@ -26,7 +26,8 @@ use windlass_common::step::{
 };
 use windlass_common::wire::message::Tune;
 use windlass_director::gateway::{
-    ArtifactSource, EnrollmentStore, Gateway, GatewayConfig, IncarnationRegistry, RedeemError,
+    ArtifactSource, EnrollmentStore, Gateway, GatewayConfig, IncarnationRegistry, Reason,
+    RedeemError,
 };
 use windlass_director::pki::{DirectorCa, EnrollmentToken};
 
@@ -230,6 +231,18 @@ impl Director {
             machine: identity.machine.clone(),
             incarnation: identity.incarnation,
         }
+    }
+
+    /// Refusals so far for this reason.
+    pub(crate) fn refused(&self, reason: Reason) -> u64 {
+        self.gateway().counters().refused(reason)
+    }
+
+    /// Refusals so far, those of one reason left out.
+    pub(crate) fn refused_but_for(&self, reason: Option<Reason>) -> u64 {
+        let all = self.gateway().counters().refusals;
+        let others = all.into_iter().filter(|(other, _)| Some(*other) != reason);
+        others.map(|(_, count)| count).sum()
     }
 
     pub(crate) async fn connected(&self, machine: &Machine) {
@@ -472,6 +485,46 @@ impl Machine {
             .await
             .expect("the link stops when asked to")
             .unwrap();
+    }
+}
+
+/// An honest machine beside a hostile one.
+pub(crate) struct Neighbour {
+    pub(crate) machine: Machine,
+    since: Timestamp,
+}
+
+impl Neighbour {
+    pub(crate) async fn boot(director: &Director, dir: &std::path::Path) -> Neighbour {
+        let machine = Machine::boot(director.settings("neighbour", 1), dir);
+        director.connected(&machine).await;
+        let since = director.gateway().connected()[&machine.name].since;
+        Neighbour { machine, since }
+    }
+
+    /// It has noticed nothing: the same session, its heart beats, and steps run.
+    pub(crate) async fn unharmed(&self, director: &Director) {
+        let beats = || {
+            let view = director.gateway().connected().remove(&self.machine.name);
+            let view = view.expect("the neighbour is connected");
+            assert_eq!(view.since, self.since, "the neighbour had to come again");
+            view.last_heartbeat.map_or(0, |(_, beat)| beat.sequence)
+        };
+        let before = beats();
+        let _ = wait_for("the neighbour's heartbeat", || {
+            (beats() > before).then_some(())
+        })
+        .await;
+        let ran = director
+            .gateway()
+            .run_step(
+                &self.machine.name,
+                self.machine.incarnation,
+                exec(&format!("neighbour/{before}"), &[]),
+                no_progress(),
+            )
+            .await;
+        assert_eq!(ran.unwrap().outcome, Outcome::Changed);
     }
 }
 
