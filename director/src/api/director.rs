@@ -8,7 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::extract::Query;
 use super::problem::Problem;
 use super::{ApiState, List};
-use crate::model::{AuditEntry, StemcellRecord};
+use crate::model::{AuditEntry, AuditFilter, StemcellRecord, Timestamp};
 use crate::service::DirectorStatus;
 
 /// Whether the director serves requests.
@@ -54,7 +54,7 @@ pub(super) async fn stemcells(
     Ok(Json(List { items }))
 }
 
-/// How much of the audit log to show.
+/// Which lines of the audit log to show.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -62,9 +62,18 @@ pub(super) struct AuditQuery {
     /// Newest entries, 1 to 1000; 100 when not given.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
+    /// Only of this operator, or of `director`.
+    actor: Option<String>,
+    /// Only actions that begin so, for example `node.`.
+    action: Option<String>,
+    /// Only about this, for example `cluster/demo`.
+    subject: Option<String>,
+    /// Only from this moment on.
+    #[param(value_type = Option<String>)]
+    since: Option<Timestamp>,
 }
 
-/// The audit log, newest first.
+/// The audit log, newest first. Filters look at the newest 20000 entries.
 #[utoipa::path(get, path = "/v1/audit", operation_id = "listAuditEntries",
     tag = "director", params(AuditQuery),
     responses((status = 200, body = List<AuditEntry>),
@@ -74,6 +83,12 @@ pub(super) async fn audit(
     Query(query): Query<AuditQuery>,
 ) -> Result<Json<List<AuditEntry>>, Problem> {
     let limit = query.limit.unwrap_or(100).clamp(1, 1000);
-    let items = state.director.audit(limit).await?;
+    let filter = AuditFilter {
+        actor: query.actor,
+        action: query.action,
+        subject: query.subject,
+        since: query.since,
+    };
+    let items = state.director.audit(limit, &filter).await?;
     Ok(Json(List { items }))
 }

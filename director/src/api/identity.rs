@@ -2,10 +2,8 @@
 
 use rustls_pki_types::CertificateDer;
 use windlass_common::error::ErrorClass;
-use windlass_common::id::DirectorId;
+use windlass_common::id::{DirectorId, OperatorName};
 use windlass_common::pki::{Leaf, LeafError};
-
-use crate::model::{Caller, Role};
 
 /// Why a verified certificate is no caller's.
 #[derive(Debug, thiserror::Error)]
@@ -34,14 +32,14 @@ impl CallerError {
     }
 }
 
-/// The caller of a connection whose client chain, leaf first, was verified.
+/// The operator of a connection whose client chain, leaf first, was verified.
 ///
 /// # Errors
 /// When the leaf does not name an operator of this director.
-pub fn caller_of(
+pub fn operator_of(
     chain: Option<&[CertificateDer<'_>]>,
     ours: &DirectorId,
-) -> Result<Caller, CallerError> {
+) -> Result<OperatorName, CallerError> {
     let leaf = chain.and_then(<[_]>::first).ok_or(CallerError::None)?;
     let leaf = Leaf::parse(leaf).map_err(CallerError::Certificate)?;
     let identity = leaf.operator().map_err(CallerError::Certificate)?;
@@ -51,9 +49,5 @@ pub fn caller_of(
             ours: ours.clone(),
         });
     }
-    // Certificates carry no role yet: every operator is an admin.
-    Ok(Caller {
-        operator: identity.name.to_string(),
-        role: Role::Admin,
-    })
+    Ok(identity.name)
 }

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! * No request is served before its sender's operator certificate was verified in the handshake; the
-//!   caller's name comes from that certificate alone.
+//!   caller's name comes from that certificate alone, its role from the store, with each request.
 //! * Every input is bounded (body, header, connections, time) and every fault of it is reported at once.
 //! * The OpenAPI document is generated from the handlers that serve the requests; both are registered in
 //!   one call.
@@ -13,11 +13,14 @@
 //! # Not here
 //! What operations do ([`crate::service`]), who gets a certificate ([`crate::pki`]).
 
+mod access;
 mod clusters;
 mod director;
 mod extract;
 mod identity;
+mod kubernetes;
 mod machines;
+mod operators;
 mod problem;
 mod serve;
 mod stream;
@@ -25,23 +28,25 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
+use axum::Router;
 use axum::extract::Request;
-use axum::http::Method;
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Router};
 use ipnet::Ipv4Net;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use utoipa::{OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::model::{Caller, Role};
-use crate::service::{Director, ServiceError};
+use crate::service::Director;
 
 pub use director::Health;
-pub use identity::{CallerError, caller_of};
+pub use identity::{CallerError, operator_of};
 pub use machines::{ExecRequest, NodeOutput, Source};
+pub use operators::{AddOperator, AddedOperator, ChangeOperator};
 pub use problem::Problem;
 pub use serve::{Server, ServerError, server_tls};
 
@@ -52,6 +57,18 @@ pub(crate) struct ApiState {
     pub(crate) director: Director,
     /// Networks that clusters have to stay clear of.
     pub(crate) reserved: Vec<(String, Ipv4Net)>,
+    /// Places for streams that were upgraded.
+    pub(crate) upgraded: Arc<Semaphore>,
+}
+
+impl ApiState {
+    pub(crate) fn new(director: Director, reserved: Vec<(String, Ipv4Net)>) -> ApiState {
+        ApiState {
+            director,
+            reserved,
+            upgraded: Arc::new(Semaphore::new(kubernetes::UPGRADED_MAX)),
+        }
+    }
 }
 
 /// A list of things; an object, so that it can grow.
@@ -87,6 +104,12 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(machines::show))
         .routes(routes!(machines::logs))
         .routes(routes!(machines::exec))
+        .routes(routes!(operators::list, operators::add))
+        .routes(routes!(
+            operators::show,
+            operators::change,
+            operators::revoke
+        ))
         .routes(routes!(tasks::list))
         .routes(routes!(tasks::show))
         .routes(routes!(tasks::events))
@@ -106,9 +129,11 @@ pub(crate) fn router(state: ApiState) -> Router {
     let (router, _) = documented().split_for_parts();
     router
         .route("/v1/openapi.json", axum::routing::get(document))
+        .route(kubernetes::ROUTES[0], axum::routing::any(kubernetes::pass))
+        .route(kubernetes::ROUTES[1], axum::routing::any(kubernetes::pass))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(middleware::from_fn(allowed))
+        .layer(middleware::from_fn_with_state(state.clone(), access::admit))
         .layer(middleware::from_fn(serve::in_time))
         .layer(axum::extract::DefaultBodyLimit::max(
             crate::spec::INPUT_BYTES_MAX,
@@ -119,19 +144,6 @@ pub(crate) fn router(state: ApiState) -> Router {
 async fn document() -> Response {
     let json = [(axum::http::header::CONTENT_TYPE, "application/json")];
     (json, openapi_json()).into_response()
-}
-
-/// A viewer may look; whatever else is for an admin.
-async fn allowed(Extension(caller): Extension<Caller>, request: Request, next: Next) -> Response {
-    let looks = matches!(*request.method(), Method::GET | Method::HEAD);
-    if caller.role < Role::Admin && !looks {
-        let error = ServiceError::Forbidden {
-            operator: caller.operator,
-            action: "change anything",
-        };
-        return Problem::from(error).into_response();
-    }
-    next.run(request).await
 }
 
 async fn no_such_route(request: Request) -> Problem {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
@@ -19,7 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::DirectorId;
 
-use super::identity::{CallerError, caller_of};
+use super::access::Peer;
+use super::identity::{CallerError, operator_of};
 use super::problem::Problem;
 use super::{ApiState, router};
 use crate::pki::ServerDoor;
@@ -136,7 +137,7 @@ impl Server {
         reserved: Vec<(String, Ipv4Net)>,
         mut stop: watch::Receiver<bool>,
     ) {
-        let routes = router(ApiState { director, reserved });
+        let routes = router(ApiState::new(director, reserved));
         let acceptor = TlsAcceptor::from(self.tls);
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
@@ -217,10 +218,10 @@ impl Connection {
             }
         };
         let chain = stream.get_ref().1.peer_certificates();
-        let routes = match caller_of(chain, &self.director_id) {
-            Ok(caller) => {
-                tracing::debug!(peer = %self.peer, operator = caller.operator, "operator connected");
-                self.routes.layer(Extension(caller))
+        let routes = match operator_of(chain, &self.director_id) {
+            Ok(operator) => {
+                tracing::debug!(peer = %self.peer, %operator, "operator connected");
+                self.routes.layer(Extension(Peer(operator)))
             }
             Err(error) => {
                 tracing::warn!(peer = %self.peer, error = %ErrorChain(&error), "refused a caller");
@@ -231,7 +232,8 @@ impl Connection {
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .max_buf_size(HEADER_BYTES_MAX)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+            .with_upgrades();
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
@@ -256,8 +258,13 @@ fn nobody(error: &CallerError) -> Router {
     Router::new().fallback(move || std::future::ready(problem))
 }
 
-/// Answers 504 when no answer begins in time.
+/// Answers 504 when no answer begins in time. An API server knows by itself what may take longer, such
+/// as the logs of a pod that says nothing.
 pub(super) async fn in_time(request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>();
+    if route.is_some_and(|route| super::kubernetes::ROUTES.contains(&route.as_str())) {
+        return next.run(request).await;
+    }
     let path = request.uri().path().to_owned();
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,

@@ -88,21 +88,30 @@ impl ContextError {
     }
 }
 
+impl ContextFile {
+    /// Reads a context file, not what it names.
+    ///
+    /// # Errors
+    /// [`ContextError::Read`] and [`ContextError::Syntax`].
+    pub fn read(path: &Path) -> Result<ContextFile, ContextError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ContextError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|source| ContextError::Syntax {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
 impl Context {
     /// Reads a context file and the PEM files it names.
     ///
     /// # Errors
     /// See [`ContextError`].
     pub fn load(path: &Path) -> Result<Context, ContextError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ContextError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let file: ContextFile = toml::from_str(&text).map_err(|source| ContextError::Syntax {
-            path: path.to_owned(),
-            source,
-        })?;
-        Context::new(&file, path)
+        Context::new(&ContextFile::read(path)?, path)
     }
 
     /// A context from what the file at `path` says.

@@ -12,6 +12,7 @@
 //! How answers look to people.
 
 mod context;
+mod kubeconfig;
 pub mod watch;
 
 use std::time::Duration;
@@ -29,6 +30,7 @@ use windlass_common::error::ErrorClass;
 
 use crate::api::Problem;
 pub use context::{Context, ContextError, ContextFile};
+pub use kubeconfig::via_director;
 
 /// Longest wait for a connection with its handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -106,6 +108,11 @@ impl Client {
     /// `POST` with a body.
     pub async fn post(&self, path: &str, body: String) -> Result<Value, ClientError> {
         self.json(Method::POST, path, Some(body)).await
+    }
+
+    /// `PATCH` with a body.
+    pub async fn patch(&self, path: &str, body: String) -> Result<Value, ClientError> {
+        self.json(Method::PATCH, path, Some(body)).await
     }
 
     /// `DELETE`.

@@ -7,7 +7,6 @@ use std::fs::DirBuilder;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use windlass_common::error::ErrorClass;
@@ -15,12 +14,12 @@ use windlass_common::id::{NameError, OperatorName};
 
 use super::{Config, DataDir, EXAMPLE, Identity, IdentityError, write_atomic};
 use crate::client::ContextFile;
+use crate::model::{Operator, Role};
 use crate::pki::IssueError;
+use crate::service::CERTIFICATE_LIFE;
 use crate::spec::Faults;
-use crate::store::{DirectoryLock, LockError};
+use crate::store::{Commit, DirectoryLock, LockError};
 
-/// Life of the first operator's certificate: a year.
-const OPERATOR_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// First port tried for the API; the gateway has the next one.
 const FIRST_PORT: u16 = 7443;
 /// How many pairs of ports are tried.
@@ -155,7 +154,15 @@ pub async fn init(dir: &DataDir, request: InitRequest) -> Result<Initialised, In
     let identity = Identity::create(dir, now).await?;
     let credentials = identity
         .ca
-        .issue_operator(operator.clone(), OPERATOR_LIFE, now)?;
+        .issue_operator(operator.clone(), CERTIFICATE_LIFE, now)?;
+    let mut commit = Commit::default();
+    let first = Operator::new(operator.as_str(), Role::Admin, "director");
+    commit.put(&first).map_err(IdentityError::Store)?;
+    identity
+        .records
+        .commit(commit)
+        .await
+        .map_err(IdentityError::Store)?;
     let files = dir.operator();
     make_dir(&files)?;
     let certificate = files.join(format!("{operator}.crt"));

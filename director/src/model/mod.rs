@@ -14,16 +14,18 @@
 mod audit;
 mod cluster;
 mod machine;
+mod operator;
 mod plan;
 mod stemcell;
 mod task;
 mod time;
 
-pub use audit::{AuditEntry, Caller, Role};
+pub use audit::{AuditEntry, AuditFilter};
 pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault};
 pub use machine::{
     AgentView, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole, MachineView,
 };
+pub use operator::{Caller, Operator, Role};
 pub use plan::{Action, Disruption, Goal, Invariant, Plan, PlanStep, StepKey};
 pub use stemcell::StemcellRecord;
 pub use task::{

@@ -14,7 +14,7 @@ use crate::model::{
 };
 use crate::planner::{self, Desired, Observed, inputs};
 use crate::rollout::{Stop, cluster_pki_name, world};
-use crate::store::{Commit, Expect, Kind, Record};
+use crate::store::{Act, Commit, Expect, Kind, Record};
 
 impl Inner {
     pub(super) async fn create_cluster(
@@ -222,10 +222,13 @@ impl Inner {
         caller: &Caller,
     ) -> ServiceResult<Task> {
         commit.put(&task)?;
-        let subject = format!("cluster/{}", task.cluster);
-        let detail = format!("{} plan {}", task.id, task.plan.hash);
-        self.records
-            .audit(&mut commit, &caller.operator, action, &subject, &detail);
+        let act = Act {
+            action,
+            subject: &format!("cluster/{}", task.cluster),
+            detail: &format!("{} plan {}", task.id, task.plan.hash),
+            outcome: "",
+        };
+        self.records.audit_caller(&mut commit, caller, act);
         let revision = self.records.commit(commit).await?;
         task.set_revision(revision);
         self.rollouts.start(task.id.clone());

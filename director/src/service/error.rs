@@ -4,7 +4,7 @@ use std::fmt;
 
 use windlass_common::error::ErrorClass;
 
-use crate::model::FieldFault;
+use crate::model::{FieldFault, Role};
 use crate::rollout::EffectError;
 use crate::store::StoreError;
 
@@ -33,12 +33,16 @@ pub enum ServiceError {
         faults: Vec<FieldFault>,
     },
     /// The caller's role does not allow it.
-    #[error("{operator} may not {action}; ask an operator with the role admin")]
+    #[error(
+        "{operator} may not {action}: that takes the role {needed}; `windlass operator list` shows who has it"
+    )]
     Forbidden {
         /// Who asked.
         operator: String,
         /// For what.
         action: &'static str,
+        /// The least role that may.
+        needed: Role,
     },
     /// What it needs is not there now.
     #[error("{what}; try again")]

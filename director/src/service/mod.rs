@@ -14,7 +14,9 @@ mod clusters;
 mod draft;
 mod enrollment;
 mod error;
+mod kubernetes;
 mod nodes;
+mod operators;
 mod start;
 mod tasks;
 #[cfg(test)]
@@ -30,28 +32,31 @@ use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::cluster::ClusterSpec;
-use windlass_common::id::{ClusterName, DirectorId, DiskName, Epoch, MachineName};
-use windlass_common::secret::{Secret, SecretBytes};
+use windlass_common::id::{ClusterName, DirectorId, DiskName, Epoch, MachineName, OperatorName};
+use windlass_common::secret::Secret;
 use windlass_common::step::{Collect, Progress, StepResult};
 
 use crate::config::{Config, DataDir, Identity};
 use crate::gateway::Gateway;
 use crate::health;
 use crate::kubernetes::facts;
-use crate::kubernetes::pki::{self, ClusterPki};
+use crate::kubernetes::pki;
 use crate::model::{
-    AuditEntry, Caller, Cluster, Machine, MachineFilter, MachineView, Plan, Role, StemcellRecord,
-    Task, TaskEvent, TaskId, Timestamp,
+    AuditEntry, AuditFilter, Caller, Cluster, Machine, MachineFilter, MachineView, Operator, Plan,
+    Role, StemcellRecord, Task, TaskEvent, TaskId, Timestamp,
 };
 use crate::pki::DirectorCa;
 use crate::provider::Provider;
+use crate::rollout::Rollouts;
 use crate::rollout::world::World;
-use crate::rollout::{Rollouts, cluster_pki_name};
 use crate::stemcell::Catalogue;
-use crate::store::{Commit, DirectoryLock, Records};
+use crate::store::{Act, Commit, DirectoryLock, Records};
 
 pub use enrollment::{Artifacts, Tokens};
 pub use error::ServiceError;
+pub(crate) use kubernetes::ApiServer;
+pub(crate) use operators::CERTIFICATE_LIFE;
+pub use operators::Standing;
 pub use start::StartError;
 
 /// What every operation returns.
@@ -143,6 +148,7 @@ struct Inner {
     rollouts: Rollouts,
     stemcells: Catalogue,
     ca: Arc<DirectorCa>,
+    identities: kubernetes::Identities,
     /// Orders are placed one at a time: they hand out addresses.
     orders: tokio::sync::Mutex<()>,
 }
@@ -172,7 +178,7 @@ impl Director {
 
     /// Orders a cluster, or goes on with one of the same spec whose task failed. Returns the task at once.
     pub async fn create_cluster(&self, spec: ClusterSpec, caller: &Caller) -> ServiceResult<Task> {
-        admin(caller, "create clusters")?;
+        allow(caller, Role::Operator, "create clusters")?;
         self.inner.create_cluster(spec, caller).await
     }
 
@@ -199,7 +205,7 @@ impl Director {
         disks: Option<Vec<DiskName>>,
         caller: &Caller,
     ) -> ServiceResult<Task> {
-        admin(caller, "delete clusters")?;
+        allow(caller, Role::Operator, "delete clusters")?;
         self.inner.delete_cluster(name, disks, caller).await
     }
 
@@ -240,7 +246,7 @@ impl Director {
 
     /// Stops a task; a create removes what it had made. Returns the task as it is now; watch it for its end.
     pub async fn cancel_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
-        admin(caller, "cancel tasks")?;
+        allow(caller, Role::Operator, "cancel tasks")?;
         self.inner.cancel_task(id, caller).await
     }
 
@@ -250,7 +256,7 @@ impl Director {
         cluster: &ClusterName,
         caller: &Caller,
     ) -> ServiceResult<Credentials> {
-        admin(caller, "get a cluster's credentials")?;
+        allow(caller, Role::Admin, "get a cluster's credentials")?;
         self.inner.credentials(cluster, caller).await
     }
 
@@ -261,7 +267,7 @@ impl Director {
         argv: Vec<String>,
         caller: &Caller,
     ) -> ServiceResult<BoxStream<'static, NodeEvent>> {
-        admin(caller, "run commands on machines")?;
+        allow(caller, Role::Admin, "run commands on machines")?;
         self.inner.node_exec(machine, argv, caller).await
     }
 
@@ -272,6 +278,7 @@ impl Director {
         collect: Collect,
         caller: &Caller,
     ) -> ServiceResult<BoxStream<'static, NodeEvent>> {
+        allow(caller, Role::Operator, "read the logs of machines")?;
         self.inner.node_logs(machine, collect, caller).await
     }
 
@@ -293,26 +300,89 @@ impl Director {
         self.inner.status().await
     }
 
-    /// The newest `limit` lines of the audit log (at most 1000), newest first.
-    pub async fn audit(&self, limit: u32) -> ServiceResult<Vec<AuditEntry>> {
-        Ok(self.inner.records.audit_log(limit).await?)
+    /// The newest `limit` lines of the audit log that match (at most 1000), newest first.
+    pub async fn audit(&self, limit: u32, filter: &AuditFilter) -> ServiceResult<Vec<AuditEntry>> {
+        Ok(self.inner.records.audit_log(limit, filter).await?)
+    }
+
+    /// Connects with an API server of the cluster, through one of its machines, as the caller.
+    pub(crate) async fn api_server(
+        &self,
+        cluster: &ClusterName,
+        caller: &Caller,
+    ) -> ServiceResult<ApiServer> {
+        self.inner.api_server(cluster, caller).await
+    }
+
+    /// Adds a line to the audit log: what a caller asked for, or what came of it.
+    pub async fn note(&self, caller: &Caller, act: Act<'_>) -> ServiceResult<()> {
+        self.inner.note(caller, act).await
+    }
+
+    /// Who the operator of a certificate is at the moment; `None` when it is nobody's, or was revoked.
+    pub async fn caller(&self, name: &str) -> ServiceResult<Option<Caller>> {
+        self.inner.caller(name).await
+    }
+
+    /// Watches whether an operator keeps a role, for what goes on after its request was let in.
+    pub fn standing(&self, operator: &str, needed: Role) -> Standing {
+        Standing::new(self.inner.records.clone(), operator, needed)
+    }
+
+    /// All operators, by name; those that were revoked too.
+    pub async fn operators(&self) -> ServiceResult<Vec<Operator>> {
+        Ok(self.inner.records.list().await?)
+    }
+
+    /// One operator.
+    pub async fn operator(&self, name: &str) -> ServiceResult<Operator> {
+        self.inner.operator(name).await
+    }
+
+    /// Adds an operator; returns its record and a certificate for the key in the request (PKCS#10,
+    /// DER). A name that was given out before is refused, also one that was revoked.
+    pub async fn add_operator(
+        &self,
+        name: OperatorName,
+        role: Role,
+        request_der: &[u8],
+        caller: &Caller,
+    ) -> ServiceResult<(Operator, String)> {
+        allow(caller, Role::Admin, "add operators")?;
+        self.inner
+            .add_operator(name, role, request_der, caller)
+            .await
+    }
+
+    /// Gives an operator another role, from its next request on. The last admin stays one.
+    pub async fn set_role(
+        &self,
+        name: &str,
+        role: Role,
+        caller: &Caller,
+    ) -> ServiceResult<Operator> {
+        allow(caller, Role::Admin, "change roles")?;
+        self.inner.set_role(name, role, caller).await
+    }
+
+    /// Shuts an operator out, at once and for good. The last admin cannot be.
+    pub async fn revoke_operator(&self, name: &str, caller: &Caller) -> ServiceResult<Operator> {
+        allow(caller, Role::Admin, "revoke operators")?;
+        self.inner.revoke_operator(name, caller).await
     }
 }
 
 impl Inner {
+    async fn note(&self, caller: &Caller, act: Act<'_>) -> ServiceResult<()> {
+        let mut commit = Commit::default();
+        self.records.audit_caller(&mut commit, caller, act);
+        self.records.commit(commit).await?;
+        Ok(())
+    }
+
     async fn credentials(&self, name: &ClusterName, caller: &Caller) -> ServiceResult<Credentials> {
         let cluster = self.cluster(name).await?;
-        let secret = cluster_pki_name(name);
-        let document = self
-            .records
-            .secret(&secret)
-            .await?
-            .ok_or_else(|| ServiceError::Bug {
-                what: format!("cluster {name} has no PKI"),
-                source: None,
-            })?;
-        let pki = ClusterPki::from_bytes(&SecretBytes::new(document.to_vec()))
-            .map_err(|error| ServiceError::of(error.class(), "the cluster's PKI", error))?;
+        let pki = self.cluster_pki(name).await?;
         let endpoint = facts::Endpoint {
             name: cluster.endpoint.name,
             address: cluster.endpoint.address,
@@ -321,16 +391,12 @@ impl Inner {
         let now = jiff::Timestamp::now();
         let kubeconfig = pki::operator_kubeconfig(&pki, name, &endpoint, &caller.operator, now)
             .map_err(|error| ServiceError::of(error.class(), "the kubeconfig", error))?;
-        let mut commit = Commit::default();
-        let subject = format!("cluster/{name}");
-        self.records.audit(
-            &mut commit,
-            &caller.operator,
-            "cluster.credentials",
-            &subject,
-            "",
-        );
-        self.records.commit(commit).await?;
+        let act = Act {
+            action: "cluster.credentials",
+            subject: &format!("cluster/{name}"),
+            ..Act::default()
+        };
+        self.note(caller, act).await?;
         let life_ms = u64::try_from(pki::OPERATOR_CERTIFICATE_LIFE.as_millis()).unwrap_or(u64::MAX);
         let now_ms = Timestamp::now().unix_ms();
         Ok(Credentials {
@@ -367,12 +433,14 @@ impl Inner {
     }
 }
 
-fn admin(caller: &Caller, action: &'static str) -> ServiceResult<()> {
-    match caller.role {
-        Role::Admin => Ok(()),
-        Role::Viewer => Err(ServiceError::Forbidden {
-            operator: caller.operator.clone(),
-            action,
-        }),
+/// Whether the caller has this role or a higher one.
+fn allow(caller: &Caller, needed: Role, action: &'static str) -> ServiceResult<()> {
+    if caller.role >= needed {
+        return Ok(());
     }
+    Err(ServiceError::Forbidden {
+        operator: caller.operator.clone(),
+        action,
+        needed,
+    })
 }

@@ -9,7 +9,7 @@ use windlass_common::step::{Collect, Exec, Progress, Step, StepId, StepRequest};
 use super::draft::random_u32;
 use super::{Inner, NodeEvent, ServiceError, ServiceResult};
 use crate::model::{Caller, Machine};
-use crate::store::Commit;
+use crate::store::Act;
 
 /// How long a command or a collection may take.
 const LIMIT_MS: u64 = 15 * 60 * 1000;
@@ -61,12 +61,13 @@ impl Inner {
         let machine = self.machine_record(name).await?;
         let (high, low) = (random_u32()?, random_u32()?);
         let id = StepId(format!("{}/{high:08x}{low:08x}", step.kind()));
-        let mut commit = Commit::default();
-        let subject = format!("machine/{name}");
-        let detail = format!("{id}: {detail}");
-        self.records
-            .audit(&mut commit, &caller.operator, action, &subject, &detail);
-        self.records.commit(commit).await?;
+        let act = Act {
+            action,
+            subject: &format!("machine/{name}"),
+            detail: &format!("{id}: {detail}"),
+            outcome: "",
+        };
+        self.note(caller, act).await?;
         let request = StepRequest {
             id,
             epoch: self.epoch,

@@ -8,7 +8,8 @@ use windlass_common::error::ErrorClass;
 use windlass_common::stemcell::KeyError;
 
 use super::enrollment::{Artifacts, Tokens};
-use super::{Director, Inner, upkeep};
+use super::kubernetes::Identities;
+use super::{Director, Inner, operators, upkeep};
 use crate::config::{Config, DataDir, Identity};
 use crate::gateway::{self, Gateway, GatewayConfig};
 use crate::model::{Machine, Timestamp};
@@ -68,6 +69,7 @@ pub(super) async fn start(
     );
     stemcells.trusted()?;
     let faults = preflight(provider.as_ref()).await?;
+    operators::adopt_first(&records, &id, &data.operator()).await?;
     let epoch = records.next_epoch().await?;
     let machines: Vec<Machine> = records.list().await?;
     let registry = Arc::new(Registry::new(id.clone(), &machines));
@@ -120,6 +122,7 @@ pub(super) async fn start(
         rollouts,
         stemcells,
         ca,
+        identities: Identities::default(),
         orders: tokio::sync::Mutex::new(()),
     });
     upkeep::start(Arc::downgrade(&inner));

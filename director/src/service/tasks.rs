@@ -9,7 +9,7 @@ use windlass_common::error::ErrorChain;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::model::{Caller, Task, TaskEvent, TaskId, TaskState};
 use crate::rollout::Stop;
-use crate::store::{Commit, Records};
+use crate::store::{Act, Records};
 
 /// How long a cancel waits until it is written down that the task is being cancelled; running provider calls
 /// may take longer, and the answer then shows the task as it is.
@@ -57,16 +57,13 @@ impl Inner {
                 message: format!("{id} is {} already; there is nothing to cancel", task.state),
             });
         }
-        let mut commit = Commit::default();
-        let subject = format!("cluster/{}", task.cluster);
-        self.records.audit(
-            &mut commit,
-            &caller.operator,
-            "task.cancel",
-            &subject,
-            id.as_str(),
-        );
-        self.records.commit(commit).await?;
+        let act = Act {
+            action: "task.cancel",
+            subject: &format!("cluster/{}", task.cluster),
+            detail: id.as_str(),
+            outcome: "",
+        };
+        self.note(caller, act).await?;
         let mut events = self.rollouts.subscribe(id);
         self.rollouts.stop(id, Stop::CleanUp);
         let noted = async {

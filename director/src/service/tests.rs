@@ -82,6 +82,7 @@ fn ann() -> Caller {
     Caller {
         operator: "ann".into(),
         role: Role::Admin,
+        request: "r1".into(),
     }
 }
 
@@ -147,6 +148,7 @@ async fn what_cannot_work_is_refused_with_all_its_faults() {
     let viewer = Caller {
         operator: "vic".into(),
         role: Role::Viewer,
+        request: "r2".into(),
     };
     let error = director
         .create_cluster(spec("demo"), &viewer)
@@ -196,7 +198,7 @@ async fn orders_of_different_clusters_do_not_wait_and_share_no_address() {
     addresses.sort();
     addresses.dedup();
     assert_eq!((machines.len(), addresses.len()), (6, 8));
-    let actions: Vec<_> = director.audit(10).await.unwrap();
+    let actions: Vec<_> = director.audit(10, &AuditFilter::default()).await.unwrap();
     let actions: Vec<_> = actions.iter().map(|entry| entry.action.as_str()).collect();
     assert_eq!(actions, ["cluster.create", "cluster.create"]);
     director.shutdown().await;

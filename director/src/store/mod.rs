@@ -36,7 +36,7 @@ use windlass_common::error::ErrorClass;
 use crate::model::Revision;
 
 pub use lock::{DirectoryLock, LockError};
-pub use records::{Commit, Record, Records};
+pub use records::{Act, Commit, Record, Records};
 pub use seal::{SealError, Sealer};
 pub use sqlite::Sqlite;
 pub use token::Token;
@@ -90,6 +90,8 @@ pub enum Kind {
     Token,
     /// The audit log, by sequence number.
     Audit,
+    /// Operators, by name.
+    Operator,
 }
 
 impl Kind {
@@ -106,6 +108,7 @@ impl Kind {
             Self::Certificates => "certificates",
             Self::Token => "token",
             Self::Audit => "audit",
+            Self::Operator => "operator",
         }
     }
 }

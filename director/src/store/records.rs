@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 
 use super::{Change, Entry, Expect, Kind, Sealer, Store, StoreError, Write};
 use crate::model::{
-    AuditEntry, Cluster, Machine, Revision, StepKey, StepRecord, Task, TaskId, Timestamp,
+    AuditEntry, AuditFilter, Caller, Cluster, Machine, Operator, Revision, StepKey, StepRecord,
+    Task, TaskId, Timestamp,
 };
 
 /// Name of the entry that holds the epoch.
@@ -24,6 +25,23 @@ const EPOCH: &str = "epoch";
 const TASK_NUMBER: &str = "task-number";
 /// Most lines of the audit log in one answer.
 const AUDIT_MAX: u32 = 1000;
+/// Newest lines of the audit log that a filter is tried on: of about 300 bytes each, 6 MB.
+const AUDIT_LOOKED_AT_MAX: u32 = 20_000;
+/// Longest text in a line of the audit log, characters.
+const AUDIT_TEXT_MAX: usize = 1000;
+
+/// What goes into the audit log, besides who and when.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Act<'a> {
+    /// See [`AuditEntry::action`].
+    pub action: &'a str,
+    /// See [`AuditEntry::subject`].
+    pub subject: &'a str,
+    /// See [`AuditEntry::detail`].
+    pub detail: &'a str,
+    /// See [`AuditEntry::outcome`].
+    pub outcome: &'a str,
+}
 
 /// A record that is stored under its own name.
 pub trait Record: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -58,6 +76,7 @@ macro_rules! record {
 record!(Cluster, Cluster, |r| r.spec.name.as_str());
 record!(Machine, Machine, |r| r.name.as_str());
 record!(Task, Task, |r| r.id.as_str());
+record!(Operator, Operator, |r| r.name.as_str());
 
 /// Typed access to a store. Cheap to clone.
 #[derive(Clone)]
@@ -192,7 +211,8 @@ impl Records {
         self.store.commit(commit.writes).await
     }
 
-    /// Adds a line to the audit log with `commit`, so that what is done and what is logged agree.
+    /// Adds a line to the audit log with `commit`, so that what is done and what is logged agree; of
+    /// what the director does by itself.
     pub fn audit(
         &self,
         commit: &mut Commit,
@@ -201,14 +221,31 @@ impl Records {
         subject: &str,
         detail: &str,
     ) {
+        let act = Act {
+            action,
+            subject,
+            detail,
+            ..Act::default()
+        };
+        self.audit_line(commit, actor, "", act);
+    }
+
+    /// Adds a line to the audit log with `commit`, of what an operator asks for or was answered.
+    pub fn audit_caller(&self, commit: &mut Commit, caller: &Caller, act: Act<'_>) {
+        self.audit_line(commit, &caller.operator, &caller.request, act);
+    }
+
+    fn audit_line(&self, commit: &mut Commit, actor: &str, request: &str, act: Act<'_>) {
         let sequence = self.audit_sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let entry = AuditEntry {
             sequence,
             at: Timestamp::now(),
             actor: actor.to_owned(),
-            action: action.to_owned(),
-            subject: subject.to_owned(),
-            detail: detail.to_owned(),
+            action: act.action.to_owned(),
+            subject: act.subject.to_owned(),
+            detail: act.detail.chars().take(AUDIT_TEXT_MAX).collect(),
+            request: request.to_owned(),
+            outcome: act.outcome.chars().take(AUDIT_TEXT_MAX).collect(),
         };
         commit.value(
             Kind::Audit,
@@ -218,12 +255,24 @@ impl Records {
         );
     }
 
-    /// The newest lines of the audit log, newest first.
-    pub async fn audit_log(&self, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
-        let entries = self.store.newest(Kind::Audit, limit.min(AUDIT_MAX)).await?;
+    /// The newest `limit` lines of the audit log that match, newest first; of the newest
+    /// [`AUDIT_LOOKED_AT_MAX`].
+    pub async fn audit_log(
+        &self,
+        limit: u32,
+        filter: &AuditFilter,
+    ) -> Result<Vec<AuditEntry>, StoreError> {
+        let limit = limit.min(AUDIT_MAX);
+        let looked_at = match *filter == AuditFilter::default() {
+            true => limit,
+            false => AUDIT_LOOKED_AT_MAX,
+        };
+        let entries = self.store.newest(Kind::Audit, looked_at).await?;
         entries
             .iter()
             .map(|entry| decode(Kind::Audit, entry))
+            .filter(|entry| entry.as_ref().map_or(true, |entry| filter.matches(entry)))
+            .take(limit as usize)
             .collect()
     }
 
@@ -351,21 +400,43 @@ mod tests {
         assert!(matches!(wrong, StoreError::Seal { .. }), "{wrong}");
     }
 
+    fn caller(operator: &str) -> Caller {
+        Caller {
+            operator: operator.to_owned(),
+            role: crate::model::Role::Admin,
+            request: "r1".to_owned(),
+        }
+    }
+
+    fn act(action: &str) -> Act<'_> {
+        Act {
+            action,
+            subject: "cluster/demo",
+            ..Act::default()
+        }
+    }
+
     #[tokio::test]
     async fn the_epoch_grows_and_the_audit_log_goes_on() {
         let store = Arc::new(Memory::default());
         let one = records(&store, 1).await;
         assert_eq!(one.next_epoch().await.unwrap(), Epoch(1));
         let mut commit = Commit::default();
-        one.audit(&mut commit, "ann", "cluster.create", "cluster/demo", "");
+        one.audit_caller(&mut commit, &caller("ann"), act("cluster.create"));
         one.commit(commit).await.unwrap();
         let two = records(&store, 1).await;
         assert_eq!(two.next_epoch().await.unwrap(), Epoch(2));
         let mut commit = Commit::default();
-        two.audit(&mut commit, "bob", "cluster.delete", "cluster/demo", "");
+        two.audit_caller(&mut commit, &caller("bob"), act("cluster.delete"));
         two.commit(commit).await.unwrap();
-        let log = two.audit_log(10).await.unwrap();
+        let log = two.audit_log(10, &AuditFilter::default()).await.unwrap();
         let seen: Vec<_> = log.iter().map(|e| (e.sequence, e.actor.as_str())).collect();
         assert_eq!(seen, [(2, "bob"), (1, "ann")]);
+        let of_ann = AuditFilter {
+            actor: Some("ann".to_owned()),
+            ..AuditFilter::default()
+        };
+        let log = two.audit_log(1, &of_ann).await.unwrap();
+        assert_eq!(log.len(), 1, "older lines are found behind newer ones");
     }
 }

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod rig;
+mod roles;
 
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ use rig::{Rig, Stranger};
 type Case = fn(&tokio::runtime::Runtime) -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let cases: [(&str, Case); 10] = [
+    let cases: [(&str, Case); 15] = [
         ("only_operators_of_this_director_are_served", |r| {
             r.block_on(only_operators())
         }),
@@ -46,6 +47,22 @@ fn main() -> ExitCode {
         ("what_was_ordered_is_audited_under_its_operator", |r| {
             r.block_on(audit())
         }),
+        ("each_route_is_open_to_its_roles_and_no_other", |r| {
+            r.block_on(roles::every_route())
+        }),
+        ("a_role_is_what_the_store_says_at_the_moment", |r| {
+            r.block_on(roles::at_once())
+        }),
+        ("a_revoked_operator_is_out_in_the_middle_of_a_stream", |r| {
+            r.block_on(roles::revoked_in_a_stream())
+        }),
+        (
+            "an_older_directory_s_first_operator_becomes_its_admin",
+            |r| r.block_on(roles::adopted()),
+        ),
+        ("a_cluster_s_api_is_nobody_s_without_a_machine", |r| {
+            r.block_on(roles::no_api_server())
+        }),
         ("ctrl_c_ends_the_waiting_and_not_the_task", |r| {
             r.block_on(interrupted())
         }),
@@ -68,7 +85,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
-fn problem(result: Result<Value, ClientError>) -> Problem {
+pub(crate) fn problem(result: Result<Value, ClientError>) -> Problem {
     match result {
         Err(ClientError::Problem(problem)) => problem,
         other => panic!("no problem: {other:?}"),
@@ -279,7 +296,7 @@ async fn task() -> Result<(), Failed> {
 }
 
 /// Orders a cluster; returns its task's id and the task.
-async fn ordered(client: &Client) -> Result<(String, Value), Failed> {
+pub(crate) async fn ordered(client: &Client) -> Result<(String, Value), Failed> {
     let spec = json!({"name": "demo", "pools": {}}).to_string();
     let task = client.post("/v1/clusters", spec).await?;
     let id = task["id"].as_str().unwrap().to_owned();

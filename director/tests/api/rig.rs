@@ -28,14 +28,15 @@ use windlass_common::pki::{MachineIdentity, PrivateKey};
 use windlass_common::stemcell::{
     self, FileSet, Image, Inputs, MANIFEST_FORMAT, Manifest, PublicKey, Rootfs,
 };
-use windlass_director::api::{Server, server_tls};
+use windlass_director::api::{AddOperator, AddedOperator, Server, server_tls};
 use windlass_director::client::{Client, ClientError, Context, ContextFile, Lines};
 use windlass_director::config::{Config, DataDir, Identity, InitRequest, init};
+use windlass_director::model::{Operator, Role};
 use windlass_director::pki::{DirectorCa, ServerDoor};
 use windlass_director::provider::Provider;
 use windlass_director::provider::local::{LocalConfig, LocalProvider};
 use windlass_director::service::Director;
-use windlass_director::store::DirectoryLock;
+use windlass_director::store::{Commit, DirectoryLock};
 
 /// Kubernetes version of the only stemcell.
 pub(crate) const KUBERNETES: &str = "1.37.2";
@@ -67,8 +68,24 @@ pub(crate) enum Stranger {
     Agent,
 }
 
+/// Of a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    New,
+    WithoutOperators,
+}
+
 impl Rig {
     pub(crate) async fn start() -> Rig {
+        Rig::start_in(Age::New).await
+    }
+
+    /// In a data directory of before operators had records.
+    pub(crate) async fn start_older() -> Rig {
+        Rig::start_in(Age::WithoutOperators).await
+    }
+
+    async fn start_in(age: Age) -> Rig {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let data = DataDir::new(&dir.path().join("data")).unwrap();
         let stemcells = dir.path().join("stemcells");
@@ -89,6 +106,13 @@ impl Rig {
         config.gateway.listen.set_port(0);
         let lock = DirectoryLock::acquire(data.path()).unwrap();
         let identity = Identity::load(&data, Timestamp::now()).await.unwrap();
+        if age == Age::WithoutOperators {
+            let records = &identity.records;
+            let first: Option<Operator> = records.get(OPERATOR).await.unwrap();
+            let mut commit = Commit::default();
+            commit.delete(&first.unwrap());
+            records.commit(commit).await.unwrap();
+        }
         let (ca, id) = (identity.ca.clone(), identity.id.clone());
         let localhost = [std::net::Ipv4Addr::LOCALHOST.into()];
         let life = Duration::from_secs(3600);
@@ -136,6 +160,21 @@ impl Rig {
             serving,
             _lock: lock,
         }
+    }
+
+    /// Adds an operator; a client that is it.
+    pub(crate) async fn operator(&self, name: &str, role: Role) -> Result<Client, ClientError> {
+        let key = PrivateKey::generate().unwrap();
+        let order = AddOperator {
+            name: name.to_owned(),
+            role,
+            request: STANDARD.encode(key.request().unwrap()),
+        };
+        let order = serde_json::to_string(&order).unwrap();
+        let answer = self.client.post("/v1/operators", order).await?;
+        let added: AddedOperator = self.client.typed(&answer)?;
+        let certificate = added.certificate.as_bytes();
+        Ok(self.client_with(&added.ca, certificate, key.to_pem().expose()))
     }
 
     /// A context file of the operator.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use ipnet::Ipv4Net;
+use windlass_director::model::Role;
 
 /// Raises Kubernetes clusters from VMs, and keeps them.
 #[derive(Debug, Parser)]
@@ -80,6 +81,16 @@ pub(crate) enum Command {
     /// Follow and stop what the director is doing
     #[command(subcommand)]
     Task(TaskCommand),
+    /// Say who may use the director, and for what
+    #[command(subcommand)]
+    Operator(OperatorCommand),
+    /// Show who asked for what, newest first, and what came of it
+    #[command(after_help = "\
+Examples:
+  windlass audit --action node.                what was done on machines
+  windlass audit --actor ann --since 2h        what ann did in the last two hours
+  windlass audit --subject cluster/demo -n 20")]
+    Audit(AuditArgs),
     /// Print a completion script for a shell
     ///
     /// For example: windlass completions bash > /etc/bash_completion.d/windlass
@@ -214,15 +225,24 @@ Examples:
         delete: bool,
     },
     /// Print a kubeconfig for you
-    #[command(
-        after_help = "Example:\n  windlass cluster credentials demo --write ~/.kube/config-demo"
-    )]
+    ///
+    /// It holds a certificate of the cluster for its administrators, and leads to the cluster's endpoint.
+    #[command(after_help = "\
+Examples:
+  windlass cluster credentials demo --write ~/.kube/config-demo
+  windlass cluster credentials demo --via-director --write ~/.kube/config-demo")]
     Credentials {
         /// The cluster
         name: String,
         /// Write it to this file (mode 0600) instead
         #[arg(long, value_name = "PATH")]
         write: Option<PathBuf>,
+        /// Lead through the director's API, for where the endpoint cannot be reached
+        ///
+        /// The kubeconfig holds your own credentials of the director. What you may do in the cluster is
+        /// looked up with each request: an admin everything, others look at what is not secret.
+        #[arg(long)]
+        via_director: bool,
     },
     /// Remove a cluster with its machines and disks
     Delete {
@@ -334,6 +354,87 @@ pub(crate) enum TaskCommand {
         #[arg(long)]
         wait: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OperatorCommand {
+    /// Add an operator and write what they log in with
+    ///
+    /// The key is made here and goes to nobody: the director signs a certificate for it. Writes a context
+    /// file with the certificate, the key and the director's CA beside it. What an operator may do is
+    /// looked up with each request:
+    ///
+    ///   viewer    see everything that is not secret
+    ///   operator  also make, change and delete clusters, steer tasks, read logs and diagnostics
+    ///   admin     also run commands and shells on machines, hand out credentials, manage operators
+    #[command(
+        verbatim_doc_comment,
+        after_help = "Example:\n  windlass operator add ann --role operator --out ann/context.toml"
+    )]
+    Add {
+        /// Its name, never used before
+        name: String,
+        /// What it may do
+        #[arg(long)]
+        role: Role,
+        /// The context file to write [default: NAME.toml]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// List operators, those that were revoked too
+    List,
+    /// Show one operator
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Shut an operator out, at once and for good; what they have running ends
+    Revoke {
+        /// Its name
+        name: String,
+    },
+    /// Give an operator another role, from its next request on
+    SetRole {
+        /// Its name
+        name: String,
+        /// The new role
+        role: Role,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    /// Only of this operator, or `director`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) actor: Option<String>,
+    /// Only actions that begin so, for example `node.` or `cluster.create`
+    #[arg(long, value_name = "ACTION")]
+    pub(crate) action: Option<String>,
+    /// Only about this, for example `cluster/demo` or `machine/demo-cp-0`
+    #[arg(long, value_name = "SUBJECT")]
+    pub(crate) subject: Option<String>,
+    /// Only of the last while, for example 30m, 2h or 7d
+    #[arg(long, value_name = "WHILE", value_parser = a_while)]
+    pub(crate) since: Option<std::time::Duration>,
+    /// Newest lines, 1 to 1000
+    #[arg(short = 'n', long, default_value_t = 100)]
+    pub(crate) limit: u32,
+}
+
+fn a_while(text: &str) -> Result<std::time::Duration, String> {
+    let bad = || format!("{text:?} is no while; use a number with s, m, h or d, for example 30m");
+    let (number, unit) = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .ok_or_else(bad)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(bad()),
+    };
+    let number: u32 = number.parse().map_err(|_| bad())?;
+    Ok(std::time::Duration::from_secs(u64::from(number) * seconds))
 }
 
 /// Prints the completion script of a shell.

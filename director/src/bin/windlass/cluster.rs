@@ -24,9 +24,11 @@ pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<Ex
         ClusterCommand::List => list(session, &client).await,
         ClusterCommand::Show { name } => show(session, &client, &name).await,
         ClusterCommand::Plan { spec, delete } => plan(session, &client, &spec, delete).await,
-        ClusterCommand::Credentials { name, write } => {
-            credentials(session, &client, &name, write.as_deref()).await
-        }
+        ClusterCommand::Credentials {
+            name,
+            write,
+            via_director,
+        } => credentials(session, &client, &name, write.as_deref(), via_director).await,
         ClusterCommand::Delete { name, yes, wait } => {
             delete(session, &client, &name, yes, wait).await
         }
@@ -228,9 +230,19 @@ async fn credentials(
     client: &Client,
     name: &str,
     write: Option<&Path>,
+    via_director: bool,
 ) -> Result<ExitCode, Failure> {
-    let path = format!("/v1/clusters/{}/credentials", segment(name));
-    let answer = client.post(&path, String::new()).await?;
+    let answer = if via_director {
+        // A cluster that is not there is told here, not by kubectl.
+        client
+            .get(&format!("/v1/clusters/{}", segment(name)))
+            .await?;
+        let kubeconfig = windlass_director::client::via_director(&session.context_path()?, name)?;
+        json!({"kubeconfig": kubeconfig.expose()})
+    } else {
+        let path = format!("/v1/clusters/{}/credentials", segment(name));
+        client.post(&path, String::new()).await?
+    };
     let kubeconfig: String = client.typed(&answer["kubeconfig"])?;
     let Some(write) = write else {
         session.output.answer(&answer, || kubeconfig);

@@ -15,6 +15,7 @@ mod daemon;
 mod director;
 mod failure;
 mod node;
+mod operator;
 mod output;
 mod progress;
 mod reset;
@@ -117,6 +118,8 @@ async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Cluster(command) => cluster::run(session, command).await,
         Command::Node(command) => node::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
+        Command::Operator(command) => operator::run(session, command).await,
+        Command::Audit(arguments) => operator::audit(session, arguments).await,
         Command::Completions { shell } => {
             args::completions(shell);
             Ok(ExitCode::SUCCESS)

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::super::pki::{CLUSTER_ADMINS_GROUP, DIRECTOR_USER, KUBELET_CALLER_USER};
+use super::super::pki::{
+    CLUSTER_ADMINS_GROUP, CLUSTER_VIEWERS_GROUP, DIRECTOR_USER, KUBELET_CALLER_USER,
+};
 use super::SYSTEM_NAMESPACE;
 
 const API_GROUP: &str = "rbac.authorization.k8s.io";
@@ -26,7 +28,41 @@ pub(super) fn objects() -> Vec<Value> {
             "Group",
             CLUSTER_ADMINS_GROUP,
         ),
+        viewer_role(),
+        cluster_binding(
+            CLUSTER_VIEWERS_GROUP,
+            CLUSTER_VIEWERS_GROUP,
+            "Group",
+            CLUSTER_VIEWERS_GROUP,
+        ),
+        cluster_binding(
+            "windlass:cluster-viewers:view",
+            "view",
+            "Group",
+            CLUSTER_VIEWERS_GROUP,
+        ),
     ]
+}
+
+/// What Kubernetes' own role `view` leaves out, because it is no namespace's, and holds no secret.
+fn viewer_role() -> Value {
+    let look = |group: &str, resources: &[&str]| {
+        json!({
+            "apiGroups": [group],
+            "resources": resources,
+            "verbs": ["get", "list", "watch"],
+        })
+    };
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": CLUSTER_VIEWERS_GROUP},
+        "rules": [
+            look("", &["nodes", "namespaces", "persistentvolumes"]),
+            look("storage.k8s.io", &["storageclasses"]),
+            look("metrics.k8s.io", &["nodes", "pods"]),
+        ],
+    })
 }
 
 /// What the director does in a running cluster: look at nodes and their leases, label, cordon and

@@ -139,7 +139,7 @@ async fn drive<T>(http: &mut Option<Pin<Box<Http>>>, work: impl Future<Output = 
 }
 
 /// TLS 1.3 with the identity's certificate; only `authority_pem` is trusted.
-pub(super) fn tls_config(
+pub(crate) fn tls_config(
     authority_pem: &str,
     identity: &ClientIdentity,
 ) -> Result<ClientConfig, SetupError> {

@@ -40,6 +40,7 @@ use self::connection::{Connection, Exchange};
 use super::facts::Endpoint;
 use super::pki::ClientIdentity;
 
+pub(crate) use self::connection::tls_config;
 pub use self::connection::{ByteStream, ConnectFuture, Connector};
 pub use self::error::{ApiError, SetupError};
 pub use self::resource::{Node, NodeCondition, Resource, Taint};

@@ -9,11 +9,12 @@ use windlass_common::id::ClusterName;
 use windlass_common::secret::Secret;
 
 use super::super::facts::Endpoint;
-use super::super::render::kubeconfig::{Credentials, Kubeconfig, Source};
+use super::super::render::kubeconfig::{Credentials, Kubeconfig, Server, Source};
 use super::profile::CertificateNames;
 use super::{
     BOOTSTRAP_CERTIFICATE_LIFE, CLUSTER_ADMINS_GROUP, ClusterPki, DIRECTOR_CERTIFICATE_LIFE,
-    DIRECTOR_USER, OPERATOR_CERTIFICATE_LIFE, PkiError,
+    DIRECTOR_USER, OPERATOR_CERTIFICATE_LIFE, OPERATOR_NAME_MAX, PROXIED_CERTIFICATE_LIFE,
+    PkiError,
 };
 
 /// A client certificate with its key.
@@ -65,15 +66,35 @@ pub fn operator_identity(
     operator: &str,
     now: Timestamp,
 ) -> Result<ClientIdentity, PkiError> {
+    let names = CertificateNames::member(&operator_user(operator), CLUSTER_ADMINS_GROUP);
+    issue(pki, cluster, &names, now, OPERATOR_CERTIFICATE_LIFE)
+}
+
+/// The identity under which the director passes an operator's requests on: the operator's user in the
+/// group of its role, and never the director's own. Keep it in memory.
+///
+/// # Errors
+/// [`PkiError::Make`].
+pub fn proxied_identity(
+    pki: &ClusterPki,
+    cluster: &ClusterName,
+    operator: &str,
+    group: &str,
+    now: Timestamp,
+) -> Result<ClientIdentity, PkiError> {
+    let names = CertificateNames::member(&operator_user(operator), group);
+    issue(pki, cluster, &names, now, PROXIED_CERTIFICATE_LIFE)
+}
+
+/// An operator as a cluster knows it.
+fn operator_user(operator: &str) -> String {
     // A common name holds 64 characters (RFC 5280, ub-common-name).
     let operator: String = operator
         .chars()
         .filter(|c| !c.is_control())
-        .take(40)
+        .take(OPERATOR_NAME_MAX)
         .collect();
-    let user = format!("windlass:operator:{operator}");
-    let names = CertificateNames::member(&user, CLUSTER_ADMINS_GROUP);
-    issue(pki, cluster, &names, now, OPERATOR_CERTIFICATE_LIFE)
+    format!("windlass:operator:{operator}")
 }
 
 /// A kubeconfig with everything inside, for `kubectl` of an operator.
@@ -91,7 +112,7 @@ pub fn operator_kubeconfig(
     let config = Kubeconfig {
         cluster: cluster.as_str(),
         user: operator,
-        endpoint,
+        server: Server::Endpoint(endpoint),
         authority: Source::Inline(BASE64.encode(&pki.kubernetes.certificate_pem)),
         credentials: Credentials::Inline {
             certificate: BASE64.encode(&identity.certificate_pem),

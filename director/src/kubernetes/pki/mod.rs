@@ -40,6 +40,7 @@ use windlass_common::secret::{Secret, SecretBytes};
 pub use self::authority::Authority;
 pub use self::identity::{
     ClientIdentity, bootstrap_identity, director_identity, operator_identity, operator_kubeconfig,
+    proxied_identity,
 };
 pub use self::profile::{AuthorityName, CertificateNames, Profile};
 pub use self::sign::{CsrError, IssueError, machine_certificates};
@@ -53,6 +54,11 @@ pub const MACHINE_CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * DAY_S);
 /// Life of an operator's certificate: the API server cannot revoke one, and fetching a new one is one
 /// command.
 pub const OPERATOR_CERTIFICATE_LIFE: Duration = Duration::from_secs(7 * DAY_S);
+/// Life of the certificate under which an operator's requests are passed on; a role that was taken away
+/// is noticed at once, whatever is left of it.
+pub const PROXIED_CERTIFICATE_LIFE: Duration = Duration::from_secs(900);
+/// Characters of an operator's name that fit into a common name behind `windlass:operator:`.
+pub const OPERATOR_NAME_MAX: usize = 40;
 /// Life of the director's own client certificate: it is made in memory whenever it is needed.
 pub const DIRECTOR_CERTIFICATE_LIFE: Duration = Duration::from_secs(DAY_S);
 /// Life of the bootstrap certificate: a few seconds of use, and retries while an API server starts.
@@ -62,6 +68,8 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 /// Group of operators who administer a whole cluster; an add-on binds it to `cluster-admin`.
 pub const CLUSTER_ADMINS_GROUP: &str = "windlass:cluster-admins";
+/// Group of those who may look at what is not secret.
+pub const CLUSTER_VIEWERS_GROUP: &str = "windlass:cluster-viewers";
 /// User of the director; an add-on gives it what it needs and no more.
 pub const DIRECTOR_USER: &str = "windlass:director";
 /// User as which API servers call kubelets; an add-on binds it to `system:kubelet-api-admin`.

@@ -1,8 +1,9 @@
 //! Kubeconfigs: of components (files on their machine) and of operators (everything inside).
 //!
-//! All of them name the cluster's endpoint. The server is its address, and the certificate is verified
-//! against its name: a client needs no resolver to start, and an address that moves to another machine
-//! still has to prove the name.
+//! Those of components and of operators with a way to the cluster name its endpoint. The server is its
+//! address, and the certificate is verified against its name: a client needs no resolver to start, and an
+//! address that moves to another machine still has to prove the name. Those of operators who come through
+//! the director name the director's API.
 
 use serde::Serialize;
 use windlass_common::secret::Secret;
@@ -19,11 +20,20 @@ pub struct Kubeconfig<'a> {
     /// Name of the user, for people.
     pub user: &'a str,
     /// Where the API is.
-    pub endpoint: &'a Endpoint,
+    pub server: Server<'a>,
     /// What verifies the API server.
     pub authority: Source,
     /// What the client shows.
     pub credentials: Credentials,
+}
+
+/// Where an API is.
+#[derive(Debug)]
+pub enum Server<'a> {
+    /// The cluster's endpoint.
+    Endpoint(&'a Endpoint),
+    /// Something that stands before it and has its URL's name in its certificate.
+    Url(String),
 }
 
 /// Certificate of the authority.
@@ -76,7 +86,8 @@ struct NamedCluster<'a> {
 #[serde(rename_all = "kebab-case")]
 struct Cluster<'a> {
     server: String,
-    tls_server_name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_server_name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate_authority: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -135,9 +146,16 @@ impl Kubeconfig<'_> {
                 client_key_data: Some(key.expose()),
             },
         };
+        let (server, tls_server_name) = match &self.server {
+            Server::Endpoint(endpoint) => (
+                format!("https://{}:{}", endpoint.address, endpoint.port),
+                Some(endpoint.name.as_str()),
+            ),
+            Server::Url(url) => (url.clone(), None),
+        };
         let cluster = Cluster {
-            server: format!("https://{}:{}", self.endpoint.address, self.endpoint.port),
-            tls_server_name: &self.endpoint.name,
+            server,
+            tls_server_name,
             certificate_authority: ca_path,
             certificate_authority_data: ca_data,
         };
@@ -169,7 +187,7 @@ pub(super) fn of_component(cluster: &ClusterFacts, user: &str, profile: Profile)
     Kubeconfig {
         cluster: cluster.spec.name.as_str(),
         user,
-        endpoint: &cluster.endpoint,
+        server: Server::Endpoint(&cluster.endpoint),
         authority: Source::Path(KUBERNETES_CA_PATH.to_owned()),
         credentials: Credentials::Paths {
             certificate: profile.certificate_path(),

@@ -1,0 +1,194 @@
+//! Who may ask for what: one rule for each route.
+//!
+//! # Invariants
+//! * A route without a rule is nobody's; a test holds the rules against the OpenAPI document.
+//! * The role is looked up with each request, and what a request began ends when its operator is
+//!   revoked or loses the role that it took.
+
+use std::task::Poll;
+
+use axum::Extension;
+use axum::body::{Body, HttpBody};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::Method;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::{FutureExt, StreamExt, stream};
+use windlass_common::error::ErrorChain;
+use windlass_common::id::OperatorName;
+
+use super::problem::Problem;
+use super::{ApiState, kubernetes};
+use crate::model::Caller;
+use crate::model::Role::{self, Admin, Operator, Viewer};
+use crate::service::{ServiceError, Standing};
+use crate::store::Act;
+
+/// The operator whose certificate the connection showed.
+#[derive(Debug, Clone)]
+pub(super) struct Peer(pub(super) OperatorName);
+
+/// The least role for each route.
+#[rustfmt::skip] // one rule per line, so that a missing one shows
+pub(super) const RULES: &[(&str, &str, Role)] = &[
+    ("GET",    "/v1/openapi.json",                Viewer),
+    ("GET",    "/v1/health",                      Viewer),
+    ("GET",    "/v1/status",                      Viewer),
+    ("GET",    "/v1/stemcells",                   Viewer),
+    ("GET",    "/v1/audit",                       Viewer),
+    ("GET",    "/v1/clusters",                    Viewer),
+    ("POST",   "/v1/clusters",                    Operator),
+    ("GET",    "/v1/clusters/{name}",             Viewer),
+    ("DELETE", "/v1/clusters/{name}",             Operator),
+    ("POST",   "/v1/clusters/{name}/credentials", Admin),
+    ("*",      kubernetes::ROUTES[0],             Viewer),
+    ("*",      kubernetes::ROUTES[1],             Viewer),
+    ("GET",    "/v1/machines",                    Viewer),
+    ("GET",    "/v1/machines/{name}",             Viewer),
+    ("GET",    "/v1/machines/{name}/logs",        Operator),
+    ("POST",   "/v1/machines/{name}/exec",        Admin),
+    ("GET",    "/v1/tasks",                       Viewer),
+    ("GET",    "/v1/tasks/{id}",                  Viewer),
+    ("GET",    "/v1/tasks/{id}/events",           Viewer),
+    ("POST",   "/v1/tasks/{id}/cancel",           Operator),
+    ("GET",    "/v1/operators",                   Viewer),
+    ("POST",   "/v1/operators",                   Admin),
+    ("GET",    "/v1/operators/{name}",            Viewer),
+    ("PATCH",  "/v1/operators/{name}",            Admin),
+    ("DELETE", "/v1/operators/{name}",            Admin),
+];
+
+/// What the rules say about a request to a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// At least this role.
+    Least(Role),
+    /// The route does nothing of this kind.
+    NoSuchMethod,
+    /// Nobody thought of it.
+    Missing,
+}
+
+/// The rule for a method of a route.
+pub(super) fn rule(method: &Method, path: &str) -> Rule {
+    let method = if method == Method::HEAD {
+        "GET"
+    } else {
+        method.as_str()
+    };
+    let mut of_path = RULES.iter().filter(|(_, of, _)| *of == path).peekable();
+    if of_path.peek().is_none() {
+        return Rule::Missing;
+    }
+    match of_path.find(|(of, _, _)| *of == method || *of == "*") {
+        Some((_, _, role)) => Rule::Least(*role),
+        None => Rule::NoSuchMethod,
+    }
+}
+
+/// Lets a request through whose operator has the role it takes.
+pub(super) async fn admit(
+    State(state): State<ApiState>,
+    Extension(Peer(peer)): Extension<Peer>,
+    route: Option<MatchedPath>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let caller = match state.director.caller(peer.as_str()).await {
+        Ok(Some(caller)) => caller,
+        Ok(None) => {
+            tracing::warn!(operator = %peer, "refused an operator that is unknown or revoked");
+            return nobody(&peer).into_response();
+        }
+        Err(error) => return Problem::from(error).into_response(),
+    };
+    // A path that is no route: nothing is there to be protected.
+    let Some(route) = route else {
+        return next.run(request).await;
+    };
+    let asked = Asked::of(&request, &caller);
+    let needed = match rule(request.method(), route.as_str()) {
+        Rule::Least(needed) if caller.role >= needed => needed,
+        Rule::Least(needed) => {
+            let error = ServiceError::Forbidden {
+                operator: caller.operator.clone(),
+                action: "do this",
+                needed,
+            };
+            asked.failed(&state, 403).await;
+            return Problem::from(error).into_response();
+        }
+        Rule::NoSuchMethod => return super::no_such_method(request).await.into_response(),
+        Rule::Missing => {
+            let what = format!("{} has no rule who may use it", route.as_str());
+            return Problem::from(ServiceError::Bug { what, source: None }).into_response();
+        }
+    };
+    let standing = state.director.standing(&caller.operator, needed);
+    request.extensions_mut().insert(needed);
+    request.extensions_mut().insert(caller);
+    let response = next.run(request).await;
+    // What a cluster's API answered is written down by who passed it on.
+    let acts = asked.acts && !kubernetes::ROUTES.contains(&route.as_str());
+    if acts && (response.status().is_client_error() || response.status().is_server_error()) {
+        asked.failed(&state, response.status().as_u16()).await;
+    }
+    while_kept(response, standing)
+}
+
+/// What a request asked for, for the line that says it was not done.
+struct Asked {
+    caller: Caller,
+    method: Method,
+    path: String,
+    /// Whether it would have changed something.
+    acts: bool,
+}
+
+impl Asked {
+    fn of(request: &Request, caller: &Caller) -> Asked {
+        let method = request.method().clone();
+        Asked {
+            caller: caller.clone(),
+            acts: !matches!(method, Method::GET | Method::HEAD | Method::OPTIONS),
+            path: request.uri().path().chars().take(300).collect(),
+            method,
+        }
+    }
+
+    async fn failed(&self, state: &ApiState, status: u16) {
+        let act = Act {
+            action: "request.failed",
+            subject: &self.path,
+            detail: self.method.as_str(),
+            outcome: &status.to_string(),
+        };
+        if let Err(error) = state.director.note(&self.caller, act).await {
+            tracing::error!(error = %ErrorChain(&error), "cannot write the audit log");
+        }
+    }
+}
+
+fn nobody(peer: &OperatorName) -> Problem {
+    let message = format!(
+        "operator {peer} is not known here or was revoked; ask an admin for `windlass operator add`"
+    );
+    Problem::new(401, "unauthenticated", message)
+}
+
+/// Breaks an answer off when its operator loses the role. What is whole already is sent.
+fn while_kept(response: Response, standing: Standing) -> Response {
+    let (parts, body) = response.into_parts();
+    if body.size_hint().exact().is_some() {
+        return Response::from_parts(parts, body);
+    }
+    let mut data = body.into_data_stream();
+    let mut lost = Box::pin(standing.lost().fuse());
+    let kept = stream::poll_fn(move |context| match lost.poll_unpin(context) {
+        Poll::Ready(()) => Poll::Ready(Some(Err(axum::Error::new(std::io::Error::other(
+            "the operator has lost the role",
+        ))))),
+        Poll::Pending => data.poll_next_unpin(context),
+    });
+    Response::from_parts(parts, Body::from_stream(kept))
+}
