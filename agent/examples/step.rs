@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::io::{Write, stderr, stdin};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -25,6 +24,7 @@ use windlass_agent::units::{Units, watch as unit_watch};
 use windlass_common::id::{Digest, Epoch};
 use windlass_common::journal::DirStorage;
 use windlass_common::step::{Progress, Step, StepId, StepRequest};
+use windlass_common::wire::message::Tune2;
 
 #[derive(Deserialize)]
 struct Order {
@@ -98,7 +98,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 async fn watch_reports(runner: &Runner) -> Result<(), Box<dyn std::error::Error>> {
     let (observer, mut reports) = Observer::new(&runner.context().host);
     let (states, seen) = watch::channel(BTreeMap::new());
-    let (_interval, every) = watch::channel(Duration::from_secs(2));
+    let (_tune, every) = watch::channel(Tune2::default());
     let show = async {
         while reports.changed().await.is_ok() {
             let report = reports.borrow_and_update().clone();

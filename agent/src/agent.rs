@@ -15,7 +15,6 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -24,7 +23,7 @@ use windlass_common::id::{Digest, Epoch};
 use windlass_common::journal::{DirStorage, JournalError};
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::step::{StepId, StepRequest, StepResult};
-use windlass_common::wire::message::{RefusalCode, Tune};
+use windlass_common::wire::message::{RefusalCode, Tune2};
 
 use crate::history::{History, HistoryError};
 use crate::host::tree::TreeError;
@@ -42,9 +41,6 @@ use crate::steps::fetch::{
 };
 use crate::steps::{Context, Reporter, lock};
 use crate::units::{Units, watch as unit_watch};
-
-/// Between looks at the machine, until the director says otherwise.
-const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Command line of the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,12 +133,13 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         watched,
     };
     let (observer, reports) = Observer::new(&host);
-    let (interval, interval_receiver) = watch::channel(REPORT_INTERVAL);
+    let (tune, tuned) = watch::channel(Tune2::default());
     let agent = Arc::new(Agent {
         boot_id: observer.boot().id.clone(),
         runner: Runner::new(context),
         reports,
-        interval,
+        seen: observer.seen(),
+        tune,
     });
     notify.ready();
 
@@ -152,7 +149,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let background = async {
         tokio::join!(
             unit_watch::run(watched_receiver, states),
-            observer.run(states_receiver, interval_receiver, changed),
+            observer.run(states_receiver, tuned, changed),
             agent.runner.restore(),
             keep_watchdog_quiet(&notify),
         )
@@ -233,7 +230,8 @@ struct Agent {
     boot_id: String,
     runner: Runner,
     reports: watch::Receiver<Arc<Report>>,
-    interval: watch::Sender<Duration>,
+    seen: watch::Receiver<Arc<Report>>,
+    tune: watch::Sender<Tune2>,
 }
 
 impl Handler for Agent {
@@ -260,7 +258,7 @@ impl Handler for Agent {
     }
 
     fn heartbeat(&self) -> Heartbeat {
-        let report = self.reports.borrow();
+        let report = self.seen.borrow();
         let watched = self.runner.context().watched.borrow();
         heartbeat(&report, &watched, self.runner.epoch())
     }
@@ -269,11 +267,10 @@ impl Handler for Agent {
         self.runner.see_epoch(epoch);
     }
 
-    fn tuned(&self, tune: Tune) {
-        let interval = Duration::from_millis(tune.report_interval_ms.clamp(500, 600_000).into());
-        self.interval.send_if_modified(|old| {
-            let changed = *old != interval;
-            *old = interval;
+    fn tuned(&self, tune: Tune2) {
+        self.tune.send_if_modified(|old| {
+            let changed = *old != tune;
+            *old = tune;
             changed
         });
     }

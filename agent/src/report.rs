@@ -1,8 +1,8 @@
 //! What the agent says it observes: assembled here, published when it changed.
 //!
 //! # Invariants
-//! * A change of a unit is published at once, usage when it moved noticeably, and all of it once in
-//!   30 s, so that a report's age says something.
+//! * A change of a unit is published at once, usage when it moved noticeably (unless the director asks
+//!   for less), and all of it once in 30 s, so that a report's age says something.
 //! * A heartbeat costs no system call beyond the clock: it repeats what was last seen.
 //!
 //! # Not here
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use windlass_common::id::Epoch;
 use windlass_common::report::{Heartbeat, Report, UnitReport, Vitals};
+use windlass_common::wire::message::{Detail, Tune2};
 
 use crate::host::Host;
 use crate::steps::blocking;
@@ -39,6 +40,7 @@ pub struct Observer {
     gauge: Gauge,
     boot: Boot,
     reports: watch::Sender<Arc<Report>>,
+    seen: watch::Sender<Arc<Report>>,
 }
 
 impl Observer {
@@ -47,12 +49,15 @@ impl Observer {
         let gauge = Gauge::new(host);
         let boot = gauge.boot();
         let report = assemble(&boot, gauge.look(), components(host), States::new());
-        let (reports, receiver) = watch::channel(Arc::new(report));
+        let report = Arc::new(report);
+        let (seen, _) = watch::channel(Arc::clone(&report));
+        let (reports, receiver) = watch::channel(report);
         let observer = Self {
             host: host.clone(),
             gauge,
             boot,
             reports,
+            seen,
         };
         (observer, receiver)
     }
@@ -62,33 +67,40 @@ impl Observer {
         &self.boot
     }
 
-    /// Publishes until `states` closes; looks once in the interval, when a unit changed, and when
+    /// What was seen last, published or not.
+    pub fn seen(&self) -> watch::Receiver<Arc<Report>> {
+        self.seen.subscribe()
+    }
+
+    /// Publishes until `states` closes; looks once in the tuned interval, when a unit changed, and when
     /// `changed` says that a step has changed something.
     pub async fn run(
         self,
         mut states: watch::Receiver<States>,
-        mut interval: watch::Receiver<Duration>,
+        mut tuned: watch::Receiver<Tune2>,
         mut changed: watch::Receiver<u64>,
     ) {
         let mut published = Instant::now();
         let mut looked = Instant::now();
         loop {
-            let next = looked + *interval.borrow_and_update();
+            let tune = *tuned.borrow_and_update();
+            let next = looked + Duration::from_millis(tune.report_interval_ms.into());
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { return },
-                changed = interval.changed() => if changed.is_err() { return } else { continue },
+                changed = tuned.changed() => if changed.is_err() { return } else { continue },
                 ended = changed.changed() => if ended.is_err() { return },
                 () = sleep_until(next) => {}
             }
             looked = Instant::now();
             let units = states.borrow_and_update().clone();
-            let Some(report) = self.look(units).await else {
+            let Some(report) = self.look(units).await.map(Arc::new) else {
                 continue;
             };
+            self.seen.send_replace(Arc::clone(&report));
             let old = self.reports.borrow().clone();
-            if differs(&old, &report) || published.elapsed() >= REPORT_AGE_MAX {
+            if differs(&old, &report, tune.detail) || published.elapsed() >= REPORT_AGE_MAX {
                 published = Instant::now();
-                self.reports.send_replace(Arc::new(report));
+                self.reports.send_replace(report);
             }
         }
     }
@@ -123,7 +135,7 @@ fn assemble(
     }
 }
 
-/// The next heartbeat, from the last report.
+/// The next heartbeat, from what was seen last.
 pub fn heartbeat(report: &Report, watched: &Watched, epoch: Epoch) -> Heartbeat {
     let unhealthy = report
         .units
@@ -147,27 +159,27 @@ fn is_unhealthy(state: &UnitReport, wanted_active: bool) -> bool {
         || (wanted_active && state.active_state == "inactive")
 }
 
-fn differs(old: &Report, new: &Report) -> bool {
-    let moved = |a_used, a_total, b_used, b_total| {
-        let (a, b) = (share_bp(a_used, a_total), share_bp(b_used, b_total));
-        u64::from(a.abs_diff(b)) >= MOVED_BP
+/// Whether the director should hear of it now.
+fn differs(old: &Report, new: &Report, detail: Detail) -> bool {
+    if old.units != new.units || old.components != new.components {
+        return true;
+    }
+    match detail {
+        Detail::Full => moved(&old.vitals, &new.vitals),
+        Detail::Units => false,
+    }
+}
+
+fn moved(old: &Vitals, new: &Vitals) -> bool {
+    let share = |old: (u64, u64), new: (u64, u64)| {
+        let (old, new) = (share_bp(old.0, old.1), share_bp(new.0, new.1));
+        u64::from(old.abs_diff(new)) >= MOVED_BP
     };
-    let (a, b) = (&old.vitals, &new.vitals);
-    old.units != new.units
-        || old.components != new.components
-        || moved(
-            a.memory_used_bytes,
-            a.memory_total_bytes,
-            b.memory_used_bytes,
-            b.memory_total_bytes,
-        )
-        || moved(
-            a.disk_used_bytes,
-            a.disk_total_bytes,
-            b.disk_used_bytes,
-            b.disk_total_bytes,
-        )
-        || a.load1_centi.abs_diff(b.load1_centi) >= MOVED_LOAD_CENTI
+    let memory = |vitals: &Vitals| (vitals.memory_used_bytes, vitals.memory_total_bytes);
+    let disk = |vitals: &Vitals| (vitals.disk_used_bytes, vitals.disk_total_bytes);
+    share(memory(old), memory(new))
+        || share(disk(old), disk(new))
+        || old.load1_centi.abs_diff(new.load1_centi) >= MOVED_LOAD_CENTI
 }
 
 /// Hundredths of a percent, at most 10 000.
@@ -237,13 +249,15 @@ mod tests {
         new.uptime_s += 5;
         new.vitals.cpu_used_ms += 5;
         new.vitals.memory_used_bytes += 10;
-        assert!(!differs(&old, &new));
+        assert!(!differs(&old, &new, Detail::Full));
         new.vitals.memory_used_bytes += 20;
-        assert!(differs(&old, &new));
+        assert!(differs(&old, &new, Detail::Full));
+        assert!(!differs(&old, &new, Detail::Units));
         let mut new = old.clone();
         new.units
             .insert("a.service".to_owned(), unit("active", "running"));
-        assert!(differs(&old, &new));
+        assert!(differs(&old, &new, Detail::Full));
+        assert!(differs(&old, &new, Detail::Units));
     }
 
     #[test]

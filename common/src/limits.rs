@@ -1,5 +1,6 @@
 //! Every bound that both sides rely on, each with its arithmetic.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Largest body of one frame. The largest is a `configure` step: about 40 files of a control-plane
@@ -29,14 +30,20 @@ pub const CHUNK_BYTES: usize = 64 << 10;
 pub const STEP_OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// Heartbeats by default; see [`suspect_after`].
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
-/// Shortest and longest interval that a director may ask for, milliseconds.
-pub const HEARTBEAT_INTERVAL_MS: (u32, u32) = (50, 60_000);
 /// Silence from which on a machine is suspect: three heartbeats missed, and a quarter of the interval
 /// for jitter. Looked for four times in an interval, so that at the default of 500 ms a death is
 /// noticed after at most 1.625 s + 0.125 s = 1.75 s.
 pub fn suspect_after(interval: Duration) -> Duration {
     interval * 3 + interval / 4
 }
+/// What a director may ask for between heartbeats, milliseconds. At the shortest, a heartbeat of about
+/// 100 us costs an agent 0.2 % of a core; at the longest, keep-alives still hold the connection.
+pub const HEARTBEAT_INTERVAL_MS: RangeInclusive<u32> = 50..=60_000;
+/// Between two looks of an agent at its machine, by default.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(2);
+/// What a director may ask for between two looks, milliseconds. A look reads a dozen files, about
+/// 1 ms of CPU: 0.2 % of a core at the shortest.
+pub const REPORT_INTERVAL_MS: RangeInclusive<u32> = 500..=600_000;
 /// QUIC idle timeout of the link: a connection without any packet for this long is closed.
 pub const LINK_IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 /// Reconnect backoff of an agent: first wait, and cap. Both jittered by half.
@@ -71,11 +78,20 @@ pub const SESSIONS_MAX: usize = 20_000;
 pub const ARTIFACTS_PER_AGENT_MAX: usize = 4;
 /// How long opening a tunnel may take: one round trip, and a connect on the machine itself.
 pub const TUNNEL_OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of one stream that the sender may be ahead: a whole frame, so that a frame never waits for
-/// its own reader to ask for the rest.
-pub const STREAM_WINDOW_BYTES: u32 = FRAME_BYTES_MAX as u32 + (64 << 10);
-/// Bytes of all streams of one connection that the sender may be ahead.
-pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Bytes of one stream that the director may be ahead of an agent: a whole frame, so that a frame never
+/// waits for its own reader to ask for the rest.
+pub const STREAM_TO_AGENT_WINDOW_BYTES: u32 = FRAME_BYTES_MAX as u32 + (64 << 10);
+/// Bytes of one stream that an agent may be ahead of the director: four chunks of output.
+pub const STREAM_FROM_AGENT_WINDOW_BYTES: u32 = 4 * CHUNK_BYTES as u32;
+/// Bytes of all streams that one end may be ahead of the other: what all of them may be ahead by
+/// themselves, so that streams nobody reads never hold up the control stream. That is 85 MiB towards an
+/// agent, which trusts its director, and 20 MiB towards the director, most of it only for streams that
+/// the director itself has opened and does not read; an agent's own 8 streams come to 2 MiB.
+pub const TO_AGENT_WINDOW_BYTES: u32 = STREAMS_OF_A_LINK_MAX * STREAM_TO_AGENT_WINDOW_BYTES;
+/// See [`TO_AGENT_WINDOW_BYTES`].
+pub const FROM_AGENT_WINDOW_BYTES: u32 = STREAMS_OF_A_LINK_MAX * STREAM_FROM_AGENT_WINDOW_BYTES;
+/// Streams of one connection, whoever opens them.
+const STREAMS_OF_A_LINK_MAX: u32 = STREAMS_TO_AGENT_MAX + STREAMS_FROM_AGENT_MAX;
 /// Datagrams that wait for their reader, in bytes: a dozen heartbeats; the newest count.
 pub const DATAGRAM_BUFFER_BYTES: usize = 16 << 10;
 /// Interval in which refusals of one reason have a bounded number of lines in the log.

@@ -16,9 +16,10 @@ use quinn::{
 use quinn_proto::InvalidCid;
 
 use crate::limits::{
-    CONNECTION_WINDOW_BYTES, DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, HANDSHAKES_MAX,
+    DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, FROM_AGENT_WINDOW_BYTES, HANDSHAKES_MAX,
     LINK_IDLE_TIMEOUT, PEER_CONNECTIONS_MAX, PEER_IDLE_TIMEOUT, PEER_RECEIVE_WINDOW_BYTES,
-    PEER_SEND_WINDOW_BYTES, STREAM_WINDOW_BYTES, STREAMS_FROM_AGENT_MAX, STREAMS_TO_AGENT_MAX,
+    PEER_SEND_WINDOW_BYTES, STREAM_FROM_AGENT_WINDOW_BYTES, STREAM_TO_AGENT_WINDOW_BYTES,
+    STREAMS_FROM_AGENT_MAX, STREAMS_TO_AGENT_MAX, TO_AGENT_WINDOW_BYTES,
 };
 use crate::tls::TlsError;
 
@@ -117,6 +118,8 @@ pub fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, T
     let mut transport = base();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .stream_receive_window(VarInt::from_u32(STREAM_FROM_AGENT_WINDOW_BYTES))
+        .send_window(u64::from(TO_AGENT_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(2 * ENROLL_FRAME_BYTES_MAX as u32));
     config
         .transport_config(Arc::new(transport))
@@ -207,7 +210,7 @@ impl ConnectionIdGenerator for SignedIds {
 /// Gives an authenticated agent its streams and window.
 pub fn open_up(connection: &quinn::Connection) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_FROM_AGENT_MAX));
-    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    connection.set_receive_window(VarInt::from_u32(FROM_AGENT_WINDOW_BYTES));
 }
 
 /// The agent's end. It alone keeps the connection alive, so that an idle director sends nothing.
@@ -217,7 +220,9 @@ pub fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, T
     let mut transport = base();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_TO_AGENT_MAX))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(STREAM_TO_AGENT_WINDOW_BYTES))
+        .send_window(u64::from(FROM_AGENT_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(TO_AGENT_WINDOW_BYTES))
         // An unanswered first packet goes again after three times this, and doubling: a director
         // that restarts is found again within a third of a second. A slower path costs one
         // repeated packet.
@@ -269,13 +274,30 @@ fn peer_base() -> TransportConfig {
     transport
 }
 
+/// What goes first when a path is narrow. Datagrams, which is heartbeats, go before all streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// The control stream: health, certificates, settings.
+    Control,
+    /// Steps: orders, progress and results. Artifacts and tunnels follow, with quinn's default.
+    Step,
+}
+
+impl Priority {
+    /// Gives a stream this priority. A stream that is gone has none; who uses it notices.
+    pub fn set(self, stream: &quinn::SendStream) {
+        let _ = stream.set_priority(match self {
+            Priority::Control => 2,
+            Priority::Step => 1,
+        });
+    }
+}
+
 fn base() -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(IdleTimeout::try_from(LINK_IDLE_TIMEOUT).ok())
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES);
     transport

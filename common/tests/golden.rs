@@ -135,6 +135,11 @@ fn control(golden: &mut Golden) {
         tune,
     });
     golden.pin(tune);
+    golden.pin(Tune2 {
+        heartbeat_interval_ms: 10_000,
+        report_interval_ms: 30_000,
+        detail: Detail::Units,
+    });
     golden.pin(RenewRequest {
         request_der: vec![0x30, 4],
     });

@@ -13,12 +13,12 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use windlass_common::clock::{Clock, later};
 use windlass_common::error::ErrorClass;
-use windlass_common::limits::{FRAME_BYTES_MAX, HEARTBEAT_INTERVAL_MS, HELLO_TIMEOUT};
+use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT};
 use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, RequestError};
-use windlass_common::transport::Close;
+use windlass_common::transport::{Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
-    Body, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Tune, Welcome,
+    Body, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Tune, Tune2, Welcome,
 };
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
@@ -157,12 +157,12 @@ pub(super) async fn run(
     };
     tracing::info!(director = %connection.remote_address(), epoch = %welcome.epoch, "connected");
     context.handler.epoch_seen(welcome.epoch);
-    context.handler.tuned(welcome.tune);
     context.current.send_replace(Some(Live {
         connection: connection.clone(),
         protocol: welcome.protocol,
     }));
-    let (tune, tuned) = watch::channel(welcome.tune);
+    let (tune, tuned) = watch::channel(Tune2::default());
+    obey(&**context.handler, welcome.tune.into(), &tune);
     let renewal = Renewal {
         leaf: Mutex::new(leaf),
         key: Mutex::new(None),
@@ -215,6 +215,7 @@ async fn greet(
         unfinished: facts.unfinished,
     };
     let (mut send, mut recv) = connection.open_bi().await.map_err(Ended::Connection)?;
+    Priority::Control.set(&send);
     frame::write(&mut send, &hello)
         .await
         .map_err(Ended::Frame)?;
@@ -292,7 +293,7 @@ impl Renewal {
 async fn listen(
     context: &Context<'_>,
     mut recv: RecvStream,
-    tune: &watch::Sender<Tune>,
+    tune: &watch::Sender<Tune2>,
     renewal: &Renewal,
 ) -> Ended {
     loop {
@@ -302,10 +303,10 @@ async fn listen(
             Err(error) => return Ended::Frame(error),
         };
         let done = match frame.kind {
-            Tune::KIND => frame.body().map(|new: Tune| {
-                context.handler.tuned(new);
-                tune.send_replace(new);
-            }),
+            Tune::KIND => frame
+                .body()
+                .map(|new: Tune| obey(&**context.handler, new.into(), tune)),
+            Tune2::KIND => frame.body().map(|new| obey(&**context.handler, new, tune)),
             RenewResponse::KIND => match frame.body() {
                 Ok(response) => match renewal.end(context, response) {
                     Ok(()) => Ok(()),
@@ -323,6 +324,16 @@ async fn listen(
             return Ended::Frame(error);
         }
     }
+}
+
+/// Reports as the director says, from now on; what no agent keeps is left, and the old pace stays.
+fn obey(handler: &dyn Handler, tune: Tune2, pace: &watch::Sender<Tune2>) {
+    if let Err(error) = tune.check() {
+        tracing::warn!(%error, "the director asks for a pace that is refused");
+        return;
+    }
+    handler.tuned(tune);
+    pace.send_replace(tune);
 }
 
 /// What the agent says on the control stream: reports, and requests for a new certificate.
@@ -357,12 +368,11 @@ async fn tell(context: &Context<'_>, mut send: SendStream, renewal: &Renewal) ->
 async fn beat(
     handler: &dyn Handler,
     connection: &quinn::Connection,
-    mut tuned: watch::Receiver<Tune>,
+    mut tuned: watch::Receiver<Tune2>,
 ) -> Ended {
-    let pace = |tune: &Tune| {
-        let (shortest, longest) = HEARTBEAT_INTERVAL_MS;
-        let ms = tune.heartbeat_interval_ms.clamp(shortest, longest);
-        let mut ticks = interval(Duration::from_millis(ms.into()));
+    let pace = |tune: &Tune2| {
+        let ms = u64::from(tune.heartbeat_interval_ms);
+        let mut ticks = interval(Duration::from_millis(ms));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks
     };

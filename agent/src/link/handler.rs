@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use windlass_common::id::Epoch;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::step::{Progress, StepId, StepRequest, StepResult};
-use windlass_common::wire::message::Tune;
+use windlass_common::wire::message::Tune2;
 
 /// What the link needs of the rest of the agent.
 pub trait Handler: Send + Sync + 'static {
@@ -30,8 +30,8 @@ pub trait Handler: Send + Sync + 'static {
     /// The director said its epoch. Called before any of its steps.
     fn epoch_seen(&self, epoch: Epoch);
 
-    /// The director said how often to report.
-    fn tuned(&self, tune: Tune);
+    /// The director said how to report, in the ranges there are.
+    fn tuned(&self, tune: Tune2);
 }
 
 /// A step under way.

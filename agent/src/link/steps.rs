@@ -19,6 +19,7 @@ use windlass_common::limits::{
     FRAME_BYTES_MAX, HELLO_TIMEOUT, PROGRESS_QUEUE, STEPS_IN_FLIGHT_MAX, TUNNEL_OPEN_TIMEOUT,
 };
 use windlass_common::step::{Outcome, Payload, Progress, StepId, StepRequest, StepResult};
+use windlass_common::transport::Priority;
 use windlass_common::wire::frame::{self, Frame, FrameError};
 use windlass_common::wire::message::{
     Body, Refusal, RefusalCode, StepHeader, TunnelOpen, TunnelRequest, TunnelTarget,
@@ -165,6 +166,7 @@ async fn stream(
     let first = due(recv).await?;
     match first.kind {
         StepHeader::KIND => {
+            Priority::Step.set(send);
             let header: StepHeader = first.body()?;
             let body = due(recv).await?;
             let content = Digest::of(&body.body);

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
+use crate::limits::{
+    HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL_MS, REPORT_INTERVAL, REPORT_INTERVAL_MS,
+};
 use crate::report::{Heartbeat, Report};
 use crate::secret::Secret;
 use crate::step::{self, Progress, StepId, StepResult};
@@ -44,6 +48,7 @@ bodies! {
     0x0072 => ArtifactPeers,
     0x0073 => ArtifactWait,
     0x0074 => ArtifactGrant,
+    0x0090 => Tune2,
     0x0100 => StepHeader,
     0x0101 => Progress,
     0x0102 => StepResult,
@@ -159,6 +164,95 @@ pub struct Tune {
     pub heartbeat_interval_ms: u32,
     /// Between looks at what a report holds, milliseconds, 500 to 600 000.
     pub report_interval_ms: u32,
+}
+
+/// [`Tune`], and how much is worth a report. Holds until the next one, or the end of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tune2 {
+    /// Between heartbeats, milliseconds, in [`HEARTBEAT_INTERVAL_MS`].
+    pub heartbeat_interval_ms: u32,
+    /// Between looks at what a report holds, milliseconds, in [`REPORT_INTERVAL_MS`].
+    pub report_interval_ms: u32,
+    /// What makes a report due.
+    pub detail: Detail,
+}
+
+/// What makes a report due before its time. A report is always whole, and never older than 30 s or
+/// the interval, whichever is longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Detail {
+    /// A unit or a component changed, or usage moved noticeably.
+    Full,
+    /// A unit or a component changed; how usage moves, the heartbeats say.
+    Units,
+}
+
+/// A pace that no agent keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{got_ms} ms between {what} are outside of {min_ms} to {max_ms} ms")]
+pub struct OutOfRange {
+    /// Heartbeats or reports.
+    pub what: &'static str,
+    /// Asked for.
+    pub got_ms: u32,
+    /// Shortest.
+    pub min_ms: u32,
+    /// Longest.
+    pub max_ms: u32,
+}
+
+impl Default for Tune2 {
+    /// What an agent does that was told nothing.
+    fn default() -> Tune2 {
+        Tune2 {
+            heartbeat_interval_ms: HEARTBEAT_INTERVAL.as_millis() as u32,
+            report_interval_ms: REPORT_INTERVAL.as_millis() as u32,
+            detail: Detail::Full,
+        }
+    }
+}
+
+impl Tune2 {
+    /// Whether both intervals are in their ranges. Both ends ask: one before it sends, the other
+    /// before it obeys.
+    pub fn check(&self) -> Result<(), OutOfRange> {
+        let within = |what, got_ms: u32, range: RangeInclusive<u32>| {
+            if range.contains(&got_ms) {
+                return Ok(());
+            }
+            let (min_ms, max_ms) = range.into_inner();
+            Err(OutOfRange {
+                what,
+                got_ms,
+                min_ms,
+                max_ms,
+            })
+        };
+        within(
+            "heartbeats",
+            self.heartbeat_interval_ms,
+            HEARTBEAT_INTERVAL_MS,
+        )?;
+        within("reports", self.report_interval_ms, REPORT_INTERVAL_MS)
+    }
+
+    /// What of it protocol 1 can say.
+    pub fn intervals(&self) -> Tune {
+        Tune {
+            heartbeat_interval_ms: self.heartbeat_interval_ms,
+            report_interval_ms: self.report_interval_ms,
+        }
+    }
+}
+
+impl From<Tune> for Tune2 {
+    fn from(tune: Tune) -> Tune2 {
+        Tune2 {
+            heartbeat_interval_ms: tune.heartbeat_interval_ms,
+            report_interval_ms: tune.report_interval_ms,
+            detail: Detail::Full,
+        }
+    }
 }
 
 /// Asks for a new certificate over the live link.

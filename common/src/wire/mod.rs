@@ -7,7 +7,7 @@
 //! | stream | opened by | first frame | then |
 //! | --- | --- | --- | --- |
 //! | enrollment ([`ALPN_ENROLL`]) | agent | `EnrollRequest` | `EnrollResponse` or `Refusal`, end |
-//! | control ([`ALPN`]) | agent | `Hello` | `Welcome` or `Refusal`; then `Report` up, `Tune` down, `RenewRequest` up, `RenewResponse` down |
+//! | control ([`ALPN`]) | agent | `Hello` | `Welcome` or `Refusal`; then `Report` up, `Tune` and `Tune2` down, `RenewRequest` up, `RenewResponse` down |
 //! | artifact | agent | `ArtifactRequest` | `ArtifactHeader` or `Refusal`, then raw bytes to the end |
 //! | artifact, protocol 2 | agent | `ArtifactAsk` | the same, or `ArtifactPeers`, or `ArtifactWait`, end |
 //! | from a peer ([`ALPN_PEER`]) | agent | `ArtifactRequest` | the same as from the director |
@@ -16,7 +16,8 @@
 //!
 //! With protocol 2, `ArtifactsHeld` goes up the control stream and `ArtifactGrant` down it.
 //!
-//! Heartbeats are datagrams: one frame each.
+//! Heartbeats are datagrams: one frame each. They go first, then the control stream, then steps, then
+//! the rest; and no stream takes another's window, so that health is never queued behind work.
 //!
 //! # Invariants
 //! * A published body never changes: new content is a new kind. Golden bytes pin each one.

@@ -15,10 +15,10 @@ use windlass_common::limits::{
 };
 use windlass_common::pki::{Leaf, MachineIdentity};
 use windlass_common::report::{Heartbeat, Report};
-use windlass_common::transport::{self, Close};
+use windlass_common::transport::{self, Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
-    Body, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Welcome,
+    Body, Detail, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Welcome,
 };
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
@@ -175,6 +175,7 @@ async fn session(
     };
     drop(place);
     transport::open_up(connection);
+    Priority::Control.set(&greeting.send);
     let now = shared.config.clock.now();
     let (session, pushed) = Session::new(
         identity.clone(),
@@ -185,6 +186,9 @@ async fn session(
         now,
     );
     let session = Arc::new(session);
+    if shared.config.tune.detail != Detail::Full && session.tune(shared.config.tune).is_err() {
+        tracing::debug!(machine = %identity, "the agent is too old to report less");
+    }
     shared.sessions.insert(&session);
     shared.count(Total::Sessions);
     tracing::info!(machine = %identity, peer = %connection.remote_address(), "machine connected");
@@ -235,7 +239,7 @@ async fn greet(shared: &Shared, connection: &quinn::Connection) -> Result<Greeti
     let welcome = Welcome {
         protocol,
         epoch: shared.epoch,
-        tune: shared.config.tune,
+        tune: shared.config.tune.intervals(),
     };
     frame::write(&mut send, &welcome)
         .await

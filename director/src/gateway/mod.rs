@@ -52,7 +52,7 @@ use windlass_common::limits;
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::step::{Progress, StepRequest, StepResult};
-use windlass_common::wire::message::{Body, Hello, Tune, TunnelTarget};
+use windlass_common::wire::message::{Body, Hello, OutOfRange, Tune2, TunnelTarget};
 
 use crate::pki::{DirectorCa, IssueError};
 
@@ -131,7 +131,7 @@ pub struct GatewayConfig {
     /// UDP address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// What agents are told on connecting.
-    pub tune: Tune,
+    pub tune: Tune2,
     /// Life of the certificates that agents get; [`limits::AGENT_CERTIFICATE_LIFE`] by default.
     pub certificate_life: Duration,
     /// What decides about dates: certificates, tokens, tickets; the system's by default.
@@ -143,10 +143,7 @@ impl GatewayConfig {
     pub fn new(listen: SocketAddr) -> GatewayConfig {
         GatewayConfig {
             listen,
-            tune: Tune {
-                heartbeat_interval_ms: limits::HEARTBEAT_INTERVAL.as_millis() as u32,
-                report_interval_ms: 2_000,
-            },
+            tune: Tune2::default(),
             certificate_life: limits::AGENT_CERTIFICATE_LIFE,
             clock: Clock::system(),
         }
@@ -222,6 +219,9 @@ pub enum StartError {
     /// The gateway's own certificate could not be issued.
     #[error("cannot issue the gateway's certificate")]
     Certificate(#[source] IssueError),
+    /// The agents would refuse their settings.
+    #[error("no agent reports as it is asked to")]
+    Tune(#[source] OutOfRange),
     /// The TLS settings are refused.
     #[error("cannot set up TLS")]
     Tls(#[source] windlass_common::tls::TlsError),
@@ -231,7 +231,7 @@ impl StartError {
     /// Who acts.
     pub fn class(&self) -> ErrorClass {
         match self {
-            StartError::Bind { .. } => ErrorClass::Operator,
+            StartError::Bind { .. } | StartError::Tune(_) => ErrorClass::Operator,
             StartError::Certificate(_) | StartError::Tls(_) => ErrorClass::Bug,
         }
     }
@@ -337,6 +337,27 @@ impl DeliveryError {
             | DeliveryError::Refused { .. } => ErrorClass::Retry,
             DeliveryError::NotCurrent { .. } | DeliveryError::TooOld { .. } => ErrorClass::Operator,
             DeliveryError::Protocol { .. } | DeliveryError::OtherStep { .. } => ErrorClass::Bug,
+        }
+    }
+}
+
+/// Why a machine was not told how to report.
+#[derive(Debug, thiserror::Error)]
+pub enum TuneError {
+    /// No agent keeps this pace.
+    #[error("the agent would refuse this pace")]
+    OutOfRange(#[source] OutOfRange),
+    /// It could not be told.
+    #[error("cannot tell the agent")]
+    Delivery(#[source] DeliveryError),
+}
+
+impl TuneError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            TuneError::OutOfRange(_) => ErrorClass::Operator,
+            TuneError::Delivery(source) => source.class(),
         }
     }
 }
@@ -456,14 +477,19 @@ impl Gateway {
         self.shared.session(machine, incarnation)?.push(body)
     }
 
-    /// Tells a machine how often to report, from now on until its connection ends.
+    /// Tells a machine how often and how much to report, from now on until its connection ends; the
+    /// next one starts with [`GatewayConfig::tune`].
     pub fn tune(
         &self,
         machine: &MachineName,
         incarnation: Incarnation,
-        tune: Tune,
-    ) -> Result<(), DeliveryError> {
-        self.shared.session(machine, incarnation)?.tune(tune)
+        tune: Tune2,
+    ) -> Result<(), TuneError> {
+        tune.check().map_err(TuneError::OutOfRange)?;
+        let session = self.shared.session(machine, incarnation);
+        session
+            .and_then(|session| session.tune(tune))
+            .map_err(TuneError::Delivery)
     }
 
     /// Closes the session of an incarnation that is not current any more. Make

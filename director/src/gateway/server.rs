@@ -125,6 +125,7 @@ pub(super) fn start(
         tls::gateway_server(Arc::new(verifier), Arc::new(door)).map_err(StartError::Tls)?;
     tls.time_provider = Arc::new(config.clock.clone());
     let server = transport::server_config(tls).map_err(StartError::Tls)?;
+    config.tune.check().map_err(StartError::Tune)?;
     let listen = config.listen;
     let secret = doors.ca.derive(b"gateway endpoint");
     let refusals = Arc::new(Refusals::default());

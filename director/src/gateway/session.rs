@@ -11,13 +11,13 @@ use tokio::time::Instant;
 
 use windlass_common::id::{Incarnation, MachineName};
 use windlass_common::limits::{
-    CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE, HEARTBEAT_INTERVAL_MS, suspect_after,
+    CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE, suspect_after,
 };
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::transport::Close;
 use windlass_common::wire::frame::{Frame, FrameError};
-use windlass_common::wire::message::{Body, Hello, Tune, since};
+use windlass_common::wire::message::{Body, Detail, Hello, Tune2, since};
 
 use super::{DeliveryError, Event, SessionView};
 
@@ -57,7 +57,7 @@ impl Session {
         connection: quinn::Connection,
         hello: Hello,
         protocol: u16,
-        tune: Tune,
+        tune: Tune2,
         now: Timestamp,
     ) -> (Session, mpsc::Receiver<Frame>) {
         let (down, pushed) = mpsc::channel(CONTROL_QUEUE);
@@ -139,9 +139,13 @@ impl Session {
         newer && std::mem::take(&mut seen.suspect)
     }
 
-    /// Tells the machine how often to report.
-    pub(super) fn tune(&self, tune: Tune) -> Result<(), DeliveryError> {
-        self.push(&tune)?;
+    /// Tells the machine how to report, in the ranges there are.
+    pub(super) fn tune(&self, tune: Tune2) -> Result<(), DeliveryError> {
+        // In the older body, as long as that can say it.
+        match tune.detail {
+            Detail::Full => self.push(&tune.intervals()),
+            Detail::Units => self.push(&tune),
+        }?;
         let mut seen = lock(&self.seen);
         // It goes on as before until it has read this.
         seen.heard = Instant::now();
@@ -282,10 +286,8 @@ impl Sessions {
     }
 }
 
-/// The interval as the agent takes it.
-fn beats_every(tune: Tune) -> Duration {
-    let (shortest, longest) = HEARTBEAT_INTERVAL_MS;
-    Duration::from_millis(tune.heartbeat_interval_ms.clamp(shortest, longest).into())
+fn beats_every(tune: Tune2) -> Duration {
+    Duration::from_millis(tune.heartbeat_interval_ms.into())
 }
 
 /// Nothing panics while it holds one of these locks, and each value in it is whole at any time.

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use windlass_common::limits::{FRAME_BYTES_MAX, STEP_ANSWER_GRACE, TUNNEL_OPEN_TIMEOUT};
 use windlass_common::step::{Progress, StepRequest, StepResult};
+use windlass_common::transport::Priority;
 use windlass_common::wire::frame::{self, FrameError, OPTIONAL};
 use windlass_common::wire::message::{Body, Refusal, TunnelOpen, TunnelRequest, TunnelTarget};
 use windlass_common::wire::step::to_frames;
@@ -47,6 +48,7 @@ async fn exchange(
         .open_bi()
         .await
         .map_err(|source| lost(session, source))?;
+    Priority::Step.set(&send);
     for frame in &frames {
         frame::send(&mut send, frame).await.map_err(failed)?;
     }

@@ -7,9 +7,9 @@ use windlass_common::id::Incarnation;
 use windlass_common::limits::FRAME_BYTES_MAX;
 use windlass_common::transport::Close;
 use windlass_common::wire::PROTOCOL;
-use windlass_common::wire::frame;
-use windlass_common::wire::message::{RenewResponse, Tune, Welcome};
-use windlass_director::gateway::{DeliveryError, Reason};
+use windlass_common::wire::frame::{self, Frame};
+use windlass_common::wire::message::{Detail, RenewResponse, Tune, Tune2, Welcome};
+use windlass_director::gateway::{DeliveryError, Reason, TuneError};
 
 use crate::certificates::{agent, connect};
 use crate::hostile::{closed, hello};
@@ -27,9 +27,10 @@ async fn one_agent_is_tuned_and_the_next_one_is_not() {
     director.connected(&machine).await;
     director.connected(&other).await;
 
-    let tune = Tune {
+    let tune = Tune2 {
         heartbeat_interval_ms: 50,
         report_interval_ms: 700,
+        detail: Detail::Units,
     };
     director
         .gateway()
@@ -47,13 +48,16 @@ async fn one_agent_is_tuned_and_the_next_one_is_not() {
 
     let gone = machine_name("demo-w-9");
     let nobody = director.gateway().tune(&gone, Incarnation(1), tune);
-    assert!(matches!(nobody, Err(DeliveryError::NotConnected { .. })));
+    let not_connected = |tuned: Result<(), TuneError>| {
+        matches!(
+            tuned,
+            Err(TuneError::Delivery(DeliveryError::NotConnected { .. }))
+        )
+    };
+    assert!(not_connected(nobody));
     let later = Incarnation(2);
     let other_birth = director.gateway().tune(&machine.name, later, tune);
-    assert!(matches!(
-        other_birth,
-        Err(DeliveryError::NotConnected { .. })
-    ));
+    assert!(not_connected(other_birth));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,4 +134,85 @@ async fn a_body_too_long_for_the_control_stream_is_not_sent() {
         (machine.steps.tunes.lock().unwrap().len() == 2).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pace_that_no_agent_keeps_is_neither_sent_nor_obeyed() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::boot(director.settings("demo-w-0", 1), dir.path());
+    director.connected(&machine).await;
+    let tuned = |heartbeat_interval_ms, report_interval_ms| Tune2 {
+        heartbeat_interval_ms,
+        report_interval_ms,
+        detail: Detail::Full,
+    };
+    let (name, incarnation) = (&machine.name, machine.incarnation);
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        tuned(49, 500), tuned(60_001, 500), tuned(0, 500), tuned(u32::MAX, 500),
+        tuned(50, 499), tuned(50, 600_001), tuned(50, 0),  tuned(50, u32::MAX),
+    ];
+    for tune in cases {
+        let refused = director.gateway().tune(name, incarnation, tune);
+        let error = refused.unwrap_err();
+        assert!(matches!(error, TuneError::OutOfRange(_)), "{tune:?}");
+        assert_eq!(error.class(), ErrorClass::Operator);
+        // Behind the director's own check there is the agent's.
+        let pushed = director.gateway().push(name, incarnation, &tune);
+        pushed.unwrap();
+    }
+    let last = tuned(60_000, 600_000);
+    director.gateway().tune(name, incarnation, last).unwrap();
+    wait_for("the one that counts", || {
+        (machine.steps.tunes.lock().unwrap().len() >= 2).then_some(())
+    })
+    .await;
+    let first = director.config.tune;
+    assert_eq!(*machine.steps.tunes.lock().unwrap(), [first, last]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_of_protocol_1_is_sent_nothing_newer() {
+    // Less than full reports are asked for on connecting, of those that know how.
+    let director = Director::start_with(|config| config.tune.detail = Detail::Units).await;
+    let me = identity("demo-cp-0", 1);
+    director.records.make_current(&me);
+    let credentials = agent(&director.ca, &me, Timestamp::now());
+    let connection = connect(&director, Some(credentials)).await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    frame::write(&mut send, &hello(vec![1])).await.unwrap();
+    let welcome: Welcome = frame::expect(&mut recv, FRAME_BYTES_MAX).await.unwrap();
+    assert_eq!(welcome.protocol, 1);
+    wait_for("the session", || {
+        director.gateway().connected().remove(&me.machine)
+    })
+    .await;
+
+    let less = Tune2 {
+        detail: Detail::Units,
+        ..Tune2::default()
+    };
+    let gateway = director.gateway();
+    let refused = gateway.tune(&me.machine, Incarnation(1), less);
+    let too_old = matches!(
+        refused,
+        Err(TuneError::Delivery(DeliveryError::TooOld {
+            speaks: 1,
+            needs: 2,
+            ..
+        }))
+    );
+    assert!(too_old, "{refused:?}");
+    let slower = Tune2 {
+        heartbeat_interval_ms: 10_000,
+        ..Tune2::default()
+    };
+    gateway.tune(&me.machine, Incarnation(1), slower).unwrap();
+    // Nothing was in front of it.
+    let first: Frame = frame::read(&mut recv, FRAME_BYTES_MAX)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(first.body::<Tune>().unwrap(), slower.intervals());
 }

@@ -9,6 +9,7 @@
 
 mod certificates;
 mod down;
+mod health;
 mod hostile;
 mod measure;
 mod process;

@@ -16,7 +16,7 @@ use windlass_agent::link::{
 };
 use windlass_common::clock::{Clock, later};
 use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch, Incarnation, MachineName};
-use windlass_common::limits::ENROLLMENT_TOKEN_LIFE;
+use windlass_common::limits::{CHUNK_BYTES, ENROLLMENT_TOKEN_LIFE};
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report, Scope, Vitals};
 use windlass_common::secret::Secret;
@@ -24,7 +24,7 @@ use windlass_common::settings::Settings;
 use windlass_common::step::{
     Exec, Outcome, OutputStream, Payload, Progress, Step, StepId, StepRequest, StepResult,
 };
-use windlass_common::wire::message::Tune;
+use windlass_common::wire::message::Tune2;
 use windlass_director::gateway::{
     ArtifactSource, EnrollmentStore, Gateway, GatewayConfig, IncarnationRegistry, Reason,
     RedeemError,
@@ -280,8 +280,10 @@ pub(crate) struct Steps {
     /// `exec ["hold"]` ends when this turns true.
     pub(crate) release: watch::Sender<bool>,
     pub(crate) epochs: Mutex<Vec<Epoch>>,
+    /// Chunks that `exec ["flood"]` has got rid of.
+    pub(crate) flooded: Mutex<u64>,
     /// What it was told about reporting.
-    pub(crate) tunes: Mutex<Vec<Tune>>,
+    pub(crate) tunes: Mutex<Vec<Tune2>>,
     running: Mutex<u32>,
     pub(crate) running_most: Mutex<u32>,
 }
@@ -294,6 +296,7 @@ impl Steps {
             begun: Mutex::default(),
             release: watch::channel(false).0,
             epochs: Mutex::default(),
+            flooded: Mutex::default(),
             tunes: Mutex::default(),
             running: Mutex::default(),
             running_most: Mutex::default(),
@@ -335,6 +338,7 @@ impl Steps {
                 let mut release = self.release.subscribe();
                 release.wait_for(|released| *released).await.unwrap();
             }
+            ["flood"] => self.flood(&progress).await,
             ["print", count] => {
                 for number in 0..count.parse::<u32>().unwrap() {
                     progress
@@ -358,6 +362,26 @@ impl Steps {
         let mut journal = self.journal.lock().unwrap();
         journal.insert(request.id, result.clone());
         result
+    }
+}
+
+impl Steps {
+    /// Output without end, until the steps are released.
+    async fn flood(&self, progress: &ProgressSink) {
+        let mut release = self.release.subscribe();
+        let released = release.wait_for(|released| *released);
+        tokio::pin!(released);
+        loop {
+            let chunk = Progress::Output {
+                stream: OutputStream::Stdout,
+                bytes: vec![b'x'; CHUNK_BYTES],
+            };
+            tokio::select! {
+                _ = &mut released => return,
+                () = progress.send(chunk) => {}
+            }
+            *self.flooded.lock().unwrap() += 1;
+        }
     }
 }
 
@@ -395,7 +419,7 @@ impl Handler for Steps {
         self.epochs.lock().unwrap().push(epoch);
     }
 
-    fn tuned(&self, tune: Tune) {
+    fn tuned(&self, tune: Tune2) {
         self.tunes.lock().unwrap().push(tune);
     }
 }
