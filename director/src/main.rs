@@ -1,7 +1,9 @@
-//! `windlass-director`: the daemon, and the small processes of the local provider that outlive it.
+//! `windlass-director`: the daemon, the small processes of the local provider that outlive it, and the
+//! benchmark of a fleet.
 
 use std::process::ExitCode;
 
+use windlass_director::bench;
 use windlass_director::provider::local::{endpoint, monitor};
 
 fn main() -> ExitCode {
@@ -10,6 +12,8 @@ fn main() -> ExitCode {
     match arguments.peek().and_then(|first| first.to_str()) {
         Some("machine-monitor") => monitor::main(arguments.skip(1).collect()),
         Some("endpoint") => endpoint::main(arguments.skip(1).collect()),
+        Some("bench") => bench::main(arguments.skip(1).collect()),
+        Some("bench-target") => bench::target(arguments.skip(1).collect()),
         Some(_) | None => windlass_director::daemon::main(),
     }
 }

@@ -42,7 +42,11 @@ const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The Windlass director. `windlass director start` runs it in the background.
 #[derive(Debug, Parser)]
-#[command(name = "windlass-director", version)]
+#[command(
+    name = "windlass-director",
+    version,
+    after_help = "`windlass-director bench fleet --help`: what a fleet of agents costs a director."
+)]
 struct Arguments {
     /// Data directory, made by `windlass director init`
     #[arg(

@@ -11,7 +11,6 @@ mod certificates;
 mod down;
 mod health;
 mod hostile;
-mod measure;
 mod process;
 mod sessions;
 mod silence;

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use windlass_common::id::{Epoch, Incarnation};
 use windlass_common::step::{
-    Configure, FileContent, FileSpec, Outcome, Payload, Step, StepId, StepRequest, StepResult,
+    Configure, FileContent, FileSpec, Outcome, Step, StepId, StepRequest, StepResult,
 };
 use windlass_director::gateway::DeliveryError;
 
@@ -20,8 +20,6 @@ use crate::world::{Director, exec, machine_name, no_progress, wait_for};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long an idle agent is watched.
-const WATCH: Duration = Duration::from_secs(20);
 
 /// The agent's binary, built if it is not the newest.
 fn binary() -> &'static Path {
@@ -74,10 +72,6 @@ impl Agent {
 
     fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
-    }
-
-    fn stat(&self, file: &str) -> String {
-        fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
 }
 
@@ -214,49 +208,4 @@ async fn a_second_agent_on_the_same_machine_does_not_start() {
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8(second.stderr).unwrap();
     assert!(said.contains("in use by another process"), "{said}");
-}
-
-/// Figures: `WINDLASS_TEST_AGENT=… cargo test -p windlass-director --test link idle_agent -- --ignored
-/// --nocapture`, with the static release binary.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures"]
-async fn measure_idle_agent() {
-    let director = Director::start_with(|config| {
-        config.tune.heartbeat_interval_ms = 500;
-        config.tune.report_interval_ms = 2000;
-    })
-    .await;
-    let root = machine(&director);
-    let began = Instant::now();
-    let agent = Agent::start(root.path());
-    let ready = began.elapsed();
-    let done = step(&director, exec("t/first", &["true"])).await;
-    assert_eq!(done.payload, Payload::Exit(0));
-    println!(
-        "ready after {ready:?}, first step over after {:?}",
-        began.elapsed()
-    );
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let nanoseconds = |agent: &Agent| -> u64 {
-        // On-CPU time of each thread; ticks of 10 ms would be too coarse.
-        let tasks = fs::read_dir(format!("/proc/{}/task", agent.child.id())).unwrap();
-        let time = |task: fs::DirEntry| {
-            let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            stat.split(' ').next()?.parse::<u64>().ok()
-        };
-        tasks.flatten().filter_map(time).sum()
-    };
-    let before = nanoseconds(&agent);
-    tokio::time::sleep(WATCH).await;
-    let used = nanoseconds(&agent) - before;
-    println!(
-        "idle: {:.3} % of a core over {WATCH:?}; {}",
-        used as f64 / WATCH.as_nanos() as f64 * 100.0,
-        agent
-            .stat("status")
-            .lines()
-            .filter(|line| line.starts_with("VmRSS") || line.starts_with("RssAnon"))
-            .collect::<Vec<_>>()
-            .join(" ")
-    );
 }

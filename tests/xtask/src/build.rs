@@ -19,6 +19,16 @@ pub(crate) enum Profile {
     Release,
 }
 
+impl Profile {
+    /// Cargo's name of the profile, and the directory of what it builds.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Profile::Dev => ("dev", "debug"),
+            Profile::Release => ("release", "release"),
+        }
+    }
+}
+
 /// Where things were built.
 #[derive(Debug, Clone)]
 pub(crate) struct Binaries {
@@ -37,10 +47,7 @@ impl Binaries {
 
 /// Compiles the director, the CLI, the stemcell builder and the agent.
 pub(crate) fn binaries(profile: Profile) -> Result<Binaries> {
-    let (flag, dir) = match profile {
-        Profile::Dev => ("dev", "debug"),
-        Profile::Release => ("release", "release"),
-    };
+    let (flag, dir) = profile.names();
     step(
         "building the director, the command line and the stemcell builder",
         cargo()
@@ -51,6 +58,18 @@ pub(crate) fn binaries(profile: Profile) -> Result<Binaries> {
         dir: target().join(dir),
         agent: agent()?,
     })
+}
+
+/// Compiles the director and the program that runs a fleet of agents; returns the director.
+pub(crate) fn fleet(profile: Profile) -> Result<PathBuf> {
+    let (flag, dir) = profile.names();
+    step(
+        "building the director and the fleet",
+        cargo()
+            .args(["build", "--quiet", "--locked", "--profile", flag, "--bins"])
+            .args(["-p", "windlass-director", "-p", "windlass-tests"]),
+    )?;
+    Ok(target().join(dir).join("windlass-director"))
 }
 
 /// Compiles the agent as it is shipped: static, small. A target directory of its own keeps its

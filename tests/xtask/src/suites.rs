@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::bench;
 use crate::build::{self, KUBERNETES, Profile};
 use crate::prerequisites;
 use crate::shell::{capture, cargo, command, has, step};
@@ -176,7 +177,10 @@ fn crates() -> Result<()> {
             .env("WINDLASS_TEST_COMPONENTS", build::components(&stemcell)?)
             .env("WINDLASS_TEST_AGENT", &binaries.agent)
             .env("WINDLASS_TEST_BIN", &binaries.dir),
-    )
+    )?;
+    // Fails when an agent stays away or a command or a death goes unnoticed; speed is only printed.
+    let small = ["--agents", "200", "--watch", "5", "--commands", "500"];
+    bench::fleet(Profile::Dev, false, &small.map(str::to_owned))
 }
 
 fn end_to_end(full: bool) -> Result<()> {

@@ -5,10 +5,15 @@
 mod agent;
 mod create;
 mod director;
+mod fleet;
 mod floor;
 
 use anyhow::Result;
 use serde::Serialize;
+
+use crate::build::Profile;
+
+pub(crate) use fleet::run as fleet;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -21,6 +26,9 @@ pub(crate) struct Options {
     /// Runs of which the median is taken.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     runs: u32,
+    /// Options of `windlass-director bench fleet`, for `fleet`.
+    #[arg(last = true, value_name = "OPTIONS")]
+    fleet: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -30,12 +38,16 @@ enum What {
     Create,
     /// Size, memory and idle CPU time of the agent.
     Agent,
+    /// What a fleet of agents costs its director: `windlass-director bench fleet`, built and run with
+    /// the options after `--`, such as `-- --agents 10000 --nats`.
+    Fleet,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let report = match options.what {
         What::Create => create::run(options.runs)?,
         What::Agent => agent::run()?,
+        What::Fleet => return fleet::run(Profile::Release, options.json, &options.fleet),
     };
     if options.json {
         println!("{}", serde_json::to_string(&report)?);

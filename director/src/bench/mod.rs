@@ -1,0 +1,134 @@
+//! `windlass-director bench fleet`: what a fleet of agents costs its director.
+//!
+//! Three kinds of process: this one asks and measures ([`run`]); a director under test with a gateway,
+//! its store on disk and nothing else ([`target`]); and processes with some hundred agents each
+//! (`windlass-fleet`), which run the agents' link code. They talk by JSON lines ([`peer`]).
+//!
+//! # Invariants
+//! * A speed that misses its goal is printed as missed. What makes the command fail is only what
+//!   must always hold: all connect, all come back, every command is answered, a death is noticed.
+//! * Everything stays on loopback and in one directory, which is removed at the end.
+//!
+//! # Not here
+//! Machines, providers, clusters: see `cargo xtask bench`.
+
+mod commands;
+mod error;
+mod nats;
+pub mod peer;
+mod process;
+pub mod protocol;
+mod report;
+mod run;
+mod seed;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use windlass_common::error::ErrorChain;
+use windlass_common::limits::{HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL_MS, SESSIONS_MAX};
+
+/// Agents that are there to be killed, one process each.
+const VICTIMS: u32 = 5;
+
+#[derive(Debug, Parser)]
+#[command(name = "windlass-director bench")]
+enum Arguments {
+    /// Run a director and a fleet of agents on this host, and print what they cost.
+    ///
+    /// The agents are real up to their link: they enroll with one-time tokens from a real store, keep
+    /// their identity on disk, and speak QUIC with mutual TLS over loopback from processes of their
+    /// own. Exit code 1 when an agent did not connect or come back, a command was not answered or a
+    /// death not noticed; a goal of speed that is missed is only printed.
+    Fleet(Options),
+}
+
+/// Options of `bench fleet`.
+#[derive(Debug, Clone, clap::Args)]
+struct Options {
+    /// Agents in the fleet, at most what one director takes
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32)
+        .range(1..=(SESSIONS_MAX as i64 - VICTIMS as i64)))]
+    agents: u32,
+    /// Seconds between two heartbeats of one agent
+    #[arg(long, default_value_t = HEARTBEAT_INTERVAL.as_secs_f64(), value_parser = interval)]
+    interval: f64,
+    /// Processes the agents are spread over; by default one for each 2500, at least two
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    processes: Option<u32>,
+    /// Seconds for which heartbeats are counted
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    watch: u32,
+    /// Commands sent while the fleet beats
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    commands: u32,
+    /// Measure nats-server with mutual TLS and as many clients in the same run, where it is installed
+    #[arg(long)]
+    nats: bool,
+    /// Print a table instead of one JSON object
+    #[arg(long)]
+    table: bool,
+    /// Where to work; a new directory below it is removed at the end [default: the system's temporary
+    /// directory]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// The program that runs agents [default: windlass-fleet beside this one]
+    #[arg(long, value_name = "FILE")]
+    fleet_exe: Option<PathBuf>,
+}
+
+impl Options {
+    fn interval_ms(&self) -> u32 {
+        // In range, see `interval`.
+        (self.interval * 1000.0).round() as u32
+    }
+
+    fn processes(&self) -> u32 {
+        let by_size = self.agents.div_ceil(2500).max(2);
+        self.processes.unwrap_or(by_size).min(self.agents)
+    }
+}
+
+fn interval(text: &str) -> Result<f64, String> {
+    let (shortest, longest) = HEARTBEAT_INTERVAL_MS;
+    let range = f64::from(shortest) / 1000.0..=f64::from(longest) / 1000.0;
+    match text.parse::<f64>() {
+        Ok(seconds) if range.contains(&seconds) => Ok(seconds),
+        Ok(_) | Err(_) => Err(format!(
+            "give seconds, {} to {}",
+            range.start(),
+            range.end()
+        )),
+    }
+}
+
+/// Runs the director under test, the hidden command `bench-target`.
+pub fn target(arguments: Vec<std::ffi::OsString>) -> ExitCode {
+    target::main(arguments)
+}
+
+/// Runs `windlass-director bench …`; `arguments` are what follows `bench`.
+pub fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
+    let name = std::ffi::OsString::from("windlass-director bench");
+    let Arguments::Fleet(options) = Arguments::parse_from(std::iter::once(name).chain(arguments));
+    match run::run(&options) {
+        Ok(report) => {
+            if options.table {
+                print!("{report}");
+            } else {
+                println!("{}", report.to_json());
+            }
+            if report.holds() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(error) => {
+            eprintln!("error: {}", ErrorChain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

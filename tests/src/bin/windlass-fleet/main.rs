@@ -1,0 +1,121 @@
+//! `windlass-fleet`: some hundred agents in one process, for `windlass-director bench fleet`.
+//!
+//! The link is the agents' own ([`windlass_agent::link`]); what the rest of an agent would observe and
+//! do is made up here ([`machine`]). One thread: a machine has one agent, which does not get faster
+//! with more.
+
+mod agents;
+mod handshakes;
+mod identity;
+mod machine;
+mod nats;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use windlass_common::settings::Settings;
+use windlass_director::bench::peer;
+use windlass_director::bench::protocol::{FleetAnswer, FleetOrder, now_us};
+
+/// Takes orders on standard input; started by `windlass-director bench fleet`.
+#[derive(Debug, Parser)]
+#[command(name = "windlass-fleet", version)]
+struct Arguments {
+    /// Settings of the agents, a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    settings: PathBuf,
+    /// Directory of the agents' identities
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    match serve(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            peer::reply::<FleetAnswer>(Err(format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: &Arguments) -> Result<()> {
+    let text = fs::read_to_string(&arguments.settings)
+        .with_context(|| format!("cannot read {}", arguments.settings.display()))?;
+    let settings = text
+        .lines()
+        .map(serde_json::from_str::<Settings>)
+        .collect::<Result<Vec<_>, _>>()
+        .context("the settings are no settings")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?;
+    runtime.block_on(obey(&settings, &arguments.dir));
+    Ok(())
+}
+
+/// How often something failed, and the first failure.
+type Failed = Option<(usize, String)>;
+
+async fn obey(settings: &[Settings], dir: &std::path::Path) {
+    let mut orders = peer::orders();
+    let mut running = None;
+    let mut clients = None;
+    while let Some(order) = orders.recv().await {
+        let began_us = now_us();
+        let failed: Result<Failed> = match order {
+            FleetOrder::Run { at_once } => {
+                let fleet = running.insert(agents::Fleet::default());
+                fleet.run(settings, dir, at_once).await;
+                Ok(None)
+            }
+            FleetOrder::Handshakes { address, at_once } => {
+                handshakes::run(settings, dir, address, at_once).await
+            }
+            FleetOrder::Publish {
+                address,
+                interval_ms,
+                at_once,
+            } => match nats::connect(settings, dir, address, interval_ms, at_once).await {
+                Ok((publishing, failed)) => {
+                    clients = Some(publishing);
+                    Ok(failed)
+                }
+                Err(error) => Err(error),
+            },
+            FleetOrder::Stop => {
+                if let Some(fleet) = running.take() {
+                    fleet.stop().await;
+                }
+                drop(clients.take());
+                Ok(None)
+            }
+        };
+        peer::reply(
+            failed
+                .map_err(|error| format!("{error:#}"))
+                .map(|failed| FleetAnswer::Done {
+                    began_us,
+                    ended_us: now_us(),
+                    failed,
+                }),
+        );
+    }
+}
+
+/// The first failure and their number, of tasks that each did one thing.
+fn count_failures(outcomes: impl IntoIterator<Item = Result<()>>) -> Failed {
+    let mut failures = outcomes.into_iter().filter_map(Result::err);
+    let first = failures.next()?;
+    Some((1 + failures.count(), format!("{first:#}")))
+}
