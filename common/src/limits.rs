@@ -52,6 +52,13 @@ pub const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 pub const RECONNECT_CAP: Duration = Duration::from_secs(15);
 /// Life of an agent's certificate; renewed at two thirds of it.
 pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How long one key seals session tickets; it opens them for twice as long. A ticket is good for 12 to 24
+/// hours, no longer than the certificate in it by default.
+pub const TICKET_KEY_PERIOD: Duration = Duration::from_secs(12 * 3600);
+/// Session tickets that the director sends on each connection. An attempt uses one up, answered or not,
+/// and gives up after [`HELLO_TIMEOUT`]: four last for a director that is away for 20 s. A ticket is
+/// about 1.3 KiB.
+pub const TICKETS_PER_CONNECTION: usize = 4;
 /// Life of an enrollment token: from creating the machine to its first connection.
 pub const ENROLLMENT_TOKEN_LIFE: Duration = Duration::from_secs(3600);
 /// How long after a step's deadline the director still waits for the agent's answer: the agent stops

@@ -23,6 +23,7 @@ use windlass_common::wire::message::{
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
 use super::identity::{Identity, IdentityError, IdentityStore};
+use super::resume::Resumable;
 use super::steps::{self, Steps};
 use super::{Handler, Live};
 
@@ -123,6 +124,17 @@ impl Ended {
         }
     }
 
+    /// Whether the director would have nothing of the certificate: it was dropped, or is over.
+    pub(super) fn disowned(&self) -> bool {
+        let Ended::Connection(error) = self else {
+            return false;
+        };
+        matches!(
+            Close::of(error),
+            Some(Close::Unauthenticated | Close::Expired | Close::Revoked)
+        )
+    }
+
     /// Whether the director asked to come back at once.
     pub(super) fn director_restarts(&self) -> bool {
         matches!(self, Ended::Connection(error)
@@ -139,6 +151,7 @@ pub(super) struct Context<'a> {
     /// Where those who want a connection find it.
     pub(super) current: &'a watch::Sender<Option<Live>>,
     pub(super) clock: &'a Clock,
+    pub(super) resumable: &'a Resumable,
 }
 
 /// Says hello and serves the connection to its end.

@@ -25,6 +25,7 @@ mod enroll;
 mod handler;
 mod identity;
 mod reconnect;
+mod resume;
 mod steps;
 
 use std::fmt;

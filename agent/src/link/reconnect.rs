@@ -12,12 +12,11 @@ use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Digest;
 use windlass_common::limits::{RECONNECT_CAP, RECONNECT_FIRST};
 use windlass_common::pki::{MachineIdentity, gateway_name};
-use windlass_common::tls::TlsError;
-use windlass_common::transport;
 
 use super::connection::{self, ConnectError, Context, Ended};
 use super::enroll::{self, EnrollError};
 use super::identity::{Identity, IdentityError, IdentityStore, Saved};
+use super::resume::Resumable;
 use super::steps::Steps;
 use super::{Handler, Link};
 
@@ -51,8 +50,6 @@ enum AttemptError {
     Enroll(#[source] EnrollError),
     #[error("cannot keep the identity")]
     Identity(#[source] IdentityError),
-    #[error("cannot set up TLS")]
-    Tls(#[source] TlsError),
     #[error("cannot connect")]
     Connect(#[source] ConnectError),
 }
@@ -81,6 +78,7 @@ pub(super) async fn run(
         steps: &steps,
         current: &link.current,
         clock: &link.clock,
+        resumable: &Resumable::default(),
     };
     let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP, seed(&me));
     let mut turn = 0;
@@ -96,6 +94,9 @@ pub(super) async fn run(
             }
             Ok(ended) => {
                 log(ended.class(), &ended, "the link broke");
+                if ended.disowned() {
+                    context.resumable.forget();
+                }
                 if began.elapsed() >= GOOD_AFTER {
                     backoff.reset();
                 }
@@ -123,9 +124,10 @@ async fn attempt(
         identity = identity(link, context, address) => identity?,
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
     };
-    let mut tls = identity.tls().map_err(AttemptError::Identity)?;
-    tls.time_provider = Arc::new(link.clock.clone());
-    let config = transport::client_config(tls).map_err(AttemptError::Tls)?;
+    let config = context
+        .resumable
+        .settings(&identity, &link.clock)
+        .map_err(AttemptError::Identity)?;
     let name = gateway_name(&context.me.director);
     let (endpoint, connection) = tokio::select! {
         connected = connection::connect(config, address, &name) => {
@@ -176,7 +178,6 @@ fn class(error: &AttemptError) -> ErrorClass {
     match error {
         AttemptError::Enroll(source) => source.class(),
         AttemptError::Identity(source) => source.class(),
-        AttemptError::Tls(source) => source.class(),
         AttemptError::Connect(_) => ErrorClass::Retry,
     }
 }

@@ -1,7 +1,8 @@
 //! TLS for QUIC: version 1.3 only, one provider (aws-lc-rs) that is named wherever it is used.
 //!
-//! No 0-RTT and no resumption, neither offered nor accepted: each connection is a full handshake, so
-//! each one passes the verifiers.
+//! No 0-RTT, neither offered nor accepted. Resumption is off unless a caller turns it on: the gateway
+//! with sealed tickets, and then it authorises every connection after its handshake, for a resumed one
+//! passes no verifier; an enrolled agent with sessions of its own.
 //!
 //! # Not here
 //! Which client is let in: the director's verifier.

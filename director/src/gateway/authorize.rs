@@ -24,6 +24,10 @@ use super::counters::Reason;
 pub(super) enum Unauthorized {
     #[error("no certificate was shown")]
     NoCertificate,
+    #[error("no issuer of agents that is trusted now has signed the certificate")]
+    Chain(#[source] Error),
+    #[error("the certificate is over")]
+    Expired(#[source] Error),
     #[error("the certificate names no machine")]
     NoMachine(#[source] LeafError),
     #[error("{0} is a machine of another director")]
@@ -37,6 +41,8 @@ impl Unauthorized {
     pub(super) fn reason(&self) -> Reason {
         match self {
             Unauthorized::NoCertificate => Reason::NoCertificate,
+            Unauthorized::Chain(_) => Reason::UnknownIssuer,
+            Unauthorized::Expired(_) => Reason::CertificateExpired,
             Unauthorized::NoMachine(_) => Reason::CertificatePurpose,
             Unauthorized::OtherDirector(_) => Reason::OtherDirector,
             Unauthorized::NotCurrent(_) => Reason::NotCurrent,
@@ -44,13 +50,14 @@ impl Unauthorized {
     }
 
     /// What TLS tells the peer, and [`super::refuse::handshake_reason`] reads again.
-    fn alert(self) -> CertificateError {
-        match self {
+    fn alert(self) -> Error {
+        Error::InvalidCertificate(match self {
+            Unauthorized::Chain(error) | Unauthorized::Expired(error) => return error,
             Unauthorized::NotCurrent(_) => CertificateError::Revoked,
             Unauthorized::OtherDirector(_) => CertificateError::ApplicationVerificationFailure,
             Unauthorized::NoMachine(_) => CertificateError::InvalidPurpose,
             Unauthorized::NoCertificate => CertificateError::Other(OtherError(Arc::new(self))),
-        }
+        })
     }
 }
 
@@ -59,37 +66,6 @@ impl fmt::Debug for Unauthorized {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// Reads the identity of a verified certificate and asks whether it is current.
-pub(super) fn authorize(
-    certificate: &[u8],
-    director: &DirectorId,
-    registry: &dyn IncarnationRegistry,
-) -> Result<(MachineIdentity, Leaf), Unauthorized> {
-    let leaf = Leaf::parse(certificate).map_err(Unauthorized::NoMachine)?;
-    let identity = leaf.machine().map_err(Unauthorized::NoMachine)?;
-    if identity.director != *director {
-        return Err(Unauthorized::OtherDirector(identity));
-    }
-    if !registry.is_current(&identity) {
-        return Err(Unauthorized::NotCurrent(identity));
-    }
-    Ok((identity, leaf))
-}
-
-/// The same for a connection whose handshake is over.
-pub(super) fn authorize_connection(
-    connection: &quinn::Connection,
-    director: &DirectorId,
-    registry: &dyn IncarnationRegistry,
-) -> Result<(MachineIdentity, Leaf), Unauthorized> {
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .ok_or(Unauthorized::NoCertificate)?;
-    let leaf = chain.first().ok_or(Unauthorized::NoCertificate)?;
-    authorize(leaf, director, registry)
 }
 
 /// Verifies clients in the handshake. A client without a certificate gets through, for enrollment;
@@ -119,6 +95,54 @@ impl AgentVerifier {
             registry,
         })
     }
+
+    /// Whether a certificate counts now: its chain, its dates, the identity in it, and whether that is
+    /// current.
+    fn authorize(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(MachineIdentity, Leaf), Unauthorized> {
+        self.chains
+            .verify_client_cert(end_entity, intermediates, now)
+            .map_err(refused)?;
+        let leaf = Leaf::parse(end_entity).map_err(Unauthorized::NoMachine)?;
+        let identity = leaf.machine().map_err(Unauthorized::NoMachine)?;
+        if identity.director != self.director {
+            return Err(Unauthorized::OtherDirector(identity));
+        }
+        if !self.registry.is_current(&identity) {
+            return Err(Unauthorized::NotCurrent(identity));
+        }
+        Ok((identity, leaf))
+    }
+
+    /// The same for a connection whose handshake is over. What TLS took from a session ticket was true
+    /// when the ticket was made: the issuer may have been dropped since, the date have passed, the
+    /// machine have been replaced.
+    pub(super) fn admit(
+        &self,
+        connection: &quinn::Connection,
+        clock: &Clock,
+    ) -> Result<(MachineIdentity, Leaf), Unauthorized> {
+        let chain = connection
+            .peer_identity()
+            .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+            .ok_or(Unauthorized::NoCertificate)?;
+        let (leaf, intermediates) = chain.split_first().ok_or(Unauthorized::NoCertificate)?;
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(clock.unix_seconds()));
+        self.authorize(leaf, intermediates, now)
+    }
+}
+
+fn refused(error: Error) -> Unauthorized {
+    match error {
+        Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => Unauthorized::Expired(error),
+        _ => Unauthorized::Chain(error),
+    }
 }
 
 impl ClientCertVerifier for AgentVerifier {
@@ -140,12 +164,9 @@ impl ClientCertVerifier for AgentVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .chains
-            .verify_client_cert(end_entity, intermediates, now)?;
-        match authorize(end_entity, &self.director, &*self.registry) {
-            Ok(_) => Ok(verified),
-            Err(error) => Err(Error::InvalidCertificate(error.alert())),
+        match self.authorize(end_entity, intermediates, now) {
+            Ok(_) => Ok(ClientCertVerified::assertion()),
+            Err(error) => Err(error.alert()),
         }
     }
 

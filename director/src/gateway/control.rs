@@ -24,7 +24,7 @@ use windlass_common::wire::{PROTOCOLS, common_protocol};
 
 use crate::pki::IssueError;
 
-use super::authorize::{Unauthorized, authorize_connection};
+use super::authorize::Unauthorized;
 use super::counters::{Reason, Total};
 use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
@@ -124,9 +124,9 @@ pub(super) async fn serve(
     place: OwnedSemaphorePermit,
 ) {
     let peer = connection.remote_address();
-    let director = shared.doors.ca.director();
-    // Again after the handshake: it may have been long ago, and one without a certificate passed it.
-    let authorized = authorize_connection(&connection, director, &*shared.doors.registry);
+    // Every connection, whatever its handshake was: one that resumes a session passed no verifier, and
+    // one without a certificate passed it.
+    let authorized = shared.agents.admit(&connection, &shared.config.clock);
     let (identity, leaf) = match authorized {
         Ok(authorized) => authorized,
         Err(error) => {
@@ -136,7 +136,9 @@ pub(super) async fn serve(
                 .refuse(error.reason(), stranger, ErrorClass::Operator, &error);
             let why = match error {
                 Unauthorized::NotCurrent(_) => Close::Revoked,
+                Unauthorized::Expired(_) => Close::Expired,
                 Unauthorized::NoCertificate
+                | Unauthorized::Chain(_)
                 | Unauthorized::NoMachine(_)
                 | Unauthorized::OtherDirector(_) => Close::Unauthenticated,
             };

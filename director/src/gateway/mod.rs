@@ -33,6 +33,7 @@ mod session;
 mod silence;
 mod socket;
 mod step;
+mod tickets;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -58,6 +59,7 @@ use crate::pki::{DirectorCa, IssueError};
 
 pub use counters::{CounterView, Reason, Total};
 pub use session::Tunnel;
+pub use tickets::{TicketCounts, Tickets};
 
 /// Decides about enrollment tokens. Called on a blocking thread.
 pub trait EnrollmentStore: Send + Sync + 'static {
@@ -136,6 +138,8 @@ pub struct GatewayConfig {
     pub certificate_life: Duration,
     /// What decides about dates: certificates, tokens, tickets; the system's by default.
     pub clock: Clock,
+    /// Makes and opens session tickets; without it every handshake is a full one.
+    pub tickets: Option<Arc<Tickets>>,
 }
 
 impl GatewayConfig {
@@ -146,6 +150,7 @@ impl GatewayConfig {
             tune: Tune2::default(),
             certificate_life: limits::AGENT_CERTIFICATE_LIFE,
             clock: Clock::system(),
+            tickets: None,
         }
     }
 }

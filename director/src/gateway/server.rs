@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
+use rustls::server::ProducesTickets;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
@@ -15,6 +16,7 @@ use windlass_common::error::ErrorChain;
 use windlass_common::id::{Epoch, Incarnation, MachineName};
 use windlass_common::limits::{
     ENROLLMENTS_MAX, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX, HELLO_TIMEOUT, LOG_INTERVAL,
+    TICKETS_PER_CONNECTION,
 };
 use windlass_common::transport::{self, Close};
 use windlass_common::wire::{ALPN, ALPN_ENROLL};
@@ -46,6 +48,7 @@ pub(super) struct Shared {
     endpoint: Mutex<Option<quinn::Endpoint>>,
     pub(super) config: GatewayConfig,
     pub(super) doors: Doors,
+    pub(super) agents: Arc<AgentVerifier>,
     pub(super) epoch: Epoch,
     pub(super) sessions: Sessions,
     pub(super) enrollments: Semaphore,
@@ -117,13 +120,16 @@ pub(super) fn start(
     doors: Doors,
     epoch: Epoch,
 ) -> Result<Arc<Shared>, StartError> {
-    let verifier =
-        AgentVerifier::new(&doors.ca, Arc::clone(&doors.registry)).map_err(StartError::Tls)?;
+    let agents = AgentVerifier::new(&doors.ca, Arc::clone(&doors.registry));
+    let agents = Arc::new(agents.map_err(StartError::Tls)?);
     let door = server_door(Arc::clone(&doors.ca), config.clock.clone())
         .map_err(StartError::Certificate)?;
-    let mut tls =
-        tls::gateway_server(Arc::new(verifier), Arc::new(door)).map_err(StartError::Tls)?;
+    let mut tls = tls::gateway_server(agents.clone(), Arc::new(door)).map_err(StartError::Tls)?;
     tls.time_provider = Arc::new(config.clock.clone());
+    if let Some(tickets) = &config.tickets {
+        tls.ticketer = Arc::clone(tickets) as Arc<dyn ProducesTickets>;
+        tls.send_tls13_tickets = TICKETS_PER_CONNECTION;
+    }
     let server = transport::server_config(tls).map_err(StartError::Tls)?;
     config.tune.check().map_err(StartError::Tune)?;
     let listen = config.listen;
@@ -138,6 +144,7 @@ pub(super) fn start(
         endpoint: Mutex::new(Some(endpoint.clone())),
         config,
         doors,
+        agents,
         epoch,
         sessions: Sessions::default(),
         enrollments: Semaphore::new(ENROLLMENTS_MAX),

@@ -21,6 +21,7 @@ mod start;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod tickets;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -58,6 +59,7 @@ pub(crate) use kubernetes::ApiServer;
 pub(crate) use operators::CERTIFICATE_LIFE;
 pub use operators::Standing;
 pub use start::StartError;
+pub use tickets::tickets;
 
 /// What every operation returns.
 pub type ServiceResult<T> = Result<T, ServiceError>;

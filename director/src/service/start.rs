@@ -9,6 +9,7 @@ use windlass_common::stemcell::KeyError;
 
 use super::enrollment::{Artifacts, Tokens};
 use super::kubernetes::Identities;
+use super::tickets::tickets;
 use super::{Director, Inner, operators, upkeep};
 use crate::config::{Config, DataDir, Identity};
 use crate::gateway::{self, Gateway, GatewayConfig};
@@ -73,8 +74,10 @@ pub(super) async fn start(
     let epoch = records.next_epoch().await?;
     let machines: Vec<Machine> = records.list().await?;
     let registry = Arc::new(Registry::new(id.clone(), &machines));
+    let mut settings = GatewayConfig::new(config.gateway.listen);
+    settings.tickets = Some(tickets(&records, settings.clock.clone()).await);
     let gateway = Gateway::start(
-        GatewayConfig::new(config.gateway.listen),
+        settings,
         ca.clone(),
         Arc::new(Tokens::new(records.clone())),
         registry.clone(),

@@ -167,6 +167,26 @@ impl Records {
         name: &str,
         plain: &[u8],
     ) -> Result<(), StoreError> {
+        self.seal(commit, name, Expect::Absent, plain)
+    }
+
+    /// Adds a secret to a commit, in the place of one that may be there.
+    pub fn replace_secret(
+        &self,
+        commit: &mut Commit,
+        name: &str,
+        plain: &[u8],
+    ) -> Result<(), StoreError> {
+        self.seal(commit, name, Expect::Any, plain)
+    }
+
+    fn seal(
+        &self,
+        commit: &mut Commit,
+        name: &str,
+        expect: Expect,
+        plain: &[u8],
+    ) -> Result<(), StoreError> {
         let sealed = self
             .sealer
             .seal(name, plain)
@@ -174,7 +194,7 @@ impl Records {
                 name: name.to_owned(),
                 source,
             })?;
-        commit.raw(Kind::Secret, name, Expect::Absent, Some(sealed));
+        commit.raw(Kind::Secret, name, expect, Some(sealed));
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use crate::world::{Director, Machine, Neighbour, exec, identity, no_progress, wa
 const LIFE: Duration = Duration::from_secs(3600);
 
 /// A chain with its key.
-type Credentials = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+pub(crate) type Credentials = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 pub(crate) fn agent(ca: &DirectorCa, identity: &MachineIdentity, now: Timestamp) -> Credentials {
     let key = PrivateKey::generate().unwrap();
@@ -95,7 +95,7 @@ pub(crate) async fn connect(
 
 /// How the director ends a connection that may already count as established on the client's side:
 /// in TLS 1.3 the client is done before its certificate is looked at.
-async fn fate(connected: Result<quinn::Connection, ConnectionError>) -> ConnectionError {
+pub(crate) async fn fate(connected: Result<quinn::Connection, ConnectionError>) -> ConnectionError {
     match connected {
         Ok(connection) => {
             // Nothing comes before the end.
@@ -117,6 +117,15 @@ async fn fate(connected: Result<quinn::Connection, ConnectionError>) -> Connecti
 pub(crate) async fn welcomed(
     connection: &quinn::Connection,
 ) -> (quinn::SendStream, quinn::RecvStream) {
+    greet(connection)
+        .await
+        .expect("the director welcomes this agent")
+}
+
+/// The same, for who may be turned away.
+pub(crate) async fn greet(
+    connection: &quinn::Connection,
+) -> Option<(quinn::SendStream, quinn::RecvStream)> {
     let hello = Hello {
         protocols: vec![PROTOCOL],
         agent_version: "0".to_owned(),
@@ -125,10 +134,10 @@ pub(crate) async fn welcomed(
         epoch: Epoch(0),
         unfinished: Vec::new(),
     };
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    frame::write(&mut send, &hello).await.unwrap();
-    let _: Welcome = frame::expect(&mut recv, FRAME_BYTES_MAX).await.unwrap();
-    (send, recv)
+    let (mut send, mut recv) = connection.open_bi().await.ok()?;
+    frame::write(&mut send, &hello).await.ok()?;
+    let _: Welcome = frame::expect(&mut recv, FRAME_BYTES_MAX).await.ok()?;
+    Some((send, recv))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

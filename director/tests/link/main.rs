@@ -12,6 +12,7 @@ mod down;
 mod health;
 mod hostile;
 mod process;
+mod resumption;
 mod sessions;
 mod silence;
 mod tokens;

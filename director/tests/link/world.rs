@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ use windlass_director::gateway::{
     RedeemError,
 };
 use windlass_director::pki::{DirectorCa, EnrollmentToken};
+use windlass_director::service::tickets;
+use windlass_director::store::{Records as Vault, Sealer, Sqlite};
 
 /// Longest wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -163,6 +165,9 @@ impl ArtifactSource for Records {
 pub(crate) struct Director {
     pub(crate) ca: Arc<DirectorCa>,
     pub(crate) records: Arc<Records>,
+    /// What of a director survives it.
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) vault: Vault,
     gateway: Option<Gateway>,
     pub(crate) address: SocketAddr,
     pub(crate) config: GatewayConfig,
@@ -179,12 +184,17 @@ impl Director {
         config.tune.heartbeat_interval_ms = 100;
         change(&mut config);
         let ca = Arc::new(DirectorCa::create(director_id(), config.clock.now()).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let vault = vault(dir.path(), 7).await;
+        config.tickets = Some(tickets(&vault, config.clock.clone()).await);
         let gateway = gateway(&config, &ca, &records, Epoch(1)).await.unwrap();
         let address = gateway.local_address().unwrap();
         config.listen = address;
         Director {
             ca,
             records,
+            dir,
+            vault,
             gateway: Some(gateway),
             address,
             config,
@@ -200,6 +210,7 @@ impl Director {
         let deadline = Instant::now() + PATIENCE;
         // A gateway whose runtime was killed holds its socket still.
         self.gateway = None;
+        self.config.tickets = Some(tickets(&self.vault, self.config.clock.clone()).await);
         loop {
             match gateway(&self.config, &self.ca, &self.records, epoch).await {
                 Ok(gateway) => {
@@ -252,6 +263,14 @@ impl Director {
             .await
             .unwrap();
     }
+}
+
+/// The director's store in a directory, sealed under a key of this byte.
+pub(crate) async fn vault(dir: &Path, key: u8) -> Vault {
+    let store = Sqlite::open(&dir.join("store.sqlite")).unwrap();
+    Vault::new(Arc::new(store), Sealer::new(&[key; 32]).unwrap())
+        .await
+        .unwrap()
 }
 
 pub(crate) async fn gateway(
