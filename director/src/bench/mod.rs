@@ -92,8 +92,8 @@ impl Options {
 }
 
 fn interval(text: &str) -> Result<f64, String> {
-    let (shortest, longest) = HEARTBEAT_INTERVAL_MS;
-    let range = f64::from(shortest) / 1000.0..=f64::from(longest) / 1000.0;
+    let seconds = |ms: &u32| f64::from(*ms) / 1000.0;
+    let range = seconds(HEARTBEAT_INTERVAL_MS.start())..=seconds(HEARTBEAT_INTERVAL_MS.end());
     match text.parse::<f64>() {
         Ok(seconds) if range.contains(&seconds) => Ok(seconds),
         Ok(_) | Err(_) => Err(format!(

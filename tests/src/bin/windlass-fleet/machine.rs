@@ -8,7 +8,7 @@ use windlass_agent::link::{Handler, HelloFacts, ProgressSink, StepFuture};
 use windlass_common::id::Epoch;
 use windlass_common::report::{Heartbeat, Report, Scope, UnitReport, Vitals};
 use windlass_common::step::{Outcome, Payload, StepRequest, StepResult};
-use windlass_common::wire::message::Tune;
+use windlass_common::wire::message::Tune2;
 
 /// What stands behind the link.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl Handler for Machine {
 
     fn epoch_seen(&self, _epoch: Epoch) {}
 
-    fn tuned(&self, _tune: Tune) {}
+    fn tuned(&self, _tune: Tune2) {}
 }
 
 /// What an idle worker reports.
