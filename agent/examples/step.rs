@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use windlass_agent::history::History;
 use windlass_agent::host::Host;
-use windlass_agent::link::ProgressSink;
+use windlass_agent::link::{CancelToken, ProgressSink};
 use windlass_agent::report::Observer;
 use windlass_agent::runner::Runner;
 use windlass_agent::steps::fetch::{ArtifactSource, Opening, SourceError};
@@ -84,7 +84,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 }
             }
         };
-        let step = async { runner.step(request, Reporter::new(sink)).await };
+        let step = async {
+            runner
+                .step(request, Reporter::new(sink), CancelToken::never())
+                .await
+        };
         let (result, ()) = tokio::join!(step, show);
         serde_json::to_writer_pretty(std::io::stdout(), &result)?;
         writeln!(std::io::stdout())?;

@@ -22,15 +22,15 @@ use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::{Digest, Epoch};
 use windlass_common::journal::{DirStorage, JournalError};
 use windlass_common::report::{Heartbeat, Report};
-use windlass_common::step::{StepId, StepRequest, StepResult};
+use windlass_common::step::{StepId, StepRequest};
 use windlass_common::wire::message::{RefusalCode, Tune2};
 
 use crate::history::{History, HistoryError};
 use crate::host::tree::TreeError;
 use crate::host::{Host, STATE_DIR};
 use crate::link::{
-    FetchError, Handler, HelloFacts, Link, LinkError, LinkHandle, LinkPaths, ProgressSink,
-    StepFuture,
+    CancelToken, FetchError, Handler, HelloFacts, Link, LinkError, LinkHandle, LinkPaths,
+    ProgressSink, StepFuture,
 };
 use crate::notify::Notify;
 use crate::report::{Observer, heartbeat};
@@ -235,11 +235,13 @@ struct Agent {
 }
 
 impl Handler for Agent {
-    fn step(&self, request: StepRequest, progress: ProgressSink) -> StepFuture<'_> {
-        Box::pin(async move {
-            let result: StepResult = self.runner.step(request, Reporter::new(progress)).await;
-            result
-        })
+    fn step(
+        &self,
+        request: StepRequest,
+        progress: ProgressSink,
+        cancel: CancelToken,
+    ) -> StepFuture<'_> {
+        Box::pin(self.runner.step(request, Reporter::new(progress), cancel))
     }
 
     fn hello(&self) -> HelloFacts {

@@ -274,6 +274,10 @@ fn peer_base() -> TransportConfig {
     transport
 }
 
+/// With this code the director resets its half of a step's stream to cancel the step. From protocol 2
+/// on: before, the half ends with the request.
+pub const STEP_CANCELLED: VarInt = VarInt::from_u32(2);
+
 /// What goes first when a path is narrow. Datagrams, which is heartbeats, go before all streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {

@@ -15,8 +15,13 @@ use windlass_common::wire::message::Tune2;
 pub trait Handler: Send + Sync + 'static {
     /// Carries out a step, or answers from the journal. Runs on a task of its own, whatever becomes
     /// of the connection; never runs twice at once for one id. Refuses a lower epoch than the highest
-    /// seen, and keeps the step's deadline.
-    fn step(&self, request: StepRequest, progress: ProgressSink) -> StepFuture<'_>;
+    /// seen, keeps the step's deadline, and stops it when it is cancelled.
+    fn step(
+        &self,
+        request: StepRequest,
+        progress: ProgressSink,
+        cancel: CancelToken,
+    ) -> StepFuture<'_>;
 
     /// What to say on connecting.
     fn hello(&self) -> HelloFacts;
@@ -32,6 +37,36 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The director said how to report, in the ranges there are.
     fn tuned(&self, tune: Tune2);
+}
+
+/// Says when a step is cancelled.
+#[derive(Debug, Clone)]
+pub struct CancelToken(watch::Receiver<bool>);
+
+impl CancelToken {
+    /// A token, and what cancels it by turning true.
+    pub fn channel() -> (watch::Sender<bool>, CancelToken) {
+        let (cancel, cancelled) = watch::channel(false);
+        (cancel, CancelToken(cancelled))
+    }
+
+    /// For a step that nobody cancels.
+    pub fn never() -> CancelToken {
+        CancelToken::channel().1
+    }
+
+    /// Whether it is cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Returns once it is cancelled. Cancellation safe.
+    pub async fn cancelled(&mut self) {
+        if self.0.wait_for(|cancelled| *cancelled).await.is_err() {
+            // Nobody is left who could.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// A step under way.

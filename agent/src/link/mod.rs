@@ -10,7 +10,7 @@
 //!   among those it handed out last.
 //! * At most [`STEPS_IN_FLIGHT_MAX`](windlass_common::limits::STEPS_IN_FLIGHT_MAX) steps run at a time,
 //!   and one step id runs once: a step that is sent again while it runs is attached to.
-//! * A broken connection stops no step.
+//! * A broken connection stops no step; the director's cancel does.
 //!
 //! # After a crash
 //! A key without a certificate enrolls again with the same key, which the token allows. A certificate
@@ -41,7 +41,7 @@ use windlass_common::settings::Settings;
 
 pub use artifact::{ArtifactStream, FetchError};
 pub use enroll::EnrollError;
-pub use handler::{Handler, HelloFacts, ProgressSink, StepFuture};
+pub use handler::{CancelToken, Handler, HelloFacts, ProgressSink, StepFuture};
 pub use identity::IdentityError;
 pub use reconnect::LinkError;
 

@@ -19,14 +19,14 @@ use windlass_common::limits::{
     FRAME_BYTES_MAX, HELLO_TIMEOUT, PROGRESS_QUEUE, STEPS_IN_FLIGHT_MAX, TUNNEL_OPEN_TIMEOUT,
 };
 use windlass_common::step::{Outcome, Payload, Progress, StepId, StepRequest, StepResult};
-use windlass_common::transport::Priority;
+use windlass_common::transport::{Priority, STEP_CANCELLED};
 use windlass_common::wire::frame::{self, Frame, FrameError};
 use windlass_common::wire::message::{
     Body, Refusal, RefusalCode, StepHeader, TunnelOpen, TunnelRequest, TunnelTarget,
 };
 use windlass_common::wire::step::from_frames;
 
-use super::handler::{Handler, ProgressSink};
+use super::handler::{CancelToken, Handler, ProgressSink};
 
 /// Piece of a tunnel in each direction: two of them per tunnel.
 const TUNNEL_BUFFER_BYTES: usize = 16 << 10;
@@ -45,6 +45,7 @@ struct Running {
     content: Digest,
     listener: Mutex<Option<mpsc::Sender<Progress>>>,
     result: watch::Sender<Option<StepResult>>,
+    cancel: watch::Sender<bool>,
 }
 
 impl Steps {
@@ -73,18 +74,28 @@ impl Steps {
             return Some(running.result.subscribe());
         }
         let (result, receiver) = watch::channel(None);
+        let (cancel, token) = CancelToken::channel();
         let running = Arc::new(Running {
             content,
             listener: Mutex::new(Some(listener)),
             result,
+            cancel,
         });
         table.insert(request.id.clone(), Arc::clone(&running));
         let entry = Entry {
             steps: Arc::clone(self),
             id: request.id.clone(),
         };
-        tokio::spawn(drive(entry, running, request));
+        tokio::spawn(drive(entry, running, request, token));
         Some(receiver)
+    }
+
+    /// Stops a step, if it runs.
+    fn cancel(&self, id: &StepId) {
+        if let Some(running) = lock(&self.running).get(id) {
+            tracing::info!(step = %id, "the director cancels a step");
+            running.cancel.send_replace(true);
+        }
     }
 }
 
@@ -100,15 +111,22 @@ impl Drop for Entry {
     }
 }
 
-async fn drive(entry: Entry, running: Arc<Running>, request: StepRequest) {
-    // The semaphore is never closed.
-    let Ok(_place) = entry.steps.places.acquire().await else {
-        return;
+async fn drive(entry: Entry, running: Arc<Running>, request: StepRequest, mut cancel: CancelToken) {
+    let place = tokio::select! {
+        place = entry.steps.places.acquire() => place,
+        () = cancel.cancelled() => {
+            let message = "cancelled before it began".to_owned();
+            let refused = result_of(request.id, Outcome::Refused { message });
+            running.result.send_replace(Some(refused));
+            return;
+        }
     };
+    // The semaphore is never closed.
+    let Ok(_place) = place else { return };
     let (sink, progress) = ProgressSink::channel(PROGRESS_QUEUE);
     let (over, is_over) = oneshot::channel();
     let step = async {
-        let result = entry.steps.handler.step(request, sink).await;
+        let result = entry.steps.handler.step(request, sink, cancel).await;
         // The other half below is waiting for it.
         let _ = over.send(());
         result
@@ -172,7 +190,7 @@ async fn stream(
             let content = Digest::of(&body.body);
             let request = from_frames(header, &body)?;
             drop(body);
-            answer(steps, send, request, content).await
+            answer(steps, send, recv, request, content).await
         }
         TunnelRequest::KIND => {
             let request: TunnelRequest = first.body()?;
@@ -196,6 +214,7 @@ async fn due(recv: &mut RecvStream) -> Result<Frame, FrameError> {
 async fn answer(
     steps: &Arc<Steps>,
     send: &mut SendStream,
+    recv: &mut RecvStream,
     request: StepRequest,
     content: Digest,
 ) -> Result<(), FrameError> {
@@ -211,8 +230,13 @@ async fn answer(
         result.ok().and_then(|result| result.clone())
     };
     tokio::pin!(over);
+    let mut cancelling = false;
     loop {
         tokio::select! {
+            () = cancelled(recv), if !cancelling => {
+                cancelling = true;
+                steps.cancel(&id);
+            }
             Some(item) = progress.recv() => frame::write(send, &item).await?,
             result = &mut over => {
                 while let Ok(item) = progress.try_recv() {
@@ -221,6 +245,13 @@ async fn answer(
                 return conclude(send, result.ok_or(FrameError::Closed)?).await;
             }
         }
+    }
+}
+
+/// Returns when the director cancels. A stream or a connection that ends otherwise is no cancel.
+async fn cancelled(recv: &mut RecvStream) {
+    if recv.received_reset().await != Ok(Some(STEP_CANCELLED)) {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -6,7 +6,8 @@
 //! * A step's begin is on disk before its effect, its end before its result is returned.
 //! * A step that cannot be repeated runs at most once, whatever is sent how often.
 //! * Two steps never touch the same thing at once (`locks`).
-//! * Every step ends by its deadline.
+//! * Every step ends by its deadline, and soon after it is cancelled: between two effects, its processes
+//!   killed with their groups, what became of it written down.
 //!
 //! # After a crash
 //! The director sends the step again. One that had ended answers from the journal; one that had not
@@ -24,7 +25,7 @@ mod locks;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ use windlass_common::limits::STEPS_IN_FLIGHT_MAX;
 use windlass_common::step::{Outcome, Payload, Step, StepId, StepRequest, StepResult};
 use windlass_common::wire::codec;
 
-use crate::link::ProgressSink;
+use crate::link::{CancelToken, ProgressSink};
 use crate::steps::{self, Context, Failure, Reporter, Run, blocking, check::check, lock};
 
 use locks::{Locks, Thing};
@@ -46,6 +47,9 @@ const DEADLINE_MAX: Duration = Duration::from_secs(6 * 3600);
 
 /// Between attempts to bring back what a reboot lost.
 const RESTORE_RETRY: Duration = Duration::from_secs(2);
+
+/// How long the end of a cancelled step's file work is waited for: writing one file, mostly.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the steps of one machine.
 #[derive(Debug)]
@@ -103,7 +107,12 @@ impl Runner {
     }
 
     /// Carries out a step, or says how it ended before.
-    pub async fn step(&self, request: StepRequest, progress: Reporter) -> StepResult {
+    pub async fn step(
+        &self,
+        request: StepRequest,
+        progress: Reporter,
+        cancel: CancelToken,
+    ) -> StepResult {
         let started = Instant::now();
         let deadline = started + Duration::from_millis(request.deadline_ms).min(DEADLINE_MAX);
         let run = Run::new(progress);
@@ -129,7 +138,7 @@ impl Runner {
                 return result(&request.id, started, failure.outcome, failure.payload, &run);
             }
         };
-        let (outcome, payload) = self.execute(&request, deadline, &run).await;
+        let (outcome, payload) = self.execute(&request, deadline, cancel, &run).await;
         let result = result(&request.id, started, outcome, payload, &run);
         tracing::info!(
             step = %result.id,
@@ -218,19 +227,50 @@ impl Runner {
         &self,
         request: &StepRequest,
         deadline: Instant,
+        mut cancel: CancelToken,
         run: &Run,
     ) -> (Outcome, Payload) {
+        let begun = AtomicBool::new(false);
+        let cancel_pending = cancel.clone();
         let work = async {
             let _slot = self.slots.acquire().await;
             let held = self.locks.acquire(locks::of(&request.step)).await;
+            if cancel_pending.is_cancelled() {
+                return std::future::pending().await;
+            }
+            begun.store(true, Ordering::Relaxed);
             steps::run(&self.context, &run.holding(held), &request.step).await
         };
-        match timeout_at(deadline, work).await {
+        let ended = {
+            tokio::pin!(work);
+            tokio::select! {
+                biased;
+                ended = timeout_at(deadline, &mut work) => Some(ended),
+                () = cancel.cancelled() => None,
+            }
+        };
+        // The work is dropped: its processes are gone.
+        let Some(ended) = ended else {
+            if begun.load(Ordering::Relaxed) {
+                self.settle(&request.step, deadline).await;
+                return (stopped(request), Payload::None);
+            }
+            let message = "cancelled before it began; nothing was changed".to_owned();
+            return (Outcome::Refused { message }, Payload::None);
+        };
+        match ended {
             Ok(Ok(payload)) if run.changes().is_empty() => (Outcome::Converged, payload),
             Ok(Ok(payload)) => (Outcome::Changed, payload),
             Ok(Err(failure)) => (failure.outcome, failure.payload),
             Err(_) => (overdue(request, run), Payload::None),
         }
+    }
+
+    /// Waits until the file work of a step that was dropped is over, so that what it changed is known.
+    async fn settle(&self, step: &Step, deadline: Instant) {
+        let patience = deadline.min(Instant::now() + SETTLE_MAX);
+        // Late: what it holds stays held, and the changes that were noted by now are reported.
+        let _ = timeout_at(patience, self.locks.acquire(locks::of(step))).await;
     }
 
     async fn remember_end(&self, content: Digest, request: &StepRequest, result: &StepResult) {
@@ -274,6 +314,20 @@ fn admit_again(
             Some(Admission::Over(result.clone()))
         }
         Some(_) | None => None,
+    }
+}
+
+/// How a step ended that was cancelled after it had begun.
+fn stopped(request: &StepRequest) -> Outcome {
+    if !request.step.converges() {
+        return Outcome::Unknown {
+            message: "cancelled and killed; what it had done by then is not known".to_owned(),
+        };
+    }
+    Outcome::Failed {
+        class: ErrorClass::Operator,
+        message: "cancelled; what it had changed by then is listed, and sending it again goes on"
+            .to_owned(),
     }
 }
 

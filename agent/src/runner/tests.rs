@@ -12,7 +12,6 @@ use windlass_common::step::{Check, Configure, Exec, FileContent, FileSpec, Gate,
 use super::*;
 use crate::history::History;
 use crate::host::Host;
-use crate::link::ProgressSink;
 use crate::steps::fetch::{ArtifactSource, Opening, SourceError};
 use crate::units::Units;
 
@@ -68,19 +67,31 @@ async fn a_lower_epoch_is_refused_also_after_a_restart() {
     let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
     let first = runner(root.path(), &disk);
     let done = first
-        .step(request("a", 5, file("/etc/a", "1")), Reporter::quiet())
+        .step(
+            request("a", 5, file("/etc/a", "1")),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
         .await;
     assert_eq!(done.outcome, Outcome::Changed);
     drop(first);
     let second = runner(root.path(), &disk);
     let refused = second
-        .step(request("b", 4, file("/etc/b", "1")), Reporter::quiet())
+        .step(
+            request("b", 4, file("/etc/b", "1")),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
         .await;
     assert!(matches!(refused.outcome, Outcome::Refused { message } if message.contains("epoch 4")));
     assert!(!root.path().join("etc/b").exists());
     second.see_epoch(Epoch(9));
     let refused = second
-        .step(request("c", 8, file("/etc/c", "1")), Reporter::quiet())
+        .step(
+            request("c", 8, file("/etc/c", "1")),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
         .await;
     assert!(matches!(refused.outcome, Outcome::Refused { .. }));
 }
@@ -92,26 +103,43 @@ async fn a_step_that_succeeded_is_not_run_again_and_one_that_failed_is() {
     std::fs::write(root.path().join("etc/d"), "in the way").unwrap();
     let runner = runner(root.path(), &disk);
     let first = runner
-        .step(request("a", 1, file("/etc/a", "1")), Reporter::quiet())
+        .step(
+            request("a", 1, file("/etc/a", "1")),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
         .await;
     std::fs::remove_file(root.path().join("etc/a")).unwrap();
     let again = runner
-        .step(request("a", 1, file("/etc/a", "1")), Reporter::quiet())
+        .step(
+            request("a", 1, file("/etc/a", "1")),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
         .await;
     assert_eq!(again, first);
     assert!(!root.path().join("etc/a").exists());
     // The same id with other content is another desire, and converges.
     let other = runner
-        .step(request("a", 1, file("/etc/a", "2")), Reporter::quiet())
+        .step(
+            request("a", 1, file("/etc/a", "2")),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
         .await;
     assert_eq!(other.outcome, Outcome::Changed);
 
     let failing = || request("f", 1, file("/etc/d/file", "1"));
-    let failed = runner.step(failing(), Reporter::quiet()).await;
+    let failed = runner
+        .step(failing(), Reporter::quiet(), CancelToken::never())
+        .await;
     assert!(matches!(failed.outcome, Outcome::Failed { .. }));
     std::fs::remove_file(root.path().join("etc/d")).unwrap();
     assert_eq!(
-        runner.step(failing(), Reporter::quiet()).await.outcome,
+        runner
+            .step(failing(), Reporter::quiet(), CancelToken::never())
+            .await
+            .outcome,
         Outcome::Changed
     );
 }
@@ -121,7 +149,11 @@ async fn malformed_steps_are_refused_and_not_remembered() {
     let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
     let runner = runner(root.path(), &disk);
     let refused = runner
-        .step(request("a", 1, file("/usr/bin/x", "1")), Reporter::quiet())
+        .step(
+            request("a", 1, file("/usr/bin/x", "1")),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
         .await;
     assert!(matches!(refused.outcome, Outcome::Refused { .. }));
     assert_eq!(lock(&runner.context.history).step(&refused.id), None);
@@ -138,7 +170,9 @@ async fn exec_streams_its_output_and_runs_once() {
     );
     let (sink, mut progress) = ProgressSink::channel(16);
     let order = || request("x", 1, exec(&["sh", "-c", &script]));
-    let done = runner.step(order(), Reporter::new(sink)).await;
+    let done = runner
+        .step(order(), Reporter::new(sink), CancelToken::never())
+        .await;
     assert_eq!(
         (done.outcome.clone(), done.payload.clone()),
         (Outcome::Changed, Payload::Exit(3))
@@ -156,9 +190,18 @@ async fn exec_streams_its_output_and_runs_once() {
         output,
         BTreeMap::from([("out", "out\n".to_owned()), ("err", "err\n".to_owned())])
     );
-    assert_eq!(runner.step(order(), Reporter::quiet()).await, done);
+    assert_eq!(
+        runner
+            .step(order(), Reporter::quiet(), CancelToken::never())
+            .await,
+        done
+    );
     let other = runner
-        .step(request("x", 1, exec(&["true"])), Reporter::quiet())
+        .step(
+            request("x", 1, exec(&["true"])),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
         .await;
     assert!(matches!(other.outcome, Outcome::Refused { .. }));
     assert_eq!(std::fs::read_to_string(counter).unwrap(), "x\n");
@@ -172,29 +215,113 @@ async fn exec_is_killed_with_its_children_at_its_deadline() {
     let script = format!("sleep 600 & echo $! > {}; wait", pid_file.display());
     let mut order = request("x", 1, exec(&["sh", "-c", &script]));
     order.deadline_ms = 1_000;
-    let killed = runner.step(order, Reporter::quiet()).await;
+    let killed = runner
+        .step(order, Reporter::quiet(), CancelToken::never())
+        .await;
     assert!(
         matches!(&killed.outcome, Outcome::Unknown { message } if message.contains("deadline"))
     );
-    let pid = std::fs::read_to_string(pid_file).unwrap();
-    let state = format!("/proc/{}/stat", pid.trim());
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    // Gone, or a zombie until whoever inherited it reaps it.
-    while std::fs::read_to_string(&state).is_ok_and(|stat| !stat.contains(") Z ")) {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the grandchild still runs"
-        );
-        tokio::task::yield_now().await;
-    }
+    gone(&pid_file).await;
     // Known as over: sent again, it does not run again.
     let again = runner
         .step(
             request("x", 1, exec(&["sh", "-c", &script])),
             Reporter::quiet(),
+            CancelToken::never(),
         )
         .await;
     assert_eq!(again, killed);
+}
+
+#[tokio::test]
+async fn a_cancelled_exec_is_killed_with_its_children_and_never_runs_again() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let runner = runner(root.path(), &disk);
+    let pid_file = root.path().join("pid");
+    let script = format!("sleep 600 & echo $! > {}; wait", pid_file.display());
+    let order = || request("x", 1, exec(&["sh", "-c", &script]));
+    let (cancel, token) = CancelToken::channel();
+    let begun = async {
+        while std::fs::read_to_string(&pid_file).map_or(true, |pid| !pid.ends_with('\n')) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cancel.send_replace(true);
+    };
+    let (killed, ()) = tokio::join!(runner.step(order(), Reporter::quiet(), token), begun);
+    assert!(
+        matches!(&killed.outcome, Outcome::Unknown { message } if message.contains("cancelled")),
+        "{killed:?}"
+    );
+    gone(&pid_file).await;
+    let after = self::runner(root.path(), &disk.after_power_cut(1));
+    let again = after
+        .step(order(), Reporter::quiet(), CancelToken::never())
+        .await;
+    assert_eq!(again, killed);
+}
+
+#[tokio::test]
+async fn a_cancelled_gate_ends_and_a_cancelled_step_that_waits_does_not_begin() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+    let runner = runner(root.path(), &disk);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let gate = Step::Gate(Gate {
+        checks: vec![Check::TcpOpen { address }],
+        interval_ms: 10,
+    });
+    let (cancel, token) = CancelToken::channel();
+    let (sink, mut progress) = ProgressSink::channel(16);
+    let looked = async {
+        progress.recv().await.unwrap();
+        cancel.send_replace(true);
+    };
+    let gate = runner.step(request("g", 1, gate), Reporter::new(sink), token);
+    let (ended, ()) = tokio::join!(gate, looked);
+    assert!(
+        matches!(&ended.outcome, Outcome::Failed { class: ErrorClass::Operator, message } if message.contains("cancelled")),
+        "{ended:?}"
+    );
+
+    // Cancelled while another step holds what it touches.
+    let held = runner.locks.acquire(locks::of(&file("/etc/a", "1"))).await;
+    let (cancel, token) = CancelToken::channel();
+    cancel.send_replace(true);
+    let refused = runner
+        .step(
+            request("a", 1, file("/etc/a", "1")),
+            Reporter::quiet(),
+            token,
+        )
+        .await;
+    assert!(
+        matches!(refused.outcome, Outcome::Refused { .. }),
+        "{refused:?}"
+    );
+    drop(held);
+    assert!(!root.path().join("etc/a").exists());
+    // Sent again, it is done.
+    let done = runner
+        .step(
+            request("a", 1, file("/etc/a", "1")),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
+        .await;
+    assert_eq!(done.outcome, Outcome::Changed);
+}
+
+/// Waits until the process in the file is gone, or a zombie that whoever inherited it reaps.
+async fn gone(pid_file: &Path) {
+    let pid = std::fs::read_to_string(pid_file).unwrap();
+    let state = format!("/proc/{}/stat", pid.trim());
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while std::fs::read_to_string(&state).is_ok_and(|stat| !stat.contains(") Z ")) {
+        let now = std::time::Instant::now();
+        assert!(now < deadline, "the grandchild still runs");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -211,11 +338,13 @@ async fn exec_that_a_crash_interrupted_is_unknown_and_never_runs_again() {
         }
     };
     tokio::select! {
-        done = first.step(order(), Reporter::quiet()) => panic!("{done:?}"),
+        done = first.step(order(), Reporter::quiet(), CancelToken::never()) => panic!("{done:?}"),
         () = ran => {}
     }
     let second = runner(root.path(), &disk.after_power_cut(1));
-    let after = second.step(order(), Reporter::quiet()).await;
+    let after = second
+        .step(order(), Reporter::quiet(), CancelToken::never())
+        .await;
     assert!(
         matches!(after.outcome, Outcome::Unknown { .. }),
         "{after:?}"
@@ -229,7 +358,11 @@ async fn a_step_is_not_begun_when_the_journal_fails() {
     let runner = runner(root.path(), &disk);
     disk.crash_at(disk.calls());
     let failed = runner
-        .step(request("a", 1, file("/etc/a", "1")), Reporter::quiet())
+        .step(
+            request("a", 1, file("/etc/a", "1")),
+            Reporter::quiet(),
+            CancelToken::never(),
+        )
         .await;
     assert!(matches!(
         failed.outcome,
@@ -257,7 +390,9 @@ async fn a_gate_says_what_it_waited_for_and_is_looked_at_anew() {
         ..request("g", 1, Step::Gate(gate.clone()))
     };
     let (sink, mut progress) = ProgressSink::channel(16);
-    let failed = runner.step(order(200), Reporter::new(sink)).await;
+    let failed = runner
+        .step(order(200), Reporter::new(sink), CancelToken::never())
+        .await;
     let named = format!("tcp {address}: does not connect");
     assert!(
         matches!(&failed.outcome, Outcome::Failed { class: ErrorClass::Retry, message } if message.contains(&named)),
@@ -268,7 +403,10 @@ async fn a_gate_says_what_it_waited_for_and_is_looked_at_anew() {
     );
     let _listener = tokio::net::TcpListener::bind(address).await.unwrap();
     assert_eq!(
-        runner.step(order(10_000), Reporter::quiet()).await.outcome,
+        runner
+            .step(order(10_000), Reporter::quiet(), CancelToken::never())
+            .await
+            .outcome,
         Outcome::Converged
     );
 }
@@ -295,8 +433,8 @@ async fn one_id_runs_once_at_a_time() {
     let mut order = request("x", 1, exec(&["sleep", "600"]));
     order.deadline_ms = 500;
     let (first, second) = tokio::join!(
-        runner.step(order.clone(), Reporter::quiet()),
-        runner.step(order.clone(), Reporter::quiet()),
+        runner.step(order.clone(), Reporter::quiet(), CancelToken::never()),
+        runner.step(order.clone(), Reporter::quiet(), CancelToken::never()),
     );
     assert!(matches!(first.outcome, Outcome::Unknown { .. }));
     assert!(matches!(second.outcome, Outcome::Refused { .. }));

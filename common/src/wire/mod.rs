@@ -19,6 +19,10 @@
 //! Heartbeats are datagrams: one frame each. They go first, then the control stream, then steps, then
 //! the rest; and no stream takes another's window, so that health is never queued behind work.
 //!
+//! With protocol 2 the director's half of a step's stream stays open until the result is there, and
+//! resetting it with [`STEP_CANCELLED`](crate::transport::STEP_CANCELLED) cancels the step. A stream that
+//! ends in any other way, or with its connection, stops no step.
+//!
 //! # Invariants
 //! * A published body never changes: new content is a new kind. Golden bytes pin each one.
 //! * A kind with the bit [`frame::OPTIONAL`] that a peer does not know is skipped; any other unknown

@@ -401,7 +401,9 @@ impl Gateway {
     /// Sends a step to a machine and waits for its result.
     ///
     /// Progress goes to `progress`; when nobody receives it any more it is dropped, the step goes on.
-    /// Dropping the future gives up waiting, not the step. On [`DeliveryError::Lost`] the same request
+    /// Dropping the future cancels the step: the agent stops it where it may be stopped, kills its
+    /// processes and writes down what became of it (an agent of protocol 1 goes on). A connection that
+    /// breaks cancels nothing. On [`DeliveryError::Lost`] the same request
     /// is sent again over the next connection: the agent answers from its journal, or goes on.
     pub async fn run_step(
         &self,
@@ -501,6 +503,12 @@ impl Gateway {
     /// [`IncarnationRegistry::is_current`] say so first.
     pub fn revoke(&self, identity: &MachineIdentity) {
         self.shared.sessions.revoke(identity);
+    }
+
+    /// Closes every link at once. Steps that run go on: their callers are told that they are lost, and
+    /// those that go from here on cancel nothing.
+    pub fn close(&self) {
+        server::close(&self.shared);
     }
 
     /// Tells every agent that the director restarts, so that they come back at once, and waits until

@@ -170,21 +170,31 @@ fn bind(
     quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
 }
 
-/// Tells every peer and waits for the telling.
-pub(super) async fn shutdown(shared: &Shared, deadline: Duration) {
+/// Takes no more peers, and closes the links there are.
+pub(super) fn close(shared: &Shared) {
     let endpoint = shared
         .endpoint
         .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+        .unwrap_or_else(PoisonError::into_inner);
     // Otherwise it has been shut down already.
-    let Some(endpoint) = endpoint else { return };
+    let Some(endpoint) = &*endpoint else { return };
     endpoint.set_server_config(None);
     shared.sessions.close_all(Close::Shutdown);
     endpoint.close(
         Close::Shutdown.code(),
         Close::Shutdown.to_string().as_bytes(),
     );
+}
+
+/// Tells every peer and waits for the telling.
+pub(super) async fn shutdown(shared: &Shared, deadline: Duration) {
+    close(shared);
+    let endpoint = shared
+        .endpoint
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let Some(endpoint) = endpoint else { return };
     if timeout(deadline, endpoint.wait_idle()).await.is_err() {
         tracing::warn!("some agents could not be told that the director restarts");
     }

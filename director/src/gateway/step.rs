@@ -7,13 +7,43 @@ use tokio::time::timeout;
 
 use windlass_common::limits::{FRAME_BYTES_MAX, STEP_ANSWER_GRACE, TUNNEL_OPEN_TIMEOUT};
 use windlass_common::step::{Progress, StepRequest, StepResult};
-use windlass_common::transport::Priority;
+use windlass_common::transport::{Priority, STEP_CANCELLED};
 use windlass_common::wire::frame::{self, FrameError, OPTIONAL};
 use windlass_common::wire::message::{Body, Refusal, TunnelOpen, TunnelRequest, TunnelTarget};
 use windlass_common::wire::step::to_frames;
 
 use super::DeliveryError;
 use super::session::{Session, Tunnel};
+
+/// The director's half of a step's stream, once the request is on its way. Dropping it before the step
+/// is over cancels the step.
+struct Order {
+    send: quinn::SendStream,
+    over: bool,
+}
+
+impl Order {
+    fn new(session: &Session, mut send: quinn::SendStream) -> Order {
+        // An agent of protocol 1 knows no cancelling, and is told that nothing follows.
+        let over = session.protocol < 2 && send.finish().is_ok();
+        Order { send, over }
+    }
+
+    fn over(&mut self) {
+        self.over = true;
+        // Fails only when the stream is gone already.
+        let _ = self.send.finish();
+    }
+}
+
+impl Drop for Order {
+    fn drop(&mut self) {
+        if !self.over {
+            // On a connection that has ended nothing is sent, and the step goes on.
+            let _ = self.send.reset(STEP_CANCELLED);
+        }
+    }
+}
 
 /// Sends a step and waits for its result, for the step's deadline and a grace.
 pub(super) async fn run(
@@ -52,8 +82,7 @@ async fn exchange(
     for frame in &frames {
         frame::send(&mut send, frame).await.map_err(failed)?;
     }
-    // Fails only when the stream is closed already, which the reads below report.
-    let _ = send.finish();
+    let mut order = Order::new(session, send);
     loop {
         let frame = frame::read(&mut recv, FRAME_BYTES_MAX)
             .await
@@ -68,6 +97,7 @@ async fn exchange(
             kind if kind != StepResult::KIND && kind & OPTIONAL != 0 => {}
             _ => {
                 let result: StepResult = frame.body().map_err(failed)?;
+                order.over();
                 return check(session, request, result);
             }
         }

@@ -86,12 +86,16 @@ impl Inner {
             let call = agents.run_step(&machine.name, machine.incarnation, request, sender);
             let forward = async move {
                 while let Some(progress) = progress.recv().await {
-                    if output.send(NodeEvent::Progress(progress)).await.is_err() {
-                        break; // nobody reads: the step goes on
-                    }
+                    // Nobody reads any more: the other half below sees it.
+                    let _ = output.send(NodeEvent::Progress(progress)).await;
                 }
             };
-            let (result, ()) = tokio::join!(call, forward);
+            let both = async { tokio::join!(call, forward).0 };
+            let result = tokio::select! {
+                result = both => result,
+                // Whoever asked has gone: dropping the call cancels the step.
+                () = events.closed() => return,
+            };
             let last = match result {
                 Ok(result) => NodeEvent::Result(Box::new(result)),
                 Err(error) => NodeEvent::Lost(ErrorChain(&error).to_string()),

@@ -149,6 +149,8 @@ async fn preflight(provider: &dyn Provider) -> Result<Vec<String>, StartError> {
 impl Director {
     /// Stops: no new steps, agents are told to reconnect soon. What was running is resumed at the next start.
     pub async fn shutdown(&self) {
+        // The links first: a step whose caller goes while its link is up is cancelled.
+        self.inner.gateway.close();
         self.inner.rollouts.abandon();
         self.inner.gateway.shutdown(SHUTDOWN).await;
     }

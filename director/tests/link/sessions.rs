@@ -167,6 +167,72 @@ async fn a_step_outlives_a_restart_of_the_director_and_runs_once() {
     assert_eq!(*machine.steps.epochs.lock().unwrap(), [Epoch(1), Epoch(2)]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_whose_caller_goes_is_cancelled_and_no_other() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::boot(director.settings("demo-w-0", 1), dir.path());
+    director.connected(&machine).await;
+    let run = |id: &'static str| {
+        let (gateway, name) = (director.gateway().clone(), machine.name.clone());
+        tokio::spawn(async move {
+            let request = exec(id, &["hold"]);
+            let result = gateway.run_step(&name, Incarnation(1), request, no_progress());
+            result.await.unwrap().outcome
+        })
+    };
+    let (dropped, kept) = (run("t1/dropped"), run("t1/kept"));
+    wait_for("both steps to begin", || {
+        (machine.steps.begun("t1/dropped") == 1 && machine.steps.begun("t1/kept") == 1)
+            .then_some(())
+    })
+    .await;
+    dropped.abort();
+    let ended = wait_for("the cancelled step to end", || {
+        machine.steps.outcome("t1/dropped")
+    })
+    .await;
+    assert!(matches!(ended, Outcome::Unknown { .. }), "{ended:?}");
+    // The journal answers whoever asks again.
+    let (name, again) = (&machine.name, exec("t1/dropped", &["hold"]));
+    let gateway = director.gateway();
+    let asked = gateway.run_step(name, machine.incarnation, again, no_progress());
+    assert_eq!(asked.await.unwrap().outcome, ended);
+    assert_eq!(machine.steps.outcome("t1/kept"), None);
+    machine.steps.release.send_replace(true);
+    assert_eq!(kept.await.unwrap(), Outcome::Changed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_goes_with_its_link_cancels_nothing() {
+    let mut director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::boot(director.settings("demo-w-0", 1), dir.path());
+    director.connected(&machine).await;
+    let (gateway, name) = (director.gateway().clone(), machine.name.clone());
+    let running = tokio::spawn(async move {
+        let request = exec("t1/hold", &["hold"]);
+        let result = gateway.run_step(&name, Incarnation(1), request, no_progress());
+        result.await
+    });
+    wait_for("the step to begin", || {
+        (machine.steps.begun("t1/hold") == 1).then_some(())
+    })
+    .await;
+    // As a director stops: links, then callers.
+    director.gateway().close();
+    running.abort();
+    director.gateway().shutdown(Duration::from_secs(5)).await;
+    director.start_again(Epoch(2)).await;
+    director.connected(&machine).await;
+    machine.steps.release.send_replace(true);
+    let again = exec("t1/hold", &["hold"]);
+    let gateway = director.gateway();
+    let asked = gateway.run_step(&machine.name, machine.incarnation, again, no_progress());
+    assert_eq!(asked.await.unwrap().outcome, Outcome::Changed);
+    assert_eq!(machine.steps.begun("t1/hold"), 1);
+}
+
 #[test]
 fn a_director_that_is_killed_is_found_again_before_the_idle_timeout() {
     let machines = tokio::runtime::Runtime::new().unwrap();

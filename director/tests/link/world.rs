@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use windlass_agent::link::{
-    Handler, HelloFacts, Link, LinkHandle, LinkPaths, ProgressSink, StepFuture,
+    CancelToken, Handler, HelloFacts, Link, LinkHandle, LinkPaths, ProgressSink, StepFuture,
 };
 use windlass_common::clock::{Clock, later};
 use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch, Incarnation, MachineName};
@@ -326,12 +326,24 @@ impl Steps {
         self.reports.send_replace(Arc::new(report(uptime_s)));
     }
 
+    /// How a step ended, if it is over.
+    pub(crate) fn outcome(&self, id: &str) -> Option<Outcome> {
+        let journal = self.journal.lock().unwrap();
+        let result = journal.get(&StepId(id.to_owned()))?;
+        Some(result.outcome.clone())
+    }
+
     pub(crate) fn begun(&self, id: &str) -> u32 {
         let id = StepId(id.to_owned());
         self.begun.lock().unwrap().get(&id).copied().unwrap_or(0)
     }
 
-    async fn execute(&self, request: StepRequest, progress: ProgressSink) -> StepResult {
+    async fn execute(
+        &self,
+        request: StepRequest,
+        progress: ProgressSink,
+        mut cancel: CancelToken,
+    ) -> StepResult {
         if let Some(result) = self.journal.lock().unwrap().get(&request.id) {
             return result.clone();
         }
@@ -351,11 +363,18 @@ impl Steps {
             panic!("this machine only knows exec");
         };
         let words: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let mut outcome = Outcome::Changed;
         match words[..] {
             ["hold"] => {
                 progress.stage("held");
                 let mut release = self.release.subscribe();
-                release.wait_for(|released| *released).await.unwrap();
+                tokio::select! {
+                    released = release.wait_for(|released| *released) => drop(released.unwrap()),
+                    () = cancel.cancelled() => {
+                        let message = "cancelled".to_owned();
+                        outcome = Outcome::Unknown { message };
+                    }
+                }
             }
             ["flood"] => self.flood(&progress).await,
             ["print", count] => {
@@ -373,7 +392,7 @@ impl Steps {
         *self.running.lock().unwrap() -= 1;
         let result = StepResult {
             id: request.id.clone(),
-            outcome: Outcome::Changed,
+            outcome,
             payload: Payload::Exit(0),
             changes: vec![format!("ran {argv:?}")],
             elapsed_ms: 1,
@@ -405,8 +424,13 @@ impl Steps {
 }
 
 impl Handler for Steps {
-    fn step(&self, request: StepRequest, progress: ProgressSink) -> StepFuture<'_> {
-        Box::pin(self.execute(request, progress))
+    fn step(
+        &self,
+        request: StepRequest,
+        progress: ProgressSink,
+        cancel: CancelToken,
+    ) -> StepFuture<'_> {
+        Box::pin(self.execute(request, progress, cancel))
     }
 
     fn hello(&self) -> HelloFacts {

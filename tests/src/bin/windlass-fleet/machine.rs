@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use windlass_agent::link::{Handler, HelloFacts, ProgressSink, StepFuture};
+use windlass_agent::link::{CancelToken, Handler, HelloFacts, ProgressSink, StepFuture};
 use windlass_common::id::Epoch;
 use windlass_common::report::{Heartbeat, Report, Scope, UnitReport, Vitals};
 use windlass_common::step::{Outcome, Payload, StepRequest, StepResult};
@@ -23,7 +23,12 @@ impl Machine {
 }
 
 impl Handler for Machine {
-    fn step(&self, request: StepRequest, _progress: ProgressSink) -> StepFuture<'_> {
+    fn step(
+        &self,
+        request: StepRequest,
+        _progress: ProgressSink,
+        _cancel: CancelToken,
+    ) -> StepFuture<'_> {
         Box::pin(std::future::ready(StepResult {
             id: request.id,
             outcome: Outcome::Changed,
