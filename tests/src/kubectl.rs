@@ -17,9 +17,19 @@ pub struct Kubectl {
     pub program: PathBuf,
     /// Credentials that the director gave out.
     pub kubeconfig: PathBuf,
+    /// Another address than the kubeconfig's, and the name that is verified there.
+    pub server: Option<(String, String)>,
 }
 
 impl Kubectl {
+    /// The same credentials at another address, whose server still has to prove `name`.
+    pub fn at(&self, server: &str, name: &str) -> Kubectl {
+        Kubectl {
+            server: Some((server.to_owned(), name.to_owned())),
+            ..self.clone()
+        }
+    }
+
     /// A command with the kubeconfig set.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
@@ -27,6 +37,10 @@ impl Kubectl {
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .arg("--request-timeout=20s");
+        if let Some((server, name)) = &self.server {
+            command.arg(format!("--server={server}"));
+            command.arg(format!("--tls-server-name={name}"));
+        }
         command.args(arguments).stdin(Stdio::null());
         command
     }

@@ -108,6 +108,7 @@ impl World {
         Ok(Kubectl {
             program: self.kubectl.clone(),
             kubeconfig,
+            server: None,
         })
     }
 

@@ -26,6 +26,8 @@ pub mod render;
 
 /// Port of the API server on every control-plane machine.
 pub const API_PORT: u16 = 6443;
+/// Port on loopback of every machine where its components reach the API servers.
+pub const API_PROXY_PORT: u16 = 6444;
 /// Client port of etcd.
 pub const ETCD_CLIENT_PORT: u16 = 2379;
 /// Peer port of etcd.

@@ -249,8 +249,21 @@ impl Machine<'_> {
             .and_then(|e| e.strip_suffix('"'))
             .unwrap();
         let arguments: Vec<&str> = words.split_whitespace().collect();
+        self.spawn(unit, &self.world.component(unit), &arguments);
+    }
+
+    /// Starts the way to the API servers, in the foreground.
+    pub(crate) fn start_api_proxy(&mut self) {
+        self.spawn(
+            "api-proxy",
+            "haproxy",
+            &["-db", "-f", "/etc/windlass/api-proxy.cfg"],
+        );
+    }
+
+    fn spawn(&mut self, unit: &str, program: &str, arguments: &[&str]) {
         let log = File::create(self.root.join("logs").join(unit)).unwrap();
-        let mut command = self.command(&self.world.component(unit), &arguments);
+        let mut command = self.command(program, arguments);
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())

@@ -2,7 +2,7 @@
 //! kubelet and containerd of the release under test.
 //!
 //! `WINDLASS_TEST_COMPONENTS` names the folder with the binaries. Needs root (namespaces), `nft`,
-//! `ip`, `nsenter`, `setpriv`.
+//! `ip`, `nsenter`, `setpriv`, `haproxy`.
 
 #![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
@@ -158,6 +158,7 @@ fn one_control_plane_serves_and_says_no_to_everybody_else() {
     });
     println!("add-ons applied twice in {:.2?}", before.elapsed());
 
+    machine.start_api_proxy();
     start(&mut machine, &configure, Phase::Controllers);
     println!("controllers after {:.2?}", machine.gate(Phase::Controllers));
     director_has_its_rights_and_no_more(&director);
@@ -575,6 +576,7 @@ fn three_control_planes_share_one_etcd() {
     let (machine, configure) = &mut machines[2];
     start(machine, configure, Phase::ApiServer);
     println!("API server after {:.2?}", machine.gate(Phase::ApiServer));
+    machine.start_api_proxy();
     start(machine, configure, Phase::Controllers);
     println!("controllers after {:.2?}", machine.gate(Phase::Controllers));
 

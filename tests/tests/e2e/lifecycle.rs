@@ -274,9 +274,78 @@ pub(crate) fn highly_available() -> Result<()> {
         until("the endpoint answers", Duration::from_secs(10), || {
             kubectl.run(&["get", "--raw", "/readyz"]).map(Some)
         })?;
+        nodes_live_by_themselves(world, &kubectl, &machine)?;
         world.run(&["cluster", "delete", "ha", "--yes", "--wait"])?;
         Ok(())
     })
+}
+
+/// Nodes work without director, agents and endpoint, and with one API server gone.
+fn nodes_live_by_themselves(world: &World, kubectl: &Kubectl, gone: &str) -> Result<()> {
+    let machines = world.json(&["node", "list", "--cluster", "ha"])?;
+    let other = items(&machines)?
+        .iter()
+        .find(|m| m["name"] != gone && m["role"].to_string().contains("control"))
+        .and_then(|m| m["address"].as_str())
+        .context("another control plane has an address")?
+        .to_owned();
+    world.run(&[
+        "node",
+        "exec",
+        gone,
+        "--",
+        "systemctl",
+        "stop",
+        "kube-apiserver.service",
+    ])?;
+    host::kill_hard(world.director_pid()?)?;
+    let dir = world.dir().to_string_lossy().into_owned();
+    for (pid, line) in host::processes(&dir)? {
+        if line.contains(" endpoint ") {
+            host::kill_hard(pid)?;
+        }
+    }
+    for pid in host::machine_processes("ha-", "windlass-agent")? {
+        host::kill_hard(pid)?;
+    }
+    kubectl.refused(&["get", "--raw", "/readyz"])?;
+    let direct = kubectl.at(
+        &format!("https://{other}:6443"),
+        "ha.clusters.windlass.internal",
+    );
+    let leases = || -> Result<Vec<String>> {
+        let list = direct.get(&["leases", "-n", "kube-node-lease"])?;
+        let renewed = |lease: &Value| lease["spec"]["renewTime"].as_str().map(str::to_owned);
+        Ok(items(&list)?.iter().filter_map(renewed).collect())
+    };
+    // A kubelet that is older than the namespace of leases makes its own a few seconds late.
+    let before = until("every node has a lease", Duration::from_secs(30), || {
+        Ok(Some(leases()?).filter(|leases| leases.len() == 4))
+    })?;
+    until(
+        "every node renewed its lease",
+        Duration::from_secs(60),
+        || {
+            let now = leases()?;
+            let renewed = now.iter().filter(|at| !before.contains(at)).count();
+            Ok((renewed == 4).then_some(()))
+        },
+    )?;
+    // Controllers, scheduler and kubelets do their work.
+    direct.run(&[
+        "create",
+        "deployment",
+        "alone",
+        "--image=registry.windlass.internal/pause:1",
+        "--replicas=2",
+    ])?;
+    direct.pods_ready("app=alone", 2)?;
+    direct.run(&["delete", "deployment", "alone"])?;
+    world.run(&["director", "start"])?;
+    until("the endpoint is back", Duration::from_secs(30), || {
+        kubectl.run(&["get", "--raw", "/readyz"]).map(Some)
+    })?;
+    Ok(())
 }
 
 pub(crate) fn reset() -> Result<()> {

@@ -30,6 +30,11 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("mkfs.ext4", "e2fsprogs", "persistent disks"),
     ("losetup", "mount", "persistent disks"),
     ("curl", "curl", "release downloads"),
+    (
+        "haproxy",
+        "haproxy",
+        "tests of a machine's way to the API servers",
+    ),
     ("gpgv", "gpgv", "package signatures"),
     ("capsh", "libcap2-bin", "the floor of a benchmark"),
 ];

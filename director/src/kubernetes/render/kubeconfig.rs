@@ -1,13 +1,16 @@
 //! Kubeconfigs: of components (files on their machine) and of operators (everything inside).
 //!
-//! Those of components and of operators with a way to the cluster name its endpoint. The server is its
-//! address, and the certificate is verified against its name: a client needs no resolver to start, and an
-//! address that moves to another machine still has to prove the name. Those of operators who come through
-//! the director name the director's API.
+//! Those of components name the proxy on their own machine, which outlives any endpoint; those of operators
+//! with a way to the cluster name its endpoint. The server is an address, and the certificate is verified
+//! against the endpoint's name: a client needs no resolver to start, and whatever it reaches still has to
+//! prove the name. Those of operators who come through the director name the director's API.
+
+use std::net::Ipv4Addr;
 
 use serde::Serialize;
 use windlass_common::secret::Secret;
 
+use super::super::API_PROXY_PORT;
 use super::super::facts::{ClusterFacts, Endpoint};
 use super::super::pki::Profile;
 use super::{KUBERNETES_CA_PATH, yaml};
@@ -184,10 +187,15 @@ impl Kubeconfig<'_> {
 
 /// The kubeconfig of a component, with the certificate of `profile`.
 pub(super) fn of_component(cluster: &ClusterFacts, user: &str, profile: Profile) -> String {
+    let proxy = Endpoint {
+        name: cluster.endpoint.name.clone(),
+        address: Ipv4Addr::LOCALHOST,
+        port: API_PROXY_PORT,
+    };
     Kubeconfig {
         cluster: cluster.spec.name.as_str(),
         user,
-        server: Server::Endpoint(&cluster.endpoint),
+        server: Server::Endpoint(&proxy),
         authority: Source::Path(KUBERNETES_CA_PATH.to_owned()),
         credentials: Credentials::Paths {
             certificate: profile.certificate_path(),

@@ -1,7 +1,7 @@
 //! What a machine is told: keys, configuration, disks, units and gates as agent steps.
 //!
 //! Every file is rendered from a typed value (`kubelet`, `kube_proxy`, `containerd`, `cni`, `etcd`,
-//! `api_server`, `controllers`, [`kubeconfig`]). The units themselves are part of the image: each
+//! `api_server`, `controllers`, `api_proxy`, [`kubeconfig`]). The units themselves are part of the image: each
 //! reads `/etc/windlass/units/<unit>.env`, one variable `ARGS`, and runs the binary under
 //! `/opt/windlass/components/<name>/current`.
 //!
@@ -19,6 +19,7 @@
 //! When a step is sent and what it waits for: the planner. Which certificate says what:
 //! [`super::pki`].
 
+mod api_proxy;
 mod api_server;
 mod cni;
 mod containerd;
@@ -40,7 +41,7 @@ use super::pki::{Certificates, ClusterPki, EncryptionKey, Profile, ServiceAccoun
 
 pub use self::flags::FlagsError;
 pub(super) use self::kubelet::CONTROL_PLANE_TAINT;
-pub use self::services::{Phase, endpoint_gate, gate, service};
+pub use self::services::{Phase, gate, service};
 
 /// Where Kubernetes' configuration is on a machine.
 pub const KUBERNETES_DIRECTORY: &str = "/etc/kubernetes";
@@ -237,6 +238,7 @@ fn node_files(
         containerd::config(cluster, machine),
     );
     files.env(machine, "containerd", containerd::flags().env())?;
+    files.text(api_proxy::CONFIG_PATH, api_proxy::config(cluster));
     files.text(cni::CONFIG_PATH, cni::config(machine));
     files.text(network::RULES_PATH, network::rules(cluster, machine));
     files.text(network::UNIT_PATH, network::UNIT.to_owned());

@@ -1,8 +1,7 @@
 //! Units of a machine, in phases, and what shows that a phase is done.
 //!
 //! Phases of one machine depend on one another as [`Phase::ALL`] orders them, with one exception:
-//! [`Phase::Runtime`] and [`Phase::Node`] need no control plane *to start*; [`endpoint_gate`] says when
-//! a kubelet that starts loses no time.
+//! [`Phase::Runtime`] and [`Phase::Node`] need no control plane *to start*.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -11,7 +10,7 @@ use windlass_common::step::{
     Check, ClientFiles, Configure, FileContent, FileSpec, Gate, Service, UnitGoal, UnitState,
 };
 
-use super::super::facts::{ClusterFacts, Role};
+use super::super::facts::Role;
 use super::super::pki::Profile;
 use super::super::{
     API_PORT, CONTROLLER_MANAGER_PORT, ETCD_CLIENT_PORT, KUBE_PROXY_METRICS_PORT,
@@ -30,15 +29,15 @@ const GATE_INTERVAL_MS: u32 = 100;
 /// A group of units that starts together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// containerd and the machine's network rules; needs nothing.
+    /// containerd, the machine's network rules and its way to the API servers; needs nothing.
     Runtime,
     /// etcd; with several members its gate opens when a quorum is there.
     Etcd,
     /// The API server.
     ApiServer,
-    /// Controller manager and scheduler, which reach the API through the endpoint.
+    /// Controller manager and scheduler, which reach the API through their machine's proxy.
     Controllers,
-    /// kubelet and kube-proxy, which reach the API through the endpoint.
+    /// kubelet and kube-proxy, which reach the API through their machine's proxy.
     Node,
 }
 
@@ -90,6 +89,8 @@ pub fn service(phase: Phase, configure: &Configure) -> Service {
                 &[network::RULES_PATH, network::UNIT_PATH],
             ),
             unit("containerd", &[containerd::CONFIG_PATH]),
+            // Reads its configuration again by itself, so nothing restarts it.
+            unit("api-proxy", &[KUBERNETES_CA_PATH]),
         ],
         Phase::Etcd => vec![unit("etcd", &[etcd::CONFIG_PATH, ETCD_CA_PATH])],
         Phase::ApiServer => vec![unit(
@@ -173,7 +174,11 @@ pub fn gate(phase: Phase) -> Gate {
         address: loopback(port),
     };
     let checks = match phase {
-        Phase::Runtime => vec![active("windlass-network"), active("containerd")],
+        Phase::Runtime => vec![
+            active("windlass-network"),
+            active("containerd"),
+            active("api-proxy"),
+        ],
         Phase::Etcd => vec![Check::Https {
             address: loopback(ETCD_CLIENT_PORT),
             server_name: "localhost".to_owned(),
@@ -203,18 +208,6 @@ pub fn gate(phase: Phase) -> Gate {
     };
     Gate {
         checks,
-        interval_ms: GATE_INTERVAL_MS,
-    }
-}
-
-/// Waits until the cluster's endpoint takes connections: the moment to start [`Phase::Node`] on any
-/// machine. `/readyz` comes about two seconds later, when the default roles are written, and a kubelet
-/// needs none of them; one that starts before this gate retries with pauses that double up to 7 s.
-pub fn endpoint_gate(cluster: &ClusterFacts) -> Gate {
-    let endpoint = &cluster.endpoint;
-    let address = SocketAddr::new(IpAddr::V4(endpoint.address), endpoint.port);
-    Gate {
-        checks: vec![Check::TcpOpen { address }],
         interval_ms: GATE_INTERVAL_MS,
     }
 }

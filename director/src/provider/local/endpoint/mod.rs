@@ -6,8 +6,9 @@
 //! # Invariants
 //! * A connection goes to a backend that accepts it: a backend that refuses or does not answer within
 //!   `pool::CONNECT_LIMIT` is passed over for the next one.
-//! * A connection to a backend that stops answering, or that leaves the spec, is closed, so that its client
-//!   comes back and finds another one. Others are never touched by a change of the spec.
+//! * A connection to a backend that stops answering is closed, so that its client comes back and finds
+//!   another one. A backend that leaves the spec gets no new connections, and a minute for those it has:
+//!   an API server that ends lets its requests finish. Others are never touched by a change of the spec.
 //! * At most [`CONNECTIONS_MAX`] connections are open; more wait in the kernel's backlog.
 //!
 //! # After a crash

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::note;
 
@@ -20,13 +20,17 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// backlog. A new connection passes it over after one.
 const FAILURES_TO_GIVE_UP: u32 = 3;
 
+/// How long connections to a backend that left the spec may go on: an API server that is told to end lets
+/// requests finish and tells its clients to come back, which ends their connections well before.
+const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+
 /// What is known about a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Health {
     /// Failures since the last success.
     failures: u32,
-    /// It is no longer in the spec.
-    removed: bool,
+    /// When it left the spec.
+    left: Option<Instant>,
 }
 
 /// One API server.
@@ -40,7 +44,7 @@ impl Backend {
     fn new(address: SocketAddr) -> Backend {
         let health = watch::Sender::new(Health {
             failures: 0,
-            removed: false,
+            left: None,
         });
         Backend { address, health }
     }
@@ -62,12 +66,24 @@ impl Backend {
             .send_modify(|health| health.failures = health.failures.saturating_add(1));
     }
 
-    /// Ends when connections to this backend are to be closed.
+    /// Ends when connections to this backend are to be closed: it does not answer any more, or it left the
+    /// spec long ago.
     pub(super) async fn given_up(&self) {
         let mut health = self.health.subscribe();
-        let over = |h: &Health| h.removed || h.failures >= FAILURES_TO_GIVE_UP;
-        // The sender is `self`, which lives as long as this future: no error can come.
-        let _ = health.wait_for(over).await;
+        // The sender is `self`, which lives as long as these futures: no error can come.
+        let dead = async |health: &mut watch::Receiver<Health>| {
+            let _ = health.wait_for(|h| h.failures >= FAILURES_TO_GIVE_UP).await;
+        };
+        let mut leaves = health.clone();
+        let drained = async {
+            let left = leaves.wait_for(|h| h.left.is_some()).await;
+            let since = left.ok().and_then(|h| h.left);
+            sleep_until(since.unwrap_or_else(Instant::now) + DRAIN_LIMIT).await;
+        };
+        tokio::select! {
+            () = dead(&mut health) => {}
+            () = drained => {}
+        }
     }
 
     async fn try_connect(&self) -> Option<TcpStream> {
@@ -83,15 +99,15 @@ impl Backend {
         }
     }
 
-    /// Tries the backend again and again until it is removed.
+    /// Tries the backend again and again until it is given up for having left.
     async fn watch(self: Arc<Backend>) {
-        let mut removed = self.health.subscribe();
         let mut tick = interval(CHECK_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                _ = removed.wait_for(|h| h.removed) => return,
-                _ = tick.tick() => {}
+            tick.tick().await;
+            let left = self.health.borrow().left;
+            if left.is_some_and(|left| left.elapsed() >= DRAIN_LIMIT) {
+                return;
             }
             let before = self.healthy();
             let now = self.try_connect().await.is_some();
@@ -111,13 +127,16 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Takes over a new set: what stays is left alone, what is new is watched, the rest is given up.
+    /// Takes over a new set: what stays is left alone, what is new is watched, the rest gets no new
+    /// connections and time to end those it has.
     pub(super) fn replace(&self, addresses: &[SocketAddr]) {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         backends.retain(|address, backend| {
             let stays = addresses.contains(address);
             if !stays {
-                backend.health.send_modify(|health| health.removed = true);
+                backend
+                    .health
+                    .send_modify(|health| health.left = Some(Instant::now()));
             }
             stays
         });
@@ -205,11 +224,21 @@ mod tests {
         timeout(limit, backend.given_up())
             .await
             .expect("given up when it stops answering");
-        pool.replace(&[second]);
-        let (_, backend) = pool.connect().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_leaves_gets_time_to_end_its_connections() {
+        let (_one, first) = listener().await;
+        let (_two, second) = listener().await;
+        let pool = Pool::default();
         pool.replace(&[first]);
-        timeout(limit, backend.given_up())
-            .await
-            .expect("given up when it leaves the spec");
+        let (_, backend) = pool.connect().await.unwrap();
+        pool.replace(&[second]);
+        let (_, next) = pool.connect().await.unwrap();
+        assert_eq!(next.address, second, "new connections go elsewhere");
+        let before = Instant::now();
+        backend.given_up().await;
+        let after = before.elapsed();
+        assert!(after >= DRAIN_LIMIT && after < DRAIN_LIMIT * 2, "{after:?}");
     }
 }

@@ -1,0 +1,65 @@
+//! The way from a machine's components to the API servers: HAProxy on loopback, on every machine.
+//!
+//! kubelet, kube-proxy and the controllers go through it, so that they depend neither on the cluster's
+//! endpoint outside nor on any single API server. It passes bytes: TLS and the endpoint's name are between
+//! component and API server. HAProxy lives by itself under systemd, whatever becomes of agent and director.
+//!
+//! An API server counts while it answers a TLS handshake with the cluster's certificate: a kernel alone
+//! would accept connections for a process that is frozen. Open connections of one that stops counting are
+//! left alone: it may be finishing its requests. One that is dead is noticed by its clients, which ping.
+
+use std::fmt::Write as _;
+
+use super::super::facts::ClusterFacts;
+use super::super::{API_PORT, API_PROXY_PORT};
+use super::KUBERNETES_CA_PATH;
+
+/// Its configuration; a path unit has it read again when it changes, which cuts no connection.
+pub(super) const CONFIG_PATH: &str = "/etc/windlass/api-proxy.cfg";
+
+/// Connections at once: a kubelet keeps a handful, a controller manager about ten.
+const CONNECTIONS_MAX: u32 = 1024;
+
+/// The configuration file.
+pub(super) fn config(cluster: &ClusterFacts) -> String {
+    let name = &cluster.endpoint.name;
+    let mut text = format!(
+        "\
+global
+  maxconn {CONNECTIONS_MAX}
+  log stdout format raw local0 notice
+
+defaults
+  mode tcp
+  log global
+  retries 3
+  option redispatch 1
+  option clitcpka
+  option srvtcpka
+  timeout connect 1s
+  timeout client 30m
+  timeout server 30m
+  timeout check 1s
+
+frontend api
+  bind 127.0.0.1:{API_PROXY_PORT}
+  default_backend api-servers
+
+backend api-servers
+  balance leastconn
+  option tcp-check
+  tcp-check connect ssl sni {name}
+  default-server check inter 1s fastinter 200ms downinter 100ms fall 2 rise 1 \
+ssl-min-ver TLSv1.3 ca-file {KUBERNETES_CA_PATH} verify required verifyhost {name}
+"
+    );
+    for machine in cluster.control_planes() {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "  server {} {}:{API_PORT}",
+            machine.name, machine.address
+        );
+    }
+    text
+}
