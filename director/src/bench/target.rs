@@ -89,6 +89,7 @@ async fn run(arguments: &Arguments) -> Result<(), Fault> {
     let resident_bytes = process::resident_bytes("self")?;
     let mut config = GatewayConfig::new(arguments.listen);
     config.tune.heartbeat_interval_ms = arguments.interval_ms;
+    config.tickets = Some(crate::service::tickets(&identity.records, config.clock.clone()).await);
     let gateway = Gateway::start(
         config,
         identity.ca.clone(),
