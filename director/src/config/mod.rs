@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use ipnet::Ipv4Net;
 use windlass_common::error::ErrorClass;
 
+use crate::gateway::ArtifactRates;
 use crate::spec::Faults;
 
 pub use files::write_atomic;
@@ -128,6 +129,8 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// Where machines find it; the provider's own address on the machine network when empty.
     pub advertise: Vec<SocketAddr>,
+    /// How fast artifacts leave.
+    pub artifacts: ArtifactRates,
 }
 
 /// Where stemcells are and whose signature counts.

@@ -7,12 +7,16 @@ use ipnet::Ipv4Net;
 use serde_json::Value;
 
 use super::{ApiConfig, Config, DataDir, GatewayConfig, LocalConfig, StemcellConfig};
+use crate::gateway::ArtifactRates;
 use crate::spec::{Faults, Fields, shown, usable_network};
 
 /// Longest provider name: it begins the names of network links, of which Linux allows 15 bytes.
 pub(super) const PROVIDER_NAME_MAX: usize = 8;
 /// Prefix lengths of the machine network: a /29 has room for five machines.
 const MACHINE_PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
+
+/// Rates of artifacts, MiB/s: from what a thin line bears to more than any network card does.
+const ARTIFACT_MIB_PER_S: std::ops::RangeInclusive<u32> = 1..=100_000;
 
 pub(super) fn config(text: &str, dir: &DataDir) -> Result<Config, Faults> {
     let mut faults = Faults::default();
@@ -119,10 +123,22 @@ fn gateway(value: &Value, faults: &mut Faults) -> Option<GatewayConfig> {
         address(text)
             .filter(|address| !address.ip().is_unspecified() && !address.ip().is_loopback())
     });
+    let default = ArtifactRates::default();
+    let mut rate = |key, default_bytes: u64| {
+        let default = u32::try_from(default_bytes >> 20).unwrap_or(u32::MAX);
+        let mib = fields.number(key, default, &ARTIFACT_MIB_PER_S, "MiB/s", faults)?;
+        Some(u64::from(mib) << 20)
+    };
+    let total = rate("artifact_mib_per_s", default.total_bytes_per_s);
+    let agent = rate("artifact_mib_per_s_per_agent", default.agent_bytes_per_s);
     fields.close(faults);
     Some(GatewayConfig {
         listen: listen?,
         advertise: advertise?,
+        artifacts: ArtifactRates {
+            total_bytes_per_s: total?,
+            agent_bytes_per_s: agent?,
+        },
     })
 }
 

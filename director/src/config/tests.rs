@@ -16,6 +16,8 @@ fn the_documented_file_shows_the_defaults() {
         Path::new("/var/lib/windlass/stemcells/trusted.pub")
     );
     assert_eq!(example.local.gateway().to_string(), "10.77.0.1");
+    assert_eq!(example.gateway.artifacts.total_bytes_per_s, 100 << 20);
+    assert_eq!(example.gateway.artifacts.agent_bytes_per_s, 50 << 20);
     assert_eq!(example.advertised()[0].to_string(), "10.77.0.1:7444");
 }
 
@@ -30,6 +32,8 @@ names = ["ok.example", "not ok", 3]
 [gateway]
 listen = "0.0.0.0:0"
 advertise = ["127.0.0.1:1"]
+artifact_mib_per_s = 0
+artifact_mib_per_s_per_agent = "fast"
 [stemcells]
 directory = ""
 [provider.local]
@@ -43,6 +47,7 @@ runc = "./runc"
     #[rustfmt::skip]
     assert_eq!(keys, [
         "log", "api.listen", "api.names[1]", "api.names[2]", "gateway.listen", "gateway.advertise[0]",
+        "gateway.artifact_mib_per_s", "gateway.artifact_mib_per_s_per_agent",
         "stemcells.directory", "provider.local.name", "provider.local.cidr", "provider.local.runc",
         "provider.cloud", "colour",
     ]);

@@ -14,11 +14,12 @@ use windlass_common::limits::{
     ARTIFACTS_PER_AGENT_MAX, FRAME_BYTES_MAX, HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, SESSIONS_MAX,
 };
 use windlass_common::pki::{Leaf, MachineIdentity};
+use windlass_common::rate::Pace;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::transport::{self, Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
-    Body, Detail, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Welcome,
+    ArtifactsHeld, Body, Detail, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Welcome,
 };
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
@@ -206,6 +207,7 @@ async fn session(
     };
     let ended = session.closed().map_or(ended, Ended::Closed);
     shared.sessions.remove(&session);
+    shared.artifacts.gone(&session);
     shared.sessions.emit(Event::Disconnected {
         identity: identity.clone(),
         reason: ErrorChain(&ended).to_string(),
@@ -314,6 +316,9 @@ async fn listen(
                 },
                 Err(error) => Err(error),
             },
+            ArtifactsHeld::KIND => frame
+                .body()
+                .map(|held| shared.artifacts.held(session, held)),
             kind if kind & OPTIONAL != 0 => Ok(()),
             got => Err(FrameError::Unexpected {
                 got,
@@ -404,6 +409,7 @@ async fn datagrams(shared: &Shared, session: &Session) -> Ended {
 }
 
 async fn streams(shared: &Arc<Shared>, session: &Arc<Session>) -> Ended {
+    let pace = Arc::new(Pace::new(shared.config.artifacts.agent_bytes_per_s));
     let mut transfers = JoinSet::new();
     loop {
         // A full set takes no further stream until one is done: the agent waits, others do not.
@@ -414,8 +420,9 @@ async fn streams(shared: &Arc<Shared>, session: &Arc<Session>) -> Ended {
             stream = session.connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     let (shared, session) = (Arc::clone(shared), Arc::clone(session));
+                    let pace = Arc::clone(&pace);
                     transfers.spawn(async move {
-                        artifacts::serve(&shared, &session, send, recv).await;
+                        artifacts::serve(&shared, &session, &pace, send, recv).await;
                     });
                 }
                 Err(error) => return Ended::Connection(error),

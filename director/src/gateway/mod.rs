@@ -127,6 +127,26 @@ pub trait ArtifactSource: Send + Sync + 'static {
     fn locate(&self, digest: &Digest, machine: &MachineIdentity) -> Option<PathBuf>;
 }
 
+/// How fast artifacts leave the director, so that they never crowd out heartbeats and steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArtifactRates {
+    /// To all agents together, bytes a second.
+    pub total_bytes_per_s: u64,
+    /// To one agent, bytes a second.
+    pub agent_bytes_per_s: u64,
+}
+
+impl Default for ArtifactRates {
+    /// 100 MiB/s, most of a gigabit link, and half of it for one agent. Machines of a cluster serve
+    /// one another, so that it is enough for a few copies a cluster.
+    fn default() -> ArtifactRates {
+        ArtifactRates {
+            total_bytes_per_s: 100 << 20,
+            agent_bytes_per_s: 50 << 20,
+        }
+    }
+}
+
 /// Settings of the gateway.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -140,6 +160,8 @@ pub struct GatewayConfig {
     pub clock: Clock,
     /// Makes and opens session tickets; without it every handshake is a full one.
     pub tickets: Option<Arc<Tickets>>,
+    /// How fast artifacts leave.
+    pub artifacts: ArtifactRates,
 }
 
 impl GatewayConfig {
@@ -151,6 +173,7 @@ impl GatewayConfig {
             certificate_life: limits::AGENT_CERTIFICATE_LIFE,
             clock: Clock::system(),
             tickets: None,
+            artifacts: ArtifactRates::default(),
         }
     }
 }
@@ -497,6 +520,11 @@ impl Gateway {
         session
             .and_then(|session| session.tune(tune))
             .map_err(TuneError::Delivery)
+    }
+
+    /// Bytes of artifacts that this director has sent since it started.
+    pub fn artifact_bytes_sent(&self) -> u64 {
+        self.shared.artifacts.sent()
     }
 
     /// Closes the session of an incarnation that is not current any more. Make

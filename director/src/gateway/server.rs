@@ -24,6 +24,7 @@ use windlass_common::{error::ErrorClass, tls};
 
 use crate::pki::DirectorCa;
 
+use super::artifacts::Artifacts;
 use super::authorize::{AgentVerifier, server_door};
 use super::counters::{CounterView, Reason, Total};
 use super::refuse::{Peer, Refusals, handshake_reason};
@@ -51,6 +52,7 @@ pub(super) struct Shared {
     pub(super) agents: Arc<AgentVerifier>,
     pub(super) epoch: Epoch,
     pub(super) sessions: Sessions,
+    pub(super) artifacts: Artifacts,
     pub(super) enrollments: Semaphore,
     handshakes: Arc<Semaphore>,
     pub(super) refusals: Arc<Refusals>,
@@ -140,6 +142,7 @@ pub(super) fn start(
     let endpoint = transport::server_endpoint(&secret, stray);
     let endpoint = bind(listen, endpoint, server, &refusals)
         .map_err(|source| StartError::Bind { listen, source })?;
+    let artifacts = Artifacts::new(config.artifacts);
     let shared = Arc::new(Shared {
         endpoint: Mutex::new(Some(endpoint.clone())),
         config,
@@ -147,6 +150,7 @@ pub(super) fn start(
         agents,
         epoch,
         sessions: Sessions::default(),
+        artifacts,
         enrollments: Semaphore::new(ENROLLMENTS_MAX),
         handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
         refusals,

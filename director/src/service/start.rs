@@ -75,6 +75,7 @@ pub(super) async fn start(
     let machines: Vec<Machine> = records.list().await?;
     let registry = Arc::new(Registry::new(id.clone(), &machines));
     let mut settings = GatewayConfig::new(config.gateway.listen);
+    settings.artifacts = config.gateway.artifacts;
     settings.tickets = Some(tickets(&records, settings.clock.clone()).await);
     let gateway = Gateway::start(
         settings,
