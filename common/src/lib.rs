@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod error;
 pub mod id;
 pub mod journal;
+pub mod lapsed;
 pub mod limits;
 pub mod pki;
 pub mod rate;

@@ -52,6 +52,13 @@ pub const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 pub const RECONNECT_CAP: Duration = Duration::from_secs(15);
 /// Life of an agent's certificate; renewed at two thirds of it.
 pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How long after its end a certificate may still be followed by a new one without a token. A director
+/// that is lost on a Friday evening may be rebuilt from its backup in the next week: 7 days, on top of
+/// the 8 to 24 hours that certificates have left when it goes.
+pub const LAPSED_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Most hours that a director's configuration may set [`LAPSED_GRACE`] to: 90 days. A stolen disk is worth
+/// a certificate for as long.
+pub const LAPSED_GRACE_HOURS_MAX: u32 = 90 * 24;
 /// How long one key seals session tickets; it opens them for twice as long. A ticket is good for 12 to 24
 /// hours, no longer than the certificate in it by default.
 pub const TICKET_KEY_PERIOD: Duration = Duration::from_secs(12 * 3600);

@@ -106,6 +106,12 @@ fn enrollment(golden: &mut Golden) {
         incarnation: Incarnation(7),
         request_der: vec![0x30, 0x82, 1, 0],
     });
+    golden.pin(LapsedRequest {
+        chain_der: vec![vec![0x30, 1], vec![0x30, 2]],
+        request_der: vec![0x30, 0x82, 1, 0],
+        last_signature: vec![0x30, 3],
+        next_signature: vec![0x30, 4],
+    });
     golden.pin(EnrollResponse {
         chain_der: vec![vec![0x30, 1], vec![0x30, 2]],
         roots_der: vec![vec![0x30, 3]],

@@ -135,6 +135,19 @@ impl Ended {
         )
     }
 
+    /// Whether the director says that the certificate is over, whatever the clock of this machine shows.
+    pub(super) fn lapsed(&self) -> bool {
+        // RFC 9001: a TLS alert, here certificate_expired, in the range of QUIC's codes for them.
+        const CERTIFICATE_EXPIRED: u64 = 0x100 + 45;
+        match self {
+            Ended::Connection(ConnectionError::ConnectionClosed(closed)) => {
+                u64::from(closed.error_code) == CERTIFICATE_EXPIRED
+            }
+            Ended::Connection(error) => Close::of(error) == Some(Close::Expired),
+            _ => false,
+        }
+    }
+
     /// Whether the director asked to come back at once.
     pub(super) fn director_restarts(&self) -> bool {
         matches!(self, Ended::Connection(error)

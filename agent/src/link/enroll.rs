@@ -7,6 +7,8 @@ use tokio::time::timeout;
 
 use windlass_common::clock::Clock;
 use windlass_common::error::ErrorClass;
+use windlass_common::id::DirectorId;
+use windlass_common::lapsed::ChannelError;
 use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT};
 use windlass_common::pki::{MachineIdentity, PrivateKey, RequestError, gateway_name};
 use windlass_common::settings::Settings;
@@ -47,12 +49,20 @@ pub enum EnrollError {
         /// The director's words.
         message: String,
     },
+    /// The connection has nothing to bind a proof to.
+    #[error("cannot prove possession of the last key")]
+    Channel(#[source] ChannelError),
     /// What it sent is of no use.
     #[error("the director's answer is of no use")]
     Answer(#[source] IdentityError),
 }
 
 impl EnrollError {
+    /// Whether asking again for the same is of no use: the director has said no.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, EnrollError::Refused { code, .. } if *code != RefusalCode::Busy)
+    }
+
     /// Who acts.
     pub fn class(&self) -> ErrorClass {
         match self {
@@ -69,6 +79,7 @@ impl EnrollError {
                 | RefusalCode::Malformed
                 | RefusalCode::Unreachable => ErrorClass::Operator,
             },
+            EnrollError::Channel(source) => source.class(),
             EnrollError::Tls(_) | EnrollError::Request(_) | EnrollError::Answer(_) => {
                 ErrorClass::Bug
             }
@@ -86,37 +97,56 @@ pub(super) async fn enroll(
 ) -> Result<Identity, EnrollError> {
     let mut tls = tls::enroll_client(settings.ca_digest).map_err(EnrollError::Tls)?;
     tls.time_provider = Arc::new(clock.clone());
-    let config = transport::client_config(tls).map_err(EnrollError::Tls)?;
-    let (_endpoint, connection) =
-        connection::connect(config, address, &gateway_name(&settings.director_id))
-            .await
-            .map_err(EnrollError::Connect)?;
-    let answer = timeout(HELLO_TIMEOUT * 2, exchange(settings, &key, &connection))
-        .await
-        .unwrap_or(Err(EnrollError::TooSlow));
-    // Sent by the endpoint's own task, which outlives the handle: the link need not wait for it.
-    Close::Done.close(&connection);
-    let answer = answer?;
+    let answer: EnrollResponse = ask(tls, &settings.director_id, address, |_| {
+        Ok(EnrollRequest {
+            token: settings.token.clone(),
+            cluster: settings.cluster.clone(),
+            machine: settings.machine.clone(),
+            incarnation: settings.incarnation,
+            request_der: key.request().map_err(EnrollError::Request)?,
+        })
+    })
+    .await?;
     Identity::accept(me, key, answer.chain_der, answer.roots_der).map_err(EnrollError::Answer)
 }
 
-async fn exchange(
-    settings: &Settings,
-    key: &PrivateKey,
+/// Connects, asks what `request` says for this connection, and reads the answer.
+pub(super) async fn ask<Q: Body, A: Body>(
+    tls: rustls::ClientConfig,
+    director: &DirectorId,
+    address: SocketAddr,
+    request: impl FnOnce(&quinn::Connection) -> Result<Q, EnrollError>,
+) -> Result<A, EnrollError> {
+    let config = transport::client_config(tls).map_err(EnrollError::Tls)?;
+    let (_endpoint, connection) = connection::connect(config, address, &gateway_name(director))
+        .await
+        .map_err(EnrollError::Connect)?;
+    let request = request(&connection)?;
+    let answer = timeout(HELLO_TIMEOUT * 2, exchange(&request, &connection))
+        .await
+        .unwrap_or(Err(EnrollError::TooSlow));
+    // A director of an older release closes the connection instead of answering.
+    let closed = connection.close_reason();
+    // Sent by the endpoint's own task, which outlives the handle: the link need not wait for it.
+    Close::Done.close(&connection);
+    match closed.as_ref().and_then(Close::of) {
+        Some(why @ Close::Malformed) if answer.is_err() => Err(EnrollError::Refused {
+            code: RefusalCode::Malformed,
+            message: why.to_string(),
+        }),
+        _ => answer,
+    }
+}
+
+async fn exchange<Q: Body, A: Body>(
+    request: &Q,
     connection: &quinn::Connection,
-) -> Result<EnrollResponse, EnrollError> {
-    let request = EnrollRequest {
-        token: settings.token.clone(),
-        cluster: settings.cluster.clone(),
-        machine: settings.machine.clone(),
-        incarnation: settings.incarnation,
-        request_der: key.request().map_err(EnrollError::Request)?,
-    };
+) -> Result<A, EnrollError> {
     let (mut send, mut recv) = connection
         .open_bi()
         .await
         .map_err(EnrollError::Connection)?;
-    frame::write(&mut send, &request)
+    frame::write(&mut send, request)
         .await
         .map_err(EnrollError::Frame)?;
     // Fails only if the director has gone, which the read reports.

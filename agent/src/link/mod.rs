@@ -24,6 +24,7 @@ mod connection;
 mod enroll;
 mod handler;
 mod identity;
+mod lapsed;
 mod reconnect;
 mod resume;
 mod steps;

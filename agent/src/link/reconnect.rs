@@ -16,6 +16,7 @@ use windlass_common::pki::{MachineIdentity, gateway_name};
 use super::connection::{self, ConnectError, Context, Ended};
 use super::enroll::{self, EnrollError};
 use super::identity::{Identity, IdentityError, IdentityStore, Saved};
+use super::lapsed;
 use super::resume::Resumable;
 use super::steps::Steps;
 use super::{Handler, Link};
@@ -82,10 +83,17 @@ pub(super) async fn run(
     };
     let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP, seed(&me));
     let mut turn = 0;
+    // The director knows better whether the certificate is over than a clock that may be wrong.
+    let mut told_lapsed = false;
     loop {
         let address = directors[turn % directors.len()];
         let began = Instant::now();
-        let ended = attempt(&link, &context, address, &mut stop).await;
+        let ended = attempt(&link, &context, address, told_lapsed, &mut stop).await;
+        told_lapsed = match &ended {
+            Ok(ended) => ended.lapsed(),
+            // Not answered yet.
+            Err(_) => told_lapsed,
+        };
         match ended {
             Ok(Ended::Stopped) => return Ok(()),
             Ok(ended) if ended.director_restarts() => {
@@ -118,10 +126,11 @@ async fn attempt(
     link: &Link,
     context: &Context<'_>,
     address: SocketAddr,
+    told_lapsed: bool,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<Ended, AttemptError> {
     let identity = tokio::select! {
-        identity = identity(link, context, address) => identity?,
+        identity = identity(link, context, address, told_lapsed) => identity?,
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
     };
     let config = context
@@ -143,35 +152,59 @@ async fn attempt(
     Ok(ended)
 }
 
-/// The identity on disk, or a new one by enrolling.
+/// The identity on disk, or a new one: by the last certificate if that is over, else by the token.
 async fn identity(
     link: &Link,
     context: &Context<'_>,
     address: SocketAddr,
+    told_lapsed: bool,
 ) -> Result<Identity, AttemptError> {
     let saved = context
         .store
         .load(context.me)
         .map_err(AttemptError::Identity)?;
-    let key = match saved {
-        Saved::Identity(identity) if identity.leaf.not_after > link.clock.now() => {
-            return Ok(*identity);
+    let identity = match saved {
+        Saved::Identity(held) if !told_lapsed && held.leaf.not_after > link.clock.now() => {
+            return Ok(*held);
         }
-        Saved::Identity(expired) => {
-            tracing::warn!(at = %expired.leaf.not_after, "the certificate expired; enrolling again");
-            expired.key
+        Saved::Identity(last) => renew(link, context, address, *last).await,
+        Saved::Key(key) => {
+            enroll::enroll(&link.settings, context.me, key, address, &link.clock).await
         }
-        Saved::Key(key) => key,
     };
-    let identity = enroll::enroll(&link.settings, context.me, key, address, &link.clock)
-        .await
-        .map_err(AttemptError::Enroll)?;
+    let identity = identity.map_err(AttemptError::Enroll)?;
     context
         .store
         .save(&identity)
         .map_err(AttemptError::Identity)?;
     tracing::info!(until = %identity.leaf.not_after, "enrolled");
     Ok(identity)
+}
+
+/// Comes back with a certificate that is over; where the director has nothing of it, by the token.
+async fn renew(
+    link: &Link,
+    context: &Context<'_>,
+    address: SocketAddr,
+    last: Identity,
+) -> Result<Identity, EnrollError> {
+    let over = last.leaf.not_after;
+    tracing::info!(%over, "the certificate is over; coming back with it");
+    match lapsed::come_back(context.me, &last, address, &link.clock).await {
+        Err(error) if error.is_final() => {
+            tracing::warn!(%over, error = %ErrorChain(&error), "the last certificate does not count");
+        }
+        done => return done,
+    }
+    let asked = enroll::enroll(&link.settings, context.me, last.key, address, &link.clock).await;
+    if asked.as_ref().is_err_and(EnrollError::is_final) {
+        tracing::error!(
+            %over, machine = %context.me,
+            "neither the last certificate nor the token of the settings brings this machine back; \
+             recreate the machine, or put a fresh token into its settings and restart windlass-agent"
+        );
+    }
+    asked
 }
 
 fn class(error: &AttemptError) -> ErrorClass {

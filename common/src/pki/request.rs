@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, KeyPair,
     PKCS_ECDSA_P256_SHA256, PublicKeyData, SigningKey,
 };
 use rustls_pki_types::{CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::error::ErrorClass;
 use crate::secret::SecretBytes;
@@ -104,6 +106,11 @@ impl PrivateKey {
         self.0
     }
 
+    /// A signature (ECDSA P-256 with SHA-256, ASN.1).
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, RequestError> {
+        self.0.sign(message).map_err(RequestError::Make)
+    }
+
     /// Its public half.
     pub fn public_key(&self) -> PublicKey {
         PublicKey {
@@ -122,7 +129,7 @@ impl PrivateKey {
     }
 }
 
-/// The public half of a key whose possession was proven.
+/// The public half of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey {
     point: Vec<u8>,
@@ -145,6 +152,24 @@ impl PublicKey {
             return Err(RequestError::OtherAlgorithm);
         }
         Ok(PublicKey { point })
+    }
+
+    /// The key of a certificate. Nothing is verified: whoever calls this has done so.
+    pub fn from_certificate(der: &[u8]) -> Result<PublicKey, RequestError> {
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|_| RequestError::OtherAlgorithm)?;
+        let point = certificate.public_key().subject_public_key.data.to_vec();
+        if point.first() != Some(&4) || point.len() != POINT_BYTES {
+            return Err(RequestError::OtherAlgorithm);
+        }
+        Ok(PublicKey { point })
+    }
+
+    /// Whether this key has made the signature ([`PrivateKey::sign`]).
+    pub fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.point)
+            .verify(message, signature)
+            .is_ok()
     }
 
     /// The uncompressed point: what a token binds to.

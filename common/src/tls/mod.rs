@@ -12,6 +12,7 @@ mod pinned;
 
 use std::sync::Arc;
 
+use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert, danger::ClientCertVerifier};
@@ -101,11 +102,24 @@ pub fn agent_client(
 
 /// The side of a machine that has no certificate: trusts the root whose DER has this digest.
 pub fn enroll_client(pin: Digest) -> Result<ClientConfig, TlsError> {
+    enrolling(Arc::new(PinnedRoot::new(pin)))
+}
+
+/// The side of a machine whose certificate counts no more: trusts the roots it was handed with it.
+pub fn enroll_client_trusting(roots: &[CertificateDer<'_>]) -> Result<ClientConfig, TlsError> {
+    let roots = Arc::new(root_store(roots)?);
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
+        .build()
+        .map_err(TlsError::Verifier)?;
+    enrolling(verifier)
+}
+
+fn enrolling(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, TlsError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(|_| TlsError::Provider)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedRoot::new(pin)))
+        .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![ALPN_ENROLL.to_vec()];

@@ -43,6 +43,7 @@ bodies! {
     0x0031 => ArtifactHeader,
     0x0040 => TunnelRequest,
     0x0041 => TunnelOpen,
+    0x0050 => LapsedRequest,
     0x0070 => ArtifactsHeld,
     0x0071 => ArtifactAsk,
     0x0072 => ArtifactPeers,
@@ -89,6 +90,20 @@ pub struct EnrollRequest {
     pub incarnation: Incarnation,
     /// PKCS#10, DER; only the public key and the proof of possession count.
     pub request_der: Vec<u8>,
+}
+
+/// First and only frame of a machine whose certificate lapsed: see [`crate::lapsed`]. The answer is
+/// [`EnrollResponse`] or [`Refusal`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LapsedRequest {
+    /// The last certificate, leaf first, then its issuer; DER.
+    pub chain_der: Vec<Vec<u8>>,
+    /// PKCS#10 for the new key, DER.
+    pub request_der: Vec<u8>,
+    /// The statement, signed by the last certificate's key.
+    pub last_signature: Vec<u8>,
+    /// The statement, signed by the new key.
+    pub next_signature: Vec<u8>,
 }
 
 /// The machine's first certificate.

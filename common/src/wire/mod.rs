@@ -6,7 +6,7 @@
 //!
 //! | stream | opened by | first frame | then |
 //! | --- | --- | --- | --- |
-//! | enrollment ([`ALPN_ENROLL`]) | agent | `EnrollRequest` | `EnrollResponse` or `Refusal`, end |
+//! | enrollment ([`ALPN_ENROLL`]) | agent | `EnrollRequest` or `LapsedRequest` | `EnrollResponse` or `Refusal`, end |
 //! | control ([`ALPN`]) | agent | `Hello` | `Welcome` or `Refusal`; then `Report` up, `Tune` and `Tune2` down, `RenewRequest` up, `RenewResponse` down |
 //! | artifact | agent | `ArtifactRequest` | `ArtifactHeader` or `Refusal`, then raw bytes to the end |
 //! | artifact, protocol 2 | agent | `ArtifactAsk` | the same, or `ArtifactPeers`, or `ArtifactWait`, end |

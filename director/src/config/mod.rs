@@ -21,6 +21,7 @@ mod tests;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use windlass_common::error::ErrorClass;
@@ -131,6 +132,8 @@ pub struct GatewayConfig {
     pub advertise: Vec<SocketAddr>,
     /// How fast artifacts leave.
     pub artifacts: ArtifactRates,
+    /// How long after its end a machine's certificate may be followed by another without a token.
+    pub lapsed_grace: Duration,
 }
 
 /// Where stemcells are and whose signature counts.

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde_json::Value;
+use windlass_common::limits::{LAPSED_GRACE, LAPSED_GRACE_HOURS_MAX};
 
 use super::{ApiConfig, Config, DataDir, GatewayConfig, LocalConfig, StemcellConfig};
 use crate::gateway::ArtifactRates;
@@ -131,6 +133,9 @@ fn gateway(value: &Value, faults: &mut Faults) -> Option<GatewayConfig> {
     };
     let total = rate("artifact_mib_per_s", default.total_bytes_per_s);
     let agent = rate("artifact_mib_per_s_per_agent", default.agent_bytes_per_s);
+    let default = u32::try_from(LAPSED_GRACE.as_secs() / 3600).unwrap_or(0);
+    let range = 0..=LAPSED_GRACE_HOURS_MAX;
+    let grace = fields.number("lapsed_grace_hours", default, &range, "hours", faults);
     fields.close(faults);
     Some(GatewayConfig {
         listen: listen?,
@@ -139,6 +144,7 @@ fn gateway(value: &Value, faults: &mut Faults) -> Option<GatewayConfig> {
             total_bytes_per_s: total?,
             agent_bytes_per_s: agent?,
         },
+        lapsed_grace: Duration::from_secs(u64::from(grace?) * 3600),
     })
 }
 

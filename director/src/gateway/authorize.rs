@@ -98,7 +98,7 @@ impl AgentVerifier {
 
     /// Whether a certificate counts now: its chain, its dates, the identity in it, and whether that is
     /// current.
-    fn authorize(
+    pub(super) fn authorize(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],

@@ -1,4 +1,4 @@
-//! Enrollment: a token and a certificate request against a certificate.
+//! Enrollment: a token and a certificate request, or a lapsed certificate, against a certificate.
 //!
 //! The peer is a stranger until its token is redeemed: it gets one stream, one small frame, five
 //! seconds, and one of few places. It is never told *why* its token does not count.
@@ -6,19 +6,25 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::time::timeout;
 
 use windlass_common::error::ErrorClass;
+use windlass_common::id::DirectorId;
+use windlass_common::lapsed::channel;
 use windlass_common::limits::{ENROLL_FRAME_BYTES_MAX, ENROLLMENTS_MAX, HELLO_TIMEOUT};
-use windlass_common::pki::{MachineIdentity, PublicKey, RequestError};
+use windlass_common::pki::{Leaf, MachineIdentity, PublicKey, RequestError};
 use windlass_common::transport::Close;
-use windlass_common::wire::frame::{self, FrameError};
-use windlass_common::wire::message::{EnrollRequest, EnrollResponse, Refusal, RefusalCode};
+use windlass_common::wire::frame::{self, FrameError, OPTIONAL};
+use windlass_common::wire::message::{
+    Body, EnrollRequest, EnrollResponse, LapsedRequest, Refusal, RefusalCode,
+};
 
 use crate::pki::{EnrollmentToken, IssueError};
 
 use super::RedeemError;
 use super::counters::{Reason, Total};
+use super::lapsed::{self, LapsedError};
 use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
 
@@ -44,6 +50,8 @@ enum EnrollError {
     Request(#[source] RequestError),
     #[error("the token does not count")]
     Token(#[source] RedeemError),
+    #[error("the lapsed certificate does not count")]
+    Lapsed(#[source] LapsedError),
     #[error("the incarnation is not current")]
     NotCurrent,
     #[error("the certificate cannot be issued")]
@@ -62,6 +70,7 @@ impl EnrollError {
                 ErrorClass::Retry
             }
             EnrollError::Token(source) => source.class(),
+            EnrollError::Lapsed(source) => source.class(),
             EnrollError::Issue(source) => source.class(),
             EnrollError::Thread(_) => ErrorClass::Bug,
         }
@@ -85,6 +94,7 @@ impl EnrollError {
                 RedeemError::NotCurrent => Reason::NotCurrent,
                 RedeemError::Store(_) => Reason::Internal,
             },
+            EnrollError::Lapsed(source) => source.reason(),
             EnrollError::NotCurrent => Reason::NotCurrent,
             EnrollError::Issue(_) | EnrollError::Thread(_) => Reason::Internal,
         })
@@ -121,6 +131,10 @@ impl EnrollError {
                 RefusalCode::Busy,
                 "the director cannot enroll machines at the moment; its log says why",
             ),
+            EnrollError::Lapsed(_) => (
+                RefusalCode::Incarnation,
+                "the certificate cannot be followed by another; the director's log says why",
+            ),
             EnrollError::Token(_) | EnrollError::NotCurrent => (
                 RefusalCode::Token,
                 "the token does not count; the director's log says why",
@@ -141,15 +155,13 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection) {
             .accept_bi()
             .await
             .map_err(EnrollError::Connection)?;
-        let request: EnrollRequest = frame::expect(&mut recv, ENROLL_FRAME_BYTES_MAX)
-            .await
-            .map_err(EnrollError::Frame)?;
-        Ok((send, request))
+        let asked = Asked::read(&mut recv).await.map_err(EnrollError::Frame)?;
+        Ok((send, asked))
     };
     let first = timeout(HELLO_TIMEOUT, first)
         .await
         .unwrap_or(Err(EnrollError::TooSlow));
-    let (send, request) = match first {
+    let (send, asked) = match first {
         Ok(first) => first,
         Err(error) => {
             error.tell(shared, peer, None);
@@ -161,7 +173,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection) {
             return;
         }
     };
-    answer(shared, peer, send, request).await;
+    answer(shared, &connection, send, asked).await;
     // The agent closes once it has read the answer.
     if timeout(HELLO_TIMEOUT, connection.closed()).await.is_err() {
         Close::TimedOut.close(&connection);
@@ -170,24 +182,24 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection) {
 
 async fn answer(
     shared: &Arc<Shared>,
-    peer: SocketAddr,
+    connection: &quinn::Connection,
     mut send: quinn::SendStream,
-    request: EnrollRequest,
+    asked: Asked,
 ) {
-    let claim = MachineIdentity {
-        director: shared.doors.ca.director().clone(),
-        cluster: request.cluster.clone(),
-        machine: request.machine.clone(),
-        incarnation: request.incarnation,
+    let peer = connection.remote_address();
+    let claim = asked.claim(shared.doors.ca.director());
+    let decided = match asked {
+        Asked::Token(request) => decide(shared, request).await,
+        Asked::Lapsed(request) => follow(shared, connection, &request),
     };
-    let answered = match decide(shared, &claim, request).await {
+    let answered = match decided {
         Ok(response) => {
             shared.count(Total::Enrollments);
             tracing::info!(%peer, machine = %claim, "machine enrolled");
             frame::write(&mut send, &response).await
         }
         Err(error) => {
-            error.tell(shared, peer, Some(&claim.to_string()));
+            error.tell(shared, peer, Some(&claim));
             let (code, message) = error.refusal();
             let refusal = Refusal {
                 code,
@@ -205,35 +217,101 @@ async fn answer(
 
 async fn decide(
     shared: &Arc<Shared>,
-    claim: &MachineIdentity,
     request: EnrollRequest,
 ) -> Result<EnrollResponse, EnrollError> {
     let now = shared.config.clock.now();
+    let claim = claimed(&request, shared.doors.ca.director());
     // Proof of possession first: a token is not bound to a key that nobody holds.
     let EnrollRequest {
         token, request_der, ..
     } = request;
     let key = PublicKey::from_request(&request_der).map_err(EnrollError::Request)?;
-    if !shared.doors.registry.is_current(claim) {
+    if !shared.doors.registry.is_current(&claim) {
         return Err(EnrollError::NotCurrent);
     }
-    let (gateway, claimed) = (Arc::clone(shared), claim.clone());
+    let (gateway, claim_of) = (Arc::clone(shared), claim.clone());
     tokio::task::spawn_blocking(move || {
         let hash = EnrollmentToken::hash_of(&token);
         gateway
             .doors
             .enrollment
-            .redeem(hash, &claimed, key.as_bytes(), now)
+            .redeem(hash, &claim_of, key.as_bytes(), now)
     })
     .await
     .map_err(EnrollError::Thread)?
     .map_err(EnrollError::Token)?;
+    issue(shared, &claim, &request_der, now)
+}
+
+/// A certificate that follows one that lapsed.
+fn follow(
+    shared: &Shared,
+    connection: &quinn::Connection,
+    request: &LapsedRequest,
+) -> Result<EnrollResponse, EnrollError> {
+    let now = shared.config.clock.now();
+    let channel =
+        channel(connection).map_err(|error| EnrollError::Lapsed(LapsedError::Channel(error)))?;
+    let grace = shared.config.lapsed_grace;
+    let identity = lapsed::judge(request, &channel, &shared.agents, grace, now)
+        .map_err(EnrollError::Lapsed)?;
+    issue(shared, &identity, &request.request_der, now)
+}
+
+fn issue(
+    shared: &Shared,
+    identity: &MachineIdentity,
+    request_der: &[u8],
+    now: Timestamp,
+) -> Result<EnrollResponse, EnrollError> {
     let ca = &shared.doors.ca;
     let chain = ca
-        .issue_agent(&request_der, claim, shared.config.certificate_life, now)
+        .issue_agent(request_der, identity, shared.config.certificate_life, now)
         .map_err(EnrollError::Issue)?;
     Ok(EnrollResponse {
         chain_der: chain.to_der(),
         roots_der: ca.roots_der(),
     })
+}
+
+fn claimed(request: &EnrollRequest, director: &DirectorId) -> MachineIdentity {
+    MachineIdentity {
+        director: director.clone(),
+        cluster: request.cluster.clone(),
+        machine: request.machine.clone(),
+        incarnation: request.incarnation,
+    }
+}
+
+/// What a stranger may ask for.
+enum Asked {
+    Token(EnrollRequest),
+    Lapsed(LapsedRequest),
+}
+
+impl Asked {
+    async fn read(recv: &mut quinn::RecvStream) -> Result<Asked, FrameError> {
+        loop {
+            let frame = frame::read(recv, ENROLL_FRAME_BYTES_MAX)
+                .await?
+                .ok_or(FrameError::Closed)?;
+            match frame.kind {
+                LapsedRequest::KIND => return frame.body().map(Asked::Lapsed),
+                kind if kind != EnrollRequest::KIND && kind & OPTIONAL != 0 => {}
+                _ => return frame.body().map(Asked::Token),
+            }
+        }
+    }
+
+    /// Who it says it is, for the log.
+    fn claim(&self, director: &DirectorId) -> String {
+        match self {
+            Asked::Token(request) => claimed(request, director).to_string(),
+            Asked::Lapsed(request) => request
+                .chain_der
+                .first()
+                .and_then(|der| Leaf::parse(der).ok()?.machine().ok())
+                .map_or_else(|| "-".to_owned(), |identity| identity.to_string()),
+        }
+    }
 }

@@ -27,6 +27,7 @@ mod authorize;
 mod control;
 mod counters;
 mod enroll;
+mod lapsed;
 mod refuse;
 mod server;
 mod session;
@@ -156,6 +157,8 @@ pub struct GatewayConfig {
     pub tune: Tune2,
     /// Life of the certificates that agents get; [`limits::AGENT_CERTIFICATE_LIFE`] by default.
     pub certificate_life: Duration,
+    /// How long after its end a certificate may be followed by another without a token; zero for never.
+    pub lapsed_grace: Duration,
     /// What decides about dates: certificates, tokens, tickets; the system's by default.
     pub clock: Clock,
     /// Makes and opens session tickets; without it every handshake is a full one.
@@ -171,6 +174,7 @@ impl GatewayConfig {
             listen,
             tune: Tune2::default(),
             certificate_life: limits::AGENT_CERTIFICATE_LIFE,
+            lapsed_grace: limits::LAPSED_GRACE,
             clock: Clock::system(),
             tickets: None,
             artifacts: ArtifactRates::default(),

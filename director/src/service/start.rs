@@ -76,6 +76,7 @@ pub(super) async fn start(
     let registry = Arc::new(Registry::new(id.clone(), &machines));
     let mut settings = GatewayConfig::new(config.gateway.listen);
     settings.artifacts = config.gateway.artifacts;
+    settings.lapsed_grace = config.gateway.lapsed_grace;
     settings.tickets = Some(tickets(&records, settings.clock.clone()).await);
     let gateway = Gateway::start(
         settings,

@@ -11,6 +11,7 @@ mod certificates;
 mod down;
 mod health;
 mod hostile;
+mod lapsed;
 mod process;
 mod resumption;
 mod sessions;
