@@ -12,8 +12,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use windlass_common::id::{Epoch, Incarnation};
 use windlass_common::step::{
-    Configure, FileContent, FileSpec, Outcome, Step, StepId, StepRequest, StepResult,
+    Configure, FileContent, FileSpec, Outcome, Payload, Progress, Step, StepId, StepRequest,
+    StepResult,
 };
+use windlass_common::wire::PROTOCOL;
+use windlass_common::wire::message::{Detail, Tune2};
 use windlass_director::gateway::DeliveryError;
 
 use crate::world::{Director, exec, machine_name, no_progress, wait_for};
@@ -160,11 +163,14 @@ async fn an_agent_enrolls_converges_and_keeps_its_word_when_killed() {
             .run_step(&name, Incarnation::FIRST, order(), no_progress())
             .await;
     };
+    // Kept until the agent is dead: a caller that goes cancels.
+    tokio::pin!(interrupted);
     tokio::select! {
-        () = interrupted => panic!("the command ended before the agent was killed"),
+        () = &mut interrupted => panic!("the command ended before the agent was killed"),
         () = wait_for("the command to run", || marker.exists().then_some(())) => {}
     }
     agent.kill();
+    interrupted.await;
     let agent = Agent::start(root.path());
     let after = step(&director, order()).await;
     assert!(
@@ -193,6 +199,100 @@ async fn an_agent_enrolls_converges_and_keeps_its_word_when_killed() {
     let mut agent = agent;
     let ended = wait_for("the agent to stop", || agent.child.try_wait().unwrap()).await;
     assert!(ended.success());
+}
+
+/// The protocol that the agent's binary speaks: this release's, unless an older one is tried.
+fn protocol() -> u16 {
+    let said = std::env::var("WINDLASS_TEST_PROTOCOL");
+    said.map_or(PROTOCOL, |said| said.parse().unwrap())
+}
+
+/// Runs a command and returns what it printed.
+async fn output(director: &Director, id: &str, argv: &[&str]) -> String {
+    let (sender, mut progress) = tokio::sync::mpsc::channel(4);
+    let name = machine_name("demo-cp-0");
+    let gateway = director.gateway();
+    let run = gateway.run_step(&name, Incarnation::FIRST, exec(id, argv), sender);
+    let read = async {
+        let mut output = Vec::new();
+        while let Some(item) = progress.recv().await {
+            match item {
+                Progress::Output { bytes, .. } => output.extend(bytes),
+                Progress::Stage(_) => {}
+            }
+        }
+        String::from_utf8(output).unwrap()
+    };
+    let (result, output) = tokio::join!(run, read);
+    assert_eq!(result.unwrap().payload, Payload::Exit(0));
+    output
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_of_either_protocol_is_served_in_full_and_sent_nothing_newer() {
+    // Valid from five minutes ago: two thirds of its life are over after seven seconds.
+    let mut director = Director::start_with(|config| {
+        config.certificate_life = Duration::from_secs(160);
+        config.tune.detail = Detail::Units;
+    })
+    .await;
+    let root = machine(&director);
+    let agent = Agent::start(root.path());
+    let identity = root.path().join("var/lib/windlass/identity/identity.pem");
+    let written = step(&director, write_file("t/configure", 1, "a: 1\n")).await;
+    let before = fs::read(&identity).unwrap();
+    assert_eq!(written.outcome, Outcome::Changed, "{written:?}");
+    let name = machine_name("demo-cp-0");
+    let view = |director: &Director| director.gateway().connected().remove(&name);
+    let first = view(&director).unwrap();
+    assert_eq!(first.protocol, protocol());
+
+    let said = output(&director, "t/echo", &["sh", "-c", "seq 1 20000"]).await;
+    assert_eq!(said.lines().count(), 20_000);
+
+    wait_for("a renewed certificate", || {
+        (fs::read(&identity).unwrap() != before).then_some(())
+    })
+    .await;
+    let faster = Tune2 {
+        heartbeat_interval_ms: 50,
+        ..Tune2::default()
+    };
+    let gateway = director.gateway();
+    gateway.tune(&name, Incarnation::FIRST, faster).unwrap();
+
+    // A caller that goes cancels, where the agent knows how; the link holds in any case.
+    let marker = root.path().join("began");
+    let script = format!("touch {}; exec sleep 600", marker.display());
+    let order = exec("t/sleep", &["sh", "-c", &script]);
+    tokio::select! {
+        ended = gateway.run_step(&name, Incarnation::FIRST, order, no_progress()) => {
+            panic!("{ended:?}")
+        }
+        () = wait_for("the command to run", || marker.exists().then_some(())) => {}
+    }
+    if protocol() >= 2 {
+        let order = exec("t/sleep", &["sh", "-c", &script]);
+        let ended = step(&director, order).await;
+        assert!(
+            matches!(ended.outcome, Outcome::Unknown { .. }),
+            "{ended:?}"
+        );
+    }
+    let beats = |director: &Director| Some(view(director)?.last_heartbeat?.1.sequence);
+    let reached = beats(&director).unwrap();
+    wait_for("further heartbeats", || {
+        (beats(&director)? > reached + 5).then_some(())
+    })
+    .await;
+    assert_eq!(view(&director).unwrap().since, first.since);
+
+    gateway.shutdown(Duration::from_secs(5)).await;
+    director.start_again(Epoch(2)).await;
+    let again = step(&director, write_file("t2/configure", 2, "a: 2\n")).await;
+    assert_eq!(again.outcome, Outcome::Changed, "{again:?}");
+    assert_eq!(view(&director).unwrap().protocol, protocol());
+    drop(agent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -163,6 +163,6 @@ pub(crate) fn kubectl(stemcell: &Path) -> PathBuf {
     stemcell.join("rootfs/opt/windlass/components/kubectl/current/kubectl")
 }
 
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }

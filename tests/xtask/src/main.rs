@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod compat;
 mod demo;
 mod prerequisites;
 mod shell;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::bench;
 use crate::build::{self, KUBERNETES, Profile};
+use crate::compat;
 use crate::prerequisites;
 use crate::shell::{capture, cargo, command, has, step};
 
@@ -33,6 +34,8 @@ pub(crate) enum Suite {
     Stemcells,
     /// Unit, property and integration tests of every crate, on real components.
     Crates,
+    /// This release beside the one before it, each with the other's agent.
+    Compat,
     /// Scenarios on real clusters.
     EndToEnd,
     /// `cargo xtask demo`, twice, then `--down`.
@@ -40,10 +43,11 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    const ALL: [Suite; 5] = [
+    const ALL: [Suite; 6] = [
         Suite::Checks,
         Suite::Stemcells,
         Suite::Crates,
+        Suite::Compat,
         Suite::EndToEnd,
         Suite::Demo,
     ];
@@ -55,6 +59,7 @@ impl Suite {
                 Suite::Checks => 9,
                 Suite::Stemcells => 24,
                 Suite::Crates => 12,
+                Suite::Compat => 4,
                 Suite::EndToEnd => 12,
                 Suite::Demo => 3,
             },
@@ -66,6 +71,7 @@ impl Suite {
             Suite::Checks => check(),
             Suite::Stemcells => stemcells(),
             Suite::Crates => crates(),
+            Suite::Compat => compat::run(),
             Suite::EndToEnd => end_to_end(options.full),
             Suite::Demo => demo(),
         }
