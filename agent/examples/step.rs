@@ -66,6 +66,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for order in serde_json::Deserializer::from_reader(stdin()).into_iter::<Order>() {
         let order = order?;
         let request = StepRequest {
+            labels: Default::default(),
             id: StepId(order.id),
             epoch: Epoch(1),
             deadline_ms: order.deadline_ms,

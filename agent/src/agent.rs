@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::{Digest, Epoch};
 use windlass_common::journal::{DirStorage, JournalError};
-use windlass_common::report::{Heartbeat, Report};
+use windlass_common::report::{Heartbeat, Report, Vitals};
 use windlass_common::step::{StepId, StepRequest};
 use windlass_common::wire::message::{RefusalCode, Tune2};
 
@@ -41,6 +41,7 @@ use crate::steps::fetch::{
 };
 use crate::steps::{Context, Reporter, lock};
 use crate::units::{Units, watch as unit_watch};
+use crate::vitals::Gauge;
 
 /// Command line of the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,6 +137,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (tune, tuned) = watch::channel(Tune2::default());
     let agent = Arc::new(Agent {
         boot_id: observer.boot().id.clone(),
+        gauge: Gauge::new(&host),
         runner: Runner::new(context),
         reports,
         seen: observer.seen(),
@@ -228,6 +230,7 @@ impl StopSignals {
 /// What the link asks.
 struct Agent {
     boot_id: String,
+    gauge: Gauge,
     runner: Runner,
     reports: watch::Receiver<Arc<Report>>,
     seen: watch::Receiver<Arc<Report>>,
@@ -263,6 +266,10 @@ impl Handler for Agent {
         let report = self.seen.borrow();
         let watched = self.runner.context().watched.borrow();
         heartbeat(&report, &watched, self.runner.epoch())
+    }
+
+    fn vitals(&self) -> Vitals {
+        self.gauge.look()
     }
 
     fn epoch_seen(&self, epoch: Epoch) {

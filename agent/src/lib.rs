@@ -7,6 +7,7 @@
 //! | [`link`] | the connection to the director |
 //! | [`runner`], [`history`] | steps: admitted, journaled, run, remembered |
 //! | [`steps`] | one file for each kind of step |
+//! | `session` | followed logs, shells, usage: for as long as somebody watches |
 //! | [`host`], [`units`] | files and subprocesses; systemd over D-Bus |
 //! | [`vitals`], [`report`] | what the machine looks like |
 //! | [`notify`], [`allocator`] | systemd is told that the agent lives; it stays small |
@@ -19,6 +20,7 @@ pub mod link;
 pub mod notify;
 pub mod report;
 pub mod runner;
+mod session;
 pub mod settings;
 pub mod steps;
 pub mod units;

@@ -150,3 +150,9 @@ pub const PEER_GRANT_LIFE: Duration = Duration::from_secs(60);
 pub const PEER_GRANT_WAIT: Duration = Duration::from_secs(1);
 /// Grants that an agent remembers: those of its uploads, given again a few times within their life.
 pub const PEER_GRANTS_MAX: usize = 64;
+/// Sessions (followed logs, shells, watched usage) on one machine at a time: a few operators with a few
+/// windows each; a quarter of [`STREAMS_TO_AGENT_MAX`] stays for tunnels.
+pub const SESSIONS_ON_MACHINE_MAX: usize = 32;
+/// Shortest and longest pause between two samples of usage, milliseconds. A sample costs the machine
+/// four small reads and 60 bytes.
+pub const VITALS_INTERVAL_MS: std::ops::RangeInclusive<u32> = 500..=60_000;

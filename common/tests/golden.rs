@@ -18,6 +18,7 @@ use windlass_common::secret::{Secret, SecretBytes};
 use windlass_common::step::*;
 use windlass_common::wire::frame::Frame;
 use windlass_common::wire::message::*;
+use windlass_common::wire::session::*;
 
 #[derive(Default)]
 struct Golden {
@@ -284,6 +285,7 @@ fn steps(golden: &mut Golden) {
         }]),
         sysctls: BTreeMap::from([("net.ipv4.ip_forward".to_owned(), "1".to_owned())]),
     });
+    sessions(golden);
     golden.pin(Disk {
         device: "/dev/sdb".to_owned(),
         mount_path: "/var/lib/etcd".to_owned(),
@@ -324,5 +326,55 @@ fn steps(golden: &mut Golden) {
     });
     golden.pin(Exec {
         argv: vec!["true".to_owned()],
+    });
+}
+
+fn sessions(golden: &mut Golden) {
+    let origin = || Origin {
+        operator: "ann".to_owned(),
+        request: "r0123456789abcdef".to_owned(),
+        epoch: Epoch(3),
+    };
+    golden.pin(FollowLogs {
+        origin: origin(),
+        units: vec!["kubelet.service".to_owned()],
+        lines: 10,
+    });
+    golden.pin(OpenShell {
+        origin: origin(),
+        term: "xterm".to_owned(),
+        rows: 24,
+        columns: 300,
+    });
+    golden.pin(WatchVitals {
+        origin: origin(),
+        interval_ms: 2000,
+    });
+    golden.pin(SessionOpen {});
+    golden.pin(SessionInput {
+        bytes: vec![3, 255],
+    });
+    golden.pin(SessionOutput {
+        stream: OutputStream::Stderr,
+        bytes: b"line\n".to_vec(),
+    });
+    golden.pin(SessionResize {
+        rows: 50,
+        columns: 132,
+    });
+    golden.pin(SessionEnd::Exit(137));
+    golden.pin(VitalsSample {
+        at_unix_ms: 1_700_000_000_000,
+        vitals: Vitals {
+            memory_used_bytes: 1 << 30,
+            memory_total_bytes: 2 << 30,
+            memory_scope: Scope::Machine,
+            cpu_used_ms: 12_345,
+            cpu_scope: Scope::Machine,
+            disk_used_bytes: 5,
+            disk_total_bytes: 10,
+            load1_centi: 150,
+            load_scope: Scope::Host,
+        },
     });
 }

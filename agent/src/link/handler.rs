@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 use windlass_common::id::Epoch;
-use windlass_common::report::{Heartbeat, Report};
+use windlass_common::report::{Heartbeat, Report, Vitals};
 use windlass_common::step::{Progress, StepId, StepRequest, StepResult};
 use windlass_common::wire::message::Tune2;
 
@@ -31,6 +31,11 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The next heartbeat; the link sets its sequence number. Quick: it is called on the loop.
     fn heartbeat(&self) -> Heartbeat;
+
+    /// Usage now, for somebody who watches; the last report's by default. May read files.
+    fn vitals(&self) -> Vitals {
+        self.reports().borrow().vitals.clone()
+    }
 
     /// The director said its epoch. Called before any of its steps.
     fn epoch_seen(&self, epoch: Epoch);

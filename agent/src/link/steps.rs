@@ -1,4 +1,4 @@
-//! Streams from the director: steps and tunnels.
+//! Streams from the director: steps, tunnels, and sessions ([`crate::session`]).
 //!
 //! A step runs on a task of its own. The stream that asked for it only listens; when the connection
 //! breaks and the same step is asked for over the next one, that stream listens from then on. Once a
@@ -27,6 +27,7 @@ use windlass_common::wire::message::{
 use windlass_common::wire::step::from_frames;
 
 use super::handler::{CancelToken, Handler, ProgressSink};
+use crate::session::Sessions;
 
 /// Piece of a tunnel in each direction: two of them per tunnel.
 const TUNNEL_BUFFER_BYTES: usize = 16 << 10;
@@ -37,6 +38,7 @@ pub(super) struct Steps {
     api_server: SocketAddr,
     running: Mutex<BTreeMap<StepId, Arc<Running>>>,
     places: Semaphore,
+    sessions: Sessions,
 }
 
 /// One step that runs.
@@ -51,6 +53,7 @@ struct Running {
 impl Steps {
     pub(super) fn new(handler: Arc<dyn Handler>, api_server: SocketAddr) -> Steps {
         Steps {
+            sessions: Sessions::new(Arc::clone(&handler)),
             handler,
             api_server,
             running: Mutex::default(),
@@ -196,6 +199,7 @@ async fn stream(
             let request: TunnelRequest = first.body()?;
             tunnel(steps, send, recv, request.target).await
         }
+        kind if Sessions::begin_with(kind) => steps.sessions.serve(&first, send, recv).await,
         got => Err(FrameError::Unexpected {
             got,
             want: StepHeader::KIND,

@@ -36,6 +36,7 @@ use windlass_common::id::{Digest, Epoch};
 use windlass_common::limits::STEPS_IN_FLIGHT_MAX;
 use windlass_common::step::{Outcome, Payload, Step, StepId, StepRequest, StepResult};
 use windlass_common::wire::codec;
+use windlass_common::wire::step::{OPERATOR, REQUEST};
 
 use crate::link::{CancelToken, ProgressSink};
 use crate::steps::{self, Context, Failure, Reporter, Run, blocking, check::check, lock};
@@ -138,6 +139,11 @@ impl Runner {
                 return result(&request.id, started, failure.outcome, failure.payload, &run);
             }
         };
+        if let Some(operator) = request.labels.get(OPERATOR) {
+            // Written as a debug string: a name from elsewhere makes no lines of its own.
+            let number = request.labels.get(REQUEST);
+            tracing::info!(step = %request.id, ?operator, request = ?number, "an operator asks");
+        }
         let (outcome, payload) = self.execute(&request, deadline, cancel, &run).await;
         let result = result(&request.id, started, outcome, payload, &run);
         tracing::info!(

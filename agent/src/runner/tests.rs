@@ -37,6 +37,7 @@ fn runner(root: &Path, disk: &SimDisk) -> Runner {
 
 fn request(id: &str, epoch: u64, step: Step) -> StepRequest {
     StepRequest {
+        labels: Default::default(),
         id: StepId(id.to_owned()),
         epoch: Epoch(epoch),
         deadline_ms: 20_000,
@@ -386,6 +387,7 @@ async fn a_gate_says_what_it_waited_for_and_is_looked_at_anew() {
         interval_ms: 10,
     };
     let order = |deadline_ms| StepRequest {
+        labels: Default::default(),
         deadline_ms,
         ..request("g", 1, Step::Gate(gate.clone()))
     };

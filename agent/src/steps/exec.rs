@@ -3,7 +3,6 @@
 //! The runner sees to it that one runs at most once. It has a process group of its own and is killed
 //! with the whole group when the step is over, also at its deadline.
 
-use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -12,7 +11,7 @@ use windlass_common::limits::CHUNK_BYTES;
 use windlass_common::step::{Exec, OutputStream, Payload};
 
 use super::{Failure, Run};
-use crate::host::command::Running;
+use crate::host::command::{Running, exit_code};
 
 pub(super) async fn run(run: &Run, exec: &Exec) -> Result<Payload, Failure> {
     let argv: Vec<&str> = exec.argv.iter().map(String::as_str).collect();
@@ -62,11 +61,4 @@ async fn pump(run: &Run, stream: OutputStream, mut from: impl AsyncRead + Unpin)
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         run.progress.output(stream, &buffer[..read]).await;
     }
-}
-
-fn exit_code(status: ExitStatus) -> i32 {
-    status
-        .code()
-        .or_else(|| status.signal().map(|signal| 128 + signal))
-        .unwrap_or(-1)
 }

@@ -43,6 +43,9 @@ pub struct StepRequest {
     pub deadline_ms: u64,
     /// What to do.
     pub step: Step,
+    /// Who asked, for logs: an operator's name and request; at most [`crate::wire::step::LABELS_MAX`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What to do.

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
+use super::session;
 use crate::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
 use crate::limits::{
     HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL_MS, REPORT_INTERVAL, REPORT_INTERVAL_MS,
@@ -49,6 +50,15 @@ bodies! {
     0x0072 => ArtifactPeers,
     0x0073 => ArtifactWait,
     0x0074 => ArtifactGrant,
+    0x0080 => session::FollowLogs,
+    0x0081 => session::OpenShell,
+    0x0082 => session::WatchVitals,
+    0x0083 => session::SessionOpen,
+    0x0084 => session::SessionInput,
+    0x0085 => session::SessionOutput,
+    0x0086 => session::SessionResize,
+    0x0087 => session::SessionEnd,
+    0x0088 => session::VitalsSample,
     0x0090 => Tune2,
     0x0100 => StepHeader,
     0x0101 => Progress,

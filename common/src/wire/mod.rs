@@ -12,6 +12,7 @@
 //! | artifact, protocol 2 | agent | `ArtifactAsk` | the same, or `ArtifactPeers`, or `ArtifactWait`, end |
 //! | from a peer ([`ALPN_PEER`]) | agent | `ArtifactRequest` | the same as from the director |
 //! | step | director | `StepHeader`, then the step's body | `Progress`*, `StepResult` |
+//! | session, protocol 2 | director | `FollowLogs`, `OpenShell` or `WatchVitals` | `SessionOpen` or `Refusal`; then `SessionOutput` or `VitalsSample` up, `SessionInput` and `SessionResize` down, `SessionEnd` up |
 //! | tunnel | director | `TunnelRequest` | `TunnelOpen` or `Refusal`, then raw bytes both ways |
 //!
 //! With protocol 2, `ArtifactsHeld` goes up the control stream and `ArtifactGrant` down it.
@@ -33,6 +34,7 @@
 pub mod codec;
 pub mod frame;
 pub mod message;
+pub mod session;
 pub mod step;
 
 /// Protocol of enrolled agents.

@@ -1,7 +1,5 @@
 //! A step as two frames: the header that every kind shares, and the kind's own body.
 
-use std::collections::BTreeMap;
-
 use super::frame::{Frame, FrameError};
 use super::message::{Body, StepHeader};
 use crate::step::{
@@ -10,6 +8,12 @@ use crate::step::{
 
 /// Most labels in a header.
 pub const LABELS_MAX: usize = 16;
+/// Longest name or value of a label, bytes.
+pub const LABEL_BYTES_MAX: usize = 256;
+/// Label with the name of the operator who asked for a step.
+pub const OPERATOR: &str = "operator";
+/// Label with the request it was part of, as in the director's audit log.
+pub const REQUEST: &str = "request";
 
 /// Splits a request into the two frames that go over the wire.
 pub fn to_frames(request: &StepRequest) -> Result<[Frame; 2], FrameError> {
@@ -17,7 +21,7 @@ pub fn to_frames(request: &StepRequest) -> Result<[Frame; 2], FrameError> {
         id: request.id.clone(),
         epoch: request.epoch,
         deadline_ms: request.deadline_ms,
-        labels: BTreeMap::new(),
+        labels: request.labels.clone(),
     };
     let body = match &request.step {
         Step::Fetch(body) => Frame::of(body),
@@ -42,6 +46,15 @@ pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, Fram
             max: STEP_ID_MAX,
         });
     }
+    let texts = header.labels.iter().flat_map(|(name, value)| [name, value]);
+    let longest = texts.map(String::len).max().unwrap_or(0);
+    if longest > LABEL_BYTES_MAX {
+        return Err(FrameError::TooLong {
+            kind: StepHeader::KIND,
+            bytes: longest,
+            max: LABEL_BYTES_MAX,
+        });
+    }
     let step = match body.kind {
         Fetch::KIND => Step::Fetch(body.body()?),
         Keys::KIND => Step::Keys(body.body()?),
@@ -63,5 +76,6 @@ pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, Fram
         epoch: header.epoch,
         deadline_ms: header.deadline_ms,
         step,
+        labels: header.labels,
     })
 }

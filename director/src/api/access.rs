@@ -47,6 +47,8 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("GET",    "/v1/machines/{name}",             Viewer),
     ("GET",    "/v1/machines/{name}/logs",        Operator),
     ("POST",   "/v1/machines/{name}/exec",        Admin),
+    ("GET",    "/v1/machines/{name}/shell",       Admin),
+    ("GET",    "/v1/usage",                       Operator),
     ("GET",    "/v1/tasks",                       Viewer),
     ("GET",    "/v1/tasks/{id}",                  Viewer),
     ("GET",    "/v1/tasks/{id}/events",           Viewer),

@@ -1,25 +1,30 @@
-//! Machines with their agents: list, show, logs, exec.
+//! Machines with their agents: list, show, logs, usage, exec, shell.
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, MachineName};
+use windlass_common::limits::VITALS_INTERVAL_MS;
 use windlass_common::step::Collect;
 
 use super::extract::{Name, Query, Text};
 use super::problem::Problem;
-use super::stream::node_output;
+use super::shell::Door;
+use super::stream::{node_output, usage};
 use super::{ApiState, List};
-use crate::model::{Caller, MachineFilter, MachineView};
+use crate::model::{Caller, MachineFilter, MachineView, Role, Usage};
+use crate::service::Terminal;
 use crate::spec::{self, Faults};
 
 /// Most words of a command.
 const ARGV_MAX: usize = 256;
 /// Longest command, bytes over all its words.
 const ARGV_BYTES_MAX: usize = 64 << 10;
+/// Most units of one request.
+const UNITS_MAX: usize = 32;
 /// Most lines of logs.
 const LINES_MAX: u32 = 10_000;
 
@@ -37,13 +42,42 @@ pub(super) struct MachineQuery {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct LogsQuery {
-    /// A systemd unit; all when not given.
+    /// systemd units, separated by commas; all when not given.
     unit: Option<String>,
     /// Newest lines, 1 to 10000; 100 when not given.
     lines: Option<u32>,
     /// Adds processes, mounts, addresses, routes, disks and unit states.
     #[serde(default)]
     diagnostics: bool,
+    /// Goes on with what is logged from now on, until the client closes the connection.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Whose usage to watch, and how often.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+pub(super) struct UsageQuery {
+    /// Only of this cluster.
+    cluster: Option<String>,
+    /// Only of this machine.
+    machine: Option<String>,
+    /// Between two samples, milliseconds, 500 to 60000; 2000 when not given.
+    interval_ms: Option<u32>,
+}
+
+/// The terminal a shell is shown on.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ShellQuery {
+    /// Its kind, as in TERM; `dumb` when not given.
+    term: Option<String>,
+    /// Its lines, 24 when not given.
+    rows: Option<u16>,
+    /// Its columns, 80 when not given.
+    columns: Option<u16>,
 }
 
 /// A command to run.
@@ -148,32 +182,117 @@ pub(super) async fn logs(
     if !(1..=LINES_MAX).contains(&lines) {
         faults.add("lines", lines.to_string(), format!("1 to {LINES_MAX}"));
     }
-    let unit = query.unit.map(|unit| {
-        let sound = !unit.is_empty()
-            && unit.len() <= 255
-            && !unit.starts_with('-')
-            && unit
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b));
-        if !sound {
-            faults.add("unit", format!("{unit:?}"), "the name of a systemd unit");
-        }
-        if unit.contains('.') {
-            unit
-        } else {
-            format!("{unit}.service")
-        }
-    });
+    let units = units(query.unit.as_deref().unwrap_or(""), &mut faults);
+    if query.follow && query.diagnostics {
+        faults.add("diagnostics", "true", "false together with follow");
+    }
     if !faults.is_empty() {
         return Err(faults.into());
     }
+    if query.follow {
+        let events = state
+            .director
+            .follow_logs(&name, units, lines, &caller)
+            .await?;
+        return Ok(node_output(events));
+    }
     let collect = Collect {
-        units: unit.into_iter().collect(),
+        units,
         lines,
         diagnostics: query.diagnostics,
     };
     let events = state.director.node_logs(&name, collect, &caller).await?;
     Ok(node_output(events))
+}
+
+/// Names of units, separated by commas; `.service` goes without saying.
+fn units(text: &str, faults: &mut Faults) -> Vec<String> {
+    let names: Vec<&str> = text.split(',').filter(|name| !name.is_empty()).collect();
+    if names.len() > UNITS_MAX {
+        faults.add(
+            "unit",
+            names.len().to_string(),
+            format!("at most {UNITS_MAX} units"),
+        );
+    }
+    let unit = |name: &&str| {
+        let sound = name.len() <= 255
+            && !name.starts_with('-')
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b));
+        if !sound {
+            faults.add("unit", format!("{name:?}"), "the name of a systemd unit");
+        }
+        match name.contains('.') {
+            true => (*name).to_owned(),
+            false => format!("{name}.service"),
+        }
+    };
+    names.iter().map(unit).collect()
+}
+
+/// Usage of machines as it is: a stream of JSON lines, until the client closes the connection.
+#[utoipa::path(get, path = "/v1/usage", operation_id = "watchUsage",
+    tag = "machines", params(UsageQuery),
+    responses((status = 200, body = Usage, content_type = "application/x-ndjson"),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn watch(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Query(query): Query<UsageQuery>,
+) -> Result<Response, Problem> {
+    let interval_ms = query.interval_ms.unwrap_or(2000);
+    if !VITALS_INTERVAL_MS.contains(&interval_ms) {
+        let mut faults = Faults::default();
+        let (least, most) = (VITALS_INTERVAL_MS.start(), VITALS_INTERVAL_MS.end());
+        faults.add(
+            "intervalMs",
+            interval_ms.to_string(),
+            format!("{least} to {most}"),
+        );
+        return Err(faults.into());
+    }
+    let cluster = query.cluster.map(|name| Name::<ClusterName>::read(&name));
+    let cluster = cluster.transpose()?.map(|Name(name)| name);
+    let machine = query.machine.map(|name| Name::<MachineName>::read(&name));
+    let machine = machine.transpose()?.map(|Name(name)| name);
+    let samples = state
+        .director
+        .watch_usage(cluster.as_ref(), machine.as_ref(), interval_ms, &caller)
+        .await?;
+    Ok(usage(samples))
+}
+
+/// A shell as root on a machine, on a terminal of its own; audited.
+///
+/// Takes `Connection: Upgrade` and `Upgrade: windlass-session`. After the 101 both sides send frames:
+/// kind (u16), length (u32, both big endian) and body, as on the agents' link. The client sends
+/// `SessionInput` and `SessionResize`; the answers are `SessionOutput` and, last, `SessionEnd`. Closing
+/// the connection ends the shell and what it started.
+#[utoipa::path(get, path = "/v1/machines/{name}/shell", operation_id = "openShell",
+    tag = "machines", params(("name" = String, Path), ShellQuery),
+    responses((status = 101, description = "The terminal follows"),
+        (status = 426, description = "Not asked for an upgrade", body = Problem,
+            content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn shell(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Extension(needed): Extension<Role>,
+    Name(name): Name<MachineName>,
+    Query(query): Query<ShellQuery>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let door = Door::of(&state, request)?;
+    let terminal = Terminal {
+        term: query.term.unwrap_or_else(|| "dumb".to_owned()),
+        rows: query.rows.unwrap_or(24),
+        columns: query.columns.unwrap_or(80),
+    };
+    let standing = state.director.standing(&caller.operator, needed);
+    let reach = state.director.open_shell(&name, terminal, &caller).await?;
+    Ok(door.relay(reach, standing))
 }
 
 /// Run a command on a machine as root, at most once; audited. Answers with a stream of JSON lines.

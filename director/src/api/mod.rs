@@ -23,6 +23,7 @@ mod machines;
 mod operators;
 mod problem;
 mod serve;
+mod shell;
 mod stream;
 mod tasks;
 #[cfg(test)]
@@ -49,6 +50,7 @@ pub use machines::{ExecRequest, NodeOutput, Source};
 pub use operators::{AddOperator, AddedOperator, ChangeOperator};
 pub use problem::Problem;
 pub use serve::{Server, ServerError, server_tls};
+pub use shell::PROTOCOL as SESSION_PROTOCOL;
 
 /// What every handler has at hand.
 #[derive(Debug, Clone)]
@@ -104,6 +106,8 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(machines::show))
         .routes(routes!(machines::logs))
         .routes(routes!(machines::exec))
+        .routes(routes!(machines::shell))
+        .routes(routes!(machines::watch))
         .routes(routes!(operators::list, operators::add))
         .routes(routes!(
             operators::show,

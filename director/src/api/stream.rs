@@ -14,11 +14,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use serde::Serialize;
 use windlass_common::error::ErrorClass;
 use windlass_common::step::{Outcome, OutputStream, Payload, Progress, StepResult};
+use windlass_common::wire::session::SessionEnd;
 
 use super::machines::{NodeOutput, Source};
-use crate::model::TaskEvent;
+use crate::model::{TaskEvent, Usage};
 use crate::service::NodeEvent;
 
 /// Silence after which a comment is sent, so that a client knows that the connection lives.
@@ -65,8 +67,17 @@ fn sse(event: &TaskEvent) -> Event {
 
 /// JSON lines of what a node sends, the end last.
 pub(super) fn node_output(events: BoxStream<'static, NodeEvent>) -> Response {
-    let lines = events.map(|event| {
-        let mut line = serde_json::to_string(&output(event)).unwrap_or_default();
+    ndjson(events.map(output).boxed())
+}
+
+/// JSON lines of machines' usage.
+pub(super) fn usage(samples: BoxStream<'static, Usage>) -> Response {
+    ndjson(samples)
+}
+
+fn ndjson<T: Serialize + 'static>(items: BoxStream<'static, T>) -> Response {
+    let lines = items.map(|item| {
+        let mut line = serde_json::to_string(&item).unwrap_or_default();
         line.push('\n');
         Ok::<_, Infallible>(line)
     });
@@ -85,6 +96,11 @@ fn output(event: NodeEvent) -> NodeOutput {
             data: STANDARD.encode(bytes),
         },
         NodeEvent::Result(result) => ended(*result),
+        NodeEvent::Ended(SessionEnd::Exit(code)) => NodeOutput::Exit { code },
+        NodeEvent::Ended(SessionEnd::Failed(message)) => NodeOutput::Failed {
+            class: ErrorClass::Operator,
+            message,
+        },
         NodeEvent::Lost(message) => NodeOutput::Failed {
             class: ErrorClass::Retry,
             message,

@@ -79,6 +79,7 @@ pub(super) async fn measure(
 
 fn request(epoch: Epoch, number: u32) -> StepRequest {
     StepRequest {
+        labels: Default::default(),
         id: StepId(format!("bench/{epoch}/{number}")),
         epoch,
         deadline_ms: u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX),

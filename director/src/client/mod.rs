@@ -20,6 +20,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
+use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -141,6 +142,18 @@ impl Client {
         })
     }
 
+    /// A request whose connection becomes a stream of `protocol` both ways.
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<Upgraded, ClientError> {
+        let headers = [("connection", "Upgrade"), ("upgrade", protocol)];
+        let response = self.send(Method::GET, path, None, &headers).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(self.unexpected(format!("status {} for an upgrade", response.status())));
+        }
+        hyper::upgrade::on(response)
+            .await
+            .map_err(|error| self.unreachable(std::io::Error::other(error)))
+    }
+
     async fn json(
         &self,
         method: Method,
@@ -193,7 +206,7 @@ impl Client {
             Ok(Err(error)) => return Err(self.unreachable(std::io::Error::other(error))),
             Err(_) => return Err(self.unreachable(std::io::ErrorKind::TimedOut.into())),
         };
-        if response.status().is_success() {
+        if response.status().is_success() || response.status().is_informational() {
             return Ok(response);
         }
         let status = response.status();
@@ -216,7 +229,7 @@ impl Client {
             .map_err(|error| self.unreachable(std::io::Error::other(error)))?;
         // Ends when the sender and the answer's body are dropped; its errors reach them.
         tokio::spawn(async move {
-            let _ = connection.await;
+            let _ = connection.with_upgrades().await;
         });
         Ok(sender)
     }

@@ -34,6 +34,7 @@ mod session;
 mod silence;
 mod socket;
 mod step;
+mod stream;
 mod tickets;
 
 use std::collections::BTreeMap;
@@ -60,6 +61,7 @@ use crate::pki::{DirectorCa, IssueError};
 
 pub use counters::{CounterView, Reason, Total};
 pub use session::Tunnel;
+pub use stream::{SessionInput, SessionOutput};
 pub use tickets::{TicketCounts, Tickets};
 
 /// Decides about enrollment tokens. Called on a blocking thread.
@@ -529,6 +531,17 @@ impl Gateway {
     /// Bytes of artifacts that this director has sent since it started.
     pub fn artifact_bytes_sent(&self) -> u64 {
         self.shared.artifacts.sent()
+    }
+
+    /// Opens a session on a machine that begins with `request`; dropping what is returned ends it.
+    pub async fn open_session<B: Body>(
+        &self,
+        machine: &MachineName,
+        incarnation: Incarnation,
+        request: &B,
+    ) -> Result<(SessionInput, SessionOutput), DeliveryError> {
+        let session = self.shared.session(machine, incarnation)?;
+        stream::open(&session, request).await
     }
 
     /// Closes the session of an incarnation that is not current any more. Make

@@ -160,7 +160,7 @@ async fn connect(session: &Session, target: TunnelTarget) -> Result<Tunnel, Deli
     Ok(tokio::io::join(recv, send))
 }
 
-fn lost(
+pub(super) fn lost(
     session: &Session,
     source: impl std::error::Error + Send + Sync + 'static,
 ) -> DeliveryError {
@@ -170,7 +170,7 @@ fn lost(
     }
 }
 
-fn framing(session: &Session, source: FrameError) -> DeliveryError {
+pub(super) fn framing(session: &Session, source: FrameError) -> DeliveryError {
     match source {
         FrameError::Io(_) | FrameError::Closed => lost(session, source),
         FrameError::TooLong { .. } | FrameError::Unexpected { .. } | FrameError::Body { .. } => {

@@ -19,6 +19,7 @@ mod plan;
 mod stemcell;
 mod task;
 mod time;
+mod usage;
 
 pub use audit::{AuditEntry, AuditFilter};
 pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault};
@@ -32,6 +33,7 @@ pub use task::{
     Fault, StepRecord, StepState, Task, TaskEvent, TaskId, TaskIdError, TaskKind, TaskState,
 };
 pub use time::{Timestamp, TimestampError};
+pub use usage::Usage;
 
 /// Grows by one with each write of a record; a writer that has seen an older one is refused.
 #[derive(

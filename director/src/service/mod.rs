@@ -17,6 +17,7 @@ mod error;
 mod kubernetes;
 mod nodes;
 mod operators;
+mod reach;
 mod start;
 mod tasks;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use windlass_common::cluster::ClusterSpec;
 use windlass_common::id::{ClusterName, DirectorId, DiskName, Epoch, MachineName, OperatorName};
 use windlass_common::secret::Secret;
 use windlass_common::step::{Collect, Progress, StepResult};
+use windlass_common::wire::session::SessionEnd;
 
 use crate::config::{Config, DataDir, Identity};
 use crate::gateway::Gateway;
@@ -44,7 +46,7 @@ use crate::kubernetes::facts;
 use crate::kubernetes::pki;
 use crate::model::{
     AuditEntry, AuditFilter, Caller, Cluster, Machine, MachineFilter, MachineView, Operator, Plan,
-    Role, StemcellRecord, Task, TaskEvent, TaskId, Timestamp,
+    Role, StemcellRecord, Task, TaskEvent, TaskId, Timestamp, Usage,
 };
 use crate::pki::DirectorCa;
 use crate::provider::Provider;
@@ -58,6 +60,7 @@ pub use error::ServiceError;
 pub(crate) use kubernetes::ApiServer;
 pub(crate) use operators::CERTIFICATE_LIFE;
 pub use operators::Standing;
+pub use reach::{Ending, Reach, Terminal};
 pub use start::StartError;
 pub use tickets::tickets;
 
@@ -125,6 +128,8 @@ pub enum NodeEvent {
     Progress(Progress),
     /// How it ended; the stream ends after it.
     Result(Box<StepResult>),
+    /// What was followed ended by itself; the stream ends after it.
+    Ended(SessionEnd),
     /// The connection broke; what the step did is not known.
     Lost(String),
 }
@@ -282,6 +287,49 @@ impl Director {
     ) -> ServiceResult<BoxStream<'static, NodeEvent>> {
         allow(caller, Role::Operator, "read the logs of machines")?;
         self.inner.node_logs(machine, collect, caller).await
+    }
+
+    /// Follows the logs of a machine, after the newest `lines`; dropping the stream ends it.
+    pub async fn follow_logs(
+        &self,
+        machine: &MachineName,
+        units: Vec<String>,
+        lines: u32,
+        caller: &Caller,
+    ) -> ServiceResult<BoxStream<'static, NodeEvent>> {
+        allow(caller, Role::Operator, "read the logs of machines")?;
+        self.inner.follow_logs(machine, units, lines, caller).await
+    }
+
+    /// Starts a shell as root on a machine; dropping it ends it, with all it started.
+    pub async fn open_shell(
+        &self,
+        machine: &MachineName,
+        terminal: Terminal,
+        caller: &Caller,
+    ) -> ServiceResult<Reach> {
+        allow(caller, Role::Admin, "open shells on machines")?;
+        self.inner.open_shell(machine, terminal, caller).await
+    }
+
+    /// Usage as it is, of one machine, of those of a cluster or of all; dropping the stream ends it.
+    pub async fn watch_usage(
+        &self,
+        cluster: Option<&ClusterName>,
+        machine: Option<&MachineName>,
+        interval_ms: u32,
+        caller: &Caller,
+    ) -> ServiceResult<BoxStream<'static, Usage>> {
+        allow(caller, Role::Operator, "watch machines")?;
+        let machines = self.inner.watched(cluster, machine).await?;
+        let subject = match (machine, cluster) {
+            (Some(name), _) => format!("machine/{name}"),
+            (None, Some(name)) => format!("cluster/{name}"),
+            (None, None) => "machines".to_owned(),
+        };
+        self.inner
+            .watch_usage(machines, interval_ms, subject, caller)
+            .await
     }
 
     /// Stemcells whose signature was verified.

@@ -1,10 +1,13 @@
 //! What operators do on single machines: run a command, read logs.
 
+use std::collections::BTreeMap;
+
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
 use windlass_common::error::ErrorChain;
 use windlass_common::id::MachineName;
 use windlass_common::step::{Collect, Exec, Progress, Step, StepId, StepRequest};
+use windlass_common::wire::step::{OPERATOR, REQUEST};
 
 use super::draft::random_u32;
 use super::{Inner, NodeEvent, ServiceError, ServiceResult};
@@ -73,6 +76,7 @@ impl Inner {
             epoch: self.epoch,
             deadline_ms: LIMIT_MS,
             step,
+            labels: labels(caller),
         };
         Ok(self.stream(machine, request))
     }
@@ -115,4 +119,11 @@ impl Inner {
             name: name.to_string(),
         })
     }
+}
+
+/// Says on the machine who asked.
+fn labels(caller: &Caller) -> BTreeMap<String, String> {
+    [(OPERATOR, &caller.operator), (REQUEST, &caller.request)]
+        .map(|(name, value)| (name.to_owned(), value.clone()))
+        .into()
 }

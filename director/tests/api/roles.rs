@@ -26,6 +26,8 @@ const EXPECTED: &[(&str, Role)] = &[
     ("getMachine",               Role::Viewer),
     ("getMachineLogs",           Role::Operator),
     ("execOnMachine",            Role::Admin),
+    ("openShell",                Role::Admin),
+    ("watchUsage",               Role::Operator),
     ("listTasks",                Role::Viewer),
     ("getTask",                  Role::Viewer),
     ("followTask",               Role::Viewer),

@@ -13,6 +13,7 @@ mod health;
 mod hostile;
 mod lapsed;
 mod process;
+mod reach;
 mod resumption;
 mod sessions;
 mod silence;

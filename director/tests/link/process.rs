@@ -118,6 +118,7 @@ async fn step(director: &Director, request: StepRequest) -> StepResult {
 
 fn write_file(id: &str, epoch: u64, content: &str) -> StepRequest {
     StepRequest {
+        labels: Default::default(),
         id: StepId(id.to_owned()),
         epoch: Epoch(epoch),
         deadline_ms: 30_000,

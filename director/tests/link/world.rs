@@ -598,6 +598,7 @@ impl Neighbour {
 /// An `exec` step.
 pub(crate) fn exec(id: &str, argv: &[&str]) -> StepRequest {
     StepRequest {
+        labels: Default::default(),
         id: StepId(id.to_owned()),
         epoch: Epoch(1),
         deadline_ms: PATIENCE.as_millis() as u64,

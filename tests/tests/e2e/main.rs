@@ -5,6 +5,7 @@
 
 mod crashes;
 mod lifecycle;
+mod reach;
 mod workloads;
 
 use std::process::ExitCode;
@@ -40,6 +41,18 @@ fn main() -> ExitCode {
             "operators_see_logs_and_run_commands_on_a_node",
             lifecycle::node_logs_and_exec,
         ),
+        trial(
+            "reach_follows_logs_until_somebody_ends_it",
+            reach::logs_follow,
+        ),
+        trial("reach_opens_a_shell_on_a_terminal", reach::shell),
+        trial("reach_watches_usage", reach::top),
+        trial("reach_collects_without_secrets", reach::collect),
+        trial(
+            "reach_runs_kubectl_through_the_director",
+            reach::kubectl_through_the_director,
+        ),
+        trial("reach_lets_a_viewer_look", reach::a_viewer_looks),
         trial(
             "a_rebooted_machine_comes_back_to_service",
             lifecycle::reboot,

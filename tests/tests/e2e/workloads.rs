@@ -16,7 +16,7 @@ use crate::lifecycle::{SHARED, machine_of, shared_cluster, with_world};
 const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 
 /// A server on every worker and a Service in front of them.
-fn echo(kubectl: &Kubectl) -> Result<Vec<Value>> {
+pub(crate) fn echo(kubectl: &Kubectl) -> Result<Vec<Value>> {
     let labels = json!({"app": "echo"});
     kubectl.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "apps/v1", "kind": "DaemonSet",
@@ -33,7 +33,7 @@ fn echo(kubectl: &Kubectl) -> Result<Vec<Value>> {
     kubectl.pods_ready("app=echo", 2)
 }
 
-fn name(pod: &Value) -> Result<&str> {
+pub(crate) fn name(pod: &Value) -> Result<&str> {
     pod["metadata"]["name"].as_str().context("a pod has a name")
 }
 
@@ -105,7 +105,7 @@ pub(crate) fn exec_logs_port_forward() -> Result<()> {
 }
 
 /// A running `kubectl port-forward`; ended when dropped.
-struct Forward {
+pub(crate) struct Forward {
     child: Child,
     /// Kept open: kubectl writes a line for each connection, and dies when nobody can read it.
     _output: BufReader<ChildStdout>,
@@ -113,7 +113,7 @@ struct Forward {
 }
 
 impl Forward {
-    fn start(kubectl: &Kubectl, pod: &str) -> Result<Forward> {
+    pub(crate) fn start(kubectl: &Kubectl, pod: &str) -> Result<Forward> {
         let mut child = kubectl
             .command(&[
                 "port-forward",
@@ -143,7 +143,7 @@ impl Forward {
         Ok(forward)
     }
 
-    fn get(&self, path: &str) -> Result<String> {
+    pub(crate) fn get(&self, path: &str) -> Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(stream, "GET {path} HTTP/1.0\r\nHost: echo\r\n\r\n")?;

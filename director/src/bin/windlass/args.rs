@@ -30,9 +30,9 @@ Exit codes:
   2    wrong arguments or input; every fault is named
   3    there is no such cluster, node or task
   4    not possible in the state things are in
-  5    the director cannot be reached
+  5    the director cannot be reached, or the link to a machine that was followed broke
   130  interrupted while waiting; what was waited for goes on
-  `node exec` exits with the code of the command it ran.")]
+  `node exec` and `node shell` exit with the code of what they ran.")]
 pub(crate) struct Arguments {
     /// Data directory of the director on this host [default: /var/lib/windlass]
     #[arg(
@@ -307,19 +307,84 @@ pub(crate) enum NodeCommand {
         name: String,
     },
     /// Print logs of a machine
-    #[command(after_help = "Example:\n  windlass node logs demo-workers-0 --unit kubelet -n 50")]
+    ///
+    /// With --follow it goes on until Ctrl-C, which ends it on the machine too; when the link to the machine
+    /// breaks it says so and exits with 5.
+    #[command(after_help = "\
+Examples:
+  windlass node logs demo-workers-0 --unit kubelet -n 50
+  windlass node logs demo-cp-0 -f --unit etcd --unit kube-apiserver")]
     Logs {
         /// The machine
         name: String,
-        /// Only of this systemd unit
+        /// Only of this systemd unit; may be given several times
         #[arg(long)]
-        unit: Option<String>,
+        unit: Vec<String>,
         /// Newest lines, 1 to 10000
         #[arg(short = 'n', long, default_value_t = 100)]
         lines: u32,
+        /// Go on with what is logged from now on
+        #[arg(short, long, conflicts_with_all = ["diagnostics", "json"])]
+        follow: bool,
         /// Add processes, mounts, addresses, routes, disks and unit states
         #[arg(long)]
         diagnostics: bool,
+    },
+    /// Open a shell as root on a machine; exits with its code
+    ///
+    /// A login shell on a terminal of its own: Ctrl-C goes to what runs in it, and it follows the size of
+    /// yours. When the connection goes, the shell and all it started on the machine are ended. Takes the
+    /// role admin; that it was opened, by whom and for how long, is in the audit log.
+    #[command(after_help = "Example:\n  windlass node shell demo-cp-0")]
+    Shell {
+        /// The machine
+        name: String,
+    },
+    /// Watch what machines use: CPU, memory, disk, load
+    ///
+    /// CPU is the share of one core since the sample before. A figure of the host that a machine shares
+    /// is marked with `host`. Refreshed until Ctrl-C.
+    #[command(after_help = "\
+Examples:
+  windlass node top
+  windlass node top demo            the machines of a cluster
+  windlass node top demo-cp-0 --once --json")]
+    Top {
+        /// A cluster or a machine; all machines when not given
+        name: Option<String>,
+        /// Show it once and end
+        #[arg(long)]
+        once: bool,
+        /// Between two looks, seconds, 1 to 60
+        #[arg(long, value_name = "SECONDS", default_value_t = 2,
+            value_parser = clap::value_parser!(u32).range(1..=60))]
+        interval: u32,
+    },
+    /// Gather what is known of machines into one archive, for whoever looks for a fault
+    ///
+    /// For each machine its record and report as the director has them, the tasks of its cluster, the state
+    /// of the machine (processes without their arguments, mounts, addresses, routes, disks, units) and the
+    /// newest lines of the journals of its units. Private keys, tokens and passwords that a journal shows
+    /// are blotted out. A machine that does not answer is in it with what the director knows.
+    #[command(
+        group = clap::ArgGroup::new("of").required(true).args(["name", "cluster"]),
+        after_help = "\
+Examples:
+  windlass node collect demo-cp-0 -o demo-cp-0.tar.gz
+  windlass node collect --cluster demo -o demo.tar.gz"
+    )]
+    Collect {
+        /// The machine
+        name: Option<String>,
+        /// All machines of this cluster
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+        /// The archive to write (mode 0600)
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Newest lines of each unit's journal, 1 to 10000
+        #[arg(short = 'n', long, default_value_t = 1000)]
+        lines: u32,
     },
     /// Run a command on a machine as root; exits with its code
     #[command(after_help = "Example:\n  windlass node exec demo-cp-0 -- systemctl status etcd")]

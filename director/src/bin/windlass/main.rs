@@ -10,7 +10,9 @@
 //! director's API.
 
 mod args;
+mod bundle;
 mod cluster;
+mod collect;
 mod daemon;
 mod director;
 mod failure;
@@ -19,10 +21,12 @@ mod operator;
 mod output;
 mod progress;
 mod reset;
+mod shell;
 mod stemcell;
 mod task;
 #[cfg(test)]
 mod tests;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

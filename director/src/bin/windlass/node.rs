@@ -7,15 +7,16 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::Method;
 use serde_json::{Value, json};
+use windlass_common::error::ErrorClass;
 use windlass_director::api::{NodeOutput, Source};
 use windlass_director::client::{Client, Lines};
 use windlass_director::model::{MachineHealth, MachineView};
 
-use crate::Session;
 use crate::args::NodeCommand;
 use crate::cluster::{pairs, segment};
-use crate::failure::Failure;
+use crate::failure::{FAILED, Failure, UNREACHABLE};
 use crate::output::{age, duration, line, table};
+use crate::{Session, collect, shell, top};
 
 pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -26,17 +27,31 @@ pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitC
             name,
             unit,
             lines,
+            follow,
             diagnostics,
         } => {
-            let unit = unit
-                .map(|unit| format!("&unit={}", segment(&unit)))
-                .unwrap_or_default();
+            let unit = segment(&unit.join(","));
             let path = format!(
-                "/v1/machines/{}/logs?lines={lines}&diagnostics={diagnostics}{unit}",
+                "/v1/machines/{}/logs?lines={lines}&diagnostics={diagnostics}&follow={follow}&unit={unit}",
                 segment(&name)
             );
             let lines = client.lines(Method::GET, &path, None, &[]).await?;
             stream(session, &client, lines).await
+        }
+        NodeCommand::Shell { name } => shell::run(&client, &name).await,
+        NodeCommand::Top {
+            name,
+            once,
+            interval,
+        } => top::run(session, &client, name.as_deref(), once, interval).await,
+        NodeCommand::Collect {
+            name,
+            cluster,
+            output,
+            lines,
+        } => {
+            let of = (name.as_deref(), cluster.as_deref());
+            collect::run(session, &client, of, &output, lines).await
         }
         NodeCommand::Exec { name, command } => {
             let path = format!("/v1/machines/{}/exec", segment(&name));
@@ -208,7 +223,13 @@ async fn stream(session: &Session, client: &Client, mut lines: Lines) -> Result<
                 }
                 return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
             }
-            NodeOutput::Failed { message, .. } => return Err(Failure::failed(message)),
+            NodeOutput::Failed { class, message } => {
+                let code = match class {
+                    ErrorClass::Retry => UNREACHABLE,
+                    ErrorClass::Operator | ErrorClass::Bug => FAILED,
+                };
+                return Err(Failure::new(code, message));
+            }
         }
     }
     Err(Failure::failed(

@@ -175,6 +175,7 @@ impl World {
             attempt => format!("~{attempt}"),
         };
         let request = StepRequest {
+            labels: Default::default(),
             id: StepId(format!("{}/{}{suffix}{attempt}", order.task, order.key)),
             epoch: self.birth.epoch,
             deadline_ms: u64::try_from(order.limit.as_millis()).unwrap_or(u64::MAX),

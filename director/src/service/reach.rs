@@ -1,0 +1,319 @@
+//! Sessions of operators on machines: following logs, a shell, usage as it is.
+//!
+//! # Invariants
+//! * Each is in the audit log twice: when it begins, with what was asked, and when it ends, with how.
+//! * A session ends with its reader: dropping what is returned closes the stream, and the agent ends
+//!   what it had started.
+
+use std::time::Instant;
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use windlass_common::error::ErrorChain;
+use windlass_common::id::{ClusterName, MachineName};
+use windlass_common::step::Progress;
+use windlass_common::wire::frame::Frame;
+use windlass_common::wire::message::Body;
+use windlass_common::wire::session::{
+    FollowLogs, OpenShell, Origin, SessionEnd, SessionOutput as Output, VitalsSample, WatchVitals,
+};
+
+use super::{Inner, NodeEvent, ServiceError, ServiceResult};
+use crate::gateway::{DeliveryError, SessionInput, SessionOutput};
+use crate::model::{Caller, Machine, Usage};
+use crate::store::{Act, Commit, Records};
+
+/// Machines whose usage one request may watch: each is a stream of the link and one sample in an
+/// interval, of about 300 bytes.
+pub(crate) const WATCHED_MAX: usize = 512;
+
+/// What an operator's terminal is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terminal {
+    /// Its kind, as in `TERM`.
+    pub term: String,
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+/// A session under way. Says in the audit log how it ended, when it is dropped at the latest.
+#[derive(Debug)]
+pub struct Reach {
+    /// To the machine.
+    pub input: SessionInput,
+    /// From the machine.
+    pub output: SessionOutput,
+    /// For the end.
+    pub ending: Ending,
+}
+
+/// Writes the line of the audit log that says how a session ended.
+#[derive(Debug)]
+pub struct Ending {
+    records: Records,
+    caller: Caller,
+    action: &'static str,
+    subject: String,
+    began: Instant,
+    outcome: String,
+}
+
+impl Ending {
+    /// Says how it ended; without, the operator has gone.
+    pub fn set(&mut self, outcome: impl Into<String>) {
+        self.outcome = outcome.into();
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let seconds = self.began.elapsed().as_secs();
+        let mut commit = Commit::default();
+        let act = Act {
+            action: self.action,
+            subject: &self.subject,
+            detail: &format!("after {seconds} s"),
+            outcome: &self.outcome,
+        };
+        self.records.audit_caller(&mut commit, &self.caller, act);
+        let records = self.records.clone();
+        // Dropped outside of a runtime only when the process ends.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = records.commit(commit).await {
+                    tracing::error!(error = %ErrorChain(&error), "cannot write the audit log");
+                }
+            });
+        }
+    }
+}
+
+impl Inner {
+    pub(super) async fn follow_logs(
+        &self,
+        name: &MachineName,
+        units: Vec<String>,
+        lines: u32,
+        caller: &Caller,
+    ) -> ServiceResult<BoxStream<'static, NodeEvent>> {
+        let detail = format!("follows {} after {lines} lines", or_all(&units));
+        let request = FollowLogs {
+            origin: self.origin(caller),
+            units,
+            lines,
+        };
+        let reach = self
+            .reach(name, &request, ("node.logs", &detail), caller)
+            .await?;
+        Ok(events(reach))
+    }
+
+    pub(super) async fn open_shell(
+        &self,
+        name: &MachineName,
+        terminal: Terminal,
+        caller: &Caller,
+    ) -> ServiceResult<Reach> {
+        let request = OpenShell {
+            origin: self.origin(caller),
+            term: terminal.term,
+            rows: terminal.rows,
+            columns: terminal.columns,
+        };
+        self.reach(name, &request, ("node.shell", "a shell as root"), caller)
+            .await
+    }
+
+    /// Usage of machines as it is, until the stream is dropped. A machine that is away is told so once;
+    /// one whose agent has no sessions is left out.
+    pub(super) async fn watch_usage(
+        &self,
+        machines: Vec<Machine>,
+        interval_ms: u32,
+        subject: String,
+        caller: &Caller,
+    ) -> ServiceResult<BoxStream<'static, Usage>> {
+        let act = Act {
+            action: "node.top",
+            subject: &subject,
+            detail: &format!("usage of {} machine(s)", machines.len()),
+            outcome: "",
+        };
+        self.note(caller, act).await?;
+        let request = WatchVitals {
+            origin: self.origin(caller),
+            interval_ms,
+        };
+        let gateway = self.gateway.clone();
+        let each = stream::iter(machines).map(move |machine| {
+            let (gateway, request) = (gateway.clone(), request.clone());
+            stream::once(async move {
+                let opened = gateway
+                    .open_session(&machine.name, machine.incarnation, &request)
+                    .await;
+                match opened {
+                    Ok((input, output)) => samples(machine.name, input, output),
+                    Err(error) => {
+                        let message = ErrorChain(&error).to_string();
+                        let machine = machine.name.to_string();
+                        stream::iter([Usage::Away { machine, message }]).boxed()
+                    }
+                }
+            })
+            .flatten()
+            .boxed()
+        });
+        Ok(each.flatten_unordered(WATCHED_MAX).boxed())
+    }
+
+    pub(super) async fn watched(
+        &self,
+        cluster: Option<&ClusterName>,
+        machine: Option<&MachineName>,
+    ) -> ServiceResult<Vec<Machine>> {
+        let machines = match (cluster, machine) {
+            (_, Some(name)) => vec![self.machine_record(name).await?],
+            (Some(name), None) => {
+                self.cluster(name).await?;
+                self.records.machines_of(name.as_str()).await?
+            }
+            (None, None) => self.records.list().await?,
+        };
+        if machines.len() > WATCHED_MAX {
+            return Err(ServiceError::Conflict {
+                message: format!(
+                    "{} machines are more than can be watched at once ({WATCHED_MAX}); name a cluster",
+                    machines.len()
+                ),
+            });
+        }
+        Ok(machines)
+    }
+
+    fn origin(&self, caller: &Caller) -> Origin {
+        Origin {
+            operator: caller.operator.clone(),
+            request: caller.request.clone(),
+            epoch: self.epoch,
+        }
+    }
+
+    async fn reach<B: Body>(
+        &self,
+        name: &MachineName,
+        request: &B,
+        (action, detail): (&'static str, &str),
+        caller: &Caller,
+    ) -> ServiceResult<Reach> {
+        let machine = self.machine_record(name).await?;
+        let subject = format!("machine/{name}");
+        let act = Act {
+            action,
+            subject: &subject,
+            detail,
+            outcome: "",
+        };
+        self.note(caller, act).await?;
+        let mut ending = Ending {
+            records: self.records.clone(),
+            caller: caller.clone(),
+            action,
+            subject,
+            began: Instant::now(),
+            outcome: "ended: the operator left".to_owned(),
+        };
+        let opened = self
+            .gateway
+            .open_session(&machine.name, machine.incarnation, request)
+            .await;
+        match opened {
+            Ok((input, output)) => Ok(Reach {
+                input,
+                output,
+                ending,
+            }),
+            Err(error) => {
+                ending.set(format!("failed: {}", ErrorChain(&error)));
+                Err(unavailable(error))
+            }
+        }
+    }
+}
+
+fn or_all(units: &[String]) -> String {
+    match units {
+        [] => "all units".to_owned(),
+        units => units.join(" "),
+    }
+}
+
+fn unavailable(error: DeliveryError) -> ServiceError {
+    match error {
+        DeliveryError::Refused { .. } => ServiceError::Conflict {
+            message: error.to_string(),
+        },
+        other => ServiceError::of(other.class(), "the machine cannot be reached", other),
+    }
+}
+
+/// A session's output as the events of a step.
+fn events(reach: Reach) -> BoxStream<'static, NodeEvent> {
+    stream::unfold(Some(reach), |reach| async {
+        let mut reach = reach?;
+        let event = match reach.output.next().await {
+            Ok(frame) => event(&frame),
+            Err(error) => NodeEvent::Lost(ErrorChain(&error).to_string()),
+        };
+        let outcome = match &event {
+            NodeEvent::Progress(_) => return Some((event, Some(reach))),
+            NodeEvent::Ended(SessionEnd::Exit(code)) => format!("exit {code}"),
+            NodeEvent::Ended(SessionEnd::Failed(message)) | NodeEvent::Lost(message) => {
+                format!("failed: {message}")
+            }
+            NodeEvent::Result(_) => "done".to_owned(),
+        };
+        reach.ending.set(outcome);
+        Some((event, None))
+    })
+    .boxed()
+}
+
+fn event(frame: &Frame) -> NodeEvent {
+    let read = match frame.kind {
+        Output::KIND => frame.body().map(|Output { stream, bytes }| {
+            NodeEvent::Progress(Progress::Output { stream, bytes })
+        }),
+        _ => frame.body().map(NodeEvent::Ended),
+    };
+    read.unwrap_or_else(|error| NodeEvent::Lost(ErrorChain(&error).to_string()))
+}
+
+fn samples(
+    machine: MachineName,
+    input: SessionInput,
+    output: SessionOutput,
+) -> BoxStream<'static, Usage> {
+    let state = Some((machine.to_string(), input, output));
+    stream::unfold(state, |state| async {
+        let (machine, input, mut output) = state?;
+        let sample = match output.next().await {
+            Ok(frame) => frame
+                .body::<VitalsSample>()
+                .map_err(|error| ErrorChain(&error).to_string()),
+            Err(error) => Err(ErrorChain(&error).to_string()),
+        };
+        Some(match sample {
+            Ok(VitalsSample { at_unix_ms, vitals }) => {
+                let usage = Usage::Sample {
+                    machine: machine.clone(),
+                    at_unix_ms,
+                    vitals,
+                };
+                (usage, Some((machine, input, output)))
+            }
+            Err(message) => (Usage::Away { machine, message }, None),
+        })
+    })
+    .boxed()
+}

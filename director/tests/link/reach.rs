@@ -1,0 +1,215 @@
+//! Sessions: a real shell on a real terminal, watched usage, and that all of it ends with its reader.
+
+use tokio::time::timeout;
+
+use windlass_common::id::Epoch;
+use windlass_common::limits::SESSIONS_ON_MACHINE_MAX;
+use windlass_common::wire::frame::Frame;
+use windlass_common::wire::message::Body;
+use windlass_common::wire::session::{
+    OpenShell, Origin, SessionEnd, SessionInput as Input, SessionOutput as Output, SessionResize,
+    VitalsSample, WatchVitals,
+};
+use windlass_director::gateway::{DeliveryError, SessionInput, SessionOutput};
+
+use crate::world::{Director, Machine, PATIENCE, wait_for};
+
+fn origin(epoch: u64) -> Origin {
+    Origin {
+        operator: "ann".to_owned(),
+        request: "r1".to_owned(),
+        epoch: Epoch(epoch),
+    }
+}
+
+fn shell() -> OpenShell {
+    OpenShell {
+        origin: origin(1),
+        term: "xterm".to_owned(),
+        rows: 30,
+        columns: 90,
+    }
+}
+
+async fn start() -> (Director, Machine, tempfile::TempDir) {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::boot(director.settings("demo-cp-0", 1), dir.path());
+    director.connected(&machine).await;
+    (director, machine, dir)
+}
+
+/// A shell on a machine, driven as a person would.
+struct Typist {
+    input: SessionInput,
+    output: SessionOutput,
+    shown: String,
+    /// What came before that which was looked for last.
+    before: String,
+}
+
+impl Typist {
+    async fn open(director: &Director, machine: &Machine) -> Result<Typist, DeliveryError> {
+        let opened = director
+            .gateway()
+            .open_session(&machine.name, machine.incarnation, &shell())
+            .await;
+        opened.map(|(input, output)| Typist {
+            input,
+            output,
+            shown: String::new(),
+            before: String::new(),
+        })
+    }
+
+    async fn types(&mut self, text: &str) {
+        let bytes = text.as_bytes().to_vec();
+        let frame = Frame::of(&Input { bytes }).unwrap();
+        self.input.send(&frame).await.unwrap();
+    }
+
+    /// Reads until `wanted` was shown; what comes after it is looked for next. Echoes do not count:
+    /// callers ask for what only the result holds.
+    async fn sees(&mut self, wanted: &str) {
+        let read = async {
+            while !self.shown.contains(wanted) {
+                let frame = self.output.next().await.unwrap();
+                let Output { bytes, .. } = frame.body().unwrap();
+                self.shown.push_str(&String::from_utf8_lossy(&bytes));
+            }
+        };
+        if timeout(PATIENCE, read).await.is_err() {
+            panic!("{wanted:?} was not shown: {:?}", self.shown);
+        }
+        let (before, rest) = self.shown.split_once(wanted).unwrap();
+        (self.before, self.shown) = (before.to_owned(), rest.to_owned());
+    }
+
+    async fn ends(&mut self) -> SessionEnd {
+        let read = async {
+            loop {
+                let frame = self.output.next().await.unwrap();
+                if frame.kind == SessionEnd::KIND {
+                    return frame.body().unwrap();
+                }
+            }
+        };
+        timeout(PATIENCE, read).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shell_has_a_terminal_of_its_own_and_says_how_it_ended() {
+    let (director, machine, _dir) = start().await;
+    let mut typist = Typist::open(&director, &machine).await.unwrap();
+    typist.types("echo on-$((40+2)) $(tty)\n").await;
+    typist.sees("on-42 /dev/pts/").await;
+    typist.types("stty size; echo sized-$((1+1))\n").await;
+    typist.sees("30 90").await;
+    typist.sees("sized-2").await;
+    let resize = SessionResize {
+        rows: 50,
+        columns: 132,
+    };
+    let frame = Frame::of(&resize).unwrap();
+    typist.input.send(&frame).await.unwrap();
+    typist.types("stty size; echo sized-$((1+2))\n").await;
+    typist.sees("50 132").await;
+    typist.sees("sized-3").await;
+    // Ctrl-C is for what runs in the shell, and the shell lives on.
+    typist.types("echo wait-$((1+1)); sleep 1000\n").await;
+    typist.sees("wait-2").await;
+    typist.types("\u{3}").await;
+    typist.types("echo alive-$((2+2))\n").await;
+    typist.sees("alive-4").await;
+    // Only what was said to be there: nothing of the agent's own environment.
+    typist
+        .types("echo env-${CARGO_MANIFEST_DIR:-none}-$TERM\n")
+        .await;
+    typist.sees("env-none-xterm").await;
+    typist.types("exit 7\n").await;
+    assert_eq!(typist.ends().await, SessionEnd::Exit(7));
+}
+
+/// Whether a process is there and no corpse.
+fn lives(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_shell_started_ends_with_the_one_who_watched() {
+    let (director, machine, _dir) = start().await;
+    let mut typist = Typist::open(&director, &machine).await.unwrap();
+    // One in the foreground that ignores a hang-up, one in the background with a group of its own.
+    typist
+        .types("trap '' HUP; set -m; sleep 1000 & echo \"pid\"=$!=; sleep 1001\n")
+        .await;
+    // The echo of what was typed has a quote before the sign.
+    typist.sees("pid=").await;
+    typist.sees("=").await;
+    let pid: i32 = typist.before.parse().unwrap();
+    assert!(lives(pid));
+    drop(typist);
+    wait_for("the background job is gone", || (!lives(pid)).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_are_bounded_and_their_places_come_back() {
+    let (director, machine, _dir) = start().await;
+    let gateway = director.gateway();
+    let watch = WatchVitals {
+        origin: origin(1),
+        interval_ms: 60_000,
+    };
+    let open = || gateway.open_session(&machine.name, machine.incarnation, &watch);
+    let mut held = Vec::new();
+    for _ in 0..SESSIONS_ON_MACHINE_MAX {
+        held.push(open().await.unwrap());
+    }
+    let refused = open().await.unwrap_err();
+    assert!(
+        matches!(&refused, DeliveryError::Refused { message, .. } if message.contains("sessions are open")),
+        "{refused}"
+    );
+    held.clear();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while open().await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "no place came back");
+    }
+    let old = WatchVitals {
+        origin: origin(0),
+        ..watch.clone()
+    };
+    // The machines of these tests have seen no epoch, so that even this one is served; the process
+    // test has a real agent that refuses.
+    assert!(
+        gateway
+            .open_session(&machine.name, machine.incarnation, &old)
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_comes_at_its_interval_until_nobody_watches() {
+    let (director, machine, _dir) = start().await;
+    let watch = WatchVitals {
+        origin: origin(1),
+        // Shorter than allowed: the shortest is taken.
+        interval_ms: 1,
+    };
+    let (input, mut output) = director
+        .gateway()
+        .open_session(&machine.name, machine.incarnation, &watch)
+        .await
+        .unwrap();
+    let mut at = Vec::new();
+    for _ in 0..3 {
+        let frame = timeout(PATIENCE, output.next()).await.unwrap().unwrap();
+        at.push(frame.body::<VitalsSample>().unwrap().at_unix_ms);
+    }
+    assert!(at[2] - at[0] >= 900, "{at:?}");
+    drop((input, output));
+}
