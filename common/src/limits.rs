@@ -17,6 +17,9 @@ pub const CONTROL_QUEUE: usize = 32;
 /// Largest body the director sends down a control stream: two root CAs and a certificate chain are
 /// under 8 KiB. A full queue of these is 2 MiB.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 64 << 10;
+/// Root CAs that an agent trusts at most: the one there is and the one that takes its place, and as many
+/// again.
+pub const ROOTS_MAX: usize = 4;
 /// Steps that run on one machine at a time; a plan gives one machine at most 4 parallel branches.
 pub const STEPS_IN_FLIGHT_MAX: u32 = 8;
 /// Bidirectional streams the director may hold open to one agent: the steps in flight, and 64 for

@@ -154,6 +154,14 @@ fn control(golden: &mut Golden) {
         chain_der: vec![vec![0x30, 5]],
         roots_der: vec![vec![0x30, 6], vec![0x30, 7]],
     });
+    golden.pin(TrustBundle {
+        roots_der: vec![vec![0x30, 6], vec![0x30, 7]],
+    });
+    golden.pin(RenewNow {});
+    golden.pin(TrustHeld {
+        roots: vec![Digest::of(b"old"), Digest::of(b"new")],
+        certificate: Digest::of(b"leaf"),
+    });
     let unit = UnitReport {
         active_state: "active".to_owned(),
         sub_state: "running".to_owned(),

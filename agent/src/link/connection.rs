@@ -2,10 +2,9 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use quinn::{ConnectionError, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -14,21 +13,22 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use windlass_common::clock::{Clock, later};
 use windlass_common::error::ErrorClass;
 use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT};
-use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, RequestError};
+use windlass_common::pki::{MachineIdentity, RequestError};
 use windlass_common::transport::{Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
-    Body, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Tune, Tune2, Welcome,
+    Body, Hello, Refusal, RefusalCode, RenewNow, RenewResponse, TrustBundle, Tune, Tune2, Welcome,
 };
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
 use super::identity::{Identity, IdentityError, IdentityStore};
+use super::renewal::Renewal;
 use super::resume::Resumable;
 use super::steps::{self, Steps};
 use super::{Handler, Live};
 
-/// Pause between two requests for a new certificate: an answer that is lost is asked for again, and a
-/// clock that is ahead of the director's makes each new certificate due at once.
+/// Pause between two requests for a new certificate that is due: a clock that is ahead of the director's
+/// makes each new one due at once.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// How long a close may take to be sent.
 const LINGER: Duration = Duration::from_millis(500);
@@ -171,7 +171,7 @@ pub(super) struct Context<'a> {
 pub(super) async fn run(
     context: &Context<'_>,
     connection: &quinn::Connection,
-    leaf: Leaf,
+    identity: &Identity,
     stop: &mut watch::Receiver<bool>,
 ) -> Ended {
     let greeting = timeout(HELLO_TIMEOUT, greet(&**context.handler, connection))
@@ -189,10 +189,7 @@ pub(super) async fn run(
     }));
     let (tune, tuned) = watch::channel(Tune2::default());
     obey(&**context.handler, welcome.tune.into(), &tune);
-    let renewal = Renewal {
-        leaf: Mutex::new(leaf),
-        key: Mutex::new(None),
-    };
+    let renewal = Renewal::new(identity, welcome.protocol);
     // None of these is polled again after one has ended: a frame read in part is of no concern.
     let ended = tokio::select! {
         // The reason of the close counts more than what broke because of it.
@@ -263,58 +260,6 @@ async fn greet(
     Ok((send, recv, welcome))
 }
 
-/// A renewal under way: the key that was made for it, and the certificate there is.
-struct Renewal {
-    leaf: Mutex<Leaf>,
-    key: Mutex<Option<PrivateKey>>,
-}
-
-impl Renewal {
-    fn renew_at(&self) -> Timestamp {
-        let leaf = self.leaf.lock().unwrap_or_else(PoisonError::into_inner);
-        leaf.renew_at()
-    }
-
-    /// Waits until the certificate there is then is due, and not before `pause` is over.
-    async fn due(&self, clock: &Clock, pause: Timestamp) {
-        clock.reached(pause).await;
-        loop {
-            let at = self.renew_at();
-            clock.reached(at).await;
-            if self.renew_at() == at {
-                return;
-            }
-        }
-    }
-
-    fn begin(&self) -> Result<RenewRequest, Ended> {
-        let key = PrivateKey::generate().map_err(Ended::Request)?;
-        let request_der = key.request().map_err(Ended::Request)?;
-        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
-        Ok(RenewRequest { request_der })
-    }
-
-    /// Takes the answer; one that nobody asked for is left.
-    fn end(&self, context: &Context<'_>, response: RenewResponse) -> Result<(), Ended> {
-        let key = self
-            .key
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(key) = key else { return Ok(()) };
-        let RenewResponse {
-            chain_der,
-            roots_der,
-        } = response;
-        let fresh =
-            Identity::accept(context.me, key, chain_der, roots_der).map_err(Ended::Renewal)?;
-        context.store.save(&fresh).map_err(Ended::Renewal)?;
-        tracing::info!(until = %fresh.leaf.not_after, "certificate renewed");
-        *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = fresh.leaf;
-        Ok(())
-    }
-}
-
 /// What the director says on the control stream.
 async fn listen(
     context: &Context<'_>,
@@ -340,6 +285,10 @@ async fn listen(
                 },
                 Err(error) => Err(error),
             },
+            RenewNow::KIND => frame.body().map(|RenewNow {}| renewal.order()),
+            TrustBundle::KIND => frame
+                .body()
+                .map(|bundle| renewal.trust(context.store, bundle)),
             kind if kind & OPTIONAL != 0 => Ok(()),
             got => Err(FrameError::Unexpected {
                 got,
@@ -362,7 +311,7 @@ fn obey(handler: &dyn Handler, tune: Tune2, pace: &watch::Sender<Tune2>) {
     pace.send_replace(tune);
 }
 
-/// What the agent says on the control stream: reports, and requests for a new certificate.
+/// What the agent says on the control stream: reports, and what its renewal has to say.
 async fn tell(context: &Context<'_>, mut send: SendStream, renewal: &Renewal) -> Ended {
     let mut reports = context.handler.reports();
     reports.mark_changed();
@@ -378,11 +327,13 @@ async fn tell(context: &Context<'_>, mut send: SendStream, renewal: &Renewal) ->
             }
             () = renewal.due(context.clock, pause) => {
                 pause = later(context.clock.now(), RENEWAL_PAUSE);
-                match renewal.begin() {
-                    Ok(request) => frame::write(&mut send, &request).await,
-                    Err(ended) => return ended,
-                }
+                renewal.order();
+                continue;
             }
+            () = renewal.wake.notified() => match renewal.say(&mut send).await {
+                Ok(()) => Ok(()),
+                Err(ended) => return ended,
+            },
         };
         if let Err(error) = said {
             return Ended::Frame(error);

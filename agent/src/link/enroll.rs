@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
 use windlass_common::clock::Clock;
@@ -88,14 +89,23 @@ impl EnrollError {
 }
 
 /// Asks the director at `address` for a certificate for `key`, which is on disk already.
+///
+/// The director is the one that `roots` verify, which it handed out last; without any, the one whose
+/// root has the digest in the settings.
 pub(super) async fn enroll(
     settings: &Settings,
     me: &MachineIdentity,
     key: PrivateKey,
+    roots: &[CertificateDer<'_>],
     address: SocketAddr,
     clock: &Clock,
 ) -> Result<Identity, EnrollError> {
-    let mut tls = tls::enroll_client(settings.ca_digest).map_err(EnrollError::Tls)?;
+    let tls = if roots.is_empty() {
+        tls::enroll_client(settings.ca_digest)
+    } else {
+        tls::enroll_client_trusting(roots)
+    };
+    let mut tls = tls.map_err(EnrollError::Tls)?;
     tls.time_provider = Arc::new(clock.clone());
     let answer: EnrollResponse = ask(tls, &settings.director_id, address, |_| {
         Ok(EnrollRequest {

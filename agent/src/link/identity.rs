@@ -5,6 +5,9 @@
 //! <dir>/roots.pem      root CAs that the director handed out last; 0600
 //! ```
 //!
+//! Once there is a certificate, the roots are whom the machine trusts, and the digest it was born with
+//! counts no more.
+//!
 //! Key and chain are one file, so that they change together: each write is whole or not at all (a new
 //! file, synced, renamed over the old one, directory synced). Roots are written before the identity
 //! that came with them; old identity and new roots fit, since a director hands out overlapping roots.
@@ -17,6 +20,7 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::CertificateDer;
 
 use windlass_common::error::ErrorClass;
+use windlass_common::limits::ROOTS_MAX;
 use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, RequestError, pem};
 use windlass_common::secret::SecretBytes;
 use windlass_common::tls::{self, TlsError};
@@ -159,6 +163,23 @@ impl IdentityStore {
         let key = PrivateKey::generate().map_err(IdentityError::Key)?;
         self.write("identity.pem", key.to_pem().expose())?;
         Ok(Saved::Key(key))
+    }
+
+    /// Takes these roots in the place of all others, if they can be trusted at all; once it returns, a
+    /// crash brings back these.
+    pub(super) fn trust(
+        &self,
+        roots: Vec<Vec<u8>>,
+    ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        if roots.is_empty() || roots.len() > ROOTS_MAX {
+            return Err(IdentityError::Unusable(
+                "it comes with no root, or too many",
+            ));
+        }
+        let roots: Vec<_> = roots.into_iter().map(CertificateDer::from).collect();
+        tls::root_store(&roots).map_err(IdentityError::Tls)?;
+        self.write("roots.pem", pem::bundle(&roots).as_bytes())?;
+        Ok(roots)
     }
 
     /// Saves an identity; once it returns, a crash brings back this one.

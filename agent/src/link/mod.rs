@@ -7,7 +7,7 @@
 //! # Invariants
 //! * The machine's key is made here, is on disk (0600) before anybody hears of it, and never leaves.
 //! * The director is the one whose root CA has the pinned digest; once enrolled, the one whose root is
-//!   among those it handed out last.
+//!   among those it handed out last, also for enrolling again.
 //! * At most [`STEPS_IN_FLIGHT_MAX`](windlass_common::limits::STEPS_IN_FLIGHT_MAX) steps run at a time,
 //!   and one step id runs once: a step that is sent again while it runs is attached to.
 //! * A broken connection stops no step; the director's cancel does.
@@ -26,6 +26,7 @@ mod handler;
 mod identity;
 mod lapsed;
 mod reconnect;
+mod renewal;
 mod resume;
 mod steps;
 

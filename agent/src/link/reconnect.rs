@@ -144,7 +144,7 @@ async fn attempt(
         }
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
     };
-    let ended = connection::run(context, &connection, identity.leaf, stop).await;
+    let ended = connection::run(context, &connection, &identity, stop).await;
     if matches!(ended, Ended::Stopped) {
         // The runtime ends next, and with it what would still be sent.
         connection::linger(&endpoint).await;
@@ -169,7 +169,7 @@ async fn identity(
         }
         Saved::Identity(last) => renew(link, context, address, *last).await,
         Saved::Key(key) => {
-            enroll::enroll(&link.settings, context.me, key, address, &link.clock).await
+            enroll::enroll(&link.settings, context.me, key, &[], address, &link.clock).await
         }
     };
     let identity = identity.map_err(AttemptError::Enroll)?;
@@ -196,7 +196,9 @@ async fn renew(
         }
         done => return done,
     }
-    let asked = enroll::enroll(&link.settings, context.me, last.key, address, &link.clock).await;
+    let Identity { key, roots, .. } = last;
+    let settings = &link.settings;
+    let asked = enroll::enroll(settings, context.me, key, &roots, address, &link.clock).await;
     if asked.as_ref().is_err_and(EnrollError::is_final) {
         tracing::error!(
             %over, machine = %context.me,

@@ -45,6 +45,9 @@ bodies! {
     0x0040 => TunnelRequest,
     0x0041 => TunnelOpen,
     0x0050 => LapsedRequest,
+    0x0060 => TrustBundle,
+    0x0061 => RenewNow,
+    0x0062 => TrustHeld,
     0x0070 => ArtifactsHeld,
     0x0071 => ArtifactAsk,
     0x0072 => ArtifactPeers,
@@ -294,6 +297,27 @@ pub struct RenewResponse {
     pub chain_der: Vec<Vec<u8>>,
     /// As in [`EnrollResponse`].
     pub roots_der: Vec<Vec<u8>>,
+}
+
+/// The root CAs to trust from now on, in the place of all others; answered by [`TrustHeld`] once they
+/// are on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustBundle {
+    /// One to [`crate::limits::ROOTS_MAX`]; DER.
+    pub roots_der: Vec<Vec<u8>>,
+}
+
+/// Tells the agent to ask for a new certificate now, however young the one it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewNow {}
+
+/// What is on the machine's disk, synced: said on connecting and after each change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustHeld {
+    /// SHA-256 of the DER of each root CA that is trusted, sorted.
+    pub roots: Vec<Digest>,
+    /// SHA-256 of the DER of the machine's certificate.
+    pub certificate: Digest,
 }
 
 /// Asks for an artifact from a byte on.

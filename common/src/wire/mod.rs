@@ -7,7 +7,7 @@
 //! | stream | opened by | first frame | then |
 //! | --- | --- | --- | --- |
 //! | enrollment ([`ALPN_ENROLL`]) | agent | `EnrollRequest` or `LapsedRequest` | `EnrollResponse` or `Refusal`, end |
-//! | control ([`ALPN`]) | agent | `Hello` | `Welcome` or `Refusal`; then `Report` up, `Tune` and `Tune2` down, `RenewRequest` up, `RenewResponse` down |
+//! | control ([`ALPN`]) | agent | `Hello` | `Welcome` or `Refusal`; then `Report` up, `Tune` and `Tune2` down, `RenewRequest` up, `RenewResponse` down, `TrustBundle` and `RenewNow` down, `TrustHeld` up |
 //! | artifact | agent | `ArtifactRequest` | `ArtifactHeader` or `Refusal`, then raw bytes to the end |
 //! | artifact, protocol 2 | agent | `ArtifactAsk` | the same, or `ArtifactPeers`, or `ArtifactWait`, end |
 //! | from a peer ([`ALPN_PEER`]) | agent | `ArtifactRequest` | the same as from the director |

@@ -68,6 +68,14 @@ impl fmt::Debug for Unauthorized {
     }
 }
 
+/// Which generation of the CA issued the certificate of a connection that was admitted; `None` when it
+/// was dropped since.
+pub(super) fn generation_of(connection: &quinn::Connection, ca: &DirectorCa) -> Option<u32> {
+    let chain = connection.peer_identity()?;
+    let chain = chain.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    ca.agent_generation(chain.first()?)
+}
+
 /// Verifies clients in the handshake. A client without a certificate gets through, for enrollment;
 /// `windlass/1` turns it away.
 pub(super) struct AgentVerifier {

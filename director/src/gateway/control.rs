@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use windlass_common::clock::{Clock, later};
 use windlass_common::error::{ErrorChain, ErrorClass};
+use windlass_common::id::Digest;
 use windlass_common::limits::{
     ARTIFACTS_PER_AGENT_MAX, FRAME_BYTES_MAX, HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, SESSIONS_MAX,
 };
@@ -19,18 +20,19 @@ use windlass_common::report::{Heartbeat, Report};
 use windlass_common::transport::{self, Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
-    ArtifactsHeld, Body, Detail, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse, Welcome,
+    ArtifactsHeld, Body, Detail, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse,
+    TrustHeld, Welcome,
 };
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
 use crate::pki::IssueError;
 
-use super::authorize::Unauthorized;
+use super::authorize::{Unauthorized, generation_of};
 use super::counters::{Reason, Total};
 use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
 use super::session::Session;
-use super::{DeliveryError, Event, artifacts};
+use super::{DeliveryError, Event, artifacts, trust};
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,8 @@ enum Ended {
     Full,
     #[error("the incarnation is not current any more")]
     NotCurrent,
+    #[error("the CA of its certificate was dropped")]
+    Dropped,
     #[error("the certificate expired and was not renewed")]
     Expired,
     #[error("a new certificate cannot be issued")]
@@ -71,7 +75,9 @@ impl Ended {
             | Ended::Full
             | Ended::ControlClosed => ErrorClass::Retry,
             Ended::Frame(source) => source.class(),
-            Ended::Version { .. } | Ended::NotCurrent | Ended::Expired => ErrorClass::Operator,
+            Ended::Version { .. } | Ended::NotCurrent | Ended::Dropped | Ended::Expired => {
+                ErrorClass::Operator
+            }
             Ended::Renewal(source) => source.class(),
             Ended::Push(source) => source.class(),
         }
@@ -87,6 +93,7 @@ impl Ended {
             Ended::Closed(why) => match why {
                 Close::Revoked => Some(Reason::NotCurrent),
                 Close::TimedOut => Some(Reason::SlowReader),
+                Close::Unauthenticated => Some(Reason::CaDropped),
                 _ => None,
             },
             Ended::Frame(source) => frame_reason(source),
@@ -94,6 +101,7 @@ impl Ended {
             Ended::Version { .. } => Some(Reason::Version),
             Ended::Full => Some(Reason::SessionsFull),
             Ended::NotCurrent => Some(Reason::NotCurrent),
+            Ended::Dropped => Some(Reason::CaDropped),
             Ended::Expired => Some(Reason::CertificateLapsed),
             Ended::Renewal(source) => Some(match source.class() {
                 ErrorClass::Operator => Reason::RenewalRefused,
@@ -113,6 +121,7 @@ impl Ended {
             Ended::Version { .. } => Close::Version,
             Ended::Full => Close::Busy,
             Ended::NotCurrent => Close::Revoked,
+            Ended::Dropped => Close::Unauthenticated,
             Ended::Expired => Close::Expired,
         }
     }
@@ -147,7 +156,7 @@ pub(super) async fn serve(
             return;
         }
     };
-    let ended = session(shared, &connection, &identity, &leaf, place).await;
+    let ended = session(shared, &connection, (&identity, &leaf), place).await;
     ended.close().close(&connection);
     let machine = identity.to_string();
     match ended.reason() {
@@ -165,10 +174,12 @@ pub(super) async fn serve(
 async fn session(
     shared: &Arc<Shared>,
     connection: &quinn::Connection,
-    identity: &MachineIdentity,
-    leaf: &Leaf,
+    (identity, leaf): (&MachineIdentity, &Leaf),
     place: OwnedSemaphorePermit,
 ) -> Ended {
+    let Some(generation) = generation_of(connection, &shared.doors.ca) else {
+        return Ended::Dropped;
+    };
     let greeting = timeout(HELLO_TIMEOUT, greet(shared, connection))
         .await
         .unwrap_or(Err(Ended::TooSlow));
@@ -181,7 +192,7 @@ async fn session(
     Priority::Control.set(&greeting.send);
     let now = shared.config.clock.now();
     let (session, pushed) = Session::new(
-        identity.clone(),
+        (identity.clone(), generation),
         connection.clone(),
         greeting.hello,
         greeting.protocol,
@@ -194,16 +205,19 @@ async fn session(
     }
     shared.sessions.insert(&session);
     shared.count(Total::Sessions);
+    shared.sessions.trust_changed();
     tracing::info!(machine = %identity, peer = %connection.remote_address(), "machine connected");
     shared.sessions.emit(Event::Connected {
         identity: identity.clone(),
     });
-    // From here on `revoke` finds the session; what was revoked before it is seen here.
-    let ended = if shared.doors.registry.is_current(identity) {
+    // From here on `revoke` and a drop of the CA find the session; what was before is seen here.
+    let ended = if !shared.doors.registry.is_current(identity) {
+        Ended::NotCurrent
+    } else if !trust::is_trusted(&shared.doors.ca, &session) {
+        Ended::Dropped
+    } else {
         let streams = (greeting.send, greeting.recv);
         converse(shared, &session, leaf, streams, pushed).await
-    } else {
-        Ended::NotCurrent
     };
     let ended = session.closed().map_or(ended, Ended::Closed);
     shared.sessions.remove(&session);
@@ -319,6 +333,9 @@ async fn listen(
             ArtifactsHeld::KIND => frame
                 .body()
                 .map(|held| shared.artifacts.held(session, held)),
+            TrustHeld::KIND => frame
+                .body()
+                .map(|held| trust::took_held(shared, session, held)),
             kind if kind & OPTIONAL != 0 => Ok(()),
             got => Err(FrameError::Unexpected {
                 got,
@@ -366,6 +383,11 @@ fn renew(
         .map_err(Ended::Renewal)?;
     expires.send_replace(later(now, life));
     shared.count(Total::Renewals);
+    if let Some(leaf) = chain.0.first()
+        && let Some(generation) = ca.agent_generation(leaf)
+    {
+        session.standing().issued(Digest::of(leaf), generation);
+    }
     let response = RenewResponse {
         chain_der: chain.to_der(),
         roots_der: ca.roots_der(),

@@ -65,6 +65,8 @@ named! {
         OtherDirector => "other_director",
         /// The incarnation was replaced, deleted or never made.
         NotCurrent => "not_current",
+        /// The CA that issued the certificate was dropped.
+        CaDropped => "ca_dropped",
         /// Hello without a protocol version that is understood here.
         Version => "version",
         /// There are as many sessions as there may be.

@@ -36,6 +36,7 @@ mod socket;
 mod step;
 mod stream;
 mod tickets;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -45,7 +46,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use windlass_common::clock::Clock;
@@ -199,10 +200,21 @@ pub struct SessionView {
     pub protocol: u16,
     /// What it said on connecting.
     pub hello: Arc<Hello>,
+    /// Whose certificate it holds, and whom it trusts.
+    pub trust: SessionTrust,
     /// Its last report and when it arrived.
     pub report: Option<(Timestamp, Arc<Report>)>,
     /// Whether it missed so many heartbeats that it may be dead; see [`limits::suspect_after`].
     pub suspect: bool,
+}
+
+/// What an agent has on its disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionTrust {
+    /// Generation of the CA that its certificate is of.
+    pub certificate: Option<u32>,
+    /// SHA-256 of the roots it trusts, sorted; `None` until it has said so.
+    pub roots: Option<Vec<Digest>>,
 }
 
 /// Something changed. A subscriber that lags reads [`Gateway::connected`] again: events say *that*,
@@ -542,6 +554,18 @@ impl Gateway {
     ) -> Result<(SessionInput, SessionOutput), DeliveryError> {
         let session = self.shared.session(machine, incarnation)?;
         stream::open(&session, request).await
+    }
+
+    /// Counts the changes of [`SessionView::trust`], connections included.
+    pub fn trust_changes(&self) -> watch::Receiver<u64> {
+        self.shared.sessions.trust_changes()
+    }
+
+    /// Pushes to every agent what it lacks of the CA as it is now, and closes the sessions whose
+    /// certificate is of a generation that was dropped. For whoever has changed the CA's stage; an agent
+    /// that connects later is brought up to date by itself.
+    pub fn bring_up_to_date(&self) {
+        trust::bring_all_up(&self.shared);
     }
 
     /// Closes the session of an incarnation that is not current any more. Make

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use windlass_common::id::{Incarnation, MachineName};
@@ -19,6 +19,7 @@ use windlass_common::transport::Close;
 use windlass_common::wire::frame::{Frame, FrameError};
 use windlass_common::wire::message::{Body, Detail, Hello, Tune2, since};
 
+use super::trust::Standing;
 use super::{DeliveryError, Event, SessionView};
 
 /// A stream to something on a machine.
@@ -35,6 +36,7 @@ pub(super) struct Session {
     since: Timestamp,
     closed: OnceLock<Close>,
     seen: Mutex<Seen>,
+    standing: Mutex<Standing>,
     /// What goes down the control stream.
     down: mpsc::Sender<Frame>,
 }
@@ -51,9 +53,10 @@ struct Seen {
 }
 
 impl Session {
-    /// A session, and the frames to write down its control stream.
+    /// A session, and the frames to write down its control stream. `generation` is that of its
+    /// certificate.
     pub(super) fn new(
-        identity: MachineIdentity,
+        (identity, generation): (MachineIdentity, u32),
         connection: quinn::Connection,
         hello: Hello,
         protocol: u16,
@@ -75,6 +78,7 @@ impl Session {
                 beats_every: beats_every(tune),
                 suspect: false,
             }),
+            standing: Mutex::new(Standing::new(generation)),
             down,
         };
         (session, pushed)
@@ -164,6 +168,11 @@ impl Session {
         lock(&self.seen).report = Some((now, Arc::new(report)));
     }
 
+    /// What is known of the agent's certificate and roots.
+    pub(super) fn standing(&self) -> MutexGuard<'_, Standing> {
+        lock(&self.standing)
+    }
+
     pub(super) fn view(&self) -> SessionView {
         let seen = lock(&self.seen);
         SessionView {
@@ -173,6 +182,7 @@ impl Session {
             last_heartbeat: seen.heartbeat,
             protocol: self.protocol,
             hello: Arc::clone(&self.hello),
+            trust: self.standing().view(),
             report: seen.report.clone(),
             suspect: seen.suspect,
         }
@@ -196,6 +206,7 @@ impl Session {
 pub(super) struct Sessions {
     table: Mutex<BTreeMap<MachineName, Arc<Session>>>,
     events: broadcast::Sender<Event>,
+    trust: watch::Sender<u64>,
 }
 
 impl Default for Sessions {
@@ -203,6 +214,7 @@ impl Default for Sessions {
         Sessions {
             table: Mutex::default(),
             events: broadcast::channel(EVENTS_QUEUE).0,
+            trust: watch::Sender::new(0),
         }
     }
 }
@@ -215,6 +227,20 @@ impl Sessions {
     pub(super) fn emit(&self, event: Event) {
         // Without subscribers nobody needs it.
         let _ = self.events.send(event);
+    }
+
+    /// What is known of some agent's certificate or roots changed.
+    pub(super) fn trust_changed(&self) {
+        self.trust.send_modify(|changes| *changes += 1);
+    }
+
+    pub(super) fn trust_changes(&self) -> watch::Receiver<u64> {
+        self.trust.subscribe()
+    }
+
+    /// Every session there is now.
+    pub(super) fn all(&self) -> Vec<Arc<Session>> {
+        lock(&self.table).values().cloned().collect()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -237,6 +237,24 @@ impl DirectorCa {
         roots.collect()
     }
 
+    /// SHA-256 of the DER of every trusted root, sorted.
+    pub fn root_digests(&self) -> Vec<Digest> {
+        let stage = self.stage();
+        let mut digests: Vec<Digest> = stage.trusted().map(|held| held.root_digest()).collect();
+        digests.sort_unstable();
+        digests
+    }
+
+    /// The generation that issues agents' certificates now.
+    pub fn agents_from(&self) -> u32 {
+        self.stage().for_agents().number
+    }
+
+    /// Whether certificates of this generation still count.
+    pub fn trusts(&self, generation: u32) -> bool {
+        self.stage().trusted().any(|held| held.number == generation)
+    }
+
     /// Every trusted root as the wire carries it.
     pub fn roots_der(&self) -> Vec<Vec<u8>> {
         self.roots().iter().map(|der| der.to_vec()).collect()
