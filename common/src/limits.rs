@@ -89,7 +89,7 @@ pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
 pub const HANDSHAKES_MAX: usize = 2048;
 /// Enrollments under way at most; each may hold a blocking thread for one transaction of the store.
 pub const ENROLLMENTS_MAX: usize = 64;
-/// Sessions at most: 20 000 machines, of about 30 KiB each.
+/// Sessions at most: 20 000 machines, of about 56 kB each with TLS state and report, are 1.1 GB.
 pub const SESSIONS_MAX: usize = 20_000;
 /// Artifacts that the director sends to one machine at a time; the rest of its streams waits.
 pub const ARTIFACTS_PER_AGENT_MAX: usize = 4;

@@ -87,6 +87,8 @@ pub(super) enum TargetAnswer {
         heartbeats: u64,
         connected: usize,
         suspects: usize,
+        /// Sessions that began without a full handshake.
+        resumed: u64,
     },
     Commands {
         answered: u32,

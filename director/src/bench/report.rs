@@ -55,6 +55,8 @@ pub(super) struct Wave {
     pub(super) per_second: f64,
     /// CPU time of the director for each of them.
     pub(super) director_cpu_us: f64,
+    /// Of them, sessions that were resumed; the others made a full handshake.
+    pub(super) resumed: u64,
 }
 
 impl Wave {
@@ -65,6 +67,7 @@ impl Wave {
             seconds,
             per_second: count / seconds,
             director_cpu_us: cpu_us as f64 / count,
+            resumed: 0,
         }
     }
 }
@@ -233,8 +236,8 @@ impl fmt::Display for Report {
 fn wave(f: &mut fmt::Formatter<'_>, what: &str, wave: &Wave) -> fmt::Result {
     writeln!(
         f,
-        "{what:<28} {:>8.2} s  {:>8.0} /s  {:>8.0} us CPU of the server each",
-        wave.seconds, wave.per_second, wave.director_cpu_us
+        "{what:<28} {:>8.2} s  {:>8.0} /s  {:>8.0} us CPU of the server each, {} resumed",
+        wave.seconds, wave.per_second, wave.director_cpu_us, wave.resumed
     )
 }
 

@@ -22,10 +22,10 @@ use windlass_common::pki::gateway_name;
 use windlass_common::{tls, transport};
 
 use crate::config::{DataDir, Identity};
-use crate::gateway::{Gateway, GatewayConfig};
+use crate::gateway::{Gateway, GatewayConfig, Tickets};
 use crate::model::Machine;
 use crate::rollout::world::Registry;
-use crate::service::{Artifacts, Tokens};
+use crate::service::{Artifacts, Tokens, tickets};
 
 use super::commands;
 use super::peer;
@@ -89,7 +89,8 @@ async fn run(arguments: &Arguments) -> Result<(), Fault> {
     let resident_bytes = process::resident_bytes("self")?;
     let mut config = GatewayConfig::new(arguments.listen);
     config.tune.heartbeat_interval_ms = arguments.interval_ms;
-    config.tickets = Some(crate::service::tickets(&identity.records, config.clock.clone()).await);
+    let tickets = tickets(&identity.records, config.clock.clone()).await;
+    config.tickets = Some(Arc::clone(&tickets));
     let gateway = Gateway::start(
         config,
         identity.ca.clone(),
@@ -106,7 +107,7 @@ async fn run(arguments: &Arguments) -> Result<(), Fault> {
     let mut orders = peer::orders();
     while let Some(order) = orders.recv().await {
         let last = matches!(order, TargetOrder::Stop);
-        peer::reply(obey(&gateway, epoch, order).await);
+        peer::reply(obey(&gateway, &tickets, epoch, order).await);
         if last {
             break;
         }
@@ -114,12 +115,17 @@ async fn run(arguments: &Arguments) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn obey(gateway: &Gateway, epoch: Epoch, order: TargetOrder) -> Result<TargetAnswer, String> {
+async fn obey(
+    gateway: &Gateway,
+    tickets: &Tickets,
+    epoch: Epoch,
+    order: TargetOrder,
+) -> Result<TargetAnswer, String> {
     match order {
         TargetOrder::AwaitConnected { count, patience_ms } => {
             Ok(connected(gateway, count, Duration::from_millis(patience_ms)).await)
         }
-        TargetOrder::Usage => usage(gateway),
+        TargetOrder::Usage => usage(gateway, tickets),
         TargetOrder::Commands { count, per_second } => {
             Ok(commands::measure(gateway, epoch, count, per_second).await)
         }
@@ -148,7 +154,7 @@ async fn connected(gateway: &Gateway, count: usize, patience: Duration) -> Targe
     }
 }
 
-fn usage(gateway: &Gateway) -> Result<TargetAnswer, String> {
+fn usage(gateway: &Gateway, tickets: &Tickets) -> Result<TargetAnswer, String> {
     // Before the look at the sessions, which is none of the gateway's work.
     let cpu_us = process::own_cpu_us();
     let resident_bytes = process::resident_bytes("self").map_err(|error| error.to_string())?;
@@ -164,6 +170,7 @@ fn usage(gateway: &Gateway) -> Result<TargetAnswer, String> {
         heartbeats,
         connected: sessions.len(),
         suspects: sessions.values().filter(|view| view.suspect).count(),
+        resumed: tickets.counts().opened,
     })
 }
 
@@ -231,6 +238,7 @@ async fn bare(identity: &Identity, listen: SocketAddr) -> Result<(), Fault> {
                     heartbeats: 0,
                     connected: endpoint.open_connections(),
                     suspects: 0,
+                    resumed: 0,
                 })),
                 Some(_) | None => return Ok(()),
             }
