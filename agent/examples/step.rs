@@ -18,10 +18,10 @@ use windlass_agent::host::Host;
 use windlass_agent::link::{CancelToken, ProgressSink};
 use windlass_agent::report::Observer;
 use windlass_agent::runner::Runner;
-use windlass_agent::steps::fetch::{ArtifactSource, Opening, SourceError};
+use windlass_agent::steps::fetch::{ArtifactSource, Opening, SourceError, Wanted};
 use windlass_agent::steps::{Context, Reporter};
 use windlass_agent::units::{Units, watch as unit_watch};
-use windlass_common::id::{Digest, Epoch};
+use windlass_common::id::Epoch;
 use windlass_common::journal::DirStorage;
 use windlass_common::step::{Progress, Step, StepId, StepRequest};
 use windlass_common::wire::message::Tune2;
@@ -37,7 +37,7 @@ struct Order {
 struct NoDirector;
 
 impl ArtifactSource for NoDirector {
-    fn open(&self, _: Digest, _: u64) -> Opening<'_> {
+    fn open(&self, _: Wanted) -> Opening<'_> {
         Box::pin(async { Err(SourceError::NotFound("there is no director".to_owned())) })
     }
 }

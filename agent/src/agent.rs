@@ -13,32 +13,33 @@
 //! lost are brought back.
 
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use windlass_common::error::{ErrorChain, ErrorClass};
-use windlass_common::id::{Digest, Epoch};
+use windlass_common::error::ErrorClass;
+use windlass_common::id::Epoch;
 use windlass_common::journal::{DirStorage, JournalError};
+use windlass_common::limits::PEER_PORT;
 use windlass_common::report::{Heartbeat, Report, Vitals};
+use windlass_common::settings::Settings;
 use windlass_common::step::{StepId, StepRequest};
-use windlass_common::wire::message::{RefusalCode, Tune2};
+use windlass_common::wire::message::Tune2;
 
+use crate::artifacts::ArtifactStore;
 use crate::history::{History, HistoryError};
 use crate::host::tree::TreeError;
 use crate::host::{Host, STATE_DIR};
 use crate::link::{
-    CancelToken, FetchError, Handler, HelloFacts, Link, LinkError, LinkHandle, LinkPaths,
-    ProgressSink, StepFuture,
+    CancelToken, Handler, HelloFacts, Link, LinkArtifacts, LinkError, LinkPaths, ProgressSink,
+    StepFuture,
 };
 use crate::notify::Notify;
 use crate::report::{Observer, heartbeat};
 use crate::runner::Runner;
 use crate::settings::{self, SettingsError, Source};
-use crate::steps::fetch::{
-    ArtifactSource, ArtifactStream, Chunks, NextChunk, Opening, SourceError,
-};
 use crate::steps::{Context, Reporter, lock};
 use crate::units::{Units, watch as unit_watch};
 use crate::vitals::Gauge;
@@ -124,12 +125,14 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let settings = settings::read(&host, &sources).map_err(AgentError::Settings)?;
     let history = open_history(&host).map_err(AgentError::History)?;
     let mut broken = history.broken();
-    let link = Link::new(settings, paths(&host));
+    let store = ArtifactStore::open(&host);
+    let listen = peer_address(&settings);
+    let link = Link::new(settings, paths(&host)).sharing(store.clone(), listen);
     let (watched, watched_receiver) = watch::channel(history.units());
     let context = Context {
         host: host.clone(),
         units: Arc::new(Units::default()),
-        artifacts: Arc::new(LinkArtifacts(link.handle())),
+        artifacts: Arc::new(LinkArtifacts::new(link.handle(), store)),
         history: Arc::new(Mutex::new(history)),
         watched,
     };
@@ -193,6 +196,17 @@ fn paths(host: &Host) -> LinkPaths {
         identity_dir: host.path(&standard.identity_dir.to_string_lossy()),
         ..standard
     }
+}
+
+/// Where peers find this machine: the fixed port, in the family of addresses that it is known by.
+fn peer_address(settings: &Settings) -> SocketAddr {
+    let v6 = settings.directors.first().is_some_and(SocketAddr::is_ipv6);
+    let any: IpAddr = if v6 {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
+    SocketAddr::new(any, PEER_PORT)
 }
 
 /// Tells systemd that the agent's one thread still gets to its work.
@@ -282,46 +296,6 @@ impl Handler for Agent {
             *old = tune;
             changed
         });
-    }
-}
-
-/// Artifacts over whichever connection there is.
-#[derive(Debug)]
-struct LinkArtifacts(LinkHandle);
-
-struct LinkChunks(crate::link::ArtifactStream);
-
-impl ArtifactSource for LinkArtifacts {
-    fn open(&self, digest: Digest, offset: u64) -> Opening<'_> {
-        Box::pin(async move {
-            let stream = self.0.fetch(digest, offset).await.map_err(source_error)?;
-            Ok(ArtifactStream {
-                bytes: stream.bytes(),
-                chunks: Box::new(LinkChunks(stream)),
-            })
-        })
-    }
-}
-
-impl Chunks for LinkChunks {
-    fn next(&mut self) -> NextChunk<'_> {
-        Box::pin(async move {
-            let chunk = self.0.chunk().await.map_err(source_error)?;
-            Ok(chunk.map(|bytes| bytes.to_vec()))
-        })
-    }
-}
-
-fn source_error(error: FetchError) -> SourceError {
-    let message = ErrorChain(&error).to_string();
-    match &error {
-        FetchError::Refused { code, .. } if *code != RefusalCode::Busy => {
-            SourceError::NotFound(message)
-        }
-        FetchError::Refused { .. }
-        | FetchError::Stopped
-        | FetchError::Lost { .. }
-        | FetchError::Protocol { .. } => SourceError::Unavailable(message),
     }
 }
 

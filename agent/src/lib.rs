@@ -5,6 +5,7 @@
 //! | [`agent`] | puts it all together, from start to stop |
 //! | [`settings`] | who this machine is |
 //! | [`link`] | the connection to the director |
+//! | [`artifacts`], `peer` | what was fetched, and its sharing within the cluster |
 //! | [`runner`], [`history`] | steps: admitted, journaled, run, remembered |
 //! | [`steps`] | one file for each kind of step |
 //! | `session` | followed logs, shells, usage: for as long as somebody watches |
@@ -14,10 +15,12 @@
 
 pub mod agent;
 pub mod allocator;
+pub mod artifacts;
 pub mod history;
 pub mod host;
 pub mod link;
 pub mod notify;
+mod peer;
 pub mod report;
 pub mod runner;
 mod session;

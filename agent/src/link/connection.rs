@@ -17,7 +17,8 @@ use windlass_common::pki::{MachineIdentity, RequestError};
 use windlass_common::transport::{Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
-    Body, Hello, Refusal, RefusalCode, RenewNow, RenewResponse, TrustBundle, Tune, Tune2, Welcome,
+    ArtifactGrant, ArtifactsHeld, Body, Hello, Refusal, RefusalCode, RenewNow, RenewResponse,
+    TrustBundle, Tune, Tune2, Welcome, since,
 };
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
@@ -26,6 +27,7 @@ use super::renewal::Renewal;
 use super::resume::Resumable;
 use super::steps::{self, Steps};
 use super::{Handler, Live};
+use crate::peer::Sharing;
 
 /// Pause between two requests for a new certificate that is due: a clock that is ahead of the director's
 /// makes each new one due at once.
@@ -164,6 +166,8 @@ pub(super) struct Context<'a> {
     /// Where those who want a connection find it.
     pub(super) current: &'a watch::Sender<Option<Live>>,
     pub(super) clock: &'a Clock,
+    /// What this machine shares with its peers, if anything.
+    pub(super) sharing: Option<&'a Sharing>,
     pub(super) resumable: &'a Resumable,
 }
 
@@ -198,7 +202,7 @@ pub(super) async fn run(
         // A sender that is gone stops the agent as well.
         _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
         ended = listen(context, recv, &tune, &renewal) => ended,
-        ended = tell(context, send, &renewal) => ended,
+        ended = tell(context, send, &renewal, welcome.protocol) => ended,
         ended = beat(&**context.handler, connection, tuned) => ended,
         ended = accept(context, connection) => ended,
     };
@@ -289,6 +293,11 @@ async fn listen(
             TrustBundle::KIND => frame
                 .body()
                 .map(|bundle| renewal.trust(context.store, bundle)),
+            ArtifactGrant::KIND => frame.body().map(|grant| {
+                if let Some(sharing) = context.sharing {
+                    sharing.grant(grant);
+                }
+            }),
             kind if kind & OPTIONAL != 0 => Ok(()),
             got => Err(FrameError::Unexpected {
                 got,
@@ -312,9 +321,21 @@ fn obey(handler: &dyn Handler, tune: Tune2, pace: &watch::Sender<Tune2>) {
 }
 
 /// What the agent says on the control stream: reports, and what its renewal has to say.
-async fn tell(context: &Context<'_>, mut send: SendStream, renewal: &Renewal) -> Ended {
+async fn tell(
+    context: &Context<'_>,
+    mut send: SendStream,
+    renewal: &Renewal,
+    protocol: u16,
+) -> Ended {
     let mut reports = context.handler.reports();
     reports.mark_changed();
+    let shares = context
+        .sharing
+        .filter(|_| since(ArtifactsHeld::KIND) <= protocol);
+    let mut announcement = shares.map(Sharing::announcement);
+    if let Some(announcement) = &mut announcement {
+        announcement.mark_changed();
+    }
     let mut pause = context.clock.now();
     loop {
         let said = tokio::select! {
@@ -325,6 +346,7 @@ async fn tell(context: &Context<'_>, mut send: SendStream, renewal: &Renewal) ->
                 let report = reports.borrow_and_update().clone();
                 frame::write(&mut send, &*report).await
             }
+            held = announced(&mut announcement) => frame::write(&mut send, &held).await,
             () = renewal.due(context.clock, pause) => {
                 pause = later(context.clock.now(), RENEWAL_PAUSE);
                 renewal.order();
@@ -339,6 +361,22 @@ async fn tell(context: &Context<'_>, mut send: SendStream, renewal: &Renewal) ->
             return Ended::Frame(error);
         }
     }
+}
+
+/// What this machine shares, when it has changed. Cancellation safe.
+async fn announced(
+    announcement: &mut Option<watch::Receiver<Option<ArtifactsHeld>>>,
+) -> ArtifactsHeld {
+    let Some(announcement) = announcement else {
+        return std::future::pending().await;
+    };
+    while announcement.changed().await.is_ok() {
+        if let Some(held) = announcement.borrow_and_update().clone() {
+            return held;
+        }
+    }
+    // The link holds the sender for as long as it runs.
+    std::future::pending().await
 }
 
 /// Heartbeats, as often as the director wants them.

@@ -18,6 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 
 use windlass_common::error::ErrorClass;
 use windlass_common::limits::ROOTS_MAX;
@@ -63,7 +64,7 @@ impl IdentityError {
 
 /// A key with its certificate, and whom to trust.
 #[derive(Debug)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     pub(super) key: PrivateKey,
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) leaf: Leaf,
@@ -111,6 +112,18 @@ impl Identity {
         tls::agent_client(&self.roots, self.chain.clone(), self.key.to_der())
             .map_err(IdentityError::Tls)
     }
+
+    /// The TLS settings towards a peer that serves.
+    pub(crate) fn peer_client(&self) -> Result<rustls::ClientConfig, IdentityError> {
+        tls::peer_client(&self.roots, self.chain.clone(), self.key.to_der())
+            .map_err(IdentityError::Tls)
+    }
+
+    /// The TLS settings towards peers that fetch.
+    pub(crate) fn peer_server(&self) -> Result<rustls::ServerConfig, IdentityError> {
+        tls::peer_server(&self.roots, self.chain.clone(), self.key.to_der())
+            .map_err(IdentityError::Tls)
+    }
 }
 
 /// What is on disk.
@@ -124,13 +137,14 @@ pub(super) enum Saved {
 
 /// The directory.
 #[derive(Debug, Clone)]
-pub(super) struct IdentityStore {
+pub(crate) struct IdentityStore {
     dir: PathBuf,
+    written: watch::Sender<u64>,
 }
 
 impl IdentityStore {
     /// Makes the directory if it is missing.
-    pub(super) fn open(dir: &Path) -> Result<IdentityStore, IdentityError> {
+    pub(crate) fn open(dir: &Path) -> Result<IdentityStore, IdentityError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -138,7 +152,24 @@ impl IdentityStore {
             .map_err(fault("create", dir))?;
         Ok(IdentityStore {
             dir: dir.to_owned(),
+            written: watch::channel(0).0,
         })
+    }
+
+    /// Changes whenever something was written here by way of this store or a clone of it.
+    pub(crate) fn written(&self) -> watch::Receiver<u64> {
+        self.written.subscribe()
+    }
+
+    /// The identity that is there, if there is one that can be used. Makes nothing.
+    pub(crate) fn saved(&self, me: &MachineIdentity) -> Result<Option<Identity>, IdentityError> {
+        let text = self.read("identity.pem")?;
+        let Ok(key) = PrivateKey::from_pem(&text) else {
+            return Ok(None);
+        };
+        let chain = pem::certificates(text.expose()).unwrap_or_default();
+        let roots = pem::certificates(self.read("roots.pem")?.expose()).unwrap_or_default();
+        Ok(Identity::check(me, key, chain, roots).ok())
     }
 
     /// Reads what is there. Without a key that can be used, or with the certificate of another
@@ -224,7 +255,9 @@ impl IdentityStore {
         fs::rename(&new, &path).map_err(fault("replace", &path))?;
         File::open(&self.dir)
             .and_then(|dir| dir.sync_all())
-            .map_err(fault("sync", &self.dir))
+            .map_err(fault("sync", &self.dir))?;
+        self.written.send_modify(|count| *count += 1);
+        Ok(())
     }
 }
 

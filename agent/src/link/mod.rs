@@ -28,6 +28,7 @@ mod lapsed;
 mod reconnect;
 mod renewal;
 mod resume;
+mod source;
 mod steps;
 
 use std::fmt;
@@ -39,13 +40,20 @@ use tokio::sync::watch;
 
 use windlass_common::clock::Clock;
 use windlass_common::id::Digest;
+use windlass_common::pki::MachineIdentity;
 use windlass_common::settings::Settings;
+use windlass_common::wire::message::PeerFailure;
 
-pub use artifact::{ArtifactStream, FetchError};
+use crate::artifacts::ArtifactStore;
+use crate::peer::{Peers, Sharing};
+
+pub use artifact::{ArtifactStream, FetchError, Origin};
 pub use enroll::EnrollError;
 pub use handler::{CancelToken, Handler, HelloFacts, ProgressSink, StepFuture};
 pub use identity::IdentityError;
+pub(crate) use identity::IdentityStore;
 pub use reconnect::LinkError;
+pub use source::LinkArtifacts;
 
 /// Where the link keeps its state and what it may reach.
 #[derive(Debug, Clone)]
@@ -80,6 +88,7 @@ pub struct Link {
     paths: LinkPaths,
     clock: Clock,
     current: watch::Sender<Option<Live>>,
+    sharing: Option<Sharing>,
 }
 
 impl fmt::Debug for Link {
@@ -99,7 +108,15 @@ impl Link {
             paths,
             clock: Clock::system(),
             current,
+            sharing: None,
         }
+    }
+
+    /// Serves the artifacts in `store` to machines of the same cluster, as far as the director grants
+    /// them, on the UDP address `listen`.
+    pub fn sharing(self, store: ArtifactStore, listen: SocketAddr) -> Link {
+        let sharing = Some(Sharing::new(store, listen));
+        Link { sharing, ..self }
     }
 
     /// Goes by this clock instead of the system's.
@@ -111,6 +128,19 @@ impl Link {
     pub fn handle(&self) -> LinkHandle {
         LinkHandle {
             current: self.current.subscribe(),
+            peers: Peers {
+                me: self.me(),
+                identity_dir: self.paths.identity_dir.clone(),
+            },
+        }
+    }
+
+    fn me(&self) -> MachineIdentity {
+        MachineIdentity {
+            director: self.settings.director_id.clone(),
+            cluster: self.settings.cluster.clone(),
+            machine: self.settings.machine.clone(),
+            incarnation: self.settings.incarnation,
         }
     }
 
@@ -129,14 +159,26 @@ impl Link {
 #[derive(Debug, Clone)]
 pub struct LinkHandle {
     current: watch::Receiver<Option<Live>>,
+    peers: Peers,
 }
 
 impl LinkHandle {
-    /// Opens an artifact at a byte. Waits for a connection for as long as the caller does; dropping
+    /// Opens an artifact at a byte, from the director itself. Waits for a connection for as long as the caller does; dropping
     /// the stream ends the transfer, and [`FetchError::Lost`] is followed by another call with the
     /// offset reached. The bytes are not verified here.
     pub async fn fetch(&self, digest: Digest, offset: u64) -> Result<ArtifactStream, FetchError> {
         artifact::fetch(self.current.clone(), digest, offset).await
+    }
+
+    /// The same from wherever the director says: itself or a machine of the same cluster that has it.
+    /// `failed` are the peers that were of no use so far. [`FetchError::Later`] asks to come again.
+    pub async fn fetch_shared(
+        &self,
+        digest: Digest,
+        offset: u64,
+        failed: &[PeerFailure],
+    ) -> Result<ArtifactStream, FetchError> {
+        artifact::fetch_shared(self, digest, offset, failed).await
     }
 
     /// The protocol version agreed on with the director, while there is a connection.

@@ -20,6 +20,7 @@ use super::lapsed;
 use super::resume::Resumable;
 use super::steps::Steps;
 use super::{Handler, Link};
+use crate::peer;
 
 /// A connection that held this long was a good one: the next failure starts with a short wait.
 const GOOD_AFTER: Duration = RECONNECT_CAP;
@@ -60,16 +61,10 @@ pub(super) async fn run(
     handler: Arc<dyn Handler>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), LinkError> {
-    let directors = &link.settings.directors;
-    if directors.is_empty() {
+    if link.settings.directors.is_empty() {
         return Err(LinkError::NoDirector);
     }
-    let me = MachineIdentity {
-        director: link.settings.director_id.clone(),
-        cluster: link.settings.cluster.clone(),
-        machine: link.settings.machine.clone(),
-        incarnation: link.settings.incarnation,
-    };
+    let me = link.me();
     let store = IdentityStore::open(&link.paths.identity_dir).map_err(LinkError::Identity)?;
     let steps = Arc::new(Steps::new(Arc::clone(&handler), link.paths.api_server));
     let context = Context {
@@ -80,15 +75,35 @@ pub(super) async fn run(
         current: &link.current,
         clock: &link.clock,
         resumable: &Resumable::default(),
+        sharing: link.sharing.as_ref(),
     };
-    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP, seed(&me));
+    let share = async {
+        match &link.sharing {
+            Some(sharing) => peer::serve(sharing, &store, &me).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = keep(&link, &context, &mut stop) => ended,
+        never = share => match never {},
+    }
+}
+
+/// Connects again and again, until the agent stops.
+async fn keep(
+    link: &Link,
+    context: &Context<'_>,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(), LinkError> {
+    let directors = &link.settings.directors;
+    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP, seed(context.me));
     let mut turn = 0;
     // The director knows better whether the certificate is over than a clock that may be wrong.
     let mut told_lapsed = false;
     loop {
         let address = directors[turn % directors.len()];
         let began = Instant::now();
-        let ended = attempt(&link, &context, address, told_lapsed, &mut stop).await;
+        let ended = attempt(link, context, address, told_lapsed, stop).await;
         told_lapsed = match &ended {
             Ok(ended) => ended.lapsed(),
             // Not answered yet.

@@ -12,14 +12,14 @@ use windlass_common::step::{Check, Configure, Exec, FileContent, FileSpec, Gate,
 use super::*;
 use crate::history::History;
 use crate::host::Host;
-use crate::steps::fetch::{ArtifactSource, Opening, SourceError};
+use crate::steps::fetch::{ArtifactSource, Opening, SourceError, Wanted};
 use crate::units::Units;
 
 #[derive(Debug)]
 struct NoArtifacts;
 
 impl ArtifactSource for NoArtifacts {
-    fn open(&self, _: Digest, _: u64) -> Opening<'_> {
+    fn open(&self, _: Wanted) -> Opening<'_> {
         Box::pin(async { Err(SourceError::NotFound("none here".to_owned())) })
     }
 }

@@ -540,6 +540,11 @@ impl Gateway {
             .map_err(TuneError::Delivery)
     }
 
+    /// The connected machines that have said they have this artifact, of all clusters.
+    pub fn artifact_holders(&self, digest: &Digest) -> Vec<MachineIdentity> {
+        self.shared.artifacts.holders(digest)
+    }
+
     /// Bytes of artifacts that this director has sent since it started.
     pub fn artifact_bytes_sent(&self) -> u64 {
         self.shared.artifacts.sent()

@@ -7,6 +7,7 @@
     reason = "a test: what is wrong ends it"
 )]
 
+mod artifacts;
 mod certificates;
 mod down;
 mod health;

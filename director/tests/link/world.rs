@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use windlass_agent::artifacts::ArtifactStore;
 use windlass_agent::link::{
     CancelToken, Handler, HelloFacts, Link, LinkHandle, LinkPaths, ProgressSink, StepFuture,
 };
@@ -527,6 +528,22 @@ impl Machine {
             api_server,
         };
         Machine::run(Link::new(settings.clone(), paths), settings)
+    }
+
+    /// One that serves what is in `store` to its peers, on this port of loopback.
+    pub(crate) fn boot_sharing(
+        settings: Settings,
+        dir: &std::path::Path,
+        store: ArtifactStore,
+        port: u16,
+    ) -> Machine {
+        let paths = LinkPaths {
+            identity_dir: dir.to_owned(),
+            api_server: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        };
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let link = Link::new(settings.clone(), paths).sharing(store, listen);
+        Machine::run(link, settings)
     }
 
     fn run(link: Link, settings: Settings) -> Machine {

@@ -12,7 +12,7 @@ use windlass_common::journal::sim::SimDisk;
 use windlass_common::secret::SecretBytes;
 use windlass_common::step::{FileContent, FileSpec};
 
-use super::super::fetch::{ArtifactSource, Opening, SourceError};
+use super::super::fetch::{ArtifactSource, Opening, SourceError, Wanted};
 use super::super::progress::Reporter;
 use super::*;
 use crate::history::History;
@@ -23,7 +23,7 @@ use crate::units::Units;
 struct NoArtifacts;
 
 impl ArtifactSource for NoArtifacts {
-    fn open(&self, _: Digest, _: u64) -> Opening<'_> {
+    fn open(&self, _: Wanted) -> Opening<'_> {
         Box::pin(async { Err(SourceError::NotFound("none here".to_owned())) })
     }
 }

@@ -4,6 +4,11 @@
 //! * An artifact appears under its digest only when every byte was verified and synced.
 //! * A partial download is verified from its first byte when it is resumed, and thrown away when it
 //!   does not verify.
+//! * One run takes bytes from one peer at most; what follows comes from the director. So wrong bytes
+//!   have one author, unless some were there before the run.
+//! * What the machine has under another name (a file of a component) is copied, not fetched.
+
+mod reuse;
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -15,12 +20,14 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use windlass_common::error::{ErrorChain, ErrorClass};
-use windlass_common::id::{Digest, Hasher};
+use windlass_common::id::{Digest, Hasher, Incarnation, MachineName};
 use windlass_common::limits::CHUNK_BYTES;
 use windlass_common::step::{Fetch, Payload};
+use windlass_common::wire::message::{PeerFailure, PeerFault};
 
 use super::{Context, Failure, Run};
 use crate::host::{Host, STATE_DIR};
+pub use crate::link::Origin;
 
 /// Between two attempts to get the rest of an artifact; the step's deadline bounds them.
 const RETRY: Duration = Duration::from_millis(300);
@@ -39,6 +46,8 @@ pub trait Chunks: Send {
 pub struct ArtifactStream {
     /// Length of the whole artifact in bytes.
     pub bytes: u64,
+    /// Who sends it.
+    pub origin: Origin,
     /// Its bytes from the offset on.
     pub chunks: Box<dyn Chunks>,
 }
@@ -55,9 +64,31 @@ pub enum SourceError {
     /// May work later.
     #[error("the artifact cannot be had now: {0}")]
     Unavailable(String),
+    /// Other machines of the cluster are being served.
+    #[error("it is being copied to other machines of the cluster, which will have it next")]
+    Later(Duration),
+    /// A peer failed while it sent.
+    #[error("the peer failed: {message}")]
+    Peer {
+        /// In what way.
+        fault: PeerFault,
+        /// What happened.
+        message: String,
+    },
     /// The director does not have it.
     #[error("the director does not have the artifact: {0}")]
     NotFound(String),
+}
+
+/// What to open.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Which artifact.
+    pub digest: Digest,
+    /// First byte wanted.
+    pub offset: u64,
+    /// Peers that were of no use.
+    pub failed: Vec<PeerFailure>,
 }
 
 /// Future of [`ArtifactSource::open`].
@@ -67,7 +98,10 @@ pub type Opening<'a> =
 /// Where artifacts come from: the link to the director.
 pub trait ArtifactSource: Send + Sync + fmt::Debug {
     /// Opens an artifact from a byte on.
-    fn open(&self, digest: Digest, offset: u64) -> Opening<'_>;
+    fn open(&self, wanted: Wanted) -> Opening<'_>;
+
+    /// The machine has this artifact now, verified and under its name.
+    fn stored(&self, _digest: Digest) {}
 }
 
 /// Why an artifact could not be fetched.
@@ -126,7 +160,9 @@ impl FetchError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Source { source, .. } => match source {
-                SourceError::Unavailable(_) => ErrorClass::Retry,
+                SourceError::Unavailable(_) | SourceError::Later(_) | SourceError::Peer { .. } => {
+                    ErrorClass::Retry
+                }
                 SourceError::NotFound(_) => ErrorClass::Operator,
             },
             Self::Digest { .. } => ErrorClass::Retry,
@@ -237,35 +273,55 @@ fn store_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> F
 }
 
 pub(super) async fn run(context: &Context, run: &Run, fetch: &Fetch) -> Result<Payload, Failure> {
-    let store = Store::new(&context.host, fetch);
-    if store.is_whole() {
+    if Store::new(&context.host, fetch).is_whole() {
         return Ok(Payload::None);
     }
-    let (store, mut partial) = run
-        .blocking(move || {
-            let partial = store.resume()?;
-            Ok((store, partial))
-        })
-        .await?;
-    while partial.have < fetch.bytes {
-        match more(context, run, fetch, &mut partial).await {
-            Ok(()) => {}
-            Err(error)
-                if matches!(error, FetchError::Source { .. })
-                    && error.class() == ErrorClass::Retry =>
-            {
-                run.stage(format!(
-                    "{} of {} bytes; waiting: {}",
-                    partial.have,
-                    fetch.bytes,
-                    ErrorChain(&error)
-                ));
-                tokio::time::sleep(RETRY).await;
+    let mut failed = Vec::new();
+    loop {
+        let (host, wanted) = (context.host.clone(), fetch.clone());
+        let (store, partial) = run
+            .blocking(move || {
+                let store = Store::new(&host, &wanted);
+                reuse::copy(&host, &store);
+                let partial = store.resume()?;
+                Ok((store, partial))
+            })
+            .await?;
+        let mut download = Download {
+            resumed: partial.have > 0,
+            partial,
+            failed,
+            peer: None,
+        };
+        download.complete(context, run, fetch).await?;
+        let Download {
+            resumed,
+            partial,
+            peer,
+            failed: before,
+        } = download;
+        failed = before;
+        let finished = run.blocking(move || Ok(store.finish(partial))).await?;
+        match (finished, peer) {
+            (Ok(()), _) => break,
+            (Err(error @ FetchError::Digest { .. }), Some((machine, incarnation))) => {
+                tracing::warn!(peer = %machine, error = %ErrorChain(&error), "wrong bytes; from the director now");
+                // Bytes that were there before may be somebody else's.
+                let fault = if resumed {
+                    PeerFault::Broke
+                } else {
+                    PeerFault::Lied
+                };
+                failed.push(PeerFailure {
+                    machine,
+                    incarnation,
+                    fault,
+                });
             }
-            Err(error) => return Err(error.into()),
+            (Err(error), _) => return Err(error.into()),
         }
     }
-    run.blocking(move || Ok(store.finish(partial)?)).await?;
+    context.artifacts.stored(fetch.digest);
     run.changed(format!(
         "+ artifact {} ({} bytes)",
         fetch.digest, fetch.bytes
@@ -273,31 +329,100 @@ pub(super) async fn run(context: &Context, run: &Run, fetch: &Fetch) -> Result<P
     Ok(Payload::None)
 }
 
-/// Reads until the artifact is whole or the stream fails.
-async fn more(
-    context: &Context,
-    run: &Run,
-    fetch: &Fetch,
-    partial: &mut Partial,
-) -> Result<(), FetchError> {
-    let source_error = |source| FetchError::Source {
-        digest: fetch.digest,
-        source,
-    };
-    let mut stream = context
-        .artifacts
-        .open(fetch.digest, partial.have)
-        .await
-        .map_err(source_error)?;
-    if stream.bytes != fetch.bytes {
-        return Err(FetchError::Length {
-            digest: fetch.digest,
-            got: stream.bytes,
-            want: fetch.bytes,
-        });
+/// A download, and who had a part in it.
+struct Download {
+    partial: Partial,
+    /// Whether some bytes were there before.
+    resumed: bool,
+    failed: Vec<PeerFailure>,
+    /// The peer that sent some bytes.
+    peer: Option<(MachineName, Incarnation)>,
+}
+
+impl Download {
+    /// Goes on until all bytes are there, from whoever gives them.
+    async fn complete(
+        &mut self,
+        context: &Context,
+        run: &Run,
+        fetch: &Fetch,
+    ) -> Result<(), FetchError> {
+        while self.partial.have < fetch.bytes {
+            let Err(error) = self.more(context, run, fetch).await else {
+                continue;
+            };
+            let FetchError::Source { source, .. } = &error else {
+                return Err(error);
+            };
+            if error.class() != ErrorClass::Retry {
+                return Err(error);
+            }
+            run.stage(format!(
+                "{} of {} bytes; waiting: {}",
+                self.partial.have,
+                fetch.bytes,
+                ErrorChain(&error)
+            ));
+            match (source, &self.peer) {
+                (SourceError::Later(wait), _) => tokio::time::sleep(*wait).await,
+                (SourceError::Peer { fault, .. }, Some((machine, incarnation))) => {
+                    self.failed.push(PeerFailure {
+                        machine: machine.clone(),
+                        incarnation: *incarnation,
+                        fault: *fault,
+                    });
+                }
+                _ => tokio::time::sleep(RETRY).await,
+            }
+        }
+        Ok(())
     }
-    let mut shown = 0;
-    while let Some(chunk) = stream.chunks.next().await.map_err(source_error)? {
+
+    /// Reads until the artifact is whole or the stream fails.
+    async fn more(
+        &mut self,
+        context: &Context,
+        run: &Run,
+        fetch: &Fetch,
+    ) -> Result<(), FetchError> {
+        let source_error = |source| FetchError::Source {
+            digest: fetch.digest,
+            source,
+        };
+        let wanted = Wanted {
+            digest: fetch.digest,
+            offset: self.partial.have,
+            failed: self.failed.clone(),
+        };
+        let mut stream = context.artifacts.open(wanted).await.map_err(source_error)?;
+        if stream.bytes != fetch.bytes {
+            return Err(FetchError::Length {
+                digest: fetch.digest,
+                got: stream.bytes,
+                want: fetch.bytes,
+            });
+        }
+        if let Origin::Peer(machine, incarnation) = &stream.origin {
+            self.peer = Some((machine.clone(), *incarnation));
+        }
+        let mut shown = 0;
+        while let Some(chunk) = stream.chunks.next().await.map_err(source_error)? {
+            self.take(fetch, &chunk)?;
+            let percent = self.partial.have * 100 / fetch.bytes.max(1);
+            if percent >= shown + 10 {
+                shown = percent;
+                run.stage(format!("{percent} % of {} bytes", fetch.bytes));
+            }
+        }
+        if self.partial.have < fetch.bytes {
+            let ended = format!("the stream ended at byte {}", self.partial.have);
+            return Err(source_error(SourceError::Unavailable(ended)));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, fetch: &Fetch, chunk: &[u8]) -> Result<(), FetchError> {
+        let partial = &mut self.partial;
         let have = partial.have + chunk.len() as u64;
         if have > fetch.bytes {
             return Err(FetchError::Length {
@@ -309,21 +434,12 @@ async fn more(
         // 64 KiB into the page cache takes microseconds; handing it to another thread takes longer.
         partial
             .file
-            .write_all(&chunk)
+            .write_all(chunk)
             .map_err(store_error("write", Path::new("a partial artifact")))?;
-        partial.hasher.update(&chunk);
+        partial.hasher.update(chunk);
         partial.have = have;
-        let percent = partial.have * 100 / fetch.bytes.max(1);
-        if percent >= shown + 10 {
-            shown = percent;
-            run.stage(format!("{percent} % of {} bytes", fetch.bytes));
-        }
+        Ok(())
     }
-    if partial.have < fetch.bytes {
-        let ended = format!("the stream ended at byte {}", partial.have);
-        return Err(source_error(SourceError::Unavailable(ended)));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

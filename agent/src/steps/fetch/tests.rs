@@ -37,7 +37,7 @@ impl Chunks for Bytes {
 }
 
 impl ArtifactSource for Scripted {
-    fn open(&self, _: Digest, offset: u64) -> Opening<'_> {
+    fn open(&self, Wanted { offset, .. }: Wanted) -> Opening<'_> {
         self.offsets.lock().unwrap().push(offset);
         let Some((bytes, sends)) = self.script.lock().unwrap().pop_front() else {
             return Box::pin(async { Err(SourceError::NotFound("the script is over".to_owned())) });
@@ -46,7 +46,14 @@ impl ArtifactSource for Scripted {
         let sent = &rest[..sends.min(rest.len())];
         let chunks = sent.chunks(7).map(<[u8]>::to_vec).collect();
         let chunks = Box::new(Bytes(chunks, sends >= rest.len()));
-        Box::pin(async move { Ok(ArtifactStream { bytes, chunks }) })
+        let origin = Origin::Director;
+        Box::pin(async move {
+            Ok(ArtifactStream {
+                bytes,
+                origin,
+                chunks,
+            })
+        })
     }
 }
 

@@ -11,10 +11,9 @@ use rcgen::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use windlass_common::id::Digest;
 use windlass_common::journal::sim::SimDisk;
 
-use super::super::fetch::{ArtifactSource, Opening, SourceError};
+use super::super::fetch::{ArtifactSource, Opening, SourceError, Wanted};
 use super::*;
 use crate::history::History;
 use crate::units::Units;
@@ -23,7 +22,7 @@ use crate::units::Units;
 struct NoArtifacts;
 
 impl ArtifactSource for NoArtifacts {
-    fn open(&self, _: Digest, _: u64) -> Opening<'_> {
+    fn open(&self, _: Wanted) -> Opening<'_> {
         Box::pin(async { Err(SourceError::NotFound("none here".to_owned())) })
     }
 }

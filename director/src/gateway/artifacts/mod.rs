@@ -70,6 +70,11 @@ impl Artifacts {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// The machines that have it and are connected.
+    pub(super) fn holders(&self, digest: &Digest) -> Vec<MachineIdentity> {
+        self.swarm().holders(digest)
+    }
+
     /// Takes what a machine says it has; more than the limit is not looked at.
     pub(super) fn held(&self, session: &Session, held: ArtifactsHeld) {
         let digests = held.digests.into_iter().take(ARTIFACTS_HELD_MAX);

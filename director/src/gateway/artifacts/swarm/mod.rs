@@ -145,6 +145,15 @@ impl Swarm {
         }
     }
 
+    /// The machines that have said they have it.
+    pub(super) fn holders(&self, digest: &Digest) -> Vec<MachineIdentity> {
+        self.copies
+            .iter()
+            .filter(|((_, held), _)| held == digest)
+            .flat_map(|(_, copies)| copies.holders.iter().cloned())
+            .collect()
+    }
+
     /// Decides where a machine gets an artifact, and remembers it. Asking again ends what was decided
     /// before. Also returns the peers that are not offered any more because of what was said.
     pub(super) fn ask(
