@@ -116,8 +116,11 @@ async fn a_shell_has_a_terminal_of_its_own_and_says_how_it_ended() {
     typist.types("stty size; echo sized-$((1+2))\n").await;
     typist.sees("50 132").await;
     typist.sees("sized-3").await;
-    // Ctrl-C is for what runs in the shell, and the shell lives on.
-    typist.types("echo wait-$((1+1)); sleep 1000\n").await;
+    // Ctrl-C is for what runs in the shell, which has the terminal once it says something; the shell
+    // lives on.
+    typist
+        .types("sh -c 'echo wait-$((1+1)); sleep 1000'\n")
+        .await;
     typist.sees("wait-2").await;
     typist.types("\u{3}").await;
     typist.types("echo alive-$((2+2))\n").await;

@@ -238,8 +238,8 @@ pub(crate) fn shell() -> Result<()> {
         terminal.sees(&format!("on-42-{node}"))?;
         let raw = tcgetattr(&terminal.slave)?.local_flags;
         ensure!(raw != before, "the terminal is raw while the shell runs");
-        // Ctrl-C goes to what runs in the shell.
-        terminal.types("echo wait-$((1+1)); sleep 4711\n")?;
+        // Ctrl-C goes to what runs in the shell, which has the terminal once it says something.
+        terminal.types("sh -c 'echo wait-$((1+1)); sleep 4711'\n")?;
         terminal.sees("wait-2")?;
         terminal.types("\u{3}")?;
         terminal.types("echo alive-$((2+2))\n")?;
@@ -254,7 +254,9 @@ pub(crate) fn shell() -> Result<()> {
         terminal.types("set -m; sleep 4712 & echo job-$((3+3)); sleep 4713\n")?;
         terminal.sees("job-6")?;
         let jobs = || Ok::<_, anyhow::Error>(host::processes("sleep 471")?.len());
-        ensure!(jobs()? == 2, "{} jobs", jobs()?);
+        until("both jobs run", PATIENCE, || {
+            Ok((jobs()? == 2).then_some(()))
+        })?;
         terminal.child.kill()?;
         until("the jobs are gone", PATIENCE, || {
             Ok((jobs()? == 0).then_some(()))
