@@ -35,7 +35,7 @@ pub(crate) fn agent(ca: &DirectorCa, identity: &MachineIdentity, now: Timestamp)
 }
 
 /// An agent's TLS that does not look whether chain and key belong together.
-fn client(
+pub(crate) fn client(
     director: &Director,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,

@@ -13,6 +13,7 @@ mod down;
 mod health;
 mod hostile;
 mod lapsed;
+mod paths;
 mod process;
 mod reach;
 mod resumption;
