@@ -51,6 +51,11 @@ pub fn machine_processes(hostname_prefix: &str, program: &str) -> Result<Vec<i32
     Ok(found)
 }
 
+/// Interrupts a process, as Ctrl-C does.
+pub fn interrupt(pid: i32) -> Result<()> {
+    kill(Pid::from_raw(pid), Signal::SIGINT).with_context(|| format!("cannot interrupt {pid}"))
+}
+
 /// Ends a process at once; one that is gone already is fine.
 pub fn kill_hard(pid: i32) -> Result<()> {
     match kill(Pid::from_raw(pid), Signal::SIGKILL) {

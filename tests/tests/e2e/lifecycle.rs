@@ -154,7 +154,26 @@ pub(crate) fn node_logs_and_exec() -> Result<()> {
             "exit code {:?}",
             failed.status.code()
         );
-        Ok(())
+        interrupted_exec(world, &node)
+    })
+}
+
+/// Ctrl-C of a command on a node ends it there.
+fn interrupted_exec(world: &World, node: &str) -> Result<()> {
+    let mut asking = world
+        .command(&["node", "exec", node, "--", "sh", "-c", "sleep 3600 & wait"])
+        .spawn()
+        .context("cannot start windlass")?;
+    let sleeps = || host::machine_processes(node, "sleep");
+    let patience = Duration::from_secs(30);
+    until("the command runs", patience, || {
+        Ok((!sleeps()?.is_empty()).then_some(()))
+    })?;
+    let cli = i32::try_from(asking.id()).context("process id")?;
+    host::interrupt(cli)?;
+    asking.wait().context("cannot wait for windlass")?;
+    until("the command is gone from the node", patience, || {
+        Ok(sleeps()?.is_empty().then_some(()))
     })
 }
 
