@@ -113,6 +113,7 @@ async fn write_machines(
                 incarnation: machine.incarnation,
                 expires_at: Timestamp::from_unix_ms(Timestamp::now().unix_ms() + life_ms),
                 public_key: None,
+                spent: false,
             };
             commit.put(&machine)?;
             commit.value(Kind::Token, &hash.to_string(), Expect::Absent, &record);

@@ -94,7 +94,7 @@ async fn run(arguments: &Arguments) -> Result<(), Fault> {
     let gateway = Gateway::start(
         config,
         identity.ca.clone(),
-        Arc::new(Tokens::new(identity.records.clone())),
+        Arc::new(Tokens::load(identity.records.clone()).await?),
         registry,
         Arc::new(Artifacts::new(data.artifacts())),
         epoch,

@@ -32,7 +32,7 @@ use super::counters::{Reason, Total};
 use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
 use super::session::Session;
-use super::{DeliveryError, Event, artifacts, trust};
+use super::{DeliveryError, Event, RedeemError, artifacts, trust};
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,10 @@ enum Ended {
     },
     #[error("there are {SESSIONS_MAX} sessions already")]
     Full,
+    #[error("the machine's token cannot be spent")]
+    Token(#[source] RedeemError),
+    #[error("the thread that asked the store is gone")]
+    Thread(#[source] tokio::task::JoinError),
     #[error("the incarnation is not current any more")]
     NotCurrent,
     #[error("the CA of its certificate was dropped")]
@@ -80,6 +84,8 @@ impl Ended {
             }
             Ended::Renewal(source) => source.class(),
             Ended::Push(source) => source.class(),
+            Ended::Token(source) => source.class(),
+            Ended::Thread(_) => ErrorClass::Bug,
         }
     }
 
@@ -100,6 +106,7 @@ impl Ended {
             Ended::TooSlow => Some(Reason::HandshakeTimeout),
             Ended::Version { .. } => Some(Reason::Version),
             Ended::Full => Some(Reason::SessionsFull),
+            Ended::Token(_) | Ended::Thread(_) => Some(Reason::Internal),
             Ended::NotCurrent => Some(Reason::NotCurrent),
             Ended::Dropped => Some(Reason::CaDropped),
             Ended::Expired => Some(Reason::CertificateLapsed),
@@ -119,7 +126,7 @@ impl Ended {
             Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
             Ended::TooSlow | Ended::Push(_) => Close::TimedOut,
             Ended::Version { .. } => Close::Version,
-            Ended::Full => Close::Busy,
+            Ended::Full | Ended::Token(_) | Ended::Thread(_) => Close::Busy,
             Ended::NotCurrent => Close::Revoked,
             Ended::Dropped => Close::Unauthenticated,
             Ended::Expired => Close::Expired,
@@ -180,7 +187,7 @@ async fn session(
     let Some(generation) = generation_of(connection, &shared.doors.ca) else {
         return Ended::Dropped;
     };
-    let greeting = timeout(HELLO_TIMEOUT, greet(shared, connection))
+    let greeting = timeout(HELLO_TIMEOUT, greet(shared, connection, identity))
         .await
         .unwrap_or(Err(Ended::TooSlow));
     let greeting = match greeting {
@@ -237,7 +244,11 @@ struct Greeting {
     protocol: u16,
 }
 
-async fn greet(shared: &Shared, connection: &quinn::Connection) -> Result<Greeting, Ended> {
+async fn greet(
+    shared: &Arc<Shared>,
+    connection: &quinn::Connection,
+    identity: &MachineIdentity,
+) -> Result<Greeting, Ended> {
     let (mut send, mut recv) = connection.accept_bi().await.map_err(Ended::Connection)?;
     let hello: Hello = frame::expect(&mut recv, FRAME_BYTES_MAX)
         .await
@@ -254,6 +265,10 @@ async fn greet(shared: &Shared, connection: &quinn::Connection) -> Result<Greeti
         refuse(&mut send, connection, RefusalCode::Busy, &Ended::Full).await;
         return Err(Ended::Full);
     }
+    // Before the welcome: a machine that was welcomed never enrolls with its token again.
+    if shared.doors.enrollment.is_bound(identity) {
+        spend_token(shared, identity).await?;
+    }
     let welcome = Welcome {
         protocol,
         epoch: shared.epoch,
@@ -268,6 +283,14 @@ async fn greet(shared: &Shared, connection: &quinn::Connection) -> Result<Greeti
         hello,
         protocol,
     })
+}
+
+async fn spend_token(shared: &Arc<Shared>, identity: &MachineIdentity) -> Result<(), Ended> {
+    let (gateway, machine) = (Arc::clone(shared), identity.clone());
+    tokio::task::spawn_blocking(move || gateway.doors.enrollment.spend(&machine))
+        .await
+        .map_err(Ended::Thread)?
+        .map_err(Ended::Token)
 }
 
 /// Says why in words before the code says it; the agent closes once it has read them.

@@ -117,6 +117,8 @@ named! {
         TokenOtherMachine => "token_other_machine",
         /// A token that another key has used.
         TokenOtherKey => "token_other_key",
+        /// A token whose machine has had a session since.
+        TokenSpent => "token_spent",
         /// The director's own store or issuer failed; the peer may come again.
         Internal => "internal",
     }

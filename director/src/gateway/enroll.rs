@@ -91,6 +91,7 @@ impl EnrollError {
                 RedeemError::Expired(_) => Reason::TokenExpired,
                 RedeemError::OtherMachine(_) => Reason::TokenOtherMachine,
                 RedeemError::OtherKey => Reason::TokenOtherKey,
+                RedeemError::Spent => Reason::TokenSpent,
                 RedeemError::NotCurrent => Reason::NotCurrent,
                 RedeemError::Store(_) => Reason::Internal,
             },

@@ -67,11 +67,12 @@ pub use tickets::{TicketCounts, Tickets};
 
 /// Decides about enrollment tokens. Called on a blocking thread.
 pub trait EnrollmentStore: Send + Sync + 'static {
-    /// Spends the token whose SHA-256 is `token_hash` for `claim` and `public_key` (an uncompressed
-    /// P-256 point), in one transaction.
+    /// Binds the token whose SHA-256 is `token_hash` to `claim` and `public_key` (an uncompressed P-256
+    /// point), in one transaction.
     ///
-    /// The first key that shows a token binds it: the same key may come again until the token
-    /// expires, any other is refused, also when both come at once.
+    /// The first key that shows a token binds it: the same key may come again until its machine has had
+    /// a session ([`EnrollmentStore::spend`]) or the token expires, any other is refused, also when both
+    /// come at once.
     fn redeem(
         &self,
         token_hash: Digest,
@@ -79,6 +80,14 @@ pub trait EnrollmentStore: Send + Sync + 'static {
         public_key: &[u8],
         now: Timestamp,
     ) -> Result<(), RedeemError>;
+
+    /// Whether a token is bound to a key of this machine and not spent. Called for every session on a
+    /// runtime thread: answers from memory, without blocking.
+    fn is_bound(&self, machine: &MachineIdentity) -> bool;
+
+    /// Spends the bound tokens of a machine for good: it has shown its certificate in a session, so it
+    /// will not ask for its first one again.
+    fn spend(&self, machine: &MachineIdentity) -> Result<(), RedeemError>;
 }
 
 /// Why a token does not count. The machine is only told that it does not; the log says why.
@@ -96,6 +105,9 @@ pub enum RedeemError {
     /// Another key came first.
     #[error("another key has used the token; recreate the machine, and find out who used it")]
     OtherKey,
+    /// Its machine has had a session.
+    #[error("the token is spent: the machine has connected with its certificate since")]
+    Spent,
     /// The machine is not wanted any more.
     #[error("the incarnation is not current")]
     NotCurrent,
@@ -112,6 +124,7 @@ impl RedeemError {
             | RedeemError::Expired(_)
             | RedeemError::OtherMachine(_)
             | RedeemError::OtherKey
+            | RedeemError::Spent
             | RedeemError::NotCurrent => ErrorClass::Operator,
             RedeemError::Store(_) => ErrorClass::Retry,
         }

@@ -74,6 +74,7 @@ pub(super) async fn start(
     let epoch = records.next_epoch().await?;
     let machines: Vec<Machine> = records.list().await?;
     let registry = Arc::new(Registry::new(id.clone(), &machines));
+    let tokens = Arc::new(Tokens::load(records.clone()).await?);
     let mut settings = GatewayConfig::new(config.gateway.listen);
     settings.artifacts = config.gateway.artifacts;
     settings.lapsed_grace = config.gateway.lapsed_grace;
@@ -81,7 +82,7 @@ pub(super) async fn start(
     let gateway = Gateway::start(
         settings,
         ca.clone(),
-        Arc::new(Tokens::new(records.clone())),
+        tokens,
         registry.clone(),
         Arc::new(Artifacts::new(data.artifacts())),
         epoch,

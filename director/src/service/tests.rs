@@ -299,7 +299,7 @@ async fn a_token_counts_for_the_first_key_alone_when_two_race() {
         incarnation: Incarnation::FIRST,
     };
     let records = director.inner.records.clone();
-    let tokens = Arc::new(Tokens::new(records.clone()));
+    let tokens = Arc::new(Tokens::load(records.clone()).await.unwrap());
     let now = jiff::Timestamp::now();
     for round in 0..8 {
         let hash = Digest::of(format!("token {round}").as_bytes());
@@ -309,6 +309,7 @@ async fn a_token_counts_for_the_first_key_alone_when_two_race() {
             incarnation: claim.incarnation,
             expires_at: Timestamp::from_unix_ms(Timestamp::now().unix_ms() + 60_000),
             public_key: None,
+            spent: false,
         };
         let mut commit = Commit::default();
         commit.value(Kind::Token, &hash.to_string(), Expect::Absent, &token);
@@ -329,6 +330,7 @@ async fn a_token_counts_for_the_first_key_alone_when_two_race() {
             results.iter().filter(|(_, result)| refused(result)).count(),
             7
         );
+        let winners_claim = claim.clone();
         let (winner, tokens, claim) = (winners[0].0, tokens.clone(), claim.clone());
         let later = now + jiff::Span::new().seconds(61);
         let after = tokio::task::spawn_blocking(move || {
@@ -349,6 +351,16 @@ async fn a_token_counts_for_the_first_key_alone_when_two_race() {
         );
         assert!(matches!(late, Err(RedeemError::Expired(_))), "{late:?}");
         assert!(matches!(unknown, Err(RedeemError::Unknown)), "{unknown:?}");
+        let (winner, claim) = (winners[0].0, winners_claim.clone());
+        let reborn = Arc::new(Tokens::load(records.clone()).await.unwrap());
+        assert!(reborn.is_bound(&claim), "a restart forgets no bound token");
+        let spent = tokio::task::spawn_blocking(move || {
+            reborn.spend(&claim).unwrap();
+            assert!(!reborn.is_bound(&claim));
+            reborn.redeem(hash, &claim, &[4, winner], now)
+        });
+        let spent = spent.await.unwrap();
+        assert!(matches!(spent, Err(RedeemError::Spent)), "{spent:?}");
     }
     director.shutdown().await;
 }

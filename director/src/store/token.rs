@@ -19,4 +19,7 @@ pub struct Token {
     pub expires_at: Timestamp,
     /// The public key that used it first, in hex; no other may.
     pub public_key: Option<String>,
+    /// Whether the machine has had a session since: nobody may use it any more.
+    #[serde(default)]
+    pub spent: bool,
 }

@@ -137,31 +137,44 @@ async fn when_two_keys_race_for_a_token_one_wins() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_crashed_before_it_saved_its_certificate_is_not_stranded() {
     let director = Director::start().await;
-    let dir = tempfile::tempdir().unwrap();
+    let me = identity("demo-w-0", 1);
     let settings = director.settings("demo-w-0", 1);
-    let machine = Machine::boot(settings.clone(), dir.path());
-    director.connected(&machine).await;
-    machine.stop().await;
-    // The key alone, as it was before the answer came.
+    // Its key is on disk, the director's answer never was.
+    let key = PrivateKey::generate().unwrap();
+    for _ in 0..2 {
+        let request = key.request().unwrap();
+        let answer = enroll(&director, &me, &settings.token, request).await;
+        assert!(answer.is_ok(), "the same key may come again: {answer:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("identity.pem");
-    let text = std::fs::read_to_string(&file).unwrap();
-    let chain = text.find("-----BEGIN CERTIFICATE").unwrap();
-    std::fs::write(&file, &text[..chain]).unwrap();
-    std::fs::remove_file(dir.path().join("roots.pem")).unwrap();
-
+    std::fs::write(&file, key.to_pem().expose()).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let machine = Machine::boot(settings.clone(), dir.path());
     director.connected(&machine).await;
-    let again = std::fs::read_to_string(&file).unwrap();
-    assert_eq!(again[..chain], text[..chain], "the same key");
-    assert_eq!(pem::certificates(again.as_bytes()).unwrap().len(), 2);
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        text.as_bytes().starts_with(key.to_pem().expose()),
+        "the same key"
+    );
+    assert_eq!(pem::certificates(text.as_bytes()).unwrap().len(), 2);
     machine.stop().await;
+
+    // From its first session on the token is spent, for the same key as well.
+    let again = enroll(&director, &me, &settings.token, key.request().unwrap()).await;
+    assert_eq!(again.unwrap_err(), RefusalCode::Token);
+    assert_eq!(director.refused(Reason::TokenSpent), 1);
 
     // A second machine with the same settings: a copied disk image.
     let copy = tempfile::tempdir().unwrap();
     let machine = Machine::boot(settings, copy.path());
     wait_for("the refusal", || {
         let all = director.records.redemptions();
-        all.last()?.as_ref().err().cloned()
+        all.last()?
+            .as_ref()
+            .err()
+            .filter(|why| why.contains("another key"))
+            .cloned()
     })
     .await;
     assert!(!machine.link.is_connected());

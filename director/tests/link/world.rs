@@ -72,6 +72,7 @@ struct Token {
     claim: MachineIdentity,
     expires: Timestamp,
     key: Option<Vec<u8>>,
+    spent: bool,
 }
 
 /// The decisions of the other rooms.
@@ -91,6 +92,7 @@ impl Records {
             claim: claim.clone(),
             expires,
             key: None,
+            spent: false,
         };
         self.tokens.lock().unwrap().insert(hash, record);
         token
@@ -123,6 +125,7 @@ impl Records {
         }
         match &token.key {
             Some(first) if first != key => Err(RedeemError::OtherKey),
+            Some(_) if token.spent => Err(RedeemError::Spent),
             Some(_) => Ok(()),
             None => {
                 token.key = Some(key.to_vec());
@@ -147,6 +150,21 @@ impl EnrollmentStore for Records {
         };
         self.redeemed.lock().unwrap().push(noted);
         decided
+    }
+
+    fn is_bound(&self, machine: &MachineIdentity) -> bool {
+        let tokens = self.tokens.lock().unwrap();
+        let open = |token: &Token| token.key.is_some() && !token.spent && token.claim == *machine;
+        tokens.values().any(open)
+    }
+
+    fn spend(&self, machine: &MachineIdentity) -> Result<(), RedeemError> {
+        let mut tokens = self.tokens.lock().unwrap();
+        let bound = |token: &&mut Token| token.key.is_some() && token.claim == *machine;
+        for token in tokens.values_mut().filter(bound) {
+            token.spent = true;
+        }
+        Ok(())
     }
 }
 

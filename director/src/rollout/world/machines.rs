@@ -110,6 +110,7 @@ impl World {
             incarnation: machine.incarnation,
             expires_at: Timestamp::from_unix_ms(Timestamp::now().unix_ms().saturating_add(life_ms)),
             public_key: None,
+            spent: false,
         };
         let mut commit = Commit::default();
         commit.value(
