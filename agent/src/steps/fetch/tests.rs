@@ -156,3 +156,17 @@ async fn another_length_is_refused() {
     assert!(done.is_err());
     assert_eq!(stored(root.path()), None);
 }
+
+#[tokio::test]
+async fn a_file_of_a_component_is_copied_and_not_fetched() {
+    let root = tempfile::tempdir().unwrap();
+    let version = root.path().join("opt/windlass/components/kubelet/1.37.2");
+    fs::create_dir_all(&version).unwrap();
+    // As long, and something else.
+    fs::write(version.join("a"), vec![7; 1000]).unwrap();
+    fs::write(version.join("kubelet"), content()).unwrap();
+    let (done, offsets) = fetch(root.path(), content(), []).await;
+    assert_eq!(done.unwrap().len(), 1);
+    assert!(offsets.is_empty());
+    assert_eq!(stored(root.path()).unwrap(), content());
+}
