@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::rate::Rate;
+
 /// Largest body of one frame. The largest is a `configure` step: about 40 files of a control-plane
 /// machine, certificates and audit policy included, come to 120 KiB; 1 MiB leaves eight times that.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -85,8 +87,11 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes under way from which on a new peer has to prove its address first (QUIC Retry). A
 /// handshake takes about 2 ms of CPU, so that this many are a quarter of a second of work.
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
-/// Handshakes under way at most; further ones are refused at once. 2048 of about 20 KiB are 40 MiB.
+/// Handshakes under way at most; for a further one the oldest gives way, so that strangers who hold
+/// theirs keep nobody out. Half-open and waiting, one holds up to 128 KiB: 256 MiB for all of them.
 pub const HANDSHAKES_MAX: usize = 2048;
+/// How long a handshake keeps its place when others need it: an honest one is two round trips.
+pub const HANDSHAKE_GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
 /// Enrollments under way at most; each may hold a blocking thread for one transaction of the store.
 pub const ENROLLMENTS_MAX: usize = 64;
 /// Sessions at most: 20 000 machines, of about 56 kB each with TLS state and report, are 1.1 GB.
@@ -111,6 +116,48 @@ pub const FROM_AGENT_WINDOW_BYTES: u32 = STREAMS_OF_A_LINK_MAX * STREAM_FROM_AGE
 const STREAMS_OF_A_LINK_MAX: u32 = STREAMS_TO_AGENT_MAX + STREAMS_FROM_AGENT_MAX;
 /// Datagrams that wait for their reader, in bytes: a dozen heartbeats; the newest count.
 pub const DATAGRAM_BUFFER_BYTES: usize = 16 << 10;
+/// Failed attempts (handshakes and enrollments) of one address, from which on further ones are refused
+/// unseen; IPv6 addresses count by /64. An attempt that fails costs 2 ms of CPU at most, so that one
+/// address costs 3 % of a core. What succeeds is not counted: a whole fleet may come from one address.
+pub const FAILURES_PER_SOURCE: Rate = Rate {
+    every: Duration::from_micros(62_500),
+    burst: 256,
+};
+/// Addresses whose failures are remembered: 64 bytes each, 1 MiB. Those that rested are forgotten
+/// first; beyond that, new ones are not remembered, and the places for handshakes bound them.
+pub const SOURCES_MAX: usize = 16_384;
+/// Sessions that one machine may open. An agent that crashes at once is started again once a second.
+pub const SESSIONS_PER_MACHINE: Rate = Rate {
+    every: Duration::from_secs(1),
+    burst: 30,
+};
+/// Frames on the control stream of one agent: reports, renewals and what one machine has to announce
+/// come to less than 10 a second.
+pub const FRAMES_PER_AGENT: Rate = Rate {
+    every: Duration::from_millis(20),
+    burst: 200,
+};
+/// Reports of one agent: it looks twice a second at most, and changes of units go at once.
+pub const REPORTS_PER_AGENT: Rate = Rate {
+    every: Duration::from_millis(100),
+    burst: 100,
+};
+/// Requests of one agent for a new certificate, 100 µs of CPU each: it looks once a second at most.
+pub const RENEWALS_PER_AGENT: Rate = Rate {
+    every: Duration::from_millis(500),
+    burst: 20,
+};
+/// Datagrams of one agent: a heartbeat each 50 ms at the fastest, doubled; the burst is what a path
+/// may have held back for [`LINK_IDLE_TIMEOUT`] at that pace.
+pub const DATAGRAMS_PER_AGENT: Rate = Rate {
+    every: Duration::from_millis(25),
+    burst: 240,
+};
+/// Streams of one agent: an artifact each. Beyond it they wait, as they do for their places.
+pub const STREAMS_PER_AGENT: Rate = Rate {
+    every: Duration::from_millis(20),
+    burst: 100,
+};
 /// Interval in which refusals of one reason have a bounded number of lines in the log.
 pub const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Lines that refusals of one reason may have in one interval, strangers' and machines' apart: a flood

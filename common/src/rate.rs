@@ -1,4 +1,5 @@
-//! How fast bytes may go: a token bucket as a value, and one that waits.
+//! How fast bytes may go, and how often something may happen: token buckets as values, and one that
+//! waits.
 //!
 //! # Invariants
 //! * In any time `t` at most `burst + rate × t` bytes pass, if no single piece is longer than the burst.
@@ -55,6 +56,57 @@ impl TokenBucket {
 fn cost(bytes: u64, bytes_per_s: u64) -> Duration {
     let nanos = (u128::from(bytes) * 1_000_000_000).div_ceil(u128::from(bytes_per_s));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// How often something may happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Time in which one more is earned.
+    pub every: Duration,
+    /// How many may come at once after a rest; at least 1.
+    pub burst: u32,
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at once and one each {:?}", self.burst, self.every)
+    }
+}
+
+/// What is left of a [`Rate`]: 16 bytes, so that each of many may have one. It never reads a clock:
+/// `now` is the time since any fixed moment, and never goes back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// When all of it is there again.
+    full_at: Duration,
+}
+
+impl Allowance {
+    /// Takes one.
+    ///
+    /// # Errors
+    /// Nothing is left, and nothing was taken; one is earned after this time.
+    pub fn take(&mut self, rate: Rate, now: Duration) -> Result<(), Duration> {
+        let wait = self.wait(rate, now);
+        if wait.is_zero() {
+            self.full_at = self.full_at.max(now) + rate.every;
+            Ok(())
+        } else {
+            Err(wait)
+        }
+    }
+
+    /// How long until one can be taken; zero if it can be now.
+    pub fn wait(&self, rate: Rate, now: Duration) -> Duration {
+        // All but one of the burst may be missing.
+        let missing = rate.every.saturating_mul(rate.burst.max(1) - 1);
+        self.full_at.saturating_sub(missing).saturating_sub(now)
+    }
+
+    /// Whether all of it is there: then it is worth no memory.
+    pub fn is_full(&self, now: Duration) -> bool {
+        self.full_at <= now
+    }
 }
 
 /// A bucket that many senders share and that makes them wait.
@@ -134,6 +186,40 @@ mod tests {
             // Rounding up costs at most a nanosecond a piece.
             let longest = cost(sum, rate) + Duration::from_nanos(200);
             prop_assert!(now <= longest, "{sum} bytes took {now:?}");
+        }
+    }
+
+    proptest! {
+        /// Whoever asks whenever: no window holds more than burst and rate, a refusal takes nothing,
+        /// and after the wait that it names one is let through.
+        #[test]
+        fn an_allowance_holds_in_every_window(
+            every_ms in 1_u64..500,
+            burst in 1_u32..50,
+            gaps_ms in proptest::collection::vec(0_u64..400, 1..300),
+        ) {
+            let rate = Rate { every: Duration::from_millis(every_ms), burst };
+            let (mut allowance, mut now, mut taken) = (Allowance::default(), Duration::ZERO, Vec::new());
+            for gap in gaps_ms {
+                now += Duration::from_millis(gap);
+                let before = allowance;
+                match allowance.take(rate, now) {
+                    Ok(()) => taken.push(now),
+                    Err(wait) => {
+                        prop_assert!(!wait.is_zero());
+                        prop_assert_eq!(allowance, before);
+                        prop_assert_eq!(before.clone().take(rate, now + wait), Ok(()));
+                        prop_assert!(before.clone().take(rate, now + wait - Duration::from_nanos(1)).is_err());
+                    }
+                }
+            }
+            for (first, from) in taken.iter().enumerate() {
+                for (number, at) in taken[first..].iter().enumerate() {
+                    let earned = (*at - *from).as_millis() / u128::from(every_ms);
+                    prop_assert!((number as u128) < u128::from(burst) + earned);
+                }
+            }
+            prop_assert!(allowance.is_full(now + rate.every * burst));
         }
     }
 

@@ -15,6 +15,8 @@ use crate::report::{Heartbeat, Report};
 use crate::secret::Secret;
 use crate::step::{self, Progress, StepId, StepResult};
 
+use super::frame::{Frame, FrameError};
+
 /// A type that travels as the body of one frame kind.
 pub trait Body: Serialize + serde::de::DeserializeOwned + Send + Sync {
     /// The frame kind; never reused.
@@ -26,6 +28,15 @@ macro_rules! bodies {
         $(impl Body for $body { const KIND: u16 = $kind; })+
         /// Every kind there is, for the test that none is used twice.
         pub const KINDS: &[(u16, &str)] = &[$(($kind, stringify!($body))),+];
+
+        /// Decodes a frame as its kind says and encodes it again, for tests that go through every kind.
+        /// A kind that is not known is [`FrameError::Unexpected`].
+        pub fn recode(frame: &Frame) -> Result<Frame, FrameError> {
+            match frame.kind {
+                $(<$body as Body>::KIND => Frame::of(&frame.body::<$body>()?),)+
+                got => Err(FrameError::Unexpected { got, want: StepHeader::KIND }),
+            }
+        }
     };
 }
 

@@ -33,6 +33,7 @@ pub(super) struct Peer(pub(super) OperatorName);
 pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("GET",    "/v1/openapi.json",                Viewer),
     ("GET",    "/v1/health",                      Viewer),
+    ("GET",    "/metrics",                        Viewer),
     ("GET",    "/v1/status",                      Viewer),
     ("GET",    "/v1/stemcells",                   Viewer),
     ("GET",    "/v1/audit",                       Viewer),

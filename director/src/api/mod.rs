@@ -20,6 +20,7 @@ mod extract;
 mod identity;
 mod kubernetes;
 mod machines;
+mod metrics;
 mod operators;
 mod problem;
 mod serve;
@@ -57,6 +58,8 @@ pub use shell::PROTOCOL as SESSION_PROTOCOL;
 pub(crate) struct ApiState {
     /// The operations.
     pub(crate) director: Director,
+    /// What this API refused.
+    pub(crate) refusals: Arc<metrics::Refusals>,
     /// Networks that clusters have to stay clear of.
     pub(crate) reserved: Vec<(String, Ipv4Net)>,
     /// Places for streams that were upgraded.
@@ -67,6 +70,7 @@ impl ApiState {
     pub(crate) fn new(director: Director, reserved: Vec<(String, Ipv4Net)>) -> ApiState {
         ApiState {
             director,
+            refusals: Arc::default(),
             reserved,
             upgraded: Arc::new(Semaphore::new(kubernetes::UPGRADED_MAX)),
         }
@@ -96,6 +100,7 @@ struct Document;
 fn documented() -> OpenApiRouter<ApiState> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(director::health))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(director::status))
         .routes(routes!(director::stemcells))
         .routes(routes!(director::audit))

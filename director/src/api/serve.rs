@@ -21,6 +21,7 @@ use windlass_common::id::DirectorId;
 
 use super::access::Peer;
 use super::identity::{CallerError, operator_of};
+use super::metrics::{Refusal, Refusals};
 use super::problem::Problem;
 use super::{ApiState, router};
 use crate::pki::ServerDoor;
@@ -137,7 +138,9 @@ impl Server {
         reserved: Vec<(String, Ipv4Net)>,
         mut stop: watch::Receiver<bool>,
     ) {
-        let routes = router(ApiState::new(director, reserved));
+        let state = ApiState::new(director, reserved);
+        let refusals = Arc::clone(&state.refusals);
+        let routes = router(state);
         let acceptor = TlsAcceptor::from(self.tls);
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
@@ -161,6 +164,7 @@ impl Server {
                 director_id: self.director_id.clone(),
                 peer,
                 stop: stop.clone(),
+                refusals: Arc::clone(&refusals),
             };
             connections.spawn(async move {
                 connection.run(stream).await;
@@ -199,6 +203,7 @@ struct Connection {
     director_id: DirectorId,
     peer: SocketAddr,
     stop: watch::Receiver<bool>,
+    refusals: Arc<Refusals>,
 }
 
 impl Connection {
@@ -209,10 +214,12 @@ impl Connection {
         let stream = match handshake.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
+                self.refusals.count(Refusal::Handshake);
                 tracing::info!(peer = %self.peer, %error, "refused a connection");
                 return;
             }
             Err(_) => {
+                self.refusals.count(Refusal::Timeout);
                 tracing::info!(peer = %self.peer, "a handshake took too long");
                 return;
             }
@@ -224,6 +231,7 @@ impl Connection {
                 self.routes.layer(Extension(Peer(operator)))
             }
             Err(error) => {
+                self.refusals.count(Refusal::Caller);
                 tracing::warn!(peer = %self.peer, error = %ErrorChain(&error), "refused a caller");
                 nobody(&error)
             }

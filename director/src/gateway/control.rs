@@ -4,18 +4,20 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use quinn::{ConnectionError, RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use windlass_common::clock::{Clock, later};
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Digest;
 use windlass_common::limits::{
-    ARTIFACTS_PER_AGENT_MAX, FRAME_BYTES_MAX, HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, SESSIONS_MAX,
+    ARTIFACTS_PER_AGENT_MAX, DATAGRAMS_PER_AGENT, FRAME_BYTES_MAX, FRAMES_PER_AGENT,
+    HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, RENEWALS_PER_AGENT, REPORTS_PER_AGENT, SESSIONS_MAX,
+    SESSIONS_PER_MACHINE, STREAMS_PER_AGENT,
 };
 use windlass_common::pki::{Leaf, MachineIdentity};
-use windlass_common::rate::Pace;
+use windlass_common::rate::{Allowance, Pace, Rate};
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::transport::{self, Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
@@ -29,6 +31,7 @@ use crate::pki::IssueError;
 
 use super::authorize::{Unauthorized, generation_of};
 use super::counters::{Reason, Total};
+use super::door::{GaveWay, Place};
 use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
 use super::session::Session;
@@ -56,6 +59,12 @@ enum Ended {
     Token(#[source] RedeemError),
     #[error("the thread that asked the store is gone")]
     Thread(#[source] tokio::task::JoinError),
+    #[error("the agent has not said hello yet")]
+    GaveWay(#[source] GaveWay),
+    #[error("the machine opens sessions faster than {SESSIONS_PER_MACHINE}")]
+    Again,
+    #[error("the agent sends faster than {rate}")]
+    Flood { reason: Reason, rate: Rate },
     #[error("the incarnation is not current any more")]
     NotCurrent,
     #[error("the CA of its certificate was dropped")]
@@ -77,6 +86,9 @@ impl Ended {
             | Ended::Closed(_)
             | Ended::TooSlow
             | Ended::Full
+            | Ended::Again
+            | Ended::GaveWay(_)
+            | Ended::Flood { .. }
             | Ended::ControlClosed => ErrorClass::Retry,
             Ended::Frame(source) => source.class(),
             Ended::Version { .. } | Ended::NotCurrent | Ended::Dropped | Ended::Expired => {
@@ -107,6 +119,9 @@ impl Ended {
             Ended::Version { .. } => Some(Reason::Version),
             Ended::Full => Some(Reason::SessionsFull),
             Ended::Token(_) | Ended::Thread(_) => Some(Reason::Internal),
+            Ended::Again => Some(Reason::SessionRate),
+            Ended::GaveWay(_) => Some(Reason::HandshakesFull),
+            Ended::Flood { reason, .. } => Some(*reason),
             Ended::NotCurrent => Some(Reason::NotCurrent),
             Ended::Dropped => Some(Reason::CaDropped),
             Ended::Expired => Some(Reason::CertificateLapsed),
@@ -126,7 +141,12 @@ impl Ended {
             Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
             Ended::TooSlow | Ended::Push(_) => Close::TimedOut,
             Ended::Version { .. } => Close::Version,
-            Ended::Full | Ended::Token(_) | Ended::Thread(_) => Close::Busy,
+            Ended::Full
+            | Ended::Token(_)
+            | Ended::Thread(_)
+            | Ended::Again
+            | Ended::GaveWay(_)
+            | Ended::Flood { .. } => Close::Busy,
             Ended::NotCurrent => Close::Revoked,
             Ended::Dropped => Close::Unauthenticated,
             Ended::Expired => Close::Expired,
@@ -135,11 +155,7 @@ impl Ended {
 }
 
 /// Serves a connection of `windlass/1` to its end. `place` is given back once the peer is known.
-pub(super) async fn serve(
-    shared: &Arc<Shared>,
-    connection: quinn::Connection,
-    place: OwnedSemaphorePermit,
-) {
+pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection, place: Place) {
     let peer = connection.remote_address();
     // Every connection, whatever its handshake was: one that resumes a session passed no verifier, and
     // one without a certificate passed it.
@@ -147,6 +163,7 @@ pub(super) async fn serve(
     let (identity, leaf) = match authorized {
         Ok(authorized) => authorized,
         Err(error) => {
+            shared.door.failed(peer.ip());
             let stranger = Peer::stranger(peer);
             shared
                 .refusals
@@ -182,14 +199,16 @@ async fn session(
     shared: &Arc<Shared>,
     connection: &quinn::Connection,
     (identity, leaf): (&MachineIdentity, &Leaf),
-    place: OwnedSemaphorePermit,
+    mut place: Place,
 ) -> Ended {
     let Some(generation) = generation_of(connection, &shared.doors.ca) else {
         return Ended::Dropped;
     };
-    let greeting = timeout(HELLO_TIMEOUT, greet(shared, connection, identity))
-        .await
-        .unwrap_or(Err(Ended::TooSlow));
+    let greeting = timeout(HELLO_TIMEOUT, greet(shared, connection, identity));
+    let greeting = match place.hold(greeting).await {
+        Ok(in_time) => in_time.unwrap_or(Err(Ended::TooSlow)),
+        Err(gave_way) => Err(Ended::GaveWay(gave_way)),
+    };
     let greeting = match greeting {
         Ok(greeting) => greeting,
         Err(ended) => return ended,
@@ -265,6 +284,10 @@ async fn greet(
         refuse(&mut send, connection, RefusalCode::Busy, &Ended::Full).await;
         return Err(Ended::Full);
     }
+    if !shared.door.admits_session(&identity.machine) {
+        refuse(&mut send, connection, RefusalCode::Busy, &Ended::Again).await;
+        return Err(Ended::Again);
+    }
     // Before the welcome: a machine that was welcomed never enrolls with its token again.
     if shared.doors.enrollment.is_bound(identity) {
         spend_token(shared, identity).await?;
@@ -336,12 +359,23 @@ async fn listen(
     expires: &watch::Sender<Timestamp>,
     mut recv: RecvStream,
 ) -> Ended {
+    let mut frames = Meter::new(Reason::FrameRate, FRAMES_PER_AGENT);
+    let mut reports = Meter::new(Reason::ReportRate, REPORTS_PER_AGENT);
+    let mut renewals = Meter::new(Reason::RenewalRate, RENEWALS_PER_AGENT);
     loop {
         let frame = match frame::read(&mut recv, FRAME_BYTES_MAX).await {
             Ok(Some(frame)) => frame,
             Ok(None) => return Ended::ControlClosed,
             Err(error) => return broken(&session.connection, error),
         };
+        let passed = frames.pass().and_then(|()| match frame.kind {
+            Report::KIND => reports.pass(),
+            RenewRequest::KIND => renewals.pass(),
+            _ => Ok(()),
+        });
+        if let Err(flood) = passed {
+            return flood;
+        }
         let done = match frame.kind {
             Report::KIND => frame
                 .body()
@@ -421,11 +455,15 @@ fn renew(
 }
 
 async fn datagrams(shared: &Shared, session: &Session) -> Ended {
+    let mut meter = Meter::new(Reason::DatagramRate, DATAGRAMS_PER_AGENT);
     loop {
         let datagram = match session.connection.read_datagram().await {
             Ok(datagram) => datagram,
             Err(error) => return Ended::Connection(error),
         };
+        if let Err(flood) = meter.pass() {
+            return flood;
+        }
         let heartbeat = Frame::from_datagram(&datagram, HEARTBEAT_BYTES_MAX)
             .and_then(|frame| frame.body::<Heartbeat>());
         match heartbeat {
@@ -456,6 +494,7 @@ async fn datagrams(shared: &Shared, session: &Session) -> Ended {
 async fn streams(shared: &Arc<Shared>, session: &Arc<Session>) -> Ended {
     let pace = Arc::new(Pace::new(shared.config.artifacts.agent_bytes_per_s));
     let mut transfers = JoinSet::new();
+    let (mut allowance, since) = (Allowance::default(), Instant::now());
     loop {
         // A full set takes no further stream until one is done: the agent waits, others do not.
         while transfers.len() >= ARTIFACTS_PER_AGENT_MAX {
@@ -464,6 +503,10 @@ async fn streams(shared: &Arc<Shared>, session: &Arc<Session>) -> Ended {
         tokio::select! {
             stream = session.connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
+                    // One that comes too fast waits as well.
+                    while let Err(wait) = allowance.take(STREAMS_PER_AGENT, since.elapsed()) {
+                        tokio::time::sleep(wait).await;
+                    }
                     let (shared, session) = (Arc::clone(shared), Arc::clone(session));
                     let pace = Arc::clone(&pace);
                     transfers.spawn(async move {
@@ -474,6 +517,32 @@ async fn streams(shared: &Arc<Shared>, session: &Arc<Session>) -> Ended {
             },
             Some(_) = transfers.join_next() => {}
         }
+    }
+}
+
+/// Notices who sends faster than any agent does.
+struct Meter {
+    reason: Reason,
+    rate: Rate,
+    since: Instant,
+    allowance: Allowance,
+}
+
+impl Meter {
+    fn new(reason: Reason, rate: Rate) -> Meter {
+        Meter {
+            reason,
+            rate,
+            since: Instant::now(),
+            allowance: Allowance::default(),
+        }
+    }
+
+    fn pass(&mut self) -> Result<(), Ended> {
+        let (reason, rate) = (self.reason, self.rate);
+        self.allowance
+            .take(rate, self.since.elapsed())
+            .map_err(|_| Ended::Flood { reason, rate })
     }
 }
 

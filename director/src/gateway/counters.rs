@@ -39,7 +39,7 @@ named! {
     Reason {
         /// A datagram that is no QUIC packet, or of no connection that a director ever made.
         StrayDatagram => "stray_datagram",
-        /// Too many handshakes of this address have failed.
+        /// Too many handshakes or enrollments of this address have failed.
         SourceBusy => "source_busy",
         /// More handshakes under way than there are places; the oldest gave way.
         HandshakesFull => "handshakes_full",
@@ -105,8 +105,6 @@ named! {
         ArtifactRequest => "artifact_request",
         /// As many enrollments under way as there may be.
         EnrollmentsFull => "enrollments_full",
-        /// Too many enrollments from this address have failed.
-        EnrollmentRate => "enrollment_rate",
         /// An enrollment request that cannot be read, or without proof of possession.
         EnrollmentMalformed => "enrollment_malformed",
         /// No such token.
@@ -121,6 +119,22 @@ named! {
         TokenSpent => "token_spent",
         /// The director's own store or issuer failed; the peer may come again.
         Internal => "internal",
+    }
+}
+
+impl Reason {
+    /// Whether it is found in the peer's certificate, which is looked at once the peer has answered.
+    pub(super) fn is_of_certificate(self) -> bool {
+        matches!(
+            self,
+            Reason::UnknownIssuer
+                | Reason::CertificateExpired
+                | Reason::CertificateNotYetValid
+                | Reason::CertificatePurpose
+                | Reason::CertificateInvalid
+                | Reason::OtherDirector
+                | Reason::NotCurrent
+        )
     }
 }
 

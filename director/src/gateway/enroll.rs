@@ -105,6 +105,10 @@ impl EnrollError {
     fn tell(&self, shared: &Shared, peer: SocketAddr, machine: Option<&str>) {
         match self.reason() {
             Some(reason) => {
+                // What is our own fault is on nobody's account.
+                if !matches!(reason, Reason::Internal | Reason::EnrollmentsFull) {
+                    shared.door.failed(peer.ip());
+                }
                 let peer = Peer::stranger(peer);
                 let claimed = Claimed {
                     machine: machine.unwrap_or("-"),

@@ -26,6 +26,7 @@ mod artifacts;
 mod authorize;
 mod control;
 mod counters;
+mod door;
 mod enroll;
 mod lapsed;
 mod refuse;

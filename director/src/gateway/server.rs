@@ -8,15 +8,14 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
 use rustls::server::ProducesTickets;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
 use windlass_common::error::ErrorChain;
 use windlass_common::id::{Epoch, Incarnation, MachineName};
 use windlass_common::limits::{
-    ENROLLMENTS_MAX, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX, HELLO_TIMEOUT, LOG_INTERVAL,
-    TICKETS_PER_CONNECTION,
+    ENROLLMENTS_MAX, HANDSHAKES_MAX, HELLO_TIMEOUT, LOG_INTERVAL, TICKETS_PER_CONNECTION,
 };
 use windlass_common::transport::{self, Close};
 use windlass_common::wire::{ALPN, ALPN_ENROLL};
@@ -27,6 +26,7 @@ use crate::pki::DirectorCa;
 use super::artifacts::Artifacts;
 use super::authorize::{AgentVerifier, server_door};
 use super::counters::{CounterView, Reason, Total};
+use super::door::{Door, GaveWay, Place, Verdict};
 use super::refuse::{Peer, Refusals, handshake_reason};
 use super::session::{Session, Sessions};
 use super::socket::CountingSocket;
@@ -54,7 +54,7 @@ pub(super) struct Shared {
     pub(super) sessions: Sessions,
     pub(super) artifacts: Artifacts,
     pub(super) enrollments: Semaphore,
-    handshakes: Arc<Semaphore>,
+    pub(super) door: Door,
     pub(super) refusals: Arc<Refusals>,
 }
 
@@ -77,10 +77,8 @@ impl Shared {
     }
 
     pub(super) fn counters(&self) -> CounterView {
-        let under_way = HANDSHAKES_MAX - self.handshakes.available_permits();
-        self.refusals
-            .counters
-            .snapshot(self.sessions.len(), under_way)
+        let (sessions, handshakes) = (self.sessions.len(), self.door.under_way());
+        self.refusals.counters.snapshot(sessions, handshakes)
     }
 
     fn refuse_handshake(&self, reason: Reason, peer: SocketAddr, error: &NoHandshake) {
@@ -152,7 +150,7 @@ pub(super) fn start(
         sessions: Sessions::default(),
         artifacts,
         enrollments: Semaphore::new(ENROLLMENTS_MAX),
-        handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+        door: Door::new(),
         refusals,
     });
     tokio::spawn(silence::watch(Arc::downgrade(&shared)));
@@ -218,21 +216,29 @@ async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
             }
         };
         let Some(incoming) = incoming else { break };
-        let under_way = HANDSHAKES_MAX - shared.handshakes.available_permits();
-        let unproven = !incoming.remote_address_validated() && incoming.may_retry();
-        if under_way >= HANDSHAKES_BEFORE_RETRY && unproven {
-            shared.count(Total::HandshakesRetried);
-            // Fails only for a peer that cannot be asked, which `may_retry` excludes.
-            let _ = incoming.retry();
-            continue;
+        let peer = incoming.remote_address();
+        let proven = incoming.remote_address_validated() || !incoming.may_retry();
+        match shared.door.judge(peer.ip(), proven) {
+            Verdict::Accept => match shared.door.enter() {
+                Some(place) => {
+                    connections.spawn(serve(Arc::clone(&shared), incoming, place));
+                }
+                None => {
+                    shared.refuse_handshake(Reason::HandshakesFull, peer, &NoHandshake::Full);
+                    incoming.refuse();
+                }
+            },
+            Verdict::Prove => {
+                shared.count(Total::HandshakesRetried);
+                // Fails only for a peer that cannot be asked, which counts as proven.
+                let _ = incoming.retry();
+            }
+            Verdict::Refuse => {
+                let why = NoHandshake::SourceBusy;
+                shared.refuse_handshake(Reason::SourceBusy, peer, &why);
+                incoming.refuse();
+            }
         }
-        let Ok(permit) = Arc::clone(&shared.handshakes).try_acquire_owned() else {
-            let (peer, why) = (incoming.remote_address(), NoHandshake::Full);
-            shared.refuse_handshake(Reason::HandshakesFull, peer, &why);
-            incoming.refuse();
-            continue;
-        };
-        connections.spawn(serve(Arc::clone(&shared), incoming, permit));
     }
     connections.shutdown().await;
     shared.refusals.summarise();
@@ -241,24 +247,41 @@ async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
 /// Why a peer does not become a connection.
 #[derive(Debug, thiserror::Error)]
 enum NoHandshake {
-    #[error("{HANDSHAKES_MAX} handshakes are under way already")]
+    #[error("too many attempts of this address have failed; it may come again later")]
+    SourceBusy,
+    #[error("{HANDSHAKES_MAX} handshakes are under way, all of them new")]
     Full,
+    #[error("the handshake was not over")]
+    GaveWay(#[source] GaveWay),
     #[error("the handshake was not over within {HELLO_TIMEOUT:?}")]
     TooSlow,
     #[error("the handshake failed")]
     Failed(#[source] quinn::ConnectionError),
 }
 
-async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, permit: OwnedSemaphorePermit) {
+impl NoHandshake {
+    fn reason(&self) -> Reason {
+        match self {
+            NoHandshake::SourceBusy => Reason::SourceBusy,
+            NoHandshake::Full | NoHandshake::GaveWay(_) => Reason::HandshakesFull,
+            NoHandshake::TooSlow => Reason::HandshakeTimeout,
+            NoHandshake::Failed(source) => handshake_reason(source),
+        }
+    }
+}
+
+async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, mut place: Place) {
     let peer = incoming.remote_address();
-    let connection = match handshake(&shared, incoming).await {
+    let proven = incoming.remote_address_validated();
+    let handshake = place.hold(handshake(&shared, incoming)).await;
+    let connection = match handshake.unwrap_or_else(|error| Err(NoHandshake::GaveWay(error))) {
         Ok(connection) => connection,
         Err(error) => {
-            let reason = match &error {
-                NoHandshake::Full => Reason::HandshakesFull,
-                NoHandshake::TooSlow => Reason::HandshakeTimeout,
-                NoHandshake::Failed(source) => handshake_reason(source),
-            };
+            let reason = error.reason();
+            // A certificate is only looked at once the peer has answered.
+            if proven || reason.is_of_certificate() {
+                shared.door.failed(peer.ip());
+            }
             shared.refuse_handshake(reason, peer, &error);
             return;
         }
@@ -269,8 +292,16 @@ async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, permit: OwnedSema
         .and_then(|data| data.downcast::<HandshakeData>().ok())
         .and_then(|data| data.protocol);
     match protocol.as_deref() {
-        Some(ALPN) => control::serve(&shared, connection, permit).await,
-        Some(ALPN_ENROLL) => enroll::serve(&shared, connection).await,
+        // Both in a box of their own: a handshake that is not over holds no memory for them.
+        Some(ALPN) => Box::pin(control::serve(&shared, connection, place)).await,
+        Some(ALPN_ENROLL) => {
+            let enrolling = Box::pin(enroll::serve(&shared, connection));
+            let enrolled = place.hold(enrolling).await;
+            if let Err(error) = enrolled {
+                let error = NoHandshake::GaveWay(error);
+                shared.refuse_handshake(error.reason(), peer, &error);
+            }
+        }
         // TLS refuses other protocols by itself.
         _ => Close::Version.close(&connection),
     }

@@ -40,7 +40,7 @@ use windlass_common::step::{Collect, Progress, StepResult};
 use windlass_common::wire::session::SessionEnd;
 
 use crate::config::{Config, DataDir, Identity};
-use crate::gateway::Gateway;
+use crate::gateway::{CounterView, Gateway};
 use crate::health;
 use crate::kubernetes::facts;
 use crate::kubernetes::pki;
@@ -176,6 +176,11 @@ impl Director {
     /// Its id.
     pub fn id(&self) -> &DirectorId {
         &self.inner.id
+    }
+
+    /// What the gateway refused and what went through it, since the start.
+    pub fn counters(&self) -> CounterView {
+        self.inner.gateway.counters()
     }
 
     /// Its CA: issues the API's certificate and verifies operators.

@@ -108,6 +108,17 @@ async fn only_operators() -> Result<(), Failed> {
         (401, Some("unauthenticated")),
         "{body}"
     );
+    let metrics = rig.text("/metrics").await;
+    for wanted in [
+        "windlass_api_refusals_total{reason=\"handshake\"} 2",
+        "windlass_api_refusals_total{reason=\"caller\"} 1",
+        "windlass_gateway_refusals_total{reason=\"not_current\"} 0",
+    ] {
+        assert!(
+            metrics.lines().any(|line| line == wanted),
+            "{wanted}: {metrics}"
+        );
+    }
     // A client that expects another director does not talk to this one.
     let other = rig.client_of_other_director().get("/v1/health").await;
     assert!(

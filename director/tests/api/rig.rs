@@ -257,6 +257,21 @@ impl Rig {
         Client::new(Context::new(&file, &dir.join("context.toml")).unwrap())
     }
 
+    /// What a path answers that is no JSON.
+    pub(crate) async fn text(&self, path: &str) -> String {
+        let mut lines = self
+            .client
+            .lines(hyper::Method::GET, path, None, &[])
+            .await
+            .unwrap();
+        let mut text = String::new();
+        while let Some(line) = lines.next().await.unwrap() {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        text
+    }
+
     /// What a client without any certificate is told: status and body.
     pub(crate) async fn without_certificate(&self, path: &str) -> (u16, Value) {
         let mut roots = rustls::RootCertStore::empty();

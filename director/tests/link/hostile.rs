@@ -7,9 +7,12 @@ use quinn::ConnectionError;
 
 use windlass_common::id::Epoch;
 use windlass_common::limits::{
-    ENROLL_FRAME_BYTES_MAX, FRAME_BYTES_MAX, HANDSHAKES_BEFORE_RETRY, STREAMS_FROM_AGENT_MAX,
+    ENROLL_FRAME_BYTES_MAX, FAILURES_PER_SOURCE, FRAME_BYTES_MAX, FRAMES_PER_AGENT,
+    HANDSHAKES_BEFORE_RETRY, RENEWALS_PER_AGENT, REPORTS_PER_AGENT, SESSIONS_PER_MACHINE,
+    STEPS_IN_FLIGHT_MAX, STREAMS_FROM_AGENT_MAX,
 };
-use windlass_common::pki::gateway_name;
+use windlass_common::pki::{PrivateKey, gateway_name};
+use windlass_common::rate::Rate;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::step::{Exec, StepResult};
 use windlass_common::transport::Close;
@@ -20,10 +23,10 @@ use windlass_common::wire::message::{
     Welcome,
 };
 use windlass_common::{tls, transport};
-use windlass_director::gateway::Reason;
+use windlass_director::gateway::{DeliveryError, Reason, Total};
 
 use crate::certificates::{agent, connect};
-use crate::world::{Director, Machine, Neighbour, PATIENCE, identity, wait_for};
+use crate::world::{Director, Machine, Neighbour, PATIENCE, exec, identity, no_progress, wait_for};
 
 pub(crate) fn hello(protocols: Vec<u16>) -> Hello {
     Hello {
@@ -354,4 +357,254 @@ async fn a_machine_gets_in_while_strangers_hold_their_handshakes() {
         assert_eq!(Close::of(&error.unwrap()), Some(Close::TimedOut));
     }
     assert_eq!(director.gateway().connected().len(), 1);
+}
+
+/// A session of a hostile machine that said hello.
+async fn greeted(
+    director: &Director,
+    machine: &str,
+) -> (quinn::Connection, quinn::SendStream, quinn::RecvStream) {
+    let me = identity(machine, 1);
+    director.records.make_current(&me);
+    let credentials = agent(&director.ca, &me, Timestamp::now());
+    let connection = connect(director, Some(credentials)).await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    frame::write(&mut send, &hello(vec![PROTOCOL]))
+        .await
+        .unwrap();
+    let _: Welcome = frame::expect(&mut recv, FRAME_BYTES_MAX).await.unwrap();
+    (connection, send, recv)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_floods_is_told_so_and_its_neighbour_does_not_notice() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let report = Frame::of(&crate::world::report(7)).unwrap();
+    let optional = Frame {
+        kind: OPTIONAL | 0x42,
+        body: vec![0; 10],
+    };
+    let request_der = PrivateKey::generate().unwrap().request().unwrap();
+    let renewal = Frame::of(&RenewRequest { request_der }).unwrap();
+    let over = |rate: Rate| 2 * rate.burst as usize;
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("reports",   &report,   over(REPORTS_PER_AGENT),  Reason::ReportRate),
+        ("anything",  &optional, over(FRAMES_PER_AGENT),   Reason::FrameRate),
+        ("renewals",  &renewal,  over(RENEWALS_PER_AGENT), Reason::RenewalRate),
+    ];
+    for (name, frame, count, reason) in cases {
+        let (connection, mut send, mut recv) = greeted(&director, "flooder").await;
+        // Answers are read, so that it is the flood which ends it.
+        let reads = tokio::spawn(async move {
+            while frame::read(&mut recv, 1 << 20)
+                .await
+                .is_ok_and(|f| f.is_some())
+            {}
+        });
+        for _ in 0..count {
+            if frame::send(&mut send, frame).await.is_err() {
+                break;
+            }
+        }
+        assert_eq!(
+            Close::of(&closed(&connection).await),
+            Some(Close::Busy),
+            "{name}"
+        );
+        wait_for(name, || (director.refused(reason) == 1).then_some(())).await;
+        reads.await.unwrap();
+    }
+
+    let (connection, _send, _recv) = greeted(&director, "flooder").await;
+    let beat = Heartbeat {
+        sequence: 1,
+        at_unix_ms: 0,
+        units_unhealthy: 0,
+        memory_used_bp: 0,
+        disk_used_bp: 0,
+        epoch: Epoch(1),
+    };
+    let beat = Frame::of(&beat).unwrap().to_bytes();
+    let flood = async {
+        while connection
+            .send_datagram_wait(beat.clone().into())
+            .await
+            .is_ok()
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, flood)
+        .await
+        .expect("the flood is ended");
+    assert_eq!(Close::of(&closed(&connection).await), Some(Close::Busy));
+    wait_for("the counter", || {
+        (director.refused(Reason::DatagramRate) == 1).then_some(())
+    })
+    .await;
+    neighbour.unharmed(&director).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_comes_again_and_again_is_put_off() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let me = identity("demo-cp-0", 1);
+    director.records.make_current(&me);
+    let (chain, key) = agent(&director.ca, &me, Timestamp::now());
+    let mut put_off = None;
+    for _ in 0..3 * SESSIONS_PER_MACHINE.burst {
+        let credentials = (chain.clone(), key.clone_key());
+        let connection = connect(&director, Some(credentials)).await.unwrap();
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        frame::write(&mut send, &hello(vec![PROTOCOL]))
+            .await
+            .unwrap();
+        let answer = frame::read(&mut recv, FRAME_BYTES_MAX)
+            .await
+            .unwrap()
+            .unwrap();
+        if answer.kind == Refusal::KIND {
+            put_off = Some(answer.body::<Refusal>().unwrap());
+            break;
+        }
+    }
+    let put_off = put_off.expect("a machine that never stops is put off");
+    assert_eq!(put_off.code, RefusalCode::Busy);
+    wait_for("the counter", || {
+        (director.refused(Reason::SessionRate) == 1).then_some(())
+    })
+    .await;
+    neighbour.unharmed(&director).await;
+}
+
+/// Xorshift: the same garbage in each run.
+fn garbage(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 24) as u8
+    })
+    .take(bytes)
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_on_the_port_is_counted_and_nothing_else() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(director.address).await.unwrap();
+    let long_header = |version: u32, seed: u64, bytes: usize| {
+        let mut packet = garbage(seed, bytes);
+        packet[0] = 0xc0 | (packet[0] & 0x0f);
+        packet[1..5].copy_from_slice(&version.to_be_bytes());
+        // Ids of eight bytes, and no token.
+        (packet[5], packet[14], packet[23]) = (8, 8, 0);
+        packet
+    };
+    let short_header = |seed: u64, bytes: usize| {
+        let mut packet = garbage(seed, bytes);
+        packet[0] = 0x40 | (packet[0] & 0x3f);
+        packet
+    };
+    let reason = Reason::StrayDatagram;
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("nothing",                   vec![]),
+        ("a byte",                    vec![0x41]),
+        ("a short header cut short",  short_header(1, 20)),
+        ("random, small",             short_header(2, 64)),
+        ("random, whole",             short_header(3, 1200)),
+        ("random, huge",              short_header(4, 60_000)),
+        ("another version",           long_header(0xff00_001d, 5, 1200)),
+        ("a version nobody has",      long_header(0x6b33_4a11, 6, 1200)),
+        ("version negotiation",       long_header(0, 7, 100)),
+    ];
+    for (name, datagram) in cases {
+        let (counted, others) = (
+            director.refused(reason),
+            director.refused_but_for(Some(reason)),
+        );
+        socket.send(&datagram).await.unwrap();
+        wait_for(name, || (director.refused(reason) > counted).then_some(())).await;
+        assert_eq!(director.refused(reason), counted + 1, "{name}");
+        assert_eq!(director.refused_but_for(Some(reason)), others, "{name}");
+    }
+    // A thousand at once, of any length: nobody waits for them.
+    for seed in 0..1_000 {
+        let bytes = 30 + (seed as usize * 37) % 1_400;
+        let _ = socket.send(&garbage(seed, bytes)).await;
+    }
+    neighbour.unharmed(&director).await;
+    assert_eq!(director.gateway().connected().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_leaves_its_steps_unread_holds_nobody_up() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let (connection, _send, _recv) = greeted(&director, "deaf").await;
+    let deaf = identity("deaf", 1);
+    // Each fills its stream's window, together they fill the connection's.
+    let mut steps = tokio::task::JoinSet::new();
+    for number in 0..STEPS_IN_FLIGHT_MAX {
+        let (gateway, deaf) = (director.gateway().clone(), deaf.clone());
+        steps.spawn(async move {
+            let mut step = exec(&format!("deaf/{number}"), &["x".repeat(900_000).as_str()]);
+            step.deadline_ms = 600_000;
+            gateway
+                .run_step(&deaf.machine, deaf.incarnation, step, no_progress())
+                .await
+                .map(|_| ())
+        });
+    }
+    for _ in 0..3 {
+        neighbour.unharmed(&director).await;
+    }
+    assert!(steps.try_join_next().is_none(), "nothing was answered");
+    Close::Done.close(&connection);
+    while let Some(ended) = steps.join_next().await {
+        assert!(matches!(ended.unwrap(), Err(DeliveryError::Lost { .. })));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_whose_attempts_fail_is_refused_unseen_and_no_other_one() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let me = identity("replaced", 1);
+    let (chain, key) = agent(&director.ca, &me, Timestamp::now());
+    // From another address than everybody else here.
+    let endpoint = quinn::Endpoint::client("127.0.0.9:0".parse().unwrap()).unwrap();
+    let tls = tls::agent_client(&[director.ca.root_der().clone()], chain, key).unwrap();
+    let config = transport::client_config(tls).unwrap();
+    let name = gateway_name(director.ca.director());
+    let mut attempts = 0;
+    while director.refused(Reason::SourceBusy) == 0 {
+        attempts += 1;
+        assert!(attempts < 4 * FAILURES_PER_SOURCE.burst, "never refused");
+        let connecting = endpoint.connect_with(config.clone(), director.address, &name);
+        if let Ok(connection) = connecting.unwrap().await {
+            closed(&connection).await;
+        }
+    }
+    assert!(attempts > FAILURES_PER_SOURCE.burst);
+    assert!(director.refused(Reason::NotCurrent) >= u64::from(FAILURES_PER_SOURCE.burst));
+    // It had to prove its address before it was judged by it.
+    let counters = director.gateway().counters();
+    assert!(counters.total(Total::HandshakesRetried) > 0);
+    neighbour.unharmed(&director).await;
+    let dir = tempfile::tempdir().unwrap();
+    let another = Machine::boot(director.settings("demo-w-9", 1), dir.path());
+    director.connected(&another).await;
 }

@@ -486,7 +486,7 @@ impl Handler for Steps {
     }
 }
 
-fn report(uptime_s: u64) -> Report {
+pub(crate) fn report(uptime_s: u64) -> Report {
     Report {
         at_unix_ms: 1,
         boot_id: "boot-1".to_owned(),

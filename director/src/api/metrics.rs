@@ -1,0 +1,180 @@
+//! `/metrics`: the counters of this process in the text format of Prometheus (version 0.0.4).
+//!
+//! Labels are names of closed enums: nothing that a peer sends becomes a label.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+use super::ApiState;
+use super::problem::Problem;
+use crate::gateway::{CounterView, Total};
+
+/// What exporters of this format say they send.
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Why the API turned a connection away before it served it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The handshake failed: a certificate of somebody else, or no TLS 1.3.
+    Handshake,
+    /// The handshake took too long.
+    Timeout,
+    /// The certificate is no operator's, or there is none.
+    Caller,
+}
+
+impl Refusal {
+    const ALL: [(Refusal, &str); 3] = [
+        (Refusal::Handshake, "handshake"),
+        (Refusal::Timeout, "timeout"),
+        (Refusal::Caller, "caller"),
+    ];
+}
+
+/// The API's own counters.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals([AtomicU64; Refusal::ALL.len()]);
+
+impl Refusals {
+    pub(super) fn count(&self, refusal: Refusal) {
+        self.0[refusal as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn get(&self, refusal: Refusal) -> u64 {
+        self.0[refusal as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// Counters of the gateway and of this API, for Prometheus.
+#[utoipa::path(get, path = "/metrics", operation_id = "getMetrics",
+    tag = "director",
+    responses((status = 200, body = String, content_type = "text/plain"),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
+    let text = exposition(&state.director.counters(), &state.refusals);
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+}
+
+fn exposition(gateway: &CounterView, api: &Refusals) -> String {
+    let mut text = String::with_capacity(8 << 10);
+    let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {
+        // Writing into a string does not fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(text, "{name}{labels} {value}");
+        }
+    };
+    let reason = |name: &str| format!("{{reason=\"{name}\"}}");
+    let one = |value: usize| [(String::new(), value as u64)];
+    family(
+        "windlass_gateway_sessions",
+        "gauge",
+        "Agents connected now.",
+        &one(gateway.sessions),
+    );
+    family(
+        "windlass_gateway_handshakes_under_way",
+        "gauge",
+        "Handshakes that are not over.",
+        &one(gateway.handshakes),
+    );
+    for (total, value) in &gateway.totals {
+        let name = format!("windlass_gateway_{}_total", total.name());
+        family(&name, "counter", help(*total), &[(String::new(), *value)]);
+    }
+    let refusals: Vec<_> = gateway.refusals.iter().collect();
+    let refusals: Vec<_> = refusals
+        .into_iter()
+        .map(|(why, count)| (reason(why.name()), *count))
+        .collect();
+    family(
+        "windlass_gateway_refusals_total",
+        "counter",
+        "Peers, frames and datagrams that were refused, by reason.",
+        &refusals,
+    );
+    let refusals = Refusal::ALL.map(|(why, name)| (reason(name), api.get(why)));
+    family(
+        "windlass_api_refusals_total",
+        "counter",
+        "Connections that the API did not serve, by reason.",
+        &refusals,
+    );
+    text
+}
+
+fn help(total: Total) -> &'static str {
+    match total {
+        Total::HandshakesBegun => "Handshakes that were begun.",
+        Total::HandshakesRetried => "Peers that had to prove their address first.",
+        Total::Handshakes => "Handshakes that succeeded.",
+        Total::Enrollments => "Machines that got a first certificate.",
+        Total::Sessions => "Sessions that were welcomed.",
+        Total::Heartbeats => "Heartbeats that were taken.",
+        Total::Reports => "Reports that were taken.",
+        Total::Renewals => "Certificates that were renewed.",
+        Total::DatagramsReceived => "UDP datagrams received.",
+        Total::BytesReceived => "UDP payload bytes received.",
+        Total::BytesSent => "UDP payload bytes sent.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::gateway::Reason;
+
+    #[test]
+    fn every_counter_has_a_line_and_every_line_the_format() {
+        let view = CounterView {
+            sessions: 3,
+            handshakes: 2,
+            refusals: Reason::ALL.iter().map(|reason| (*reason, 5)).collect(),
+            totals: Total::ALL
+                .iter()
+                .map(|total| (*total, 7))
+                .collect::<BTreeMap<_, _>>(),
+        };
+        let api = Refusals::default();
+        for (number, (refusal, _)) in Refusal::ALL.into_iter().enumerate() {
+            for _ in 0..=number {
+                api.count(refusal);
+            }
+        }
+        let text = exposition(&view, &api);
+        let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(samples.len(), 2 + Total::ALL.len() + Reason::ALL.len() + 3);
+        let names: BTreeSet<_> = samples
+            .iter()
+            .map(|line| line.rsplit_once(' ').unwrap().0)
+            .collect();
+        assert_eq!(names.len(), samples.len(), "no sample twice");
+        for wanted in [
+            "windlass_gateway_sessions 3",
+            "windlass_gateway_heartbeats_total 7",
+            "windlass_gateway_refusals_total{reason=\"token_other_key\"} 5",
+            "windlass_api_refusals_total{reason=\"handshake\"} 1",
+            "windlass_api_refusals_total{reason=\"caller\"} 3",
+        ] {
+            assert!(samples.contains(&wanted), "{wanted}");
+        }
+        // Each family is announced once, before its samples.
+        let mut announced = BTreeSet::new();
+        for line in text.lines() {
+            match line.strip_prefix("# TYPE ") {
+                Some(rest) => assert!(announced.insert(rest.split(' ').next().unwrap().to_owned())),
+                None if line.starts_with('#') => {}
+                None => {
+                    let name = line.split(['{', ' ']).next().unwrap();
+                    assert!(announced.contains(name), "{line}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Who may begin: places for handshakes, and allowances of addresses and machines.
+//!
+//! # Invariants
+//! * At most [`HANDSHAKES_MAX`] peers are between their first packet and their first frame. When one
+//!   more comes the oldest gives way, once it had its time: a stranger that holds its place keeps
+//!   nobody out, and a fleet that comes back at once does not push itself out.
+//! * Nobody is judged by an address that was not proven: to fail on somebody else's account, a peer
+//!   would have to receive there.
+//! * Both tables of allowances are bounded; what rested is forgotten.
+//!
+//! # Not here
+//! What a session may do ([`super::control`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use windlass_common::id::MachineName;
+use windlass_common::limits::{
+    FAILURES_PER_SOURCE, HANDSHAKE_GIVES_WAY_AFTER, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX,
+    SESSIONS_MAX, SESSIONS_PER_MACHINE, SOURCES_MAX,
+};
+use windlass_common::rate::{Allowance, Rate};
+
+/// What becomes of a first packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// A handshake begins.
+    Accept,
+    /// The peer has to show that it receives at its address.
+    Prove,
+    /// The address has failed too often.
+    Refuse,
+}
+
+/// `proven`: the address was shown to be the peer's. `under_way`: handshakes. `rested`: the address
+/// has something left of its allowance.
+fn judge(proven: bool, under_way: usize, rested: bool) -> Verdict {
+    match (proven, rested) {
+        (false, true) if under_way < HANDSHAKES_BEFORE_RETRY => Verdict::Accept,
+        (false, _) => Verdict::Prove,
+        (true, true) => Verdict::Accept,
+        (true, false) => Verdict::Refuse,
+    }
+}
+
+/// The gateway's door.
+#[derive(Debug)]
+pub(super) struct Door {
+    since: Instant,
+    places: Arc<Mutex<Places>>,
+    sources: Mutex<Allowances<IpAddr>>,
+    machines: Mutex<Allowances<MachineName>>,
+}
+
+impl Door {
+    pub(super) fn new() -> Door {
+        Door {
+            since: Instant::now(),
+            places: Arc::default(),
+            sources: Mutex::new(Allowances::new(FAILURES_PER_SOURCE, SOURCES_MAX)),
+            machines: Mutex::new(Allowances::new(SESSIONS_PER_MACHINE, SESSIONS_MAX)),
+        }
+    }
+
+    pub(super) fn under_way(&self) -> usize {
+        lock(&self.places).holders.len()
+    }
+
+    pub(super) fn judge(&self, address: IpAddr, proven: bool) -> Verdict {
+        let rested = lock(&self.sources).has(&source(address), self.since.elapsed());
+        judge(proven, self.under_way(), rested)
+    }
+
+    /// Gives a place. If there is none left the oldest gives way, unless it came just now.
+    pub(super) fn enter(&self) -> Option<Place> {
+        let (sender, give_way) = oneshot::channel();
+        let (mut places, now) = (lock(&self.places), Instant::now());
+        if places.holders.len() >= HANDSHAKES_MAX {
+            let oldest = places.holders.first_entry()?;
+            if now.saturating_duration_since(oldest.get().since) < HANDSHAKE_GIVES_WAY_AFTER {
+                return None;
+            }
+            // Its receiver hears that the sender is gone.
+            oldest.remove();
+        }
+        let number = places.next;
+        places.next += 1;
+        let holder = Holder {
+            since: now,
+            _stays: sender,
+        };
+        places.holders.insert(number, holder);
+        Some(Place {
+            number,
+            give_way,
+            places: Arc::clone(&self.places),
+        })
+    }
+
+    /// Counts a failure on the account of an address that is proven.
+    pub(super) fn failed(&self, address: IpAddr) {
+        // Beyond the allowance there is nothing to take.
+        let _ = lock(&self.sources).take(source(address), self.since.elapsed());
+    }
+
+    /// Whether a machine may open a session now.
+    pub(super) fn admits_session(&self, machine: &MachineName) -> bool {
+        lock(&self.machines).take(machine.clone(), self.since.elapsed())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    next: u64,
+    /// By age.
+    holders: BTreeMap<u64, Holder>,
+}
+
+#[derive(Debug)]
+struct Holder {
+    since: Instant,
+    /// Dropped when it has to give way.
+    _stays: oneshot::Sender<()>,
+}
+
+/// The place of one handshake; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    number: u64,
+    give_way: oneshot::Receiver<()>,
+    places: Arc<Mutex<Places>>,
+}
+
+/// Newer peers needed the place.
+#[derive(Debug, thiserror::Error)]
+#[error("{HANDSHAKES_MAX} handshakes are under way, this was the oldest of them")]
+pub(super) struct GaveWay;
+
+impl Place {
+    /// Does something for as long as the place is held.
+    pub(super) async fn hold<T>(&mut self, work: impl Future<Output = T>) -> Result<T, GaveWay> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            _ = &mut self.give_way => Err(GaveWay),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.places).holders.remove(&self.number);
+    }
+}
+
+/// What is left to each of many; who is not in the table has everything left.
+#[derive(Debug)]
+struct Allowances<K> {
+    rate: Rate,
+    max: usize,
+    table: HashMap<K, Allowance>,
+    /// When a full table is searched for what rested, so that a flood does not search it each time.
+    search_at: Duration,
+}
+
+/// Between two searches of a full table.
+const SEARCH_EVERY: Duration = Duration::from_secs(1);
+
+impl<K: Eq + Hash> Allowances<K> {
+    fn new(rate: Rate, max: usize) -> Allowances<K> {
+        Allowances {
+            rate,
+            max,
+            table: HashMap::new(),
+            search_at: Duration::ZERO,
+        }
+    }
+
+    fn has(&self, key: &K, now: Duration) -> bool {
+        let held = self.table.get(key);
+        held.is_none_or(|allowance| allowance.wait(self.rate, now).is_zero())
+    }
+
+    fn take(&mut self, key: K, now: Duration) -> bool {
+        if self.table.len() >= self.max && !self.table.contains_key(&key) {
+            if now < self.search_at {
+                return true;
+            }
+            self.search_at = now + SEARCH_EVERY;
+            self.table.retain(|_, allowance| !allowance.is_full(now));
+            if self.table.len() >= self.max {
+                return true;
+            }
+        }
+        let allowance = self.table.entry(key).or_default();
+        allowance.take(self.rate, now).is_ok()
+    }
+}
+
+/// The account of an address. Whoever has one IPv6 address has its /64.
+fn source(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// Nothing panics while it holds one of these locks, and each value in it is whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_who_is_proven_is_refused() {
+        let (few, many) = (HANDSHAKES_BEFORE_RETRY - 1, HANDSHAKES_BEFORE_RETRY);
+        #[rustfmt::skip] // one case per line, so that a missing one shows
+        let cases = [
+            (false, few,  true,  Verdict::Accept),
+            (false, few,  false, Verdict::Prove),
+            (false, many, true,  Verdict::Prove),
+            (false, many, false, Verdict::Prove),
+            (true,  few,  true,  Verdict::Accept),
+            (true,  few,  false, Verdict::Refuse),
+            (true,  many, true,  Verdict::Accept),
+            (true,  many, false, Verdict::Refuse),
+        ];
+        for (proven, under_way, rested, wanted) in cases {
+            let name = (proven, under_way, rested);
+            assert_eq!(judge(proven, under_way, rested), wanted, "{name:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_gives_way_after_its_time_and_places_come_back() {
+        let door = Door::new();
+        let mut places: Vec<Place> = (0..HANDSHAKES_MAX).map(|_| door.enter().unwrap()).collect();
+        assert_eq!(door.under_way(), HANDSHAKES_MAX);
+        assert!(door.enter().is_none(), "all came just now");
+        tokio::time::advance(HANDSHAKE_GIVES_WAY_AFTER).await;
+        let newest = door.enter().unwrap();
+        assert_eq!(door.under_way(), HANDSHAKES_MAX);
+        places[0]
+            .hold(std::future::pending::<()>())
+            .await
+            .unwrap_err();
+        // What is done at once is done.
+        places[0].hold(std::future::ready(())).await.unwrap();
+        places[1].hold(std::future::ready(())).await.unwrap();
+        drop(places);
+        assert_eq!(door.under_way(), 1);
+        drop(newest);
+        assert_eq!(door.under_way(), 0);
+    }
+
+    proptest! {
+        /// However many addresses come in whatever order: the table is bounded, and an address never
+        /// pays for another.
+        #[test]
+        fn tables_are_bounded_and_accounts_are_apart(
+            steps in prop::collection::vec((0u32..40, 0u64..300), 1..300),
+        ) {
+            let rate = Rate { every: Duration::from_millis(100), burst: 3 };
+            let mut all = Allowances::new(rate, 8);
+            let mut alone: HashMap<u32, Allowance> = HashMap::new();
+            let mut now = Duration::ZERO;
+            for (key, gap) in steps {
+                now += Duration::from_millis(gap);
+                let taken = all.take(key, now);
+                // Alone, it would have got this or less.
+                let by_itself = alone.entry(key).or_default().take(rate, now).is_ok();
+                prop_assert!(taken || !by_itself);
+                prop_assert!(all.table.len() <= 8);
+            }
+        }
+    }
+
+    #[test]
+    fn a_source_is_a_host_or_a_network_of_one() {
+        let v4 = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
+        assert_eq!(source(v4), v4);
+        assert_eq!(source("::ffff:192.0.2.7".parse().unwrap()), v4);
+        let (one, two) = ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2");
+        assert_eq!(source(one.parse().unwrap()), source(two.parse().unwrap()));
+        assert_ne!(
+            source(one.parse().unwrap()),
+            source("2001:db8:0:2::1".parse().unwrap())
+        );
+    }
+}
