@@ -10,6 +10,7 @@
 mod artifacts;
 mod certificates;
 mod down;
+mod faults;
 mod health;
 mod hostile;
 mod lapsed;
