@@ -47,6 +47,125 @@ pub struct PoolSpec {
     /// Node labels the director sets.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// How its machines are taken out of service for a change.
+    #[serde(default)]
+    pub update: UpdatePolicy,
+}
+
+/// How many machines of a pool a change may take at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdatePolicy {
+    /// Machines below the pool's count that may be out of service; percent are rounded down.
+    #[serde(default)]
+    pub max_unavailable: Amount,
+    /// Machines above the pool's count that may exist meanwhile; percent are rounded up.
+    #[serde(default = "one")]
+    pub max_surge: Amount,
+    /// So many machines are changed first, and the others only once these are in service again.
+    #[serde(default)]
+    pub canaries: u32,
+}
+
+fn one() -> Amount {
+    Amount::Count(1)
+}
+
+impl Default for UpdatePolicy {
+    /// One machine more than the pool has, none less.
+    fn default() -> Self {
+        Self {
+            max_unavailable: Amount::default(),
+            max_surge: one(),
+            canaries: 0,
+        }
+    }
+}
+
+/// A number of machines: `2`, or `"25%"` of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "AmountText", into = "AmountText")]
+pub enum Amount {
+    /// So many.
+    Count(u32),
+    /// So many of a hundred, 0 to 100.
+    Percent(u8),
+}
+
+/// An [`Amount`] as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum AmountText {
+    Number(u32),
+    Text(String),
+}
+
+/// A text is no amount.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither a number of machines nor 0% to 100%")]
+pub struct AmountError(String);
+
+impl Default for Amount {
+    fn default() -> Self {
+        Amount::Count(0)
+    }
+}
+
+impl Amount {
+    /// Of `total`, percent rounded down.
+    pub fn at_most(self, total: u32) -> u32 {
+        match self {
+            Amount::Count(count) => count,
+            Amount::Percent(percent) => (u64::from(total) * u64::from(percent) / 100) as u32,
+        }
+    }
+
+    /// Of `total`, percent rounded up.
+    pub fn at_least(self, total: u32) -> u32 {
+        match self {
+            Amount::Count(count) => count,
+            Amount::Percent(percent) => {
+                (u64::from(total) * u64::from(percent)).div_ceil(100) as u32
+            }
+        }
+    }
+}
+
+impl std::str::FromStr for Amount {
+    type Err = AmountError;
+    fn from_str(text: &str) -> Result<Self, AmountError> {
+        let digits = |text: &str| -> Option<u32> {
+            let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+            plain.then(|| text.parse().ok()).flatten()
+        };
+        let amount = match text.strip_suffix('%') {
+            Some(percent) => digits(percent)
+                .and_then(|n| u8::try_from(n).ok())
+                .filter(|n| *n <= 100)
+                .map(Amount::Percent),
+            None => digits(text).map(Amount::Count),
+        };
+        amount.ok_or_else(|| AmountError(text.chars().take(80).collect()))
+    }
+}
+
+impl TryFrom<AmountText> for Amount {
+    type Error = AmountError;
+    fn try_from(text: AmountText) -> Result<Self, AmountError> {
+        match text {
+            AmountText::Number(count) => Ok(Amount::Count(count)),
+            AmountText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<Amount> for AmountText {
+    fn from(amount: Amount) -> AmountText {
+        match amount {
+            Amount::Count(count) => AmountText::Number(count),
+            Amount::Percent(percent) => AmountText::Text(format!("{percent}%")),
+        }
+    }
 }
 
 /// Shape of a machine.
@@ -73,3 +192,27 @@ pub struct ClusterNetwork {
 
 /// Pods of one machine: a network of this prefix length out of [`ClusterNetwork::pod_cidr`].
 pub const NODE_POD_PREFIX: u8 = 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_numbers_or_percent() {
+        let pool = r#"{"count":3,"size":{"cpuMillis":1,"memoryMib":1,"diskMib":1},"update":{"maxUnavailable":"25%"}}"#;
+        let pool: PoolSpec = serde_json::from_str(pool).unwrap();
+        assert_eq!(pool.update.max_unavailable, Amount::Percent(25));
+        assert_eq!(pool.update.max_surge, Amount::Count(1));
+        let text = serde_json::to_string(&pool.update).unwrap();
+        assert_eq!(
+            text,
+            r#"{"maxUnavailable":"25%","maxSurge":1,"canaries":0}"#
+        );
+        for bad in ["101%", "-1", "", "%", "1.5", "+1"] {
+            assert!(bad.parse::<Amount>().is_err(), "{bad}");
+        }
+        assert_eq!(Amount::Percent(25).at_most(7), 1);
+        assert_eq!(Amount::Percent(25).at_least(7), 2);
+        assert_eq!(Amount::Percent(100).at_most(u32::MAX), u32::MAX);
+    }
+}

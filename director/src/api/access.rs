@@ -40,6 +40,7 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("GET",    "/v1/clusters",                    Viewer),
     ("POST",   "/v1/clusters",                    Operator),
     ("GET",    "/v1/clusters/{name}",             Viewer),
+    ("PUT",    "/v1/clusters/{name}",             Operator),
     ("DELETE", "/v1/clusters/{name}",             Operator),
     ("POST",   "/v1/clusters/{name}/credentials", Admin),
     ("*",      kubernetes::ROUTES[0],             Viewer),

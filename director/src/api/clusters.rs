@@ -1,18 +1,18 @@
-//! Clusters: list, create, show, delete, credentials.
+//! Clusters: list, create, change, show, delete, credentials.
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use windlass_common::id::{ClusterName, DiskName};
+use windlass_common::id::{ClusterName, Digest, DiskName};
 
 use super::extract::{Name, Query, Text};
 use super::problem::Problem;
 use super::{ApiState, List};
-use crate::model::{Caller, Cluster, Plan, Task, Timestamp};
-use crate::service::PlanRequest;
+use crate::model::{Caller, Cluster, Plan, Revision, Task, Timestamp};
+use crate::service::{ChangeOrder, PlanRequest, StemcellChoice};
 use crate::spec::{self, Faults, KubernetesVersion, RawClusterSpec, Surroundings};
 
 /// Whether to act.
@@ -23,6 +23,27 @@ pub(super) struct CreateQuery {
     /// Answer with the plan and change nothing.
     #[serde(default)]
     dry_run: bool,
+}
+
+/// How to change.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ApplyQuery {
+    /// Answer with the plan and change nothing.
+    #[serde(default)]
+    dry_run: bool,
+    /// `newest` makes all machines anew from the newest stemcell of the version; otherwise machines stay as
+    /// long as their stemcell has it.
+    stemcell: Option<String>,
+    /// Hash of the plan that was shown; another one is not carried out.
+    #[param(value_type = Option<String>)]
+    plan: Option<String>,
+    /// The cluster's API may be down meanwhile, as it has to be when its control plane is one machine.
+    #[serde(default)]
+    accept_downtime: bool,
+    /// Revision of the cluster that the change was made from; a later one is not overwritten.
+    revision: Option<u64>,
 }
 
 /// What to delete.
@@ -86,6 +107,77 @@ pub(super) async fn create(
     }
     let task = state.director.create_cluster(spec, &caller).await?;
     Ok(accepted(task))
+}
+
+/// Order a cluster as it is described: a new one, or a change of the one that has this name. JSON or YAML.
+#[utoipa::path(put, path = "/v1/clusters/{name}", operation_id = "applyCluster",
+    tag = "clusters", params(("name" = String, Path), ApplyQuery),
+    request_body(
+        content((RawClusterSpec = "application/json"), (RawClusterSpec = "application/yaml"))),
+    responses(
+        (status = 202, description = "Ordered; the task that does it", body = Task),
+        (status = 200, description = "With dry_run: what would be done", body = Plan),
+        (status = 422, description = "Every fault of the input", body = Problem,
+            content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn apply(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    Query(query): Query<ApplyQuery>,
+    Text(body): Text,
+) -> Result<Response, Problem> {
+    let input = spec::from_text(&body)?;
+    let spec = spec::parse(&input, &surroundings(&state).await?)?;
+    let order = change_order(&query, &name, &spec.name)?;
+    if query.dry_run {
+        let request = PlanRequest::Apply(spec, order.stemcell);
+        let plan = state.director.plan_cluster(request).await?;
+        return Ok(Json(plan).into_response());
+    }
+    let task = state.director.apply_cluster(spec, &order, &caller).await?;
+    Ok(accepted(task))
+}
+
+fn change_order(
+    query: &ApplyQuery,
+    path: &str,
+    spec: &ClusterName,
+) -> Result<ChangeOrder, Problem> {
+    let mut faults = Faults::default();
+    if path != spec.as_str() {
+        faults.add(
+            "name",
+            spec.as_str(),
+            format!("{path}: the name of a cluster does not change"),
+        );
+    }
+    let stemcell = match query.stemcell.as_deref() {
+        None => StemcellChoice::Keep,
+        Some("newest") => StemcellChoice::Newest,
+        Some(other) => {
+            faults.add("stemcell", other, "`newest`, or not given");
+            StemcellChoice::Keep
+        }
+    };
+    let plan = query.plan.as_deref().map(str::parse::<Digest>);
+    let plan = match plan.transpose() {
+        Ok(plan) => plan,
+        Err(error) => {
+            let given = query.plan.as_deref().unwrap_or_default();
+            faults.add("plan", given, error.to_string());
+            None
+        }
+    };
+    if !faults.is_empty() {
+        return Err(faults.into());
+    }
+    Ok(ChangeOrder {
+        stemcell,
+        plan,
+        accept_downtime: query.accept_downtime,
+        revision: query.revision.map(Revision),
+    })
 }
 
 /// One cluster.

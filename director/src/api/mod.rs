@@ -105,7 +105,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(director::stemcells))
         .routes(routes!(director::audit))
         .routes(routes!(clusters::list, clusters::create))
-        .routes(routes!(clusters::show, clusters::delete))
+        .routes(routes!(clusters::show, clusters::apply, clusters::delete))
         .routes(routes!(clusters::credentials))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show))

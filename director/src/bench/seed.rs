@@ -151,6 +151,7 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         address,
         pod_cidr: Ipv4Net::from(address),
         stemcell: "bench".to_owned(),
+        kubernetes_version: String::new(),
         size: MachineSize {
             cpu_millis: 1000,
             memory_mib: 1024,
@@ -162,6 +163,11 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         phase: MachinePhase::Ready,
         configured: None,
         started: None,
+        labelled: None,
+        cordoned: false,
+        serving: true,
+        departed: Vec::new(),
+        wanted: None,
         revision: Revision(0),
         created_at: Timestamp::now(),
     })

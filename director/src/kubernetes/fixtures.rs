@@ -66,6 +66,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
                     count: workers,
                     size,
                     labels,
+                    update: Default::default(),
                 },
             )]),
             network,

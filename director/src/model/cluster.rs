@@ -54,9 +54,11 @@ pub struct Endpoint {
 pub enum ClusterPhase {
     /// A task makes it.
     Creating,
-    /// All of it is as it should be.
+    /// It serves, and is as it should be as far as `message` says nothing else.
     Ready,
-    /// It was ready, and something of it is not.
+    /// It serves, and a task changes it.
+    Updating,
+    /// It was ready, and a change of it failed.
     Degraded,
     /// Its task failed; planning it again goes on from what is there.
     Failed,
@@ -69,6 +71,7 @@ impl std::fmt::Display for ClusterPhase {
         f.pad(match self {
             Self::Creating => "Creating",
             Self::Ready => "Ready",
+            Self::Updating => "Updating",
             Self::Degraded => "Degraded",
             Self::Failed => "Failed",
             Self::Deleting => "Deleting",

@@ -39,6 +39,10 @@ pub struct Machine {
     pub pod_cidr: Ipv4Net,
     /// Version of the stemcell it is made from.
     pub stemcell: String,
+    /// Kubernetes version of its components; empty in what an older director wrote, whose machines have
+    /// their cluster's.
+    #[serde(default)]
+    pub kubernetes_version: String,
     /// Its shape.
     #[schema(value_type = crate::spec::RawMachineSize)]
     pub size: MachineSize,
@@ -61,10 +65,52 @@ pub struct Machine {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub started: Option<Digest>,
+    /// Digest of the labels its Node was given.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub labelled: Option<Digest>,
+    /// Whether its node may be cordoned by us: written before it is, and cleared after it was opened.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Whether connections of the endpoint go to its API server (control-plane machines).
+    #[serde(default = "yes")]
+    pub serving: bool,
+    /// Nodes of its earlier incarnations whose objects may still be there.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub departed: Vec<NodeName>,
+    /// What it is to become; absent while it is as it should be.
+    #[serde(default)]
+    pub wanted: Option<Wanted>,
     /// Revision of this record.
     pub revision: Revision,
     /// When it was ordered.
     pub created_at: Timestamp,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What a machine is to become.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Wanted {
+    /// Another incarnation of itself, with the same address, pod network and data disk.
+    Reborn {
+        /// Which.
+        #[schema(value_type = u32)]
+        incarnation: Incarnation,
+        /// Made from this stemcell.
+        stemcell: String,
+        /// With this Kubernetes version.
+        kubernetes_version: String,
+        /// In this shape.
+        #[schema(value_type = crate::spec::RawMachineSize)]
+        size: MachineSize,
+    },
+    /// Nothing.
+    Gone,
 }
 
 /// What a machine is for.
@@ -87,6 +133,50 @@ impl MachineRole {
         match self {
             Self::ControlPlane => true,
             Self::Worker { .. } => false,
+        }
+    }
+
+    /// The pool it is one of; none for the control plane.
+    pub fn pool(&self) -> Option<&PoolName> {
+        match self {
+            Self::ControlPlane => None,
+            Self::Worker { pool } => Some(pool),
+        }
+    }
+}
+
+impl Machine {
+    /// Whether nothing of it is wanted.
+    pub fn is_surplus(&self) -> bool {
+        self.wanted == Some(Wanted::Gone)
+    }
+
+    /// The machine as it is to be, with the incarnation it will have.
+    pub fn as_wanted(&self) -> Machine {
+        let mut machine = self.clone();
+        machine.take_over();
+        machine
+    }
+
+    /// Becomes what was wanted, after its old incarnation is gone.
+    pub fn take_over(&mut self) {
+        match self.wanted.take() {
+            Some(Wanted::Reborn {
+                incarnation,
+                stemcell,
+                kubernetes_version,
+                size,
+            }) => {
+                if let Ok(node_name) = self.name.node_name(incarnation) {
+                    self.node_name = node_name;
+                }
+                self.incarnation = incarnation;
+                self.stemcell = stemcell;
+                self.kubernetes_version = kubernetes_version;
+                self.size = size;
+            }
+            Some(Wanted::Gone) => self.wanted = Some(Wanted::Gone),
+            None => {}
         }
     }
 }

@@ -25,6 +25,7 @@ pub use audit::{AuditEntry, AuditFilter};
 pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault};
 pub use machine::{
     AgentView, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole, MachineView,
+    Wanted,
 };
 pub use operator::{Caller, Operator, Role};
 pub use plan::{Action, Disruption, Goal, Invariant, Plan, PlanStep, StepKey};

@@ -157,6 +157,67 @@ pub enum Action {
     DeleteEndpoint,
     /// Forget the cluster's records and secrets.
     ForgetCluster,
+    /// Wait until the cluster's API answers.
+    AwaitApi,
+    /// Take the machine's API server out of the endpoint: no new connections go to it.
+    LeaveEndpoint {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Put the machine's API server back into the endpoint.
+    JoinEndpoint {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Cordon the node and have its pods leave it.
+    Drain {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+        /// Its node.
+        #[schema(value_type = String)]
+        node: NodeName,
+    },
+    /// Open the node again, if it was us who closed it.
+    Uncordon {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+        /// Its node.
+        #[schema(value_type = String)]
+        node: NodeName,
+    },
+    /// Stop API server, controllers and etcd in this order, each in peace.
+    StopComponents {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Tell a machine of machines that are new: routes to their pods.
+    AddRoutes {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Tell a machine that others are gone.
+    PruneRoutes {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Forget a machine that is gone, and give up its address.
+    ForgetMachine {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Nothing but a place where steps meet.
+    Checkpoint {
+        /// What is so from here on.
+        of: String,
+    },
 }
 
 impl Action {
@@ -173,8 +234,18 @@ impl Action {
             | Self::AwaitControlPlane { machine }
             | Self::AwaitNode { machine, .. }
             | Self::DropNode { machine, .. }
-            | Self::DeleteMachine { machine } => Some(machine),
+            | Self::DeleteMachine { machine }
+            | Self::LeaveEndpoint { machine }
+            | Self::JoinEndpoint { machine }
+            | Self::Drain { machine, .. }
+            | Self::Uncordon { machine, .. }
+            | Self::StopComponents { machine }
+            | Self::AddRoutes { machine }
+            | Self::PruneRoutes { machine }
+            | Self::ForgetMachine { machine } => Some(machine),
             Self::EnsureEndpoint
+            | Self::AwaitApi
+            | Self::Checkpoint { .. }
             | Self::ApplyAddons
             | Self::DeleteDisk { .. }
             | Self::DeleteEndpoint
@@ -201,6 +272,16 @@ impl Action {
             Self::DeleteDisk { .. } => "delete-disk",
             Self::DeleteEndpoint => "delete-endpoint",
             Self::ForgetCluster => "forget-cluster",
+            Self::AwaitApi => "await-api",
+            Self::LeaveEndpoint { .. } => "leave-endpoint",
+            Self::JoinEndpoint { .. } => "join-endpoint",
+            Self::Drain { .. } => "drain",
+            Self::Uncordon { .. } => "uncordon",
+            Self::StopComponents { .. } => "stop-components",
+            Self::AddRoutes { .. } => "add-routes",
+            Self::PruneRoutes { .. } => "prune-routes",
+            Self::ForgetMachine { .. } => "forget-machine",
+            Self::Checkpoint { .. } => "checkpoint",
         }
     }
 }
@@ -213,6 +294,10 @@ pub enum Invariant {
     EtcdQuorum,
     /// 2: at most one incarnation of a machine can write.
     OneIncarnation,
+    /// 3: no more machines of a pool are out of service because of us than its budget says.
+    Budget,
+    /// 4: PodDisruptionBudgets are honoured.
+    PodBudgets,
     /// 5: versions stay inside Kubernetes' skew policy.
     VersionSkew,
     /// 6: every step ends as stated or as a reported fault.

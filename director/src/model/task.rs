@@ -83,6 +83,8 @@ pub enum TaskKind {
     CreateCluster,
     /// Delete a cluster.
     DeleteCluster,
+    /// Change a cluster that is there.
+    UpdateCluster,
 }
 
 impl fmt::Display for TaskKind {
@@ -90,6 +92,7 @@ impl fmt::Display for TaskKind {
         f.pad(match self {
             Self::CreateCluster => "create-cluster",
             Self::DeleteCluster => "delete-cluster",
+            Self::UpdateCluster => "update-cluster",
         })
     }
 }
@@ -105,9 +108,10 @@ pub enum TaskState {
     Succeeded,
     /// A step failed for good.
     Failed,
-    /// Running steps are being stopped; for a create, what was made is being removed.
+    /// Running steps are being stopped; for a create, what was made is being removed; for an update, what
+    /// was begun is brought back to service.
     Cancelling,
-    /// Cancelled; for a create, nothing is left of it.
+    /// Cancelled; for a create, nothing is left of it; for an update, the cluster serves.
     Cancelled,
 }
 
@@ -153,7 +157,8 @@ pub struct Task {
     pub plan: Plan,
     /// Each step of the plan that was touched; one that is absent waits.
     pub steps: BTreeMap<StepKey, StepRecord>,
-    /// The plan that removes what a cancelled create had made, once there is one.
+    /// The plan that ends a cancelled task, once there is one: removes what a create had made, or brings what
+    /// an update had begun back to service.
     pub cleanup: Option<Plan>,
     /// Why it failed.
     pub error: Option<Fault>,

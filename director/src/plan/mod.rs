@@ -1,22 +1,30 @@
 //! Checks a plan against the invariants, whoever made it, knowing nothing of how it was made.
 //!
 //! # Invariants checked (numbers of `docs/architecture.md`, §8)
-//! 1. A control-plane machine is deleted only with its whole cluster.
+//! 1. From three members of etcd on, a majority runs at every moment, and one changes at a time. A machine of
+//!    the control plane is deleted for good only with its whole cluster; a later incarnation has its disk.
 //! 2. A machine is created only when no other incarnation of it exists or after that one is deleted; a
 //!    disk is attached only to the one machine that wants it.
-//! 5. No kubelet is newer than an API server of its cluster.
+//! 3. At no moment of any order that the plan allows are more machines of a pool out of service because of
+//!    us than its budget says.
+//! 4. A machine that serves is drained before it is deleted.
+//! 5. No kubelet is newer than an API server it may meet, nor too old for one.
 //! 6. The graph is acyclic and complete; every step of a machine comes after what it needs.
 //! 7. A persistent disk is deleted only when the order names it, and never while a machine has it.
 //!
-//! # Not here
-//! Budgets and PodDisruptionBudgets (3, 4): no plan of this release drains.
+//! # Cost
+//! A plan of n steps takes n²/64 words; pools of m machines that change take m² looks at them.
+
+mod order;
+mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::id::{DiskName, MachineName};
+use windlass_common::id::{DiskName, Incarnation, MachineName};
 
+use self::order::Order;
 use crate::model::{Action, Goal, Invariant, Plan, PlanStep, StepKey};
-use crate::planner::{Desired, DesiredMachine, DesiredState, Observed};
+use crate::planner::{Desired, DesiredMachine, DesiredState, Observed, ObservedMachine};
 
 /// A plan breaks an invariant; a bug of whoever made it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,19 +40,38 @@ pub struct Violation {
 
 /// Every violation of an invariant in `plan`.
 pub fn check(plan: &Plan, desired: &Desired, observed: &Observed) -> Result<(), Vec<Violation>> {
+    let order = Order::new(&plan.steps).map_err(|faults| {
+        let violation = |fault: order::Fault<'_>| Violation {
+            step: fault.step.clone(),
+            invariant: Invariant::StepEnds,
+            problem: fault.problem,
+        };
+        faults.into_iter().map(violation).collect::<Vec<_>>()
+    })?;
+    let shows =
+        |action: &Action| matches!(action, Action::AwaitControlPlane { .. } | Action::AwaitApi);
+    let api = plan.steps.iter().enumerate();
     let mut checker = Checker {
+        api: api
+            .filter(|(_, s)| shows(&s.action))
+            .map(|(i, _)| i)
+            .collect(),
         plan,
         desired,
         observed,
-        ancestors: BTreeMap::new(),
+        planned: plan.steps.iter().map(|s| (&s.action, &s.key)).collect(),
+        order,
         violations: Vec::new(),
     };
-    checker.graph();
-    if checker.violations.is_empty() {
-        checker.plan_as_a_whole();
-        for step in &plan.steps {
-            checker.step(step);
-        }
+    checker.plan_as_a_whole();
+    for step in &plan.steps {
+        checker.step(step);
+    }
+    if let DesiredState::Present {
+        machines, budgets, ..
+    } = &desired.state
+    {
+        checker.service(machines, budgets);
     }
     if checker.violations.is_empty() {
         Ok(())
@@ -57,7 +84,10 @@ struct Checker<'a> {
     plan: &'a Plan,
     desired: &'a Desired,
     observed: &'a Observed,
-    ancestors: BTreeMap<&'a StepKey, BTreeSet<&'a StepKey>>,
+    planned: BTreeMap<&'a Action, &'a StepKey>,
+    /// Steps that show that the API answers.
+    api: Vec<usize>,
+    order: Order<'a>,
     violations: Vec<Violation>,
 }
 
@@ -68,29 +98,6 @@ impl<'a> Checker<'a> {
             invariant,
             problem: problem.into(),
         });
-    }
-
-    /// Keys are unique and each step waits only for earlier ones: so there is no cycle.
-    fn graph(&mut self) {
-        for step in &self.plan.steps {
-            let mut all = BTreeSet::new();
-            for key in &step.after {
-                match self.ancestors.get(key) {
-                    Some(above) => {
-                        all.extend(above.iter().copied());
-                        all.insert(key);
-                    }
-                    None => self.fail(
-                        &step.key,
-                        Invariant::StepEnds,
-                        format!("it waits for {key}, which is not an earlier step"),
-                    ),
-                }
-            }
-            if self.ancestors.insert(&step.key, all).is_some() {
-                self.fail(&step.key, Invariant::StepEnds, "its key is used twice");
-            }
-        }
     }
 
     fn plan_as_a_whole(&mut self) {
@@ -105,38 +112,14 @@ impl<'a> Checker<'a> {
             DesiredState::Present { .. } => Goal::Present,
             DesiredState::Absent { .. } => Goal::Absent,
         };
-        let whole = StepKey("(plan)".to_owned());
         if hash != self.plan.hash
             || goal != self.plan.goal
             || self.plan.cluster != self.desired.cluster
         {
             self.fail(
-                &whole,
+                &StepKey("(plan)".to_owned()),
                 Invariant::StepEnds,
                 "it is not the plan of this desired state",
-            );
-        }
-        self.skew(&whole);
-    }
-
-    fn skew(&mut self, whole: &StepKey) {
-        let DesiredState::Present { machines, .. } = &self.desired.state else {
-            return;
-        };
-        let oldest_api = machines
-            .values()
-            .filter(|m| m.control_plane)
-            .map(|m| minor(&m.kubernetes_version))
-            .min();
-        let newest_kubelet = machines
-            .values()
-            .map(|m| minor(&m.kubernetes_version))
-            .max();
-        if newest_kubelet > oldest_api {
-            self.fail(
-                whole,
-                Invariant::VersionSkew,
-                "a kubelet would be newer than an API server",
             );
         }
     }
@@ -144,7 +127,13 @@ impl<'a> Checker<'a> {
     fn step(&mut self, step: &'a PlanStep) {
         let absent = self.plan.goal == Goal::Absent;
         match &step.action {
-            Action::EnsureEndpoint | Action::CreateDisk { .. } => {}
+            Action::EnsureEndpoint
+            | Action::AwaitApi
+            | Action::Checkpoint { .. }
+            | Action::LeaveEndpoint { .. }
+            | Action::AddRoutes { .. }
+            | Action::PruneRoutes { .. } => {}
+            Action::CreateDisk { disk, machine } => self.create_disk(step, disk, machine),
             Action::CreateMachine { machine } => self.create_machine(step, machine),
             Action::AttachDisk { disk, machine } => self.attach_disk(step, disk, machine),
             Action::AwaitAgent { machine } => self.needs_machine(step, machine),
@@ -156,18 +145,14 @@ impl<'a> Checker<'a> {
                 self.needs_api(step);
                 self.needs_if_planned(step, &start(machine));
             }
-            Action::ApplyAddons => self.needs_api(step),
-            Action::DropNode { machine, .. } => {
+            Action::ApplyAddons | Action::Drain { .. } | Action::Uncordon { .. } => {
                 self.needs_api(step);
-                if !self.deleted_before(step, machine) {
-                    self.fail(
-                        &step.key,
-                        Invariant::OneIncarnation,
-                        "its machine may still run",
-                    );
-                }
             }
+            Action::JoinEndpoint { machine } => self.join_endpoint(step, machine),
+            Action::StopComponents { machine } => self.out_of_endpoint(step, machine),
+            Action::DropNode { machine, .. } => self.drop_node(step, machine),
             Action::DeleteMachine { machine } => self.delete_machine(step, machine),
+            Action::ForgetMachine { machine } => self.forget_machine(step, machine),
             Action::DeleteDisk { disk } => self.delete_disk(step, disk),
             Action::DeleteEndpoint => {
                 if !absent {
@@ -175,7 +160,8 @@ impl<'a> Checker<'a> {
                 }
             }
             Action::ForgetCluster => {
-                let last = self.ancestors[&step.key].len() == self.plan.steps.len() - 1;
+                let at = self.order.index(&step.key);
+                let last = self.order.depth(at) == self.plan.steps.len() - 1;
                 if !(absent && last) {
                     let problem = "it is not the last step of a deletion";
                     self.fail(&step.key, Invariant::OneIncarnation, problem);
@@ -190,6 +176,7 @@ impl<'a> Checker<'a> {
         let machine = machine.clone();
         match &step.action {
             Action::StartComponents { .. } => {
+                self.out_of_endpoint(step, &machine);
                 let configure = Action::Configure {
                     machine: machine.clone(),
                 };
@@ -198,6 +185,17 @@ impl<'a> Checker<'a> {
             }
             Action::AwaitControlPlane { .. } => self.needs_if_planned(step, &start(&machine)),
             _ => {}
+        }
+    }
+
+    /// A later incarnation of a member of etcd finds its disk; an empty one would be another member.
+    fn create_disk(&mut self, step: &PlanStep, disk: &DiskName, machine: &MachineName) {
+        let later = self
+            .wanted(machine)
+            .is_some_and(|m| m.incarnation != Incarnation::FIRST);
+        if later || self.observed.disks.contains_key(disk) {
+            let problem = "the machine's data would be replaced by an empty disk";
+            self.fail(&step.key, Invariant::EtcdQuorum, problem);
         }
     }
 
@@ -217,10 +215,11 @@ impl<'a> Checker<'a> {
             );
         }
         if found.is_none() {
-            self.needs(
-                step,
-                |a| matches!(a, Action::CreateDisk { disk: d, .. } if d == disk),
-            );
+            let create = Action::CreateDisk {
+                disk: disk.clone(),
+                machine: machine.clone(),
+            };
+            self.needs(step, &create);
         }
         self.needs_machine(step, machine);
     }
@@ -235,6 +234,10 @@ impl<'a> Checker<'a> {
         let same = found.incarnation == wanted.incarnation;
         if same && found.complete {
             self.fail(&step.key, Invariant::OneIncarnation, "it exists");
+        }
+        if found.incarnation > wanted.incarnation {
+            let problem = "a later incarnation of it exists";
+            self.fail(&step.key, Invariant::OneIncarnation, problem);
         }
         if !same && !self.deleted_before(step, machine) {
             self.fail(
@@ -251,25 +254,88 @@ impl<'a> Checker<'a> {
         }
         let wanted = self.wanted(machine);
         let found = self.observed.machines.get(machine);
-        let control_plane = wanted.is_some_and(|m| m.control_plane)
-            || self
-                .observed
-                .disks
-                .values()
-                .any(|d| d.attached_to.as_ref() == Some(machine));
-        if control_plane {
+        let member = found.is_some_and(|found| found.pool.is_none());
+        let has_disk = |d: &crate::planner::ObservedDisk| d.attached_to.as_ref() == Some(machine);
+        let holds_data = self.observed.disks.values().any(has_disk);
+        if (member || holds_data) && wanted.is_none() {
             self.fail(
                 &step.key,
                 Invariant::EtcdQuorum,
                 "it may be a member of etcd",
             );
         }
-        if wanted.map(|m| m.incarnation) == found.map(|m| m.incarnation) {
+        if wanted.is_some_and(|w| found.is_none_or(|f| f.incarnation >= w.incarnation)) {
             self.fail(
                 &step.key,
                 Invariant::OneIncarnation,
                 "it is wanted as it is",
             );
+        }
+        let Some(found) = found.filter(|found| found.available()) else {
+            return;
+        };
+        let drain = Action::Drain {
+            machine: machine.clone(),
+            node: found.node.clone(),
+        };
+        if !self.has_before(step, &drain) {
+            let problem = "it serves, and is not drained before";
+            self.fail(&step.key, Invariant::PodBudgets, problem);
+        }
+        self.out_of_endpoint(step, machine);
+    }
+
+    /// An API server that clients use is out of the endpoint before it is touched, unless it is the only one.
+    fn out_of_endpoint(&mut self, step: &PlanStep, machine: &MachineName) {
+        let member = self.wanted(machine).is_some_and(|m| m.control_plane());
+        let serves = self
+            .observed
+            .machines
+            .get(machine)
+            .is_some_and(ObservedMachine::available);
+        let DesiredState::Present { machines, .. } = &self.desired.state else {
+            return;
+        };
+        let alone = machines.values().filter(|m| m.control_plane()).count() == 1;
+        if !member || !serves || alone {
+            return;
+        }
+        let leave = Action::LeaveEndpoint {
+            machine: machine.clone(),
+        };
+        if !self.has_before(step, &leave) {
+            let problem = "clients of the endpoint may still use its API server";
+            self.fail(&step.key, Invariant::EtcdQuorum, problem);
+        }
+    }
+
+    fn join_endpoint(&mut self, step: &PlanStep, machine: &MachineName) {
+        let answers = Action::AwaitControlPlane {
+            machine: machine.clone(),
+        };
+        self.needs(step, &answers);
+    }
+
+    fn drop_node(&mut self, step: &PlanStep, machine: &MachineName) {
+        self.needs_api(step);
+        let departed = self.observed.departed.get(machine);
+        let known = matches!(&step.action, Action::DropNode { node, .. }
+            if departed.is_some_and(|nodes| nodes.contains(node)));
+        let gone = known || !self.observed.machines.contains_key(machine);
+        if !gone && !self.deleted_before(step, machine) {
+            self.fail(
+                &step.key,
+                Invariant::OneIncarnation,
+                "its machine may still run",
+            );
+        }
+    }
+
+    fn forget_machine(&mut self, step: &PlanStep, machine: &MachineName) {
+        let exists = self.observed.machines.contains_key(machine);
+        if self.wanted(machine).is_some() || (exists && !self.deleted_before(step, machine)) {
+            let problem = "its address may still be in use";
+            self.fail(&step.key, Invariant::OneIncarnation, problem);
         }
     }
 
@@ -306,34 +372,33 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn has_before(&self, step: &PlanStep, wanted: impl Fn(&Action) -> bool) -> bool {
-        let above = &self.ancestors[&step.key];
-        self.plan
-            .steps
-            .iter()
-            .any(|other| above.contains(&other.key) && wanted(&other.action))
+    fn has_before(&self, step: &PlanStep, action: &Action) -> bool {
+        let at = self.order.index(&step.key);
+        self.planned
+            .get(action)
+            .is_some_and(|key| self.order.precedes(self.order.index(key), at))
     }
 
     fn deleted_before(&self, step: &PlanStep, machine: &MachineName) -> bool {
-        self.has_before(
-            step,
-            |a| matches!(a, Action::DeleteMachine { machine: m } if m == machine),
-        )
+        let delete = Action::DeleteMachine {
+            machine: machine.clone(),
+        };
+        self.has_before(step, &delete)
     }
 
-    fn needs(&mut self, step: &PlanStep, wanted: impl Fn(&Action) -> bool) {
-        if !self.has_before(step, wanted) {
+    fn needs(&mut self, step: &PlanStep, action: &Action) {
+        if !self.has_before(step, action) {
             self.fail(
                 &step.key,
                 Invariant::StepEnds,
-                "something it needs does not come before it",
+                format!("{} does not come before it", action.name()),
             );
         }
     }
 
     fn needs_if_planned(&mut self, step: &PlanStep, action: &Action) {
-        if self.plan.steps.iter().any(|other| &other.action == action) {
-            self.needs(step, |a| a == action);
+        if self.planned.contains_key(action) {
+            self.needs(step, action);
         }
     }
 
@@ -343,22 +408,26 @@ impl<'a> Checker<'a> {
             found.complete && Some(found.incarnation) == self.wanted(machine).map(|m| m.incarnation)
         });
         if !there {
-            self.needs(
-                step,
-                |a| matches!(a, Action::CreateMachine { machine: m } if m == machine),
-            );
+            let create = Action::CreateMachine {
+                machine: machine.clone(),
+            };
+            self.needs(step, &create);
         }
     }
 
     fn needs_agent(&mut self, step: &PlanStep, machine: &MachineName) {
-        self.needs(
-            step,
-            |a| matches!(a, Action::AwaitAgent { machine: m } if m == machine),
-        );
+        let agent = Action::AwaitAgent {
+            machine: machine.clone(),
+        };
+        self.needs(step, &agent);
     }
 
     fn needs_api(&mut self, step: &PlanStep) {
-        self.needs(step, |a| matches!(a, Action::AwaitControlPlane { .. }));
+        let at = self.order.index(&step.key);
+        if !self.api.iter().any(|shown| self.order.precedes(*shown, at)) {
+            let problem = "it asks an API that may not answer";
+            self.fail(&step.key, Invariant::StepEnds, problem);
+        }
     }
 }
 

@@ -6,21 +6,22 @@ use std::net::SocketAddr;
 use serde_json::json;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 
-use super::{Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine};
+use super::{
+    Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine,
+};
 use crate::kubernetes::facts::{ClusterFacts, Endpoint, HostTraits, Images, MachineFacts, Role};
-use crate::kubernetes::{API_PORT, addons};
+use crate::kubernetes::{API_PORT, addons, render};
 use crate::model::{Cluster, Machine, MachinePhase, MachineRole, StemcellRecord};
-use crate::provider::{DiskView, EndpointView, MachineView};
+use crate::provider::{DiskView, EndpointView, MachineView, Power};
 
-/// What the renderers have to know about a cluster, out of its records.
+/// What the renderers have to know about a cluster, out of its records. Images are those of `stemcell`:
+/// facts for a machine's configuration are made with the machine's own.
 pub fn facts(
     cluster: &Cluster,
     machines: &[Machine],
     stemcell: &StemcellRecord,
     host: HostTraits,
 ) -> ClusterFacts {
-    let image = |name: &str, default: String| stemcell.images.get(name).cloned().unwrap_or(default);
-    let defaults = Images::default();
     ClusterFacts {
         spec: cluster.spec.clone(),
         endpoint: Endpoint {
@@ -33,10 +34,17 @@ pub fn facts(
             .map(|machine| machine_facts(machine, host))
             .collect(),
         upstream_dns: Vec::new(),
-        images: Images {
-            pause: image("pause", defaults.pause),
-            coredns: image("coredns", defaults.coredns),
-        },
+        images: images(stemcell),
+    }
+}
+
+/// The images that machines of a stemcell carry.
+pub fn images(stemcell: &StemcellRecord) -> Images {
+    let image = |name: &str, default: String| stemcell.images.get(name).cloned().unwrap_or(default);
+    let defaults = Images::default();
+    Images {
+        pause: image("pause", defaults.pause),
+        coredns: image("coredns", defaults.coredns),
     }
 }
 
@@ -54,45 +62,84 @@ fn machine_facts(machine: &Machine, host: HostTraits) -> MachineFacts {
     }
 }
 
-/// Digest of everything the configuration of one machine depends on.
-pub fn configuration(facts: &ClusterFacts, machine: &MachineName) -> Digest {
-    let machines: Vec<_> = facts
-        .machines
-        .iter()
-        .map(|m| {
-            // Named one by one, so that a new trait cannot be forgotten here.
-            let HostTraits {
-                cgroup_v1,
-                restrict_oom_score_adj,
-                read_only_conntrack,
-                shared_disk,
-            } = m.host;
-            let host = [
-                cgroup_v1,
-                restrict_oom_score_adj,
-                read_only_conntrack,
-                shared_disk,
-            ];
-            let control_plane = m.role == Role::ControlPlane;
-            json!([
-                m.name,
-                m.node_name,
-                control_plane,
-                m.address,
-                m.pod_cidr,
-                host
-            ])
-        })
-        .collect();
-    let endpoint = &facts.endpoint;
-    let inputs = json!({
-        "machine": machine,
-        "spec": facts.spec,
-        "endpoint": [endpoint.name, endpoint.address.to_string(), endpoint.port.to_string()],
-        "machines": machines,
-        "images": [facts.images.pause, facts.images.coredns],
-    });
-    Digest::of(inputs.to_string().as_bytes())
+/// Digests of what one machine is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Configuration {
+    /// Everything, routes to other machines included.
+    pub whole: Digest,
+    /// What its components are started with: the whole without the routes.
+    pub components: Digest,
+    /// What its Node is told.
+    pub labels: Digest,
+}
+
+/// Digests of what the machines of a cluster are told: what they have in common is read once.
+#[derive(Debug)]
+pub struct Configurations<'a> {
+    facts: &'a ClusterFacts,
+    members: serde_json::Value,
+    peers: Digest,
+}
+
+impl<'a> Configurations<'a> {
+    /// Of the machines of these facts.
+    pub fn new(facts: &'a ClusterFacts) -> Self {
+        let members = facts.control_planes();
+        let members = members.iter().map(|m| json!([m.name, m.address])).collect();
+        let mut peers: Vec<_> = facts
+            .machines
+            .iter()
+            .map(|m| (m.address, m.pod_cidr))
+            .collect();
+        peers.sort();
+        let peers = Digest::of(json!(peers).to_string().as_bytes());
+        Self {
+            facts,
+            members,
+            peers,
+        }
+    }
+
+    /// Of one machine, made from a stemcell with these images.
+    pub fn of(&self, machine: &MachineFacts, images: &Images) -> Configuration {
+        let facts = self.facts;
+        // Named one by one, so that a new trait cannot be forgotten here.
+        let HostTraits {
+            cgroup_v1,
+            restrict_oom_score_adj,
+            read_only_conntrack,
+            shared_disk,
+        } = machine.host;
+        let host = [
+            cgroup_v1,
+            restrict_oom_score_adj,
+            read_only_conntrack,
+            shared_disk,
+        ];
+        let member = match machine.role {
+            Role::ControlPlane => json!(facts.spec.control_plane.size.disk_mib),
+            Role::Worker { .. } => serde_json::Value::Null,
+        };
+        let endpoint = &facts.endpoint;
+        let components = json!({
+            "rendering": render::REVISION,
+            "cluster": facts.spec.name,
+            "network": facts.spec.network,
+            "endpoint": [endpoint.name, endpoint.address.to_string(), endpoint.port.to_string()],
+            "machine": [machine.name, machine.node_name, machine.address, machine.pod_cidr, host],
+            "members": self.members,
+            "member": member,
+            "pause": images.pause,
+        });
+        let components = Digest::of(components.to_string().as_bytes());
+        let whole = json!([components, self.peers]).to_string();
+        let labels = addons::node_patch(facts, machine).to_string();
+        Configuration {
+            whole: Digest::of(whole.as_bytes()),
+            components,
+            labels: Digest::of(labels.as_bytes()),
+        }
+    }
 }
 
 /// Digest of the add-ons of a cluster.
@@ -101,30 +148,69 @@ pub fn addons_digest(facts: &ClusterFacts) -> Digest {
     Digest::of(objects.to_string().as_bytes())
 }
 
-/// A cluster that should be there.
-pub fn present(cluster: &Cluster, machines: &[Machine], facts: &ClusterFacts) -> Desired {
-    let machines = machines
-        .iter()
-        .map(|machine| {
-            let desired = DesiredMachine {
-                control_plane: machine.role.is_control_plane(),
-                incarnation: machine.incarnation,
-                node: machine.node_name.clone(),
-                stemcell: machine.stemcell.clone(),
-                kubernetes_version: cluster.spec.kubernetes_version.clone(),
-                disk: machine.data_disk.clone(),
-                configuration: configuration(facts, &machine.name),
-            };
-            (machine.name.clone(), desired)
-        })
-        .collect();
+/// A cluster that should be there: its machines as they are wanted, without those of which nothing is.
+/// `images` are those of each stemcell in use.
+pub fn present(
+    cluster: &Cluster,
+    machines: &[Machine],
+    facts: &ClusterFacts,
+    images: &BTreeMap<String, Images>,
+) -> Desired {
+    let wanted: Vec<Machine> = wanted(machines);
+    let host = facts
+        .machines
+        .first()
+        .map_or(HostTraits::default(), |m| m.host);
+    let mut facts = facts.clone();
+    facts.machines = wanted.iter().map(|m| machine_facts(m, host)).collect();
+    let configurations = Configurations::new(&facts);
+    let desired = wanted.iter().zip(&facts.machines).map(|(machine, of)| {
+        let images = images.get(&machine.stemcell).unwrap_or(&facts.images);
+        let configuration = configurations.of(of, images);
+        let desired = DesiredMachine {
+            pool: machine.role.pool().cloned(),
+            incarnation: machine.incarnation,
+            node: machine.node_name.clone(),
+            stemcell: machine.stemcell.clone(),
+            kubernetes_version: version(cluster, machine),
+            disk: machine.data_disk.clone(),
+            configuration: configuration.whole,
+            components: configuration.components,
+            labels: configuration.labels,
+        };
+        (machine.name.clone(), desired)
+    });
+    let budgets = cluster.spec.pools.iter().map(|(name, pool)| {
+        let update = pool.update;
+        let budget = Budget {
+            max_unavailable: update.max_unavailable.at_most(pool.count),
+            canaries: update.canaries,
+        };
+        (name.clone(), budget)
+    });
     Desired {
         cluster: cluster.spec.name.clone(),
         state: DesiredState::Present {
             endpoint: (cluster.endpoint.address, cluster.endpoint.port),
-            machines,
-            addons: addons_digest(facts),
+            machines: desired.collect(),
+            budgets: budgets.collect(),
+            addons: addons_digest(&facts),
         },
+    }
+}
+
+/// The machines of a cluster as they are wanted.
+pub fn wanted(machines: &[Machine]) -> Vec<Machine> {
+    let stay = machines.iter().filter(|machine| !machine.is_surplus());
+    stay.map(Machine::as_wanted).collect()
+}
+
+/// Kubernetes version of a machine's components.
+pub fn version(cluster: &Cluster, machine: &Machine) -> String {
+    if machine.kubernetes_version.is_empty() {
+        cluster.spec.kubernetes_version.clone()
+    } else {
+        machine.kubernetes_version.clone()
     }
 }
 
@@ -160,7 +246,8 @@ pub fn observe(
     let observed_machines = found
         .filter_map(|view| {
             let record = records.get(&view.name).copied();
-            observe_machine(view, record).map(|machine| (view.name.clone(), machine))
+            let machine = observe_machine(cluster, view, record)?;
+            Some((view.name.clone(), machine))
         })
         .collect();
     let wanted: BTreeSet<&DiskName> = machines
@@ -186,17 +273,29 @@ pub fn observe(
         disks,
         addons: cluster.and_then(|c| c.addons),
         records: cluster.is_some(),
+        surplus: names(machines, Machine::is_surplus),
+        out_of_endpoint: names(machines, |m| m.role.is_control_plane() && !m.serving),
+        departed: machines
+            .iter()
+            .filter(|machine| !machine.departed.is_empty())
+            .map(|m| (m.name.clone(), m.departed.iter().cloned().collect()))
+            .collect(),
     }
+}
+
+fn names(machines: &[Machine], which: impl Fn(&Machine) -> bool) -> BTreeSet<MachineName> {
+    let machines = machines.iter().filter(|machine| which(machine));
+    machines.map(|machine| machine.name.clone()).collect()
 }
 
 /// What a machine carries so that its cluster is known without records.
 pub const CLUSTER_TAG: &str = "windlass.cluster";
 
-/// Where the connections to a cluster's endpoint go: the API servers.
+/// Where the connections to a cluster's endpoint go: the API servers that are not being changed.
 pub fn backends(machines: &[Machine]) -> Vec<SocketAddr> {
     machines
         .iter()
-        .filter(|machine| machine.role.is_control_plane())
+        .filter(|machine| machine.role.is_control_plane() && machine.serving)
         .map(|machine| SocketAddr::from((machine.address, API_PORT)))
         .collect()
 }
@@ -209,17 +308,28 @@ fn serves(view: &EndpointView, cluster: &Cluster, machines: &[Machine]) -> bool 
         && set(&view.backends) == set(&backends(machines))
 }
 
-fn observe_machine(view: &MachineView, record: Option<&Machine>) -> Option<ObservedMachine> {
+fn observe_machine(
+    cluster: Option<&Cluster>,
+    view: &MachineView,
+    record: Option<&Machine>,
+) -> Option<ObservedMachine> {
+    let pool = record.and_then(|record| record.role.pool().cloned());
     // What the records say counts for the incarnation they were written about.
     let known = record.filter(|r| r.incarnation == view.incarnation);
     let node = view.name.node_name(view.incarnation).ok()?;
+    let version = known.zip(cluster).map(|(r, cluster)| version(cluster, r));
     Some(ObservedMachine {
+        pool,
         incarnation: view.incarnation,
         node,
+        kubernetes_version: version.unwrap_or_default(),
         complete: view.complete,
+        running: view.power == Power::Running,
         mounted: known.is_some_and(|r| r.mounted),
         configured: known.and_then(|r| r.configured),
         started: known.and_then(|r| r.started),
         ready: known.is_some_and(|r| r.phase == MachinePhase::Ready),
+        labelled: known.and_then(|r| r.labelled),
+        cordoned: known.is_some_and(|r| r.cordoned),
     })
 }

@@ -4,22 +4,31 @@
 //! * Same input, same plan, byte for byte: no clock, no randomness, no I/O, ordered maps only.
 //! * Only what is missing is planned, so a half-made cluster converges by planning it again, and the plan
 //!   of a cluster that is as it should be is empty.
-//! * Edges say what correctness needs and no more. Everything of a cluster starts at once; components that
-//!   wait for each other by themselves (kubelet for the API server, etcd members for their quorum) are not
-//!   made to wait by the plan.
-//! * Persistent disks are deleted only when the order names them; machines of a control plane are deleted
-//!   only with their whole cluster.
+//! * Edges say what correctness needs and no more. Everything of a new cluster starts at once; components
+//!   that wait for each other by themselves (kubelet for the API server, etcd members for their quorum) are
+//!   not made to wait by the plan.
+//! * Of a cluster that serves, machines are taken out of service in an order that keeps quorum, budgets and
+//!   version skew: what is down already first, the control plane one at a time, then the workers.
+//! * A control-plane machine keeps its data disk through all its incarnations, so its member of etcd goes
+//!   on where it was. Persistent disks are deleted only when the order names them.
+//!
+//! # Cost
+//! Near-linear in machines: each gets a constant number of steps, and each step waits for a bounded number
+//! of others; checkpoints stand between groups instead of an edge for each pair.
 //!
 //! # After a crash
 //! Nothing is kept; plan again.
 //!
 //! # Not here
-//! Whether a plan keeps the invariants is checked by [`crate::plan`], whoever made it. A policy and the
-//! time are no inputs yet, since nothing decided here depends on them.
+//! Whether a plan keeps the invariants is checked by [`crate::plan`], whoever made it. The time is no input
+//! yet, since nothing decided here depends on it.
 
+mod absent;
 mod address;
 pub mod inputs;
 mod present;
+mod steps;
+mod takedown;
 #[cfg(test)]
 mod tests;
 
@@ -28,9 +37,12 @@ use std::net::Ipv4Addr;
 
 use serde::Serialize;
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName};
+use windlass_common::id::{
+    ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
+};
 
-use crate::model::{Action, Disruption, Goal, Invariant, Plan, PlanStep, StepKey};
+use crate::model::{Goal, Plan, PlanStep};
+use steps::Steps;
 
 pub use address::{AddressError, free_addresses, free_pod_cidrs};
 
@@ -52,6 +64,8 @@ pub enum DesiredState {
         endpoint: (Ipv4Addr, u16),
         /// Machines, by name.
         machines: BTreeMap<MachineName, DesiredMachine>,
+        /// Budgets of the pools; one without an entry has the default.
+        budgets: BTreeMap<PoolName, Budget>,
         /// Digest of the add-ons.
         addons: Digest,
     },
@@ -62,11 +76,20 @@ pub enum DesiredState {
     },
 }
 
+/// How many machines of a pool may be out of service because of us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Budget {
+    /// Machines below the number that is wanted.
+    pub max_unavailable: u32,
+    /// So many are changed first, and the others once these are in service again.
+    pub canaries: u32,
+}
+
 /// What a machine should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DesiredMachine {
-    /// Whether it is of the control plane.
-    pub control_plane: bool,
+    /// The pool it is one of; none for the control plane.
+    pub pool: Option<PoolName>,
     /// Which rebirth of it is wanted.
     pub incarnation: Incarnation,
     /// Its node.
@@ -77,8 +100,19 @@ pub struct DesiredMachine {
     pub kubernetes_version: String,
     /// Its persistent disk.
     pub disk: Option<DiskName>,
-    /// Digest of everything its configuration depends on.
+    /// Digest of everything its configuration depends on, routes included.
     pub configuration: Digest,
+    /// Digest of what its components are started with: the configuration without routes.
+    pub components: Digest,
+    /// Digest of what its Node is told.
+    pub labels: Digest,
+}
+
+impl DesiredMachine {
+    /// Whether it is of the control plane.
+    pub fn control_plane(&self) -> bool {
+        self.pool.is_none()
+    }
 }
 
 /// What there is of a cluster.
@@ -96,17 +130,29 @@ pub struct Observed {
     pub addons: Option<Digest>,
     /// Whether the director has records of it.
     pub records: bool,
+    /// Machines that the director has records of and that nothing is wanted of, whether or not they exist.
+    pub surplus: BTreeSet<MachineName>,
+    /// Control-plane machines that the endpoint sends nobody to.
+    pub out_of_endpoint: BTreeSet<MachineName>,
+    /// Nodes of earlier incarnations whose objects may still be there.
+    pub departed: BTreeMap<MachineName, BTreeSet<NodeName>>,
 }
 
 /// What there is of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedMachine {
+    /// The pool it is one of; none for the control plane.
+    pub pool: Option<PoolName>,
     /// Which rebirth of it this is.
     pub incarnation: Incarnation,
     /// Its node.
     pub node: NodeName,
+    /// Version of its components.
+    pub kubernetes_version: String,
     /// False when its creation was cut off.
     pub complete: bool,
+    /// Whether the provider says that it runs.
+    pub running: bool,
     /// Whether its data disk is mounted.
     pub mounted: bool,
     /// Digest of the configuration that was written.
@@ -115,6 +161,23 @@ pub struct ObservedMachine {
     pub started: Option<Digest>,
     /// Whether its node was seen Ready.
     pub ready: bool,
+    /// Digest of what its Node was told.
+    pub labelled: Option<Digest>,
+    /// Whether its node may be cordoned by us.
+    pub cordoned: bool,
+}
+
+impl ObservedMachine {
+    /// Whether taking it away costs anything: it runs, came into service and was not stopped by us. A silent
+    /// agent does not count as down: it proves nothing about the machine.
+    pub fn available(&self) -> bool {
+        self.complete && self.running && self.ready && self.started.is_some()
+    }
+
+    /// Whether a Node object of it may exist.
+    pub(crate) fn registered(&self) -> bool {
+        self.ready || self.started.is_some()
+    }
 }
 
 /// A persistent disk.
@@ -130,16 +193,25 @@ pub struct ObservedDisk {
 pub enum PlanError {
     /// A control-plane machine would have to go while its cluster stays.
     #[error(
-        "control-plane machine {machine} is {found}, wanted is {wanted}; this release does not replace \
-         members of etcd: delete the cluster, or bring the machine back"
+        "control-plane machine {machine} would have to go; members of etcd are not removed: delete the \
+         cluster, or keep the machine"
     )]
     ControlPlaneMachine {
         /// The machine.
         machine: MachineName,
+    },
+    /// There is a later incarnation than the records know.
+    #[error(
+        "machine {machine} exists as incarnation {found}, the records say {wanted}: the store is older than \
+         the machine; restore a later one, or delete the machine by hand"
+    )]
+    LaterIncarnation {
+        /// The machine.
+        machine: MachineName,
         /// What there is.
-        found: String,
+        found: Incarnation,
         /// What is wanted.
-        wanted: String,
+        wanted: Incarnation,
     },
     /// A wanted disk belongs to a machine that stays.
     #[error("disk {disk} is attached to machine {holder}; detach it there first")]
@@ -148,6 +220,49 @@ pub enum PlanError {
         disk: DiskName,
         /// The machine that has it.
         holder: MachineName,
+    },
+    /// A member of etcd has lost its data.
+    #[error(
+        "data disk {disk} of control-plane machine {machine} is gone; a member of etcd is not made anew from \
+         nothing: restore the disk"
+    )]
+    DiskLost {
+        /// The disk.
+        disk: DiskName,
+        /// Its machine.
+        machine: MachineName,
+    },
+    /// Taking a control-plane machine would cost etcd its quorum.
+    #[error(
+        "{available} of {members} control-plane machines are in service; taking {machine} would leave \
+         {left}, and etcd needs {quorum}: bring the others back first"
+    )]
+    Quorum {
+        /// The machine that is to be changed.
+        machine: MachineName,
+        /// Members of etcd.
+        members: usize,
+        /// Of them in service.
+        available: usize,
+        /// Of them left in service.
+        left: usize,
+        /// Of them needed.
+        quorum: usize,
+    },
+    /// A pool has no machine to spare.
+    #[error(
+        "pool {pool}: {available} machines are in service or coming, {floor} must be at any moment, and \
+         {changing} are to be taken down; bring others back, or raise maxUnavailable or maxSurge"
+    )]
+    Spare {
+        /// The pool.
+        pool: PoolName,
+        /// Machines in service, with those that the plan makes first.
+        available: usize,
+        /// The least number in service.
+        floor: usize,
+        /// Machines in service that would have to be taken down.
+        changing: usize,
     },
     /// A cluster without a control plane.
     #[error("cluster {0} has no control-plane machine")]
@@ -158,7 +273,12 @@ impl PlanError {
     /// Who acts.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::ControlPlaneMachine { .. } | Self::DiskHeld { .. } => ErrorClass::Operator,
+            Self::ControlPlaneMachine { .. }
+            | Self::LaterIncarnation { .. }
+            | Self::DiskHeld { .. }
+            | Self::DiskLost { .. }
+            | Self::Quorum { .. }
+            | Self::Spare { .. } => ErrorClass::Operator,
             Self::NoControlPlane(_) => ErrorClass::Bug,
         }
     }
@@ -169,13 +289,17 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
     let mut steps = Steps::default();
     let goal = match &desired.state {
         DesiredState::Present {
-            machines, addons, ..
+            machines,
+            budgets,
+            addons,
+            ..
         } => {
-            present::plan(&desired.cluster, machines, *addons, observed, &mut steps)?;
+            let site = present::Site::new(&desired.cluster, machines, budgets, *addons, observed)?;
+            present::plan(&site, &mut steps)?;
             Goal::Present
         }
         DesiredState::Absent { disks } => {
-            plan_absent(disks, observed, &mut steps);
+            absent::plan(disks, observed, &mut steps);
             Goal::Absent
         }
     };
@@ -204,95 +328,4 @@ pub fn hash(desired: &Desired, goal: Goal, steps: &[PlanStep]) -> Digest {
         .collect();
     // Ordered maps with string keys and plain values: serialising cannot fail, and is the same each time.
     Digest::of(&serde_json::to_vec(&(desired, goal, decisions)).unwrap_or_default())
-}
-
-fn plan_absent(disks: &BTreeSet<DiskName>, observed: &Observed, steps: &mut Steps) {
-    for machine in observed.machines.keys() {
-        steps.add(
-            machine_key(machine, "delete"),
-            Action::DeleteMachine {
-                machine: machine.clone(),
-            },
-            "the cluster is to be deleted",
-            Invariant::OneIncarnation,
-            Disruption::Api,
-            [],
-        );
-    }
-    for (disk, found) in &observed.disks {
-        if !disks.contains(disk) {
-            continue;
-        }
-        let holder = found.attached_to.iter().map(|m| machine_key(m, "delete"));
-        steps.add(
-            StepKey(format!("disk/{disk}/delete")),
-            Action::DeleteDisk { disk: disk.clone() },
-            "the order to delete the cluster names this disk",
-            Invariant::NamedDeletion,
-            Disruption::Data,
-            holder,
-        );
-    }
-    if observed.endpoint {
-        steps.add(
-            StepKey("endpoint/delete".to_owned()),
-            Action::DeleteEndpoint,
-            "the cluster is to be deleted",
-            Invariant::StepEnds,
-            Disruption::Api,
-            [],
-        );
-    }
-    if observed.records {
-        let all: Vec<_> = steps.list.iter().map(|step| step.key.clone()).collect();
-        steps.add(
-            StepKey("cluster/forget".to_owned()),
-            Action::ForgetCluster,
-            "nothing of the cluster is left; its addresses and keys are given up last",
-            Invariant::OneIncarnation,
-            Disruption::Nothing,
-            all,
-        );
-    }
-}
-
-/// Steps in the order in which they were added; what a step waits for is dropped when it is not planned.
-#[derive(Debug, Default)]
-struct Steps {
-    list: Vec<PlanStep>,
-    keys: BTreeSet<StepKey>,
-}
-
-impl Steps {
-    fn add(
-        &mut self,
-        key: StepKey,
-        action: Action,
-        why: &str,
-        guard: Invariant,
-        disrupts: Disruption,
-        after: impl IntoIterator<Item = StepKey>,
-    ) {
-        let after: BTreeSet<_> = after
-            .into_iter()
-            .filter(|key| self.keys.contains(key))
-            .collect();
-        self.keys.insert(key.clone());
-        self.list.push(PlanStep {
-            key,
-            action,
-            why: why.to_owned(),
-            guard,
-            disrupts,
-            after: after.into_iter().collect(),
-        });
-    }
-
-    fn has(&self, key: &StepKey) -> bool {
-        self.keys.contains(key)
-    }
-}
-
-fn machine_key(machine: &MachineName, verb: &str) -> StepKey {
-    StepKey(format!("machine/{machine}/{verb}"))
 }

@@ -1,25 +1,155 @@
 //! Plans a cluster that should be there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
+use windlass_common::id::{ClusterName, Digest, Incarnation, MachineName, PoolName};
 
-use super::{DesiredMachine, Observed, ObservedMachine, PlanError, Steps, machine_key};
+use super::steps::{Steps, addons_key, api_key, checkpoint_key, endpoint_key, machine_key};
+use super::{Budget, DesiredMachine, Observed, ObservedMachine, PlanError, takedown};
 use crate::model::{Action, Disruption, Invariant, StepKey};
 
-pub(super) fn plan(
-    cluster: &ClusterName,
-    machines: &BTreeMap<MachineName, DesiredMachine>,
-    addons: Digest,
-    observed: &Observed,
-    steps: &mut Steps,
-) -> Result<(), PlanError> {
-    let first = machines
-        .iter()
-        .find(|(_, machine)| machine.control_plane)
-        .map(|(name, _)| name)
-        .ok_or_else(|| PlanError::NoControlPlane(cluster.clone()))?;
-    if !(observed.endpoint && observed.endpoint_current) {
+/// What a machine needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// It is as it should be, routes and labels apart.
+    Nothing,
+    /// It is not in service and has to come up, as another incarnation where one is down: costs nothing.
+    Make,
+    /// It serves, and another incarnation is wanted.
+    Replace,
+    /// It serves, and its components run with another configuration.
+    Restart,
+}
+
+/// The cluster as the planner sees it.
+pub(super) struct Site<'a> {
+    pub(super) machines: &'a BTreeMap<MachineName, DesiredMachine>,
+    pub(super) budgets: &'a BTreeMap<PoolName, Budget>,
+    pub(super) observed: &'a Observed,
+    pub(super) needs: BTreeMap<&'a MachineName, Need>,
+    /// Machines, whether or not they exist, of which nothing is wanted.
+    pub(super) surplus: BTreeSet<&'a MachineName>,
+    /// Members of etcd.
+    pub(super) members: usize,
+    addons: Option<Digest>,
+    /// The control-plane machine that shows that the API answers when none is in service.
+    first: &'a MachineName,
+    /// Some of it was in service: people use it, whether or not its API answers now.
+    established: bool,
+    /// A control-plane machine is in service.
+    api: bool,
+}
+
+impl<'a> Site<'a> {
+    pub(super) fn new(
+        cluster: &ClusterName,
+        machines: &'a BTreeMap<MachineName, DesiredMachine>,
+        budgets: &'a BTreeMap<PoolName, Budget>,
+        addons: Digest,
+        observed: &'a Observed,
+    ) -> Result<Self, PlanError> {
+        let members = machines.iter().filter(|(_, m)| m.control_plane());
+        let first = members
+            .clone()
+            .next()
+            .map(|(name, _)| name)
+            .ok_or_else(|| PlanError::NoControlPlane(cluster.clone()))?;
+        let mut needs = BTreeMap::new();
+        for (name, wanted) in machines {
+            let found = observed.machines.get(name);
+            needs.insert(name, need(name, wanted, found)?);
+        }
+        let made = |(name, _): &(&MachineName, _)| needs[*name] == Need::Make;
+        let first = members.clone().find(made).map_or(first, |(name, _)| name);
+        let reborn = |(_, m): (_, &DesiredMachine)| m.incarnation != Incarnation::FIRST;
+        let established = observed.machines.values().any(|m| m.ready)
+            || !observed.departed.is_empty()
+            || members.clone().any(reborn);
+        let mut control_planes = observed.machines.values().filter(|m| m.pool.is_none());
+        let api = control_planes.any(ObservedMachine::available);
+        let unwanted = observed.machines.keys().chain(&observed.surplus);
+        let surplus = unwanted.filter(|name| !machines.contains_key(*name));
+        Ok(Self {
+            machines,
+            budgets,
+            observed,
+            needs,
+            surplus: surplus.collect(),
+            members: members.count(),
+            addons: (observed.addons != Some(addons)).then_some(addons),
+            first,
+            established,
+            api,
+        })
+    }
+
+    pub(super) fn found(&self, name: &MachineName) -> Option<&'a ObservedMachine> {
+        self.observed.machines.get(name)
+    }
+
+    /// Whether the incarnation that there is goes on.
+    pub(super) fn stays(&self, name: &MachineName) -> bool {
+        let wanted = self.machines.get(name).map(|m| m.incarnation);
+        wanted.is_some() && wanted == self.found(name).map(|f| f.incarnation)
+    }
+
+    /// Machines that join: their pods need routes on all others.
+    fn additions(&self) -> bool {
+        self.needs.iter().any(|(name, need)| {
+            *need == Need::Make && self.machines[*name].incarnation == Incarnation::FIRST
+        })
+    }
+
+    /// Whether anything has to be asked of the cluster's API.
+    fn api_needed(&self) -> bool {
+        let observed = self.observed;
+        let due = |(name, found): (&MachineName, &ObservedMachine)| {
+            found.cordoned
+                || self
+                    .machines
+                    .get(name)
+                    .is_some_and(|m| found.labelled != Some(m.labels))
+        };
+        self.addons.is_some()
+            || !self.surplus.is_empty()
+            || !observed.departed.is_empty()
+            || self.needs.values().any(|need| *need != Need::Nothing)
+            || observed.machines.iter().any(due)
+    }
+}
+
+fn need(
+    name: &MachineName,
+    wanted: &DesiredMachine,
+    found: Option<&ObservedMachine>,
+) -> Result<Need, PlanError> {
+    let Some(found) = found else {
+        return Ok(Need::Make);
+    };
+    if found.incarnation > wanted.incarnation {
+        return Err(PlanError::LaterIncarnation {
+            machine: name.clone(),
+            found: found.incarnation,
+            wanted: wanted.incarnation,
+        });
+    }
+    Ok(if !found.available() {
+        // What is as it should be and only stands still is not ours to start: that takes a verdict.
+        let complete = found.incarnation == wanted.incarnation && found.complete && found.ready;
+        let done = complete && found.started == Some(wanted.components);
+        if done { Need::Nothing } else { Need::Make }
+    } else if found.incarnation != wanted.incarnation {
+        Need::Replace
+    } else if found.started != Some(wanted.components) || (wanted.disk.is_some() && !found.mounted)
+    {
+        Need::Restart
+    } else {
+        Need::Nothing
+    })
+}
+
+pub(super) fn plan(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
+    if !(site.observed.endpoint && site.observed.endpoint_current) {
         steps.add(
             endpoint_key(),
             Action::EnsureEndpoint,
@@ -29,137 +159,248 @@ pub(super) fn plan(
             [],
         );
     }
-    remove_surplus(machines, observed, steps)?;
-    for (name, machine) in machines {
-        let found = observed.machines.get(name);
-        make(name, machine, found, observed, steps)?;
+    refuse_members_that_go(site)?;
+    if site.established {
+        established(site, steps)?;
+    } else {
+        fresh(site, steps)?;
     }
-    let wanting = wanting_nodes(machines, observed, steps);
-    let addons_due = observed.addons != Some(addons);
-    await_control_planes(machines, first, addons_due || !wanting.is_empty(), steps);
-    if addons_due {
+    forget_departed(site, steps);
+    prune_routes(site, steps);
+    Ok(())
+}
+
+fn refuse_members_that_go(site: &Site<'_>) -> Result<(), PlanError> {
+    for name in &site.surplus {
+        let member = site.found(name).is_some_and(|found| found.pool.is_none());
+        let holds_data = |disk: &super::ObservedDisk| disk.attached_to.as_ref() == Some(*name);
+        if member || site.observed.disks.values().any(holds_data) {
+            return Err(PlanError::ControlPlaneMachine {
+                machine: (*name).clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A cluster without an API: all of it comes up at once.
+fn fresh(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
+    for name in &site.surplus {
+        takedown::delete(site, name, "nothing of it is wanted", &[], steps);
+    }
+    for name in site.machines.keys() {
+        if site.needs[name] == Need::Make {
+            bring_up(site, name, &[], steps)?;
+        }
+    }
+    let wanting: Vec<_> = site
+        .machines
+        .keys()
+        .filter(|name| wants_node(site, name, steps))
+        .collect();
+    await_control_planes(site, !wanting.is_empty(), steps);
+    apply_addons(site, machine_key(site.first, "await-control-plane"), steps);
+    for name in wanting {
+        await_node(site, name, steps);
+    }
+    Ok(())
+}
+
+/// A cluster that people use.
+fn established(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
+    if site.api && site.api_needed() {
         steps.add(
-            StepKey("addons/apply".to_owned()),
-            Action::ApplyAddons,
-            "roles, cluster DNS and the other add-ons differ from what was applied last",
+            api_key(),
+            Action::AwaitApi,
+            "nothing is touched while the cluster's API does not answer",
             Invariant::StepEnds,
             Disruption::Nothing,
-            [machine_key(first, "await-control-plane")],
+            [endpoint_key()],
         );
     }
-    for name in wanting {
+    add_routes(site, steps);
+    takedown::make_control_plane(site, steps)?;
+    if !site.api && site.api_needed() {
+        await_control_plane(site.first, steps);
+    }
+    apply_addons(site, api_shown_by(site), steps);
+    open_nodes(site, steps);
+    let done = takedown::control_plane(site, steps)?;
+    takedown::workers(site, &done, steps)?;
+    for name in site.machines.keys() {
+        let planned = steps.has(&machine_key(name, "await-node"));
+        if !planned && site.needs[name] == Need::Nothing && wants_node(site, name, steps) {
+            await_node(site, name, steps);
+        }
+    }
+    Ok(())
+}
+
+/// Opens nodes that a drain has closed and that stay after all.
+fn open_nodes(site: &Site<'_>, steps: &mut Steps) {
+    for (name, found) in &site.observed.machines {
+        if found.cordoned && site.stays(name) {
+            steps.add(
+                machine_key(name, "uncordon"),
+                Action::Uncordon {
+                    machine: name.clone(),
+                    node: found.node.clone(),
+                },
+                "it was to be drained, and stays",
+                Invariant::StepEnds,
+                Disruption::Nothing,
+                [api_shown_by(site)],
+            );
+        }
+    }
+}
+
+/// Machines in service learn the way to those that join, before these have pods.
+fn add_routes(site: &Site<'_>, steps: &mut Steps) {
+    if !site.additions() {
+        return;
+    }
+    let mut told = Vec::new();
+    for (name, found) in &site.observed.machines {
+        let wanted = site.machines.get(name);
+        let knows = wanted.is_some_and(|w| found.configured == Some(w.configuration));
+        if knows || !found.available() {
+            continue;
+        }
+        let key = machine_key(name, "add-routes");
         steps.add(
-            machine_key(&name, "await-node"),
-            Action::AwaitNode {
+            key.clone(),
+            Action::AddRoutes {
                 machine: name.clone(),
-                node: machines[&name].node.clone(),
             },
-            "the machine counts once its node is Ready",
+            "it has to know the way to the pods of machines that join",
+            Invariant::StepEnds,
+            Disruption::Nothing,
+            [],
+        );
+        told.push(key);
+    }
+    let why = "every machine in service knows the way to those that join";
+    steps.checkpoint(ROUTES, why, Invariant::StepEnds, told);
+}
+
+/// Name of the checkpoint after which new machines may have pods.
+const ROUTES: &str = "routes";
+
+/// Removes the Node objects of incarnations that are gone or go, then forgets machines.
+fn forget_departed(site: &Site<'_>, steps: &mut Steps) {
+    for (name, found) in &site.observed.machines {
+        if found.registered() && steps.has(&machine_key(name, "delete")) {
+            takedown::drop_node(site, name, &found.node, steps);
+        }
+    }
+    for (name, nodes) in &site.observed.departed {
+        for node in nodes {
+            takedown::drop_node(site, name, node, steps);
+        }
+    }
+    for name in &site.surplus {
+        takedown::forget(site, name, steps);
+    }
+}
+
+/// Machines lose their routes to those that are gone, at the very end.
+fn prune_routes(site: &Site<'_>, steps: &mut Steps) {
+    let gone = site.surplus.iter().map(|name| machine_key(name, "forget"));
+    let why = "what was not wanted is gone";
+    steps.checkpoint(GONE, why, Invariant::OneIncarnation, gone);
+    let all = steps.has(&checkpoint_key(GONE));
+    for (name, wanted) in site.machines {
+        let configures =
+            ["configure", "add-routes"].map(|verb| steps.has(&machine_key(name, verb)));
+        let current = site
+            .found(name)
+            .is_some_and(|found| found.configured == Some(wanted.configuration));
+        let stale = !current && site.found(name).is_some() && configures == [false, false];
+        // One that stands still is told by whoever starts it.
+        let reachable = site.needs[name] != Need::Nothing
+            || site.found(name).is_some_and(|found| found.running);
+        if !(reachable && (all || stale)) {
+            continue;
+        }
+        steps.add(
+            machine_key(name, "prune-routes"),
+            Action::PruneRoutes {
+                machine: name.clone(),
+            },
+            "it knows the way to machines that are gone",
             Invariant::StepEnds,
             Disruption::Nothing,
             [
-                machine_key(&name, "start"),
-                machine_key(first, "await-control-plane"),
-                // The director's right to look at nodes is one of the add-ons.
-                StepKey("addons/apply".to_owned()),
-                endpoint_key(),
+                checkpoint_key(GONE),
+                machine_key(name, "add-routes"),
+                machine_key(name, "start"),
             ],
         );
     }
-    drop_nodes(machines, first, observed, steps);
-    Ok(())
 }
 
-fn endpoint_key() -> StepKey {
-    StepKey("endpoint/ensure".to_owned())
-}
-
-/// Deletes machines that are of no use: unwanted workers, and workers of another incarnation.
-fn remove_surplus(
-    machines: &BTreeMap<MachineName, DesiredMachine>,
-    observed: &Observed,
-    steps: &mut Steps,
-) -> Result<(), PlanError> {
-    for (name, found) in &observed.machines {
-        let wanted = machines.get(name);
-        if wanted.is_some_and(|wanted| wanted.incarnation == found.incarnation) {
-            continue;
-        }
-        let control_plane = wanted.is_some_and(|wanted| wanted.control_plane);
-        let holds_data = observed
-            .disks
-            .values()
-            .any(|disk| disk.attached_to.as_ref() == Some(name));
-        if control_plane || holds_data {
-            return Err(PlanError::ControlPlaneMachine {
-                machine: name.clone(),
-                found: format!("incarnation {}", found.incarnation),
-                wanted: wanted.map_or("no such machine".to_owned(), |wanted| {
-                    format!("incarnation {}", wanted.incarnation)
-                }),
-            });
-        }
-        steps.add(
-            machine_key(name, "delete"),
-            Action::DeleteMachine {
-                machine: name.clone(),
-            },
-            "it is not wanted, or not this incarnation of it",
-            Invariant::OneIncarnation,
-            Disruption::Pods,
-            [],
-        );
-    }
-    Ok(())
-}
+/// Name of the checkpoint after which nothing of the surplus is left.
+const GONE: &str = "surplus-gone";
 
 /// Whatever is missing of one machine, up to its started components.
-fn make(
+pub(super) fn bring_up(
+    site: &Site<'_>,
     name: &MachineName,
-    machine: &DesiredMachine,
-    found: Option<&ObservedMachine>,
-    observed: &Observed,
+    after: &[StepKey],
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
+    let machine = &site.machines[name];
+    let found = site.found(name);
+    if found.is_some_and(|f| f.incarnation != machine.incarnation)
+        && !steps.has(&machine_key(name, "delete"))
+    {
+        takedown::delete(
+            site,
+            name,
+            "another incarnation of it is wanted",
+            after,
+            steps,
+        );
+    }
     let usable = found.filter(|f| f.incarnation == machine.incarnation && f.complete);
     if usable.is_none() {
+        let why = match found {
+            Some(f) if f.incarnation == machine.incarnation => "its creation was cut off",
+            Some(_) => "another incarnation of it is wanted",
+            None => "it does not exist",
+        };
         steps.add(
             machine_key(name, "create"),
             Action::CreateMachine {
                 machine: name.clone(),
             },
-            match found {
-                Some(f) if f.incarnation == machine.incarnation => "its creation was cut off",
-                Some(_) => "another incarnation of it is wanted",
-                None => "it does not exist",
-            },
+            why,
             Invariant::OneIncarnation,
             Disruption::Nothing,
-            [machine_key(name, "delete")],
+            after.iter().cloned().chain([machine_key(name, "delete")]),
         );
     }
-    if let Some(disk) = &machine.disk {
-        attach(name, disk, observed, steps)?;
+    if machine.disk.is_some() {
+        attach(site, name, steps)?;
     }
     let mount = machine.disk.is_some()
         && (steps.has(&machine_key(name, "attach-disk")) || !usable.is_some_and(|f| f.mounted));
     let configure = usable.is_none_or(|f| f.configured != Some(machine.configuration));
-    let start =
-        mount || configure || usable.is_none_or(|f| f.started != Some(machine.configuration));
+    let start = mount || usable.is_none_or(|f| f.started != Some(machine.components));
     if start {
-        run_agent_steps(name, mount, configure, steps);
+        start_up(site, name, Agent { mount, configure }, after, steps);
     }
     Ok(())
 }
 
-fn attach(
-    name: &MachineName,
-    disk: &DiskName,
-    observed: &Observed,
-    steps: &mut Steps,
-) -> Result<(), PlanError> {
+fn attach(site: &Site<'_>, name: &MachineName, steps: &mut Steps) -> Result<(), PlanError> {
+    let machine = &site.machines[name];
+    let Some(disk) = &machine.disk else {
+        return Ok(());
+    };
     let create_disk = StepKey(format!("disk/{disk}/create"));
-    let holder = observed.disks.get(disk).map(|disk| &disk.attached_to);
+    let holder = site.observed.disks.get(disk).map(|disk| &disk.attached_to);
     match holder {
         Some(Some(holder)) if holder != name => {
             return Err(PlanError::DiskHeld {
@@ -168,6 +409,13 @@ fn attach(
             });
         }
         Some(_) => {}
+        // The first incarnation of a member makes its disk; a later one has to find it.
+        None if machine.incarnation != Incarnation::FIRST => {
+            return Err(PlanError::DiskLost {
+                disk: disk.clone(),
+                machine: name.clone(),
+            });
+        }
         None => steps.add(
             create_disk.clone(),
             Action::CreateDisk {
@@ -196,17 +444,30 @@ fn attach(
     Ok(())
 }
 
-fn run_agent_steps(name: &MachineName, mount: bool, configure: bool, steps: &mut Steps) {
+/// What an agent has to do before its components start.
+struct Agent {
+    mount: bool,
+    configure: bool,
+}
+
+fn start_up(
+    site: &Site<'_>,
+    name: &MachineName,
+    agent: Agent,
+    after: &[StepKey],
+    steps: &mut Steps,
+) {
     let machine = || name.clone();
+    let gates = after.iter().cloned();
     steps.add(
         machine_key(name, "await-agent"),
         Action::AwaitAgent { machine: machine() },
         "its agent has to be connected to be told anything",
         Invariant::StepEnds,
         Disruption::Nothing,
-        [machine_key(name, "create")],
+        gates.chain([machine_key(name, "create")]),
     );
-    if mount {
+    if agent.mount {
         steps.add(
             machine_key(name, "mount-disk"),
             Action::MountDisk { machine: machine() },
@@ -219,111 +480,135 @@ fn run_agent_steps(name: &MachineName, mount: bool, configure: bool, steps: &mut
             ],
         );
     }
-    if configure {
+    if agent.configure {
         steps.add(
             machine_key(name, "configure"),
             Action::Configure { machine: machine() },
             "its configuration differs from what is wanted",
             Invariant::VersionSkew,
             Disruption::Nothing,
-            [machine_key(name, "await-agent")],
+            [
+                machine_key(name, "await-agent"),
+                machine_key(name, "add-routes"),
+            ],
         );
     }
+    let only_member = site.members == 1 && site.machines[name].control_plane();
+    let disrupts = if only_member && site.needs[name] == Need::Restart {
+        Disruption::Api
+    } else {
+        Disruption::Nothing
+    };
     steps.add(
         machine_key(name, "start"),
         Action::StartComponents { machine: machine() },
         "its components do not run with this configuration",
         Invariant::EtcdQuorum,
-        Disruption::Nothing,
+        disrupts,
         [
             machine_key(name, "await-agent"),
             machine_key(name, "mount-disk"),
             machine_key(name, "configure"),
+            checkpoint_key(ROUTES),
         ],
     );
 }
 
-/// Machines whose node was not seen Ready, or is about to change.
-fn wanting_nodes(
-    machines: &BTreeMap<MachineName, DesiredMachine>,
-    observed: &Observed,
-    steps: &Steps,
-) -> Vec<MachineName> {
-    machines
-        .keys()
-        .filter(|name| {
-            steps.has(&machine_key(name, "start"))
-                || !observed.machines.get(*name).is_some_and(|f| f.ready)
-        })
-        .cloned()
-        .collect()
+/// Whether a machine's node was not seen Ready, is about to change, or was told something else.
+fn wants_node(site: &Site<'_>, name: &MachineName, steps: &Steps) -> bool {
+    let labels = site.machines[name].labels;
+    steps.has(&machine_key(name, "start"))
+        || !site
+            .found(name)
+            .is_some_and(|f| f.ready && f.labelled == Some(labels))
+}
+
+/// Waits for a machine's API server.
+pub(super) fn await_control_plane(name: &MachineName, steps: &mut Steps) {
+    if steps.has(&machine_key(name, "await-control-plane")) {
+        return;
+    }
+    if !steps.has(&machine_key(name, "await-agent")) {
+        steps.add(
+            machine_key(name, "await-agent"),
+            Action::AwaitAgent {
+                machine: name.clone(),
+            },
+            "its agent has to be connected to be asked anything",
+            Invariant::StepEnds,
+            Disruption::Nothing,
+            [],
+        );
+    }
+    steps.add(
+        machine_key(name, "await-control-plane"),
+        Action::AwaitControlPlane {
+            machine: name.clone(),
+        },
+        "its member of etcd and its API server have to answer before anything is asked of it",
+        Invariant::EtcdQuorum,
+        Disruption::Nothing,
+        [machine_key(name, "start"), machine_key(name, "await-agent")],
+    );
 }
 
 /// Waits for each API server that is started, and for the first one whenever the API is needed.
-fn await_control_planes(
-    machines: &BTreeMap<MachineName, DesiredMachine>,
-    first: &MachineName,
-    needed: bool,
-    steps: &mut Steps,
-) {
-    for (name, machine) in machines {
-        let started = machine.control_plane && steps.has(&machine_key(name, "start"));
-        let asked = needed && name == first;
+fn await_control_planes(site: &Site<'_>, wanting: bool, steps: &mut Steps) {
+    let needed = wanting
+        || site.addons.is_some()
+        || !site.surplus.is_empty()
+        || !site.observed.departed.is_empty();
+    for (name, machine) in site.machines {
+        let started = machine.control_plane() && steps.has(&machine_key(name, "start"));
+        let asked = needed && name == site.first;
         if !started && !asked {
             continue;
         }
-        if !started {
-            steps.add(
-                machine_key(name, "await-agent"),
-                Action::AwaitAgent {
-                    machine: name.clone(),
-                },
-                "its agent has to be connected to be asked anything",
-                Invariant::StepEnds,
-                Disruption::Nothing,
-                [],
-            );
-        }
+        await_control_plane(name, steps);
+        takedown::join(site, name, steps);
+    }
+}
+
+fn apply_addons(site: &Site<'_>, after: StepKey, steps: &mut Steps) {
+    if site.addons.is_some() {
         steps.add(
-            machine_key(name, "await-control-plane"),
-            Action::AwaitControlPlane {
-                machine: name.clone(),
-            },
-            "its API server has to answer before anything is asked of it",
-            Invariant::EtcdQuorum,
+            addons_key(),
+            Action::ApplyAddons,
+            "roles, cluster DNS and the other add-ons differ from what was applied last",
+            Invariant::StepEnds,
             Disruption::Nothing,
-            [machine_key(name, "start"), machine_key(name, "await-agent")],
+            [after],
         );
     }
 }
 
-/// Removes the Node objects of machines that are deleted.
-fn drop_nodes(
-    machines: &BTreeMap<MachineName, DesiredMachine>,
-    first: &MachineName,
-    observed: &Observed,
-    steps: &mut Steps,
-) {
-    for (name, found) in &observed.machines {
-        if !steps.has(&machine_key(name, "delete")) || !found.ready {
-            continue;
-        }
-        if machines.get(name).is_some_and(|m| m.node == found.node) {
-            continue;
-        }
-        steps.add(
-            machine_key(name, "drop-node"),
-            Action::DropNode {
-                machine: name.clone(),
-                node: found.node.clone(),
-            },
-            "its machine is gone, so its pods have to be moved and its name given up",
-            Invariant::OneIncarnation,
-            Disruption::Pods,
-            [
-                machine_key(name, "delete"),
-                machine_key(first, "await-control-plane"),
-            ],
-        );
+/// The step that shows that the API answers: any API server that is in service, or the first that comes.
+pub(super) fn api_shown_by(site: &Site<'_>) -> StepKey {
+    if site.api {
+        api_key()
+    } else {
+        machine_key(site.first, "await-control-plane")
     }
+}
+
+pub(super) fn await_node(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
+    steps.add(
+        machine_key(name, "await-node"),
+        Action::AwaitNode {
+            machine: name.clone(),
+            node: site.machines[name].node.clone(),
+        },
+        "the machine counts once its node is Ready and labelled",
+        Invariant::StepEnds,
+        Disruption::Nothing,
+        [
+            machine_key(name, "start"),
+            machine_key(name, "await-control-plane"),
+            machine_key(name, "join-endpoint"),
+            api_shown_by(site),
+            // The director's right to look at nodes is one of the add-ons.
+            addons_key(),
+            endpoint_key(),
+        ],
+    );
 }

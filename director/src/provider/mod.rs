@@ -107,8 +107,9 @@ pub trait Provider: Send + Sync + fmt::Debug {
     fn disks(&self) -> ProviderFuture<'_, Vec<DiskView>>;
 
     /// Makes the cluster's endpoint answer at `address:port` and spread connections over `backends`.
-    /// Returns when it listens. Asked again, it takes over the new backends without closing connections to
-    /// those that stay, and restarts the endpoint if it is gone.
+    /// Returns when it listens. Asked again, it takes over the new backends and restarts the endpoint if it is
+    /// gone. Connections to backends that stay are not touched; those to one that leaves may end by themselves,
+    /// and no new ones go there.
     fn ensure_endpoint(&self, request: EndpointRequest) -> ProviderFuture<'_, EndpointView>;
 
     /// Removes the cluster's endpoint; removing what is not there succeeds.

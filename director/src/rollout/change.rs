@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use windlass_common::id::{ClusterName, Digest, MachineName};
+use windlass_common::id::{ClusterName, Digest, MachineName, NodeName};
 
-use crate::model::{Cluster, Machine, MachinePhase};
+use crate::model::{Action, Cluster, Machine, MachinePhase};
 use crate::store::{Commit, Kind, Record, Records, StoreError};
 
 /// A change of the records.
@@ -22,14 +22,41 @@ pub enum RecordChange {
     Configured(MachineName, Digest),
     /// Its components were started with this configuration.
     Started(MachineName, Digest),
-    /// Its node is Ready.
-    NodeReady(MachineName),
-    /// It is gone.
+    /// Its node is Ready, and was given these labels.
+    NodeReady(MachineName, Digest),
+    /// It is gone, and what was wanted instead may come.
     MachineDeleted(MachineName),
+    /// Its node is about to be cordoned.
+    Cordoning(MachineName),
+    /// Its node is open.
+    Uncordoned(MachineName),
+    /// The endpoint is about to send it nobody.
+    Leaving(MachineName),
+    /// The endpoint sends connections to it.
+    Serving(MachineName),
+    /// Its components are about to be stopped.
+    Stopping(MachineName),
+    /// The Node object of an earlier incarnation is gone.
+    NodeDropped(MachineName, NodeName),
+    /// Nothing of it is left; its record and its address go.
+    MachineForgotten(MachineName),
     /// These add-ons were applied.
     Addons(Digest),
     /// The cluster is no more; its records, addresses and secrets go.
     Forget,
+}
+
+/// What the records have to say before a step begins.
+pub(super) fn intent(action: &Action) -> Option<RecordChange> {
+    if let Action::Drain { machine, .. } = action {
+        Some(RecordChange::Cordoning(machine.clone()))
+    } else if let Action::LeaveEndpoint { machine } = action {
+        Some(RecordChange::Leaving(machine.clone()))
+    } else if let Action::StopComponents { machine } = action {
+        Some(RecordChange::Stopping(machine.clone()))
+    } else {
+        None
+    }
 }
 
 /// Adds what `changes` do to the records of `cluster` to a commit.
@@ -60,8 +87,15 @@ pub(super) async fn apply(
             | RecordChange::DiskMounted(name)
             | RecordChange::Configured(name, _)
             | RecordChange::Started(name, _)
-            | RecordChange::NodeReady(name)
-            | RecordChange::MachineDeleted(name) => {
+            | RecordChange::NodeReady(name, _)
+            | RecordChange::MachineDeleted(name)
+            | RecordChange::Cordoning(name)
+            | RecordChange::Uncordoned(name)
+            | RecordChange::Leaving(name)
+            | RecordChange::Serving(name)
+            | RecordChange::Stopping(name)
+            | RecordChange::NodeDropped(name, _)
+            | RecordChange::MachineForgotten(name) => {
                 if !machines.contains_key(name)
                     && let Some(record) = records.get(name.as_str()).await?
                 {
@@ -80,8 +114,14 @@ pub(super) async fn apply(
             commit.delete_value(Kind::Certificates, name.as_str());
         }
     }
-    for machine in machines.values() {
-        commit.put(machine)?;
+    for (name, machine) in machines {
+        if changes.contains(&RecordChange::MachineForgotten(name.clone())) {
+            commit.delete_value(Kind::Address, &machine.address.to_string());
+            commit.delete_value(Kind::Certificates, name.as_str());
+            commit.delete(&machine);
+        } else {
+            commit.put(&machine)?;
+        }
     }
     if let Some(owner) = &owner {
         commit.put(owner)?;
@@ -96,7 +136,13 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
             record.phase = MachinePhase::Creating;
         }
         RecordChange::MachineDeleted(_) => {
+            if record.phase >= MachinePhase::Configured
+                && !record.departed.contains(&record.node_name)
+            {
+                record.departed.push(record.node_name.clone());
+            }
             reset(record);
+            record.take_over();
             record.phase = MachinePhase::Planned;
         }
         RecordChange::DiskAttached(_, device) => {
@@ -109,11 +155,24 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         RecordChange::DiskMounted(_) => record.mounted = true,
         RecordChange::Configured(_, digest) => record.configured = Some(*digest),
         RecordChange::Started(_, digest) => {
+            if record.phase == MachinePhase::Ready {
+                // It has joined, whatever its Node was told.
+                record.labelled.get_or_insert(Digest::of(b"not known"));
+            }
             record.started = Some(*digest);
             record.phase = MachinePhase::Configured;
         }
-        RecordChange::NodeReady(_) => record.phase = MachinePhase::Ready,
-        RecordChange::Addons(_) | RecordChange::Forget => {}
+        RecordChange::NodeReady(_, digest) => {
+            record.phase = MachinePhase::Ready;
+            record.labelled = Some(*digest);
+        }
+        RecordChange::Cordoning(_) => record.cordoned = true,
+        RecordChange::Uncordoned(_) => record.cordoned = false,
+        RecordChange::Leaving(_) => record.serving = false,
+        RecordChange::Serving(_) => record.serving = true,
+        RecordChange::Stopping(_) => record.started = None,
+        RecordChange::NodeDropped(_, node) => record.departed.retain(|gone| gone != node),
+        RecordChange::Addons(_) | RecordChange::MachineForgotten(_) | RecordChange::Forget => {}
     }
 }
 
@@ -122,6 +181,8 @@ fn reset(record: &mut Machine) {
     record.mounted = false;
     record.configured = None;
     record.started = None;
+    record.labelled = None;
+    record.cordoned = false;
 }
 
 /// Deletes everything kept about a cluster except its tasks and the audit log.

@@ -12,8 +12,8 @@ use super::change;
 use super::step::{End, Runner, stopped};
 use super::{Effects, ProgressSink, STEPS_IN_FLIGHT, StepOrder, Stop, limit};
 use crate::model::{
-    Cluster, ClusterPhase, Fault, Goal, Plan, PlanStep, StepKey, StepRecord, StepState, Task,
-    TaskEvent, TaskId, TaskKind, TaskState, Timestamp,
+    Cluster, ClusterPhase, Fault, Plan, PlanStep, StepKey, StepRecord, StepState, Task, TaskEvent,
+    TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::store::{Commit, Records, StoreError};
 
@@ -105,7 +105,7 @@ impl Driver {
 
     async fn clean_up(&self, task: &mut Task) {
         if task.cleanup.is_none() {
-            match self.effects.plan_cleanup(&task.cluster).await {
+            match self.effects.plan_cleanup(task.kind, &task.cluster).await {
                 Ok(plan) => {
                     task.cleanup = Some(plan);
                     self.set_state(task, TaskState::Cancelling, None).await;
@@ -182,9 +182,13 @@ impl Driver {
         }
     }
 
-    /// Writes down that a create is being cancelled, so that a restart does not forget it.
+    /// Writes down that a create or an update is being cancelled, so that a restart does not forget it.
     async fn begin_to_cancel(&self, task: &mut Task, stop: Stop) {
-        let clean = stop == Stop::CleanUp && task.kind == TaskKind::CreateCluster;
+        let cleans = match task.kind {
+            TaskKind::CreateCluster | TaskKind::UpdateCluster => true,
+            TaskKind::DeleteCluster => false,
+        };
+        let clean = stop == Stop::CleanUp && cleans;
         if clean && task.state == TaskState::Running {
             self.set_state(task, TaskState::Cancelling, None).await;
         }
@@ -234,6 +238,7 @@ impl Driver {
                 End::Failed(_) | End::Stopped => None,
             })
             .flatten()
+            .chain(orders.iter().filter_map(|o| change::intent(&o.action)))
             .collect();
         loop {
             let mut commit = Commit::default();
@@ -315,20 +320,39 @@ impl Driver {
 
 /// What the state of its task means for a cluster.
 fn settle(cluster: &mut Cluster, task: &Task) {
-    let over = task.state.is_over();
-    cluster.task = if over { None } else { Some(task.id.clone()) };
+    cluster.task = (!task.state.is_over()).then(|| task.id.clone());
     let fault = task.error.as_ref().map(|fault| fault.message.clone());
-    (cluster.phase, cluster.message) = match (task.state, task.plan.goal) {
-        (TaskState::Succeeded, Goal::Present) => (ClusterPhase::Ready, None),
-        (TaskState::Queued | TaskState::Running, Goal::Present) => (ClusterPhase::Creating, None),
-        (TaskState::Cancelling, _) | (TaskState::Queued | TaskState::Running, Goal::Absent) => {
-            (ClusterPhase::Deleting, None)
-        }
-        (TaskState::Failed, _) => (ClusterPhase::Failed, fault),
-        (TaskState::Cancelled | TaskState::Succeeded, _) => (
-            ClusterPhase::Failed,
-            Some(format!("{} was cancelled", task.id)),
-        ),
+    let cancelled = || Some(format!("{} was cancelled", task.id));
+    (cluster.phase, cluster.message) = match task.kind {
+        TaskKind::CreateCluster => match task.state {
+            TaskState::Succeeded => (ClusterPhase::Ready, None),
+            TaskState::Queued | TaskState::Running => (ClusterPhase::Creating, None),
+            TaskState::Cancelling => (ClusterPhase::Deleting, None),
+            TaskState::Failed => (ClusterPhase::Failed, fault),
+            TaskState::Cancelled => (ClusterPhase::Failed, cancelled()),
+        },
+        TaskKind::UpdateCluster => match task.state {
+            TaskState::Succeeded => (ClusterPhase::Ready, None),
+            TaskState::Queued | TaskState::Running | TaskState::Cancelling => {
+                (ClusterPhase::Updating, None)
+            }
+            TaskState::Failed => (ClusterPhase::Degraded, fault),
+            TaskState::Cancelled => {
+                let name = &task.cluster;
+                let left = format!(
+                    "{} was cancelled; `windlass cluster plan {name}` shows what is left of it",
+                    task.id
+                );
+                (ClusterPhase::Ready, Some(left))
+            }
+        },
+        TaskKind::DeleteCluster => match task.state {
+            TaskState::Queued | TaskState::Running | TaskState::Cancelling => {
+                (ClusterPhase::Deleting, None)
+            }
+            TaskState::Failed => (ClusterPhase::Failed, fault),
+            TaskState::Cancelled | TaskState::Succeeded => (ClusterPhase::Failed, cancelled()),
+        },
     };
 }
 

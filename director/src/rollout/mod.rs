@@ -31,7 +31,7 @@ use tokio::sync::{broadcast, watch};
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::{ClusterName, MachineName};
 
-use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId};
+use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId, TaskKind};
 use crate::store::{Records, StoreError};
 
 pub use change::RecordChange;
@@ -50,9 +50,11 @@ pub trait Effects: Send + Sync + fmt::Debug {
     /// gives up waiting; what was begun may still happen.
     fn perform(&self, order: StepOrder) -> BoxFuture<'_, Result<Done, EffectError>>;
 
-    /// The plan that removes everything a cancelled create has made, its fresh disks included.
+    /// The plan that ends a cancelled task: it removes everything a create has made, its fresh disks
+    /// included, or brings what an update has begun back to service and leaves the rest as it is.
     fn plan_cleanup<'a>(
         &'a self,
+        kind: TaskKind,
         cluster: &'a ClusterName,
     ) -> BoxFuture<'a, Result<Plan, EffectError>>;
 }
@@ -293,15 +295,27 @@ fn limit(action: &Action) -> Duration {
         | Action::AttachDisk { .. }
         | Action::DeleteDisk { .. }
         | Action::DeleteEndpoint
-        | Action::ForgetCluster => 60,
-        Action::MountDisk { .. } | Action::Configure { .. } => 120,
+        | Action::ForgetCluster
+        | Action::ForgetMachine { .. }
+        | Action::Checkpoint { .. }
+        | Action::LeaveEndpoint { .. }
+        | Action::JoinEndpoint { .. } => 60,
+        Action::MountDisk { .. }
+        | Action::Configure { .. }
+        | Action::AddRoutes { .. }
+        | Action::PruneRoutes { .. }
+        | Action::Uncordon { .. } => 120,
         Action::CreateMachine { .. }
         | Action::DeleteMachine { .. }
         | Action::AwaitAgent { .. }
         | Action::StartComponents { .. }
         | Action::ApplyAddons
-        | Action::DropNode { .. } => 180,
+        | Action::DropNode { .. }
+        | Action::AwaitApi
+        | Action::StopComponents { .. } => 180,
         Action::AwaitControlPlane { .. } | Action::AwaitNode { .. } => 300,
+        // The policy's own deadline, the longest grace of pods in practice, and volumes.
+        Action::Drain { .. } => 1200,
     };
     Duration::from_secs(seconds)
 }
@@ -317,7 +331,13 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::AwaitControlPlane { .. }
         | Action::ApplyAddons
         | Action::AwaitNode { .. }
-        | Action::DropNode { .. } => true,
+        | Action::DropNode { .. }
+        | Action::AwaitApi
+        | Action::Drain { .. }
+        | Action::Uncordon { .. }
+        | Action::StopComponents { .. }
+        | Action::AddRoutes { .. }
+        | Action::PruneRoutes { .. } => true,
         Action::EnsureEndpoint
         | Action::CreateDisk { .. }
         | Action::CreateMachine { .. }
@@ -325,7 +345,11 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::DeleteMachine { .. }
         | Action::DeleteDisk { .. }
         | Action::DeleteEndpoint
-        | Action::ForgetCluster => false,
+        | Action::ForgetCluster
+        | Action::ForgetMachine { .. }
+        | Action::LeaveEndpoint { .. }
+        | Action::JoinEndpoint { .. }
+        | Action::Checkpoint { .. } => false,
     }
 }
 

@@ -1,20 +1,41 @@
-//! Orders: clusters are created and deleted by tasks.
+//! Orders: clusters are created, changed and deleted by tasks.
 
 use std::collections::BTreeSet;
 
 use windlass_common::cluster::ClusterSpec;
-use windlass_common::id::{ClusterName, DiskName};
+use windlass_common::id::{ClusterName, Digest, DiskName};
 
+use super::change::StemcellChoice;
 use super::draft::{Draft, random_u32};
 use super::{Inner, PlanRequest, ServiceError, ServiceResult};
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{
-    Caller, Cluster, ClusterPhase, Goal, Plan, Revision, Task, TaskId, TaskKind, TaskState,
-    Timestamp,
+    Caller, Cluster, ClusterPhase, Disruption, Goal, Machine, MachinePhase, Plan, Revision, Task,
+    TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::planner::{self, Desired, Observed, inputs};
 use crate::rollout::{Stop, cluster_pki_name, world};
 use crate::store::{Act, Commit, Expect, Kind, Record};
+
+/// How a change is ordered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChangeOrder {
+    /// Which stemcell machines are made from.
+    pub stemcell: StemcellChoice,
+    /// The plan that was shown: another one is not carried out.
+    pub plan: Option<Digest>,
+    /// The operator knows that the cluster's API will be down meanwhile.
+    pub accept_downtime: bool,
+    /// The revision of the cluster that the change was made from: a later one is not overwritten.
+    pub revision: Option<Revision>,
+}
+
+/// A change of a cluster, not ordered yet.
+struct Change {
+    draft: Draft,
+    desired: Desired,
+    observed: Observed,
+}
 
 impl Inner {
     pub(super) async fn create_cluster(
@@ -22,32 +43,127 @@ impl Inner {
         spec: ClusterSpec,
         caller: &Caller,
     ) -> ServiceResult<Task> {
+        let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
+        if let Some(cluster) = &found {
+            same_spec(cluster, &spec)?;
+        }
+        self.apply_cluster(spec, &ChangeOrder::default(), caller)
+            .await
+    }
+
+    /// Orders a new cluster, or a change of one that is there.
+    pub(super) async fn apply_cluster(
+        &self,
+        spec: ClusterSpec,
+        order: &ChangeOrder,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
         let _order = self.orders.lock().await;
         let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
         let Some(cluster) = found else {
+            if order.plan.is_some() {
+                return Err(ServiceError::Conflict {
+                    message: format!(
+                        "cluster {} does not exist; only the plan of a change can be held to",
+                        spec.name
+                    ),
+                });
+            }
             let draft = self.draft(&spec).await?;
             return self.order_new(draft, caller).await;
         };
-        same_spec(&cluster, &spec)?;
         if let Some(task) = self.unfinished(&cluster).await? {
-            return match task.plan.goal {
-                Goal::Present if task.state != TaskState::Cancelling => Ok(task),
-                Goal::Present | Goal::Absent => Err(ServiceError::Conflict {
-                    message: format!(
-                        "cluster {} is being deleted by {}; wait for it",
-                        spec.name, task.id
-                    ),
-                }),
-            };
+            return running(task, &cluster, &spec, order);
         }
-        let machines = self.records.machines_of(spec.name.as_str()).await?;
-        let (desired, observed) = self.state(&cluster, &machines).await?;
-        let plan = make_plan(&desired, &observed)?;
-        let task = self.new_task(TaskKind::CreateCluster, plan, caller).await?;
+        if order.revision.is_some_and(|seen| seen != cluster.revision) {
+            return Err(ServiceError::Conflict {
+                message: format!(
+                    "cluster {} was changed in the meantime; look at it again, then repeat the change",
+                    spec.name
+                ),
+            });
+        }
+        let before = self.records.machines_of(spec.name.as_str()).await?;
+        let change = self.drafted(&cluster, &spec, &order.stemcell).await?;
+        let plan = make_plan(&change.desired, &change.observed)?;
+        self.held(&plan, order)?;
+        let ever_ready = before.iter().any(has_joined);
+        let kind = if ever_ready {
+            TaskKind::UpdateCluster
+        } else {
+            same_spec(&cluster, &spec)?;
+            TaskKind::CreateCluster
+        };
+        self.order_change(change, plan, kind, &before, caller).await
+    }
+
+    /// The cluster as `spec` wants it, and what there is of it.
+    async fn drafted(
+        &self,
+        cluster: &Cluster,
+        spec: &ClusterSpec,
+        stemcell: &StemcellChoice,
+    ) -> ServiceResult<Change> {
+        let observed = self.world.observe(&spec.name).await?;
+        let draft = self.change(cluster, spec, stemcell, &observed).await?;
+        let (desired, observed) = self.state(&draft.cluster, &draft.machines).await?;
+        Ok(Change {
+            draft,
+            desired,
+            observed,
+        })
+    }
+
+    /// Refuses a plan that is another one than was shown, or that takes the API down without consent.
+    fn held(&self, plan: &Plan, order: &ChangeOrder) -> ServiceResult<()> {
+        if let Some(shown) = order.plan.filter(|shown| *shown != plan.hash) {
+            return Err(ServiceError::Conflict {
+                message: self.plans.difference(&shown, plan),
+            });
+        }
+        let down = plan.steps.iter().find(|s| s.disrupts == Disruption::Api);
+        match down {
+            Some(step) if !order.accept_downtime => Err(ServiceError::Conflict {
+                message: format!(
+                    "the API of cluster {} will be down during {}: its control plane is one machine; order \
+                     it with --accept-downtime",
+                    plan.cluster, step.key
+                ),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn order_change(
+        &self,
+        change: Change,
+        plan: Plan,
+        kind: TaskKind,
+        before: &[Machine],
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        let Draft { cluster, machines } = change.draft;
+        let task = self.new_task(kind, plan, caller).await?;
         let mut commit = Commit::default();
-        self.order_existing(&mut commit, cluster, &task, ClusterPhase::Creating)?;
-        self.place_order(commit, task, "cluster.create", caller)
-            .await
+        for machine in &machines {
+            if before.contains(machine) {
+                continue;
+            }
+            if machine.revision == Revision(0) {
+                let address = machine.address.to_string();
+                let owner = serde_json::json!({ "owner": machine.name });
+                commit.value(Kind::Address, &address, Expect::Absent, &owner);
+            }
+            commit.put(machine)?;
+        }
+        let (phase, action) = match kind {
+            TaskKind::UpdateCluster => (ClusterPhase::Updating, "cluster.update"),
+            TaskKind::CreateCluster | TaskKind::DeleteCluster => {
+                (ClusterPhase::Creating, "cluster.create")
+            }
+        };
+        self.order_existing(&mut commit, cluster, &task, phase)?;
+        self.place_order(commit, task, action, caller).await
     }
 
     async fn order_new(&self, draft: Draft, caller: &Caller) -> ServiceResult<Task> {
@@ -121,44 +237,56 @@ impl Inner {
     }
 
     pub(super) async fn plan_cluster(&self, request: PlanRequest) -> ServiceResult<Plan> {
-        match request {
+        let (desired, observed) = match request {
             PlanRequest::Create(spec) => {
                 let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
-                let (desired, observed) = match found {
-                    Some(cluster) => {
-                        same_spec(&cluster, &spec)?;
-                        let machines = self.records.machines_of(spec.name.as_str()).await?;
-                        self.state(&cluster, &machines).await?
-                    }
-                    None => {
-                        let draft = self.draft(&spec).await?;
-                        self.state(&draft.cluster, &draft.machines).await?
-                    }
-                };
-                make_plan(&desired, &observed)
+                if let Some(cluster) = &found {
+                    same_spec(cluster, &spec)?;
+                }
+                self.planned(found, &spec, &StemcellChoice::Keep).await?
+            }
+            PlanRequest::Apply(spec, stemcell) => {
+                let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
+                self.planned(found, &spec, &stemcell).await?
             }
             PlanRequest::Delete(name) => {
                 self.cluster(&name).await?;
                 let observed = self.world.observe(&name).await?;
                 let desired = inputs::absent(&name, observed.disks.keys().cloned().collect());
-                make_plan(&desired, &observed)
+                (desired, observed)
+            }
+        };
+        let plan = make_plan(&desired, &observed)?;
+        self.plans.remember(&plan);
+        Ok(plan)
+    }
+
+    async fn planned(
+        &self,
+        found: Option<Cluster>,
+        spec: &ClusterSpec,
+        stemcell: &StemcellChoice,
+    ) -> ServiceResult<(Desired, Observed)> {
+        match found {
+            Some(cluster) => {
+                let change = self.drafted(&cluster, spec, stemcell).await?;
+                Ok((change.desired, change.observed))
+            }
+            None => {
+                let draft = self.draft(spec).await?;
+                self.state(&draft.cluster, &draft.machines).await
             }
         }
     }
 
-    /// What a cluster should be, and what there is of it.
+    /// What a cluster should be, and what there is of it, as these records say.
     async fn state(
         &self,
         cluster: &Cluster,
-        machines: &[crate::model::Machine],
+        machines: &[Machine],
     ) -> ServiceResult<(Desired, Observed)> {
-        let stemcell = self
-            .stemcells
-            .get(&cluster.stemcell)
-            .map_err(|error| ServiceError::of(error.class(), "the cluster's stemcell", error))?;
-        let facts = inputs::facts(cluster, machines, &stemcell, self.world.host);
-        let desired = inputs::present(cluster, machines, &facts);
-        let observed = self.world.observe(&cluster.spec.name).await?;
+        let desired = self.world.desired(cluster, machines)?;
+        let observed = self.world.observe_as(cluster, machines).await?;
         Ok((desired, observed))
     }
 
@@ -243,14 +371,50 @@ fn make_plan(desired: &Desired, observed: &Observed) -> ServiceResult<Plan> {
     Ok(plan)
 }
 
+/// What an order for a cluster that a task works on means.
+fn running(
+    task: Task,
+    cluster: &Cluster,
+    spec: &ClusterSpec,
+    order: &ChangeOrder,
+) -> ServiceResult<Task> {
+    let same = cluster.spec == *spec && order.stemcell == StemcellChoice::Keep;
+    let leads_there = match task.kind {
+        TaskKind::CreateCluster | TaskKind::UpdateCluster => {
+            task.state != TaskState::Cancelling && same && order.plan.is_none()
+        }
+        TaskKind::DeleteCluster => false,
+    };
+    if leads_there {
+        return Ok(task);
+    }
+    let doing = match (task.kind, task.state) {
+        (TaskKind::DeleteCluster, _) => "is being deleted",
+        (_, TaskState::Cancelling) => "is being brought back by a cancel",
+        _ => "is being changed",
+    };
+    Err(ServiceError::Conflict {
+        message: format!(
+            "cluster {} {doing} by {}; wait for it, or cancel it",
+            spec.name, task.id
+        ),
+    })
+}
+
+/// Whether a machine has ever been in service.
+fn has_joined(machine: &Machine) -> bool {
+    let reborn = machine.incarnation != windlass_common::id::Incarnation::FIRST;
+    reborn || machine.labelled.is_some() || machine.phase == MachinePhase::Ready
+}
+
 fn same_spec(cluster: &Cluster, spec: &ClusterSpec) -> ServiceResult<()> {
     if cluster.spec == *spec {
         return Ok(());
     }
     Err(ServiceError::Conflict {
         message: format!(
-            "cluster {} exists with another spec; this release does not change clusters: delete it, \
-             or choose another name",
+            "cluster {} exists with another spec; `windlass cluster apply` changes a cluster that is in \
+             service, one that never was is deleted or finished first",
             spec.name
         ),
     })

@@ -8,6 +8,7 @@ use windlass_common::id::{DiskName, Incarnation, MachineName};
 
 use super::{Inner, ServiceError, ServiceResult};
 use crate::kubernetes::API_PORT;
+use crate::kubernetes::facts::ClusterFacts;
 use crate::model::{
     Cluster, ClusterPhase, Endpoint, FieldFault, Machine, MachinePhase, MachineRole, Revision,
     StemcellRecord, Timestamp,
@@ -23,10 +24,10 @@ pub(super) struct Draft {
 }
 
 /// What a machine is drafted from.
-struct Slot {
-    name: String,
-    role: MachineRole,
-    size: windlass_common::cluster::MachineSize,
+pub(super) struct Slot {
+    pub(super) name: String,
+    pub(super) role: MachineRole,
+    pub(super) size: windlass_common::cluster::MachineSize,
 }
 
 impl Inner {
@@ -46,20 +47,14 @@ impl Inner {
         };
         let slots = slots(spec);
         let draft = self.place(spec, &stemcell, slots).await?;
-        self.refuse_taken_names(&draft).await?;
+        self.refuse_taken_names(spec, &draft.machines).await?;
         let facts = inputs::facts(&draft.cluster, &draft.machines, &stemcell, self.world.host);
-        facts.validate().map_err(|error| ServiceError::Invalid {
-            faults: error
-                .faults
-                .iter()
-                .map(|fault| FieldFault::new(&fault.key, &fault.value, &fault.allowed))
-                .collect(),
-        })?;
+        valid(&facts)?;
         Ok(draft)
     }
 
     /// Faults that only a running director can see.
-    fn faults(&self, spec: &ClusterSpec) -> Vec<FieldFault> {
+    pub(super) fn faults(&self, spec: &ClusterSpec) -> Vec<FieldFault> {
         let machines = self.provider.network().cidr;
         let mut faults = Vec::new();
         for (key, network) in [
@@ -84,16 +79,20 @@ impl Inner {
 
     /// Machine names are unique within a director, and `a` with pool `b-c` makes the same ones as `a-b`
     /// with pool `c`.
-    async fn refuse_taken_names(&self, draft: &Draft) -> ServiceResult<()> {
+    pub(super) async fn refuse_taken_names(
+        &self,
+        spec: &ClusterSpec,
+        machines: &[Machine],
+    ) -> ServiceResult<()> {
         let mut faults = Vec::new();
-        for machine in &draft.machines {
+        for machine in machines {
             let other: Option<Machine> = self.records.get(machine.name.as_str()).await?;
             if let Some(other) = other {
                 let allowed = format!(
                     "cluster and pool names that make new machines; {} belongs to cluster {}",
                     other.name, other.cluster
                 );
-                faults.push(FieldFault::new("name", &draft.cluster.spec.name, allowed));
+                faults.push(FieldFault::new("name", &spec.name, allowed));
             }
         }
         if faults.is_empty() {
@@ -110,24 +109,13 @@ impl Inner {
         slots: Vec<Slot>,
     ) -> ServiceResult<Draft> {
         let network = self.provider.network();
-        let taken: Vec<(String, serde_json::Value)> =
-            self.records.values(Kind::Address, "").await?;
-        let mut used: BTreeSet<Ipv4Addr> = network.reserved.iter().copied().collect();
-        used.insert(network.gateway);
-        used.extend(
-            taken
-                .iter()
-                .filter_map(|(name, _)| name.parse::<Ipv4Addr>().ok()),
-        );
-        let full = |key: &str, error: crate::planner::AddressError| ServiceError::Invalid {
-            faults: vec![FieldFault::new(key, error.network, error.to_string())],
-        };
-        let addresses = free_addresses(network.cidr, &used, slots.len() + 1)
-            .map_err(|error| full("provider.network", error))?;
+        let mut addresses = self
+            .addresses(&BTreeSet::new(), slots.len() + 1)
+            .await?
+            .into_iter();
         let pods = free_pod_cidrs(spec.network.pod_cidr, &BTreeSet::new(), slots.len())
             .map_err(|error| full("network.podCidr", error))?;
         let now = Timestamp::now();
-        let mut addresses = addresses.into_iter();
         let endpoint = addresses.next().unwrap_or(network.gateway);
         let mut machines = Vec::with_capacity(slots.len());
         for ((slot, address), pod_cidr) in slots.into_iter().zip(addresses).zip(pods) {
@@ -153,6 +141,42 @@ impl Inner {
             machines,
         })
     }
+
+    /// So many free addresses of the provider's network that are not in `drafted`, lowest first.
+    pub(super) async fn addresses(
+        &self,
+        drafted: &BTreeSet<Ipv4Addr>,
+        count: usize,
+    ) -> ServiceResult<Vec<Ipv4Addr>> {
+        let network = self.provider.network();
+        let taken: Vec<(String, serde_json::Value)> =
+            self.records.values(Kind::Address, "").await?;
+        let mut used: BTreeSet<Ipv4Addr> = network.reserved.iter().copied().collect();
+        used.insert(network.gateway);
+        used.extend(drafted);
+        used.extend(
+            taken
+                .iter()
+                .filter_map(|(name, _)| name.parse::<Ipv4Addr>().ok()),
+        );
+        free_addresses(network.cidr, &used, count).map_err(|error| full("provider.network", error))
+    }
+}
+
+pub(super) fn full(key: &str, error: crate::planner::AddressError) -> ServiceError {
+    ServiceError::Invalid {
+        faults: vec![FieldFault::new(key, error.network, error.to_string())],
+    }
+}
+
+pub(super) fn valid(facts: &ClusterFacts) -> ServiceResult<()> {
+    facts.validate().map_err(|error| ServiceError::Invalid {
+        faults: error
+            .faults
+            .iter()
+            .map(|fault| FieldFault::new(&fault.key, &fault.value, &fault.allowed))
+            .collect(),
+    })
 }
 
 /// Stands for the control plane in names of machines; no pool may be called so.
@@ -176,7 +200,7 @@ fn slots(spec: &ClusterSpec) -> Vec<Slot> {
     control_planes.chain(workers).collect()
 }
 
-fn machine(
+pub(super) fn machine(
     spec: &ClusterSpec,
     stemcell: &StemcellRecord,
     slot: Slot,
@@ -206,6 +230,7 @@ fn machine(
         address,
         pod_cidr,
         stemcell: stemcell.version.clone(),
+        kubernetes_version: stemcell.kubernetes_version.clone(),
         size: slot.size,
         data_disk,
         data_device: None,
@@ -213,6 +238,11 @@ fn machine(
         phase: MachinePhase::Planned,
         configured: None,
         started: None,
+        labelled: None,
+        cordoned: false,
+        serving: true,
+        departed: Vec::new(),
+        wanted: None,
         revision: Revision(0),
         created_at: now,
     })

@@ -10,6 +10,7 @@
 //! # Not here
 //! HTTP, authentication and output formats (api); parsing of configuration files (config).
 
+mod change;
 mod clusters;
 mod draft;
 mod enrollment;
@@ -18,6 +19,7 @@ mod kubernetes;
 mod nodes;
 mod operators;
 mod reach;
+mod shown;
 mod start;
 mod tasks;
 #[cfg(test)]
@@ -55,6 +57,8 @@ use crate::rollout::world::World;
 use crate::stemcell::Catalogue;
 use crate::store::{Act, Commit, DirectoryLock, Records};
 
+pub use change::StemcellChoice;
+pub use clusters::ChangeOrder;
 pub use enrollment::{Artifacts, Tokens};
 pub use error::ServiceError;
 pub(crate) use kubernetes::ApiServer;
@@ -68,11 +72,12 @@ pub use tickets::tickets;
 pub type ServiceResult<T> = Result<T, ServiceError>;
 
 /// What to plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlanRequest {
     /// Making this cluster, or going on with it.
     Create(ClusterSpec),
+    /// Making this cluster, or changing it.
+    Apply(ClusterSpec, StemcellChoice),
     /// Deleting the cluster of this name, and its disks.
     Delete(ClusterName),
 }
@@ -158,6 +163,8 @@ struct Inner {
     identities: kubernetes::Identities,
     /// Orders are placed one at a time: they hand out addresses.
     orders: tokio::sync::Mutex<()>,
+    /// Plans that were shown.
+    plans: shown::Shown,
 }
 
 impl Director {
@@ -194,7 +201,18 @@ impl Director {
         self.inner.create_cluster(spec, caller).await
     }
 
-    /// What creating or deleting would do, without doing it.
+    /// Orders a cluster, or a change of one that is there. Returns the task at once.
+    pub async fn apply_cluster(
+        &self,
+        spec: ClusterSpec,
+        order: &ChangeOrder,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        allow(caller, Role::Operator, "change clusters")?;
+        self.inner.apply_cluster(spec, order, caller).await
+    }
+
+    /// What creating, changing or deleting would do, without doing it.
     pub async fn plan_cluster(&self, request: PlanRequest) -> ServiceResult<Plan> {
         self.inner.plan_cluster(request).await
     }

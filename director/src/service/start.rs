@@ -130,6 +130,7 @@ pub(super) async fn start(
         ca,
         identities: Identities::default(),
         orders: tokio::sync::Mutex::new(()),
+        plans: Default::default(),
     });
     upkeep::start(Arc::downgrade(&inner));
     Ok(Director { inner })

@@ -65,6 +65,7 @@ fn spec(name: &str) -> ClusterSpec {
         count: 2,
         size,
         labels: BTreeMap::new(),
+        update: Default::default(),
     };
     ClusterSpec {
         name: ClusterName::new(name).unwrap(),

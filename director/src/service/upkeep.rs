@@ -5,8 +5,10 @@
 //! here; both live outside the director, and nothing else watches them.
 //!
 //! # Invariants
-//! * A cluster that a task works on, or that is not ready, is left alone. The look and the act are one
-//!   under the lock that every order takes, so that upkeep never revives what a delete has removed.
+//! * A cluster that does not serve, or that a task makes or deletes, is left alone. The look and the act are
+//!   one under the lock that every order takes, so that upkeep never revives what a delete has removed.
+//! * While a task changes a cluster its endpoint is kept as the records say, which are written before an API
+//!   server leaves it; its machines are the task's.
 //! * Nothing is created or deleted here: only what a finished task made is put back in service.
 //!
 //! # After a crash
@@ -23,6 +25,7 @@ use windlass_common::error::ErrorChain;
 
 use super::Inner;
 use crate::model::{Cluster, ClusterPhase};
+use crate::planner::inputs;
 
 /// Between two rounds. A lost endpoint is a lost API for people outside, so it is seconds; a round costs
 /// one look at each process of the provider.
@@ -66,14 +69,31 @@ async fn keep(director: &Arc<Inner>, name: &str) {
     let Ok(Some(cluster)) = director.records.get::<Cluster>(name).await else {
         return;
     };
-    if cluster.task.is_some() || cluster.phase != ClusterPhase::Ready {
+    let serves = match cluster.phase {
+        ClusterPhase::Ready | ClusterPhase::Updating | ClusterPhase::Degraded => true,
+        ClusterPhase::Creating | ClusterPhase::Failed | ClusterPhase::Deleting => false,
+    };
+    if !serves {
         return;
     }
-    let Ok(machines) = director.records.machines_of(name).await else {
+    let Ok(mut machines) = director.records.machines_of(name).await else {
         return;
     };
-    if let Err(error) = director.world.keep_endpoint(&cluster, &machines).await {
-        tracing::warn!(cluster = %name, error = %error, "the endpoint cannot be kept");
+    loop {
+        if let Err(error) = director.world.keep_endpoint(&cluster, &machines).await {
+            tracing::warn!(cluster = %name, error = %error, "the endpoint cannot be kept");
+        }
+        // A task may have taken an API server out of the endpoint meanwhile: it stays out.
+        let Ok(now) = director.records.machines_of(name).await else {
+            return;
+        };
+        if inputs::backends(&now) == inputs::backends(&machines) {
+            break;
+        }
+        machines = now;
+    }
+    if cluster.task.is_some() {
+        return;
     }
     for machine in &machines {
         if let Err(error) = director.provider.machine(&machine.name).await {

@@ -13,18 +13,21 @@ mod network;
 mod raw;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 use serde_json::Value;
-use windlass_common::cluster::{ClusterSpec, ControlPlaneSpec, MachineSize, PoolSpec};
+use windlass_common::cluster::{
+    ClusterSpec, ControlPlaneSpec, MachineSize, PoolSpec, UpdatePolicy,
+};
 use windlass_common::id::{ClusterName, PoolName};
 
 pub use fault::{Faults, shown};
 pub use raw::{
     INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawMachineSize, RawNetwork, RawPool,
-    from_text,
+    RawUpdatePolicy, from_text,
 };
 
 pub(crate) use fields::Fields;
@@ -241,6 +244,7 @@ fn pools(fields: &mut Fields<'_>, faults: &mut Faults) -> BTreeMap<PoolName, Poo
                 count: 2,
                 size: WORKER_SIZE,
                 labels: BTreeMap::new(),
+                update: UpdatePolicy::default(),
             };
             pools.insert(name, pool);
         }
@@ -280,11 +284,13 @@ fn pool(value: &Value, path: &str, faults: &mut Faults) -> Option<PoolSpec> {
     let count = fields.number("count", 2, &(0..=POOL_COUNT_MAX), "machines", faults);
     let size = size(&mut fields, WORKER_SIZE, &WORKER_MEMORY_MIB, faults);
     let labels = labels(&mut fields, faults);
+    let update = update::parse(&mut fields, faults);
     fields.close(faults);
     Some(PoolSpec {
         count: count?,
         size: size?,
         labels,
+        update: update?,
     })
 }
 

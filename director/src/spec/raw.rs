@@ -66,6 +66,27 @@ pub struct RawPool {
     /// Node labels the director sets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<BTreeMap<String, String>>,
+    /// How its machines are taken out of service for a change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update: Option<RawUpdatePolicy>,
+}
+
+/// How a pool's machines are taken out of service for a change. Amounts are numbers of machines, or
+/// percent of the pool, for example `25%`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawUpdatePolicy {
+    /// Machines below the pool's count that may be out of service; 0 when not given, percent rounded down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "25%")]
+    pub max_unavailable: Option<String>,
+    /// Machines above the pool's count that may exist meanwhile; 1 when not given, percent rounded up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "1")]
+    pub max_surge: Option<String>,
+    /// So many machines are changed first, and the others once these are in service; 0 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canaries: Option<u32>,
 }
 
 /// Shape of a machine as it is asked for.

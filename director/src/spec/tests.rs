@@ -178,6 +178,11 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
         count: Some(1),
         size: size(),
         labels: Some(labels),
+        update: Some(RawUpdatePolicy {
+            max_unavailable: Some("25%".to_owned()),
+            max_surge: Some("10%".to_owned()),
+            canaries: Some(1),
+        }),
     };
     let raw = RawClusterSpec {
         name: "a".to_owned(),

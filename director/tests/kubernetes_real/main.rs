@@ -86,6 +86,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
                     count: workers,
                     size,
                     labels: BTreeMap::new(),
+                    update: Default::default(),
                 },
             )]),
             network,

@@ -21,6 +21,8 @@ Examples:
   windlass director start                             start it
   windlass cluster create demo --workers 2 --wait     make a cluster and watch it come up
   windlass cluster credentials demo > kubeconfig      get access to it
+  windlass cluster scale demo --pool workers=5        change its size
+  windlass cluster upgrade demo --to 1.37.2           change its version
   windlass node list                                  see its machines
   windlass cluster delete demo --wait                 remove it and everything it had
 
@@ -211,11 +213,65 @@ A file looks like this; everything but the name has a default:
         /// Its name
         name: String,
     },
-    /// Show what create (or, with --delete, delete) would do and why; changes nothing
+    /// Make a cluster as a file describes it, or change the one that has this name
+    #[command(after_help = "\
+Machines that have to be made anew are drained first, one control-plane machine at a time, then workers as
+their pool's `update` allows. A cluster that is as described already is left alone.
+
+Examples:
+  windlass cluster apply -f cluster.yaml --dry-run      what would be done, with the plan's hash
+  windlass cluster apply -f cluster.yaml --plan sha256:… --wait")]
+    Apply {
+        /// File with the cluster in YAML or JSON; `-` for standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Make all machines anew from the newest stemcell of the version
+        #[arg(long)]
+        stemcell: bool,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Change the number of machines of worker pools
+    #[command(after_help = "\
+Machines that go are drained first, the highest number first.
+
+Example:
+  windlass cluster scale demo --pool workers=5 --wait")]
+    Scale {
+        /// The cluster
+        name: String,
+        /// A worker pool and its number of machines, 0 to 1000; may be given several times
+        #[arg(long, value_name = "NAME=COUNT", required = true, value_parser = pool)]
+        pool: Vec<(String, u32)>,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Bring a cluster to another Kubernetes version, or to the newest stemcell of its version
+    #[command(after_help = "\
+Each machine is replaced by one of the same name from a stemcell of the version: drained, deleted, made
+anew. The control plane goes first, one machine at a time, with its data disks kept; minors go one by one.
+
+Examples:
+  windlass cluster upgrade demo --to 1.37.2 --wait
+  windlass cluster upgrade demo --stemcell --dry-run    the operating system only")]
+    Upgrade {
+        /// The cluster
+        name: String,
+        /// Kubernetes version; a stemcell with it has to be there
+        #[arg(long, value_name = "VERSION", required_unless_present = "stemcell")]
+        to: Option<String>,
+        /// Make all machines anew from the newest stemcell, also those whose version is right
+        #[arg(long)]
+        stemcell: bool,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Show what create, apply (or, with --delete, delete) would do and why; changes nothing
     #[command(after_help = "\
 Examples:
   windlass cluster plan -f cluster.yaml
   windlass cluster plan demo              what an existing cluster still needs
+  windlass cluster plan demo --pool workers=5 --kubernetes-version 1.37.2
   windlass cluster plan demo --delete     what deleting it would destroy")]
     Plan {
         #[command(flatten)]
@@ -255,6 +311,24 @@ Examples:
         #[arg(long)]
         wait: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChangeArgs {
+    /// Show what would be done and why; change nothing
+    #[arg(long, conflicts_with_all = ["plan", "wait"])]
+    pub(crate) dry_run: bool,
+    /// Carry out exactly the plan with this hash, or stop and say what changed
+    #[arg(long, value_name = "HASH")]
+    pub(crate) plan: Option<String>,
+    /// Go on although the cluster's API will be down meanwhile (a control plane of one machine)
+    #[arg(long)]
+    pub(crate) accept_downtime: bool,
+    /// Wait for the end, showing what each machine is doing
+    ///
+    /// Ctrl-C ends the waiting, not the task.
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Args)]
@@ -411,7 +485,7 @@ pub(crate) enum TaskCommand {
         /// Its id
         id: String,
     },
-    /// Stop a task; a create removes what it had made
+    /// Stop a task; a create removes what it had made, an update brings the cluster back to service
     Cancel {
         /// Its id
         id: String,

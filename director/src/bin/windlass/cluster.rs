@@ -15,7 +15,7 @@ use windlass_director::spec::{
 use crate::args::{ClusterCommand, SpecArgs};
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::output::{age, note, table};
-use crate::{Session, progress};
+use crate::{Session, change, progress};
 
 pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -23,6 +23,20 @@ pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<Ex
         ClusterCommand::Create { spec, wait } => create(session, &client, &spec, wait).await,
         ClusterCommand::List => list(session, &client).await,
         ClusterCommand::Show { name } => show(session, &client, &name).await,
+        ClusterCommand::Apply {
+            file,
+            stemcell,
+            change,
+        } => change::apply(session, &client, &file, stemcell, &change).await,
+        ClusterCommand::Scale { name, pool, change } => {
+            change::scale(session, &client, &name, &pool, &change).await
+        }
+        ClusterCommand::Upgrade {
+            name,
+            to,
+            stemcell,
+            change,
+        } => change::upgrade(session, &client, &name, to.as_deref(), stemcell, &change).await,
         ClusterCommand::Plan { spec, delete } => plan(session, &client, &spec, delete).await,
         ClusterCommand::Credentials {
             name,
@@ -46,7 +60,7 @@ async fn create(
 }
 
 /// Shows the task that was ordered, or waits for its end.
-async fn ordered(
+pub(crate) async fn ordered(
     session: &Session,
     client: &Client,
     answer: &Value,
@@ -176,9 +190,8 @@ async fn plan(
                 .await?
         }
         _ => {
-            client
-                .post("/v1/clusters?dry_run=true", planned(client, spec).await?)
-                .await?
+            let (name, body) = planned(client, spec).await?;
+            change::dry_run(client, &name, body).await?
         }
     };
     let plan: Plan = client.typed(&answer)?;
@@ -186,23 +199,36 @@ async fn plan(
     Ok(ExitCode::SUCCESS)
 }
 
-/// What to plan: the cluster that has this name when nothing else is said, or a new one.
-async fn planned(client: &Client, spec: &SpecArgs) -> Result<String, Failure> {
-    let bare = spec.kubernetes_version.is_none()
-        && spec.control_plane.is_none()
-        && spec.workers.is_none()
-        && spec.pool.is_empty()
-        && spec.pod_cidr.is_none()
-        && spec.service_cidr.is_none();
-    if let (Some(name), true) = (&spec.name, bare) {
-        let found = client.get(&format!("/v1/clusters/{}", segment(name))).await;
-        match found.map_err(Failure::from) {
-            Ok(cluster) => return Ok(cluster["spec"].to_string()),
-            Err(failure) if failure.code == NOT_FOUND => {}
-            Err(failure) => return Err(failure),
-        }
+/// What to plan: the cluster that has this name with what else is said, or a new one.
+async fn planned(client: &Client, spec: &SpecArgs) -> Result<(String, String), Failure> {
+    let Some(name) = &spec.name else {
+        let text = body(spec)?;
+        return Ok((change::name_in(&text)?, text));
+    };
+    let found = client.get(&format!("/v1/clusters/{}", segment(name))).await;
+    let mut cluster = match found.map_err(Failure::from) {
+        Ok(cluster) => cluster,
+        Err(failure) if failure.code == NOT_FOUND => return Ok((name.clone(), body(spec)?)),
+        Err(failure) => return Err(failure),
+    };
+    let wanted = &mut cluster["spec"];
+    if let Some(version) = &spec.kubernetes_version {
+        wanted["kubernetesVersion"] = json!(version);
     }
-    body(spec)
+    if let Some(count) = spec.control_plane {
+        wanted["controlPlane"]["count"] = json!(count);
+    }
+    let workers = spec.workers.map(|count| ("workers".to_owned(), count));
+    for (pool, count) in spec.pool.iter().cloned().chain(workers) {
+        wanted["pools"][pool]["count"] = json!(count);
+    }
+    if let Some(cidr) = &spec.pod_cidr {
+        wanted["network"]["podCidr"] = json!(cidr);
+    }
+    if let Some(cidr) = &spec.service_cidr {
+        wanted["network"]["serviceCidr"] = json!(cidr);
+    }
+    Ok((name.clone(), wanted.to_string()))
 }
 
 /// A plan for people.
@@ -354,7 +380,7 @@ fn body(spec: &SpecArgs) -> Result<String, Failure> {
     serde_json::to_string(&raw).map_err(|error| Failure::of(&error))
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
+pub(crate) fn read(path: &Path) -> Result<String, Failure> {
     let failure = |error: std::io::Error| {
         Failure::new(USAGE, format!("cannot read {}: {error}", path.display()))
     };

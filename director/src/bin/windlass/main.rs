@@ -11,6 +11,7 @@
 
 mod args;
 mod bundle;
+mod change;
 mod cluster;
 mod collect;
 mod daemon;

@@ -42,6 +42,9 @@ pub(crate) async fn wait(
                 TaskKind::CreateCluster => format!(
                     "the same create goes on from there; `windlass cluster delete {cluster}` removes it"
                 ),
+                TaskKind::UpdateCluster => format!(
+                    "the cluster serves as far as `windlass cluster show {cluster}` says; the same change goes on from there"
+                ),
                 TaskKind::DeleteCluster => {
                     format!("`windlass cluster delete {cluster}` tries again")
                 }
@@ -86,6 +89,7 @@ fn succeeded(task: &Task) -> String {
                 "cluster {cluster} is ready{took}; `windlass cluster credentials {cluster}` gives access"
             )
         }
+        TaskKind::UpdateCluster => format!("cluster {cluster} is as it should be{took}"),
         TaskKind::DeleteCluster => format!("cluster {cluster} is deleted{took}"),
     }
 }

@@ -14,7 +14,7 @@ pub(super) const CONFIG_PATH: &str = "/etc/etcd/etcd.yaml";
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct EtcdConfig<'a> {
-    /// The node's name: a reborn machine is another member.
+    /// The machine's name, the same through all its incarnations: its data disk makes it the same member.
     name: &'a str,
     data_dir: String,
     listen_client_urls: String,
@@ -65,7 +65,7 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
     let url = |address, port| format!("https://{address}:{port}");
     let client = url(machine.address, ETCD_CLIENT_PORT);
     let peer = url(machine.address, ETCD_PEER_PORT);
-    let member = |m: &&MachineFacts| format!("{}={}", m.node_name, url(m.address, ETCD_PEER_PORT));
+    let member = |m: &&MachineFacts| format!("{}={}", m.name, url(m.address, ETCD_PEER_PORT));
     let members: Vec<String> = cluster.control_planes().iter().map(member).collect();
     // Defaults between machines. A single member elects itself, but only after up to one election
     // timeout; with nobody to hear heartbeats, a short one costs nothing and saves half a second of
@@ -83,7 +83,7 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
         allowed_cn,
     };
     yaml(&EtcdConfig {
-        name: machine.node_name.as_str(),
+        name: machine.name.as_str(),
         // Below the mount point, whose `lost+found` is not etcd's.
         data_dir: format!("{ETCD_MOUNT_PATH}/data"),
         listen_client_urls: format!("https://127.0.0.1:{ETCD_CLIENT_PORT},{client}"),

@@ -41,8 +41,11 @@ use super::pki::{Certificates, ClusterPki, EncryptionKey, Profile, ServiceAccoun
 
 pub use self::flags::FlagsError;
 pub(super) use self::kubelet::CONTROL_PLANE_TAINT;
-pub use self::services::{Phase, gate, service};
+pub use self::services::{Phase, control_plane_gate, gate, service, stop_control_plane};
 
+/// Grows with every change of what is rendered from the same facts, so that machines that were configured
+/// by an older director are seen to differ.
+pub const REVISION: u32 = 1;
 /// Where Kubernetes' configuration is on a machine.
 pub const KUBERNETES_DIRECTORY: &str = "/etc/kubernetes";
 /// Certificate of the `kubernetes` authority.

@@ -212,6 +212,35 @@ pub fn gate(phase: Phase) -> Gate {
     }
 }
 
+/// What shows that a control-plane machine is in service: its own member of etcd has caught up, and its
+/// API server is ready.
+pub fn control_plane_gate() -> Gate {
+    let mut gate = gate(Phase::Etcd);
+    gate.checks.extend(self::gate(Phase::ApiServer).checks);
+    gate
+}
+
+/// Stops a control plane so that nobody notices: the API server ends its requests and says goodbye, the
+/// controllers give up their leases, and etcd hands over its leadership last.
+pub fn stop_control_plane() -> Service {
+    let units = [
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "etcd",
+    ];
+    let stop = |name: &str| UnitGoal {
+        unit: format!("{name}.service"),
+        state: UnitState::Inactive,
+        enabled: true,
+        configuration: None,
+        wait: true,
+    };
+    Service {
+        units: units.map(stop).into(),
+    }
+}
+
 fn https(port: u16, path: &str, profile: Option<Profile>) -> Check {
     Check::Https {
         address: loopback(port),

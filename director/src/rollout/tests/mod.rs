@@ -1,6 +1,7 @@
 //! Rollouts that die at every point there is, and end the same.
 
 pub(crate) mod sim;
+mod update;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -95,7 +96,7 @@ impl Rig {
         let stemcell = self.stemcells.get(&cluster.stemcell).unwrap();
         let facts = inputs::facts(&cluster, &machines, &stemcell, HostTraits::default());
         facts.validate().unwrap();
-        let desired = inputs::present(&cluster, &machines, &facts);
+        let desired = director.world.desired(&cluster, &machines).unwrap();
         let pki = ClusterPki::generate(&cluster.spec.name, jiff::Timestamp::now()).unwrap();
         let mut commit = Commit::default();
         let name = cluster_pki_name(&cluster.spec.name);
@@ -216,6 +217,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
                 count: 1,
                 size,
                 labels: BTreeMap::new(),
+                update: Default::default(),
             },
         )]),
         network: ClusterNetwork {
@@ -238,12 +240,18 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             address: [10, 0, 0, number].into(),
             pod_cidr: format!("10.244.{number}.0/24").parse().unwrap(),
             stemcell: stemcell.clone(),
+            kubernetes_version: VERSION.into(),
             size,
             data_device: None,
             mounted: false,
             phase: MachinePhase::Planned,
             configured: None,
             started: None,
+            labelled: None,
+            cordoned: false,
+            serving: true,
+            departed: Vec::new(),
+            wanted: None,
             revision: Revision(0),
             created_at: Timestamp::now(),
         }
@@ -479,9 +487,7 @@ async fn a_failed_create_is_taken_up_by_planning_it_again() {
     let cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
     assert_eq!(cluster.phase, ClusterPhase::Failed);
     let machines = director.records.machines_of("demo").await.unwrap();
-    let stemcell = rig.stemcells.get(&cluster.stemcell).unwrap();
-    let facts = inputs::facts(&cluster, &machines, &stemcell, HostTraits::default());
-    let desired = inputs::present(&cluster, &machines, &facts);
+    let desired = director.world.desired(&cluster, &machines).unwrap();
     let again = order(
         &director,
         TaskKind::CreateCluster,

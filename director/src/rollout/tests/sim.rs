@@ -24,10 +24,10 @@ use crate::model::{Revision, StepRecord, StepState};
 use crate::planner::inputs;
 use crate::provider::{
     AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
-    NetworkView, Power, PreflightFault, Provider, ProviderFuture,
+    NetworkView, Power, PreflightFault, Provider, ProviderError, ProviderFuture,
 };
 use crate::rollout::world::{AgentFuture, Agents, ClusterContext, KubeApi};
-use crate::rollout::{Done, EffectError, RecordChange};
+use crate::rollout::{Done, EffectError, ProgressSink, RecordChange};
 use crate::store::memory::Memory;
 use crate::store::{Change, Entry, Kind, Store, StoreFuture, Write};
 
@@ -45,6 +45,8 @@ pub(crate) struct State {
     pub(crate) endpoints: BTreeMap<ClusterName, EndpointView>,
     pub(crate) addons: bool,
     pub(crate) ready: BTreeSet<NodeName>,
+    /// Nodes closed to new pods.
+    pub(crate) cordoned: BTreeSet<NodeName>,
     /// Machines ever made, with how often each incarnation was.
     pub(crate) births: BTreeMap<(MachineName, Incarnation), u32>,
     /// Steps that fail once, by the end of their id.
@@ -228,10 +230,21 @@ impl Provider for Life {
 
     fn stop_machine<'a>(
         &'a self,
-        _name: &'a MachineName,
+        name: &'a MachineName,
         _grace: Duration,
     ) -> ProviderFuture<'a, MachineView> {
-        unreachable!("no step stops machines")
+        Box::pin(
+            self.effect(move |state| match state.machines.get_mut(name) {
+                Some(vm) => {
+                    vm.view.power = Power::Stopped;
+                    Ok(vm.view.clone())
+                }
+                None => Err(ProviderError::NotFound {
+                    kind: "machine",
+                    name: name.to_string(),
+                }),
+            }),
+        )
     }
 
     fn start_machine<'a>(&'a self, _name: &'a MachineName) -> ProviderFuture<'a, MachineView> {
@@ -370,6 +383,14 @@ impl Vm {
             }
             Step::Service(service) => {
                 assert!(self.configured, "components start with a configuration");
+                if service
+                    .units
+                    .iter()
+                    .all(|unit| unit.state == UnitState::Inactive)
+                {
+                    self.started = false;
+                    return Payload::None;
+                }
                 assert!(
                     service
                         .units
@@ -493,7 +514,7 @@ impl KubeApi for Life {
             self.effect(|state| state.addons = true).await;
             Ok(Done {
                 changes: Vec::new(),
-                records: vec![RecordChange::Addons(inputs::addons_digest(&context.facts))],
+                records: vec![RecordChange::Addons(inputs::addons_digest(&context.future))],
             })
         })
     }
@@ -513,7 +534,10 @@ impl KubeApi for Life {
             .await;
             Ok(Done {
                 changes: Vec::new(),
-                records: vec![RecordChange::NodeReady(machine.clone())],
+                records: vec![RecordChange::NodeReady(
+                    machine.clone(),
+                    context.configuration(context.machine(machine)?)?.labels,
+                )],
             })
         })
     }
@@ -521,11 +545,61 @@ impl KubeApi for Life {
     fn drop_node<'a>(
         &'a self,
         _context: &'a ClusterContext,
+        machine: &'a MachineName,
         node: &'a NodeName,
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
-            self.effect(|state| state.ready.remove(node)).await;
+            self.effect(|state| {
+                state.ready.remove(node);
+                state.cordoned.remove(node);
+            })
+            .await;
+            Ok(Done {
+                changes: Vec::new(),
+                records: vec![RecordChange::NodeDropped(machine.clone(), node.clone())],
+            })
+        })
+    }
+
+    fn await_api<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.effect(|state| {
+                let up = state.machines.values().any(|vm| vm.mounted && vm.started);
+                let error = || EffectError::new(ErrorClass::Retry, "no API server answers");
+                up.then(Done::default).ok_or_else(error)
+            })
+            .await
+        })
+    }
+
+    fn drain<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        node: &'a NodeName,
+        _progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.effect(|state| state.cordoned.insert(node.clone()))
+                .await;
             Ok(Done::default())
+        })
+    }
+
+    fn uncordon<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        machine: &'a MachineName,
+        node: &'a NodeName,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.effect(|state| state.cordoned.remove(node)).await;
+            Ok(Done {
+                changes: Vec::new(),
+                records: vec![RecordChange::Uncordoned(machine.clone())],
+            })
         })
     }
 

@@ -1,5 +1,6 @@
 //! What a step has to know about its cluster, read fresh from the store for each step.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use windlass_common::error::ErrorClass;
@@ -10,7 +11,8 @@ use super::World;
 use crate::kubernetes::facts::{ClusterFacts, MachineFacts};
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{Cluster, Machine, StemcellRecord};
-use crate::planner::{Observed, inputs};
+use crate::planner::inputs::{Configuration, Configurations};
+use crate::planner::{Desired, Observed, inputs};
 use crate::rollout::EffectError;
 use crate::rollout::change::cluster_pki_name;
 
@@ -20,12 +22,14 @@ pub struct ClusterContext {
     pub cluster: Cluster,
     /// Its machines, by name.
     pub machines: Vec<Machine>,
-    /// What the renderers need.
+    /// What the renderers need, with all machines that are there.
     pub facts: ClusterFacts,
+    /// The same with the machines that are to be there, for the add-ons.
+    pub future: ClusterFacts,
     /// Its secrets.
     pub pki: ClusterPki,
-    /// Its stemcell.
-    pub stemcell: StemcellRecord,
+    /// Stemcells of its machines, by version, those that are there.
+    pub stemcells: BTreeMap<String, StemcellRecord>,
 }
 
 impl fmt::Debug for ClusterContext {
@@ -45,6 +49,35 @@ impl ClusterContext {
     pub fn machine_facts(&self, name: &MachineName) -> Result<&MachineFacts, EffectError> {
         let found = self.facts.machines.iter().find(|m| m.name == *name);
         found.ok_or_else(|| missing("machine", name.as_str()))
+    }
+
+    /// The stemcell a machine is made from.
+    pub fn stemcell(&self, machine: &Machine) -> Result<&StemcellRecord, EffectError> {
+        self.stemcells.get(&machine.stemcell).ok_or_else(|| {
+            EffectError::new(
+                ErrorClass::Operator,
+                format!(
+                    "stemcell {} of machine {} is not in the catalogue any more, or not verified; put it back",
+                    machine.stemcell, machine.name
+                ),
+            )
+        })
+    }
+
+    /// Facts for the configuration of one machine: with the images that it carries.
+    pub fn facts_for(&self, machine: &Machine) -> ClusterFacts {
+        let mut facts = self.facts.clone();
+        if let Some(stemcell) = self.stemcells.get(&machine.stemcell) {
+            facts.images = inputs::images(stemcell);
+        }
+        facts
+    }
+
+    /// Digests of what a machine is told now.
+    pub fn configuration(&self, machine: &Machine) -> Result<Configuration, EffectError> {
+        let facts = self.facts_for(machine);
+        let of = self.machine_facts(&machine.name)?;
+        Ok(Configurations::new(&facts).of(of, &facts.images))
     }
 }
 
@@ -70,26 +103,75 @@ impl World {
         let pki = ClusterPki::from_bytes(&SecretBytes::new(document.to_vec()))
             .map_err(|error| EffectError::of(error.class(), &error))?;
         let facts = inputs::facts(&cluster, &machines, &stemcell, self.host);
+        let wanted = inputs::wanted(&machines);
+        let future = inputs::facts(&cluster, &wanted, &stemcell, self.host);
         Ok(ClusterContext {
+            stemcells: self.stemcells_of(&machines),
             cluster,
             machines,
             facts,
+            future,
             pki,
-            stemcell,
         })
+    }
+
+    /// The stemcells that machines are or will be made from, those that are usable now.
+    pub fn stemcells_of(&self, machines: &[Machine]) -> BTreeMap<String, StemcellRecord> {
+        let wanted = machines.iter().map(Machine::as_wanted).map(|m| m.stemcell);
+        let versions: BTreeSet<String> = machines
+            .iter()
+            .map(|m| m.stemcell.clone())
+            .chain(wanted)
+            .collect();
+        versions
+            .into_iter()
+            .filter_map(|version| Some((version.clone(), self.stemcells.get(&version).ok()?)))
+            .collect()
+    }
+
+    /// What a cluster should be.
+    pub fn desired(&self, cluster: &Cluster, machines: &[Machine]) -> Result<Desired, EffectError> {
+        let stemcell = self
+            .stemcells
+            .get(&cluster.stemcell)
+            .map_err(|error| EffectError::of(error.class(), &error))?;
+        let facts = inputs::facts(cluster, machines, &stemcell, self.host);
+        let stemcells = self.stemcells_of(machines);
+        let images = stemcells
+            .iter()
+            .map(|(version, record)| (version.clone(), inputs::images(record)))
+            .collect();
+        Ok(inputs::present(cluster, machines, &facts, &images))
     }
 
     /// What there is of a cluster now.
     pub async fn observe(&self, name: &ClusterName) -> Result<Observed, EffectError> {
         let cluster: Option<Cluster> = self.records.get(name.as_str()).await?;
         let machines = self.records.machines_of(name.as_str()).await?;
+        self.look(name, cluster.as_ref(), &machines).await
+    }
+
+    /// What there is of a cluster now, seen with records that are not written yet.
+    pub async fn observe_as(
+        &self,
+        cluster: &Cluster,
+        machines: &[Machine],
+    ) -> Result<Observed, EffectError> {
+        self.look(&cluster.spec.name, Some(cluster), machines).await
+    }
+
+    async fn look(
+        &self,
+        name: &ClusterName,
+        cluster: Option<&Cluster>,
+        machines: &[Machine],
+    ) -> Result<Observed, EffectError> {
         let of = |error: crate::provider::ProviderError| EffectError::of(error.class(), &error);
         let views = self.provider.machines().await.map_err(of)?;
         let disks = self.provider.disks().await.map_err(of)?;
         let endpoints = self.provider.endpoints().await.map_err(of)?;
-        let cluster = cluster.as_ref();
         Ok(inputs::observe(
-            cluster, name, &machines, &views, &disks, &endpoints,
+            cluster, name, machines, &views, &disks, &endpoints,
         ))
     }
 }

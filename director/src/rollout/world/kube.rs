@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,13 +14,15 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 
 use super::Agents;
 use super::context::ClusterContext;
+use crate::drain::{self, DrainError, DrainPolicy, Drained, PodRef};
 use crate::kubernetes::addons;
 use crate::kubernetes::client::{
     ApiError, ByteStream, Client, ConnectFuture, Connector, Node, Resource,
 };
 use crate::kubernetes::pki::{ClientIdentity, bootstrap_identity, director_identity};
+use crate::model::Machine;
 use crate::planner::inputs;
-use crate::rollout::{Done, EffectError, RecordChange};
+use crate::rollout::{Done, EffectError, ProgressSink, RecordChange};
 
 /// Pause between two looks at a node that is not Ready yet: a look costs the API server a fraction of a
 /// millisecond, and its answer is what a create waits for.
@@ -44,10 +47,33 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         limit: Duration,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
 
-    /// Deletes a Node object.
+    /// Deletes the Node object of an earlier incarnation.
     fn drop_node<'a>(
         &'a self,
         context: &'a ClusterContext,
+        machine: &'a MachineName,
+        node: &'a NodeName,
+    ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
+    /// Waits until an API server of the cluster is ready.
+    fn await_api<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
+    /// Cordons a node and has its pods leave it.
+    fn drain<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        node: &'a NodeName,
+        progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
+    /// Opens a node that we closed.
+    fn uncordon<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
         node: &'a NodeName,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
 
@@ -58,7 +84,13 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
 /// The real thing: one client per cluster, connected through agents.
 pub struct KubeClient {
     agents: Arc<dyn Agents>,
-    clients: Mutex<BTreeMap<ClusterName, Arc<Client>>>,
+    clients: Mutex<BTreeMap<ClusterName, Kept>>,
+}
+
+/// A client with the incarnations that it goes through: others need another one.
+struct Kept {
+    through: Vec<(MachineName, Incarnation)>,
+    client: Arc<Client>,
 }
 
 impl fmt::Debug for KubeClient {
@@ -81,15 +113,21 @@ impl KubeClient {
         let name = &context.cluster.spec.name;
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let now = jiff::Timestamp::now();
-        if let Some(client) = clients.get(name)
-            && client.is_fresh(now, RENEW_BEFORE)
+        let through = api_servers(context);
+        if let Some(kept) = clients.get(name)
+            && kept.through == through
+            && kept.client.is_fresh(now, RENEW_BEFORE)
         {
-            return Ok(client.clone());
+            return Ok(kept.client.clone());
         }
         let identity = director_identity(&context.pki, name, now)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         let client = Arc::new(self.connect_as(context, &identity)?);
-        clients.insert(name.clone(), client.clone());
+        let kept = Kept {
+            through,
+            client: client.clone(),
+        };
+        clients.insert(name.clone(), kept);
         Ok(client)
     }
 
@@ -98,15 +136,10 @@ impl KubeClient {
         context: &ClusterContext,
         identity: &ClientIdentity,
     ) -> Result<Client, EffectError> {
-        let machines = context
-            .machines
-            .iter()
-            .filter(|machine| machine.role.is_control_plane())
-            .map(|machine| (machine.name.clone(), machine.incarnation))
-            .collect();
         let connector = Arc::new(Tunnels {
             agents: self.agents.clone(),
-            machines,
+            machines: api_servers(context),
+            turn: AtomicUsize::new(0),
         });
         let authority = &context.pki.kubernetes.certificate_pem;
         Client::new(connector, &context.facts.endpoint, authority, identity)
@@ -135,13 +168,13 @@ impl KubeApi for KubeClient {
             let identity = bootstrap_identity(&context.pki, name, jiff::Timestamp::now())
                 .map_err(|error| EffectError::of(error.class(), &error))?;
             let client = self.connect_as(context, &identity)?;
-            let objects = addons::bootstrap_objects(&context.facts);
+            let objects = addons::bootstrap_objects(&context.future);
             for object in &objects {
                 client.apply(object).await.map_err(of_api)?;
             }
             Ok(Done {
                 changes: vec![format!("applied {} objects", objects.len())],
-                records: vec![RecordChange::Addons(inputs::addons_digest(&context.facts))],
+                records: vec![RecordChange::Addons(inputs::addons_digest(&context.future))],
             })
         })
     }
@@ -157,6 +190,7 @@ impl KubeApi for KubeClient {
             let client = self.client(context)?;
             let deadline = Instant::now() + limit;
             let patch = addons::node_patch(&context.facts, facts);
+            let labels = context.configuration(context.machine(machine)?)?.labels;
             let mut patched = false;
             loop {
                 let found = Self::look(&client, &facts.node_name)
@@ -174,7 +208,7 @@ impl KubeApi for KubeClient {
                     if node.is_ready() {
                         return Ok(Done {
                             changes: vec![format!("node {} is Ready", node.name)],
-                            records: vec![RecordChange::NodeReady(machine.clone())],
+                            records: vec![RecordChange::NodeReady(machine.clone(), labels)],
                         });
                     }
                 }
@@ -186,9 +220,63 @@ impl KubeApi for KubeClient {
         })
     }
 
+    fn await_api<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.client(context)?
+                .probe("/readyz")
+                .await
+                .map_err(of_api)?;
+            Ok(Done::default())
+        })
+    }
+
+    fn drain<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        node: &'a NodeName,
+        progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let client = self.client(context)?;
+            let policy = DrainPolicy::default();
+            let tell = |line: String| progress.stage(line);
+            let drained = drain::drain(&client, node, &policy, tell)
+                .await
+                .map_err(of_drain)?;
+            Ok(Done {
+                changes: told(node, &drained),
+                records: Vec::new(),
+            })
+        })
+    }
+
+    fn uncordon<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
+        node: &'a NodeName,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let client = self.client(context)?;
+            match drain::uncordon(&client, node).await {
+                // Nothing to open.
+                Err(DrainError::Api { source, .. }) if source.is_not_found() => {}
+                opened => opened.map_err(of_drain)?,
+            }
+            Ok(Done {
+                changes: vec![format!("node {node} takes pods again")],
+                records: vec![RecordChange::Uncordoned(machine.clone())],
+            })
+        })
+    }
+
     fn drop_node<'a>(
         &'a self,
         context: &'a ClusterContext,
+        machine: &'a MachineName,
         node: &'a NodeName,
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
@@ -204,7 +292,7 @@ impl KubeApi for KubeClient {
             };
             Ok(Done {
                 changes: vec![format!("node {node} {what}")],
-                records: Vec::new(),
+                records: vec![RecordChange::NodeDropped(machine.clone(), node.clone())],
             })
         })
     }
@@ -241,17 +329,59 @@ fn not_ready(name: &NodeName, found: Option<&Node>) -> EffectError {
     EffectError::new(ErrorClass::Operator, format!("node {name} {state}"))
 }
 
-/// Opens streams to an API server through the first control-plane machine that is connected.
+/// One line for each pod that left, was pushed out, or is held.
+fn told(node: &NodeName, drained: &Drained) -> Vec<String> {
+    let line = |what: &'static str| move |pod: &PodRef| format!("{what} {pod}");
+    let mut lines = vec![format!("node {node} is empty")];
+    lines.extend(drained.evicted.iter().map(line("evicted")));
+    lines.extend(
+        drained
+            .escalated
+            .iter()
+            .map(line("deleted past its budget")),
+    );
+    lines.extend(drained.held.iter().map(line("held by its finalizers:")));
+    lines
+}
+
+fn of_drain(error: DrainError) -> EffectError {
+    if let DrainError::Api { source, .. } = &error
+        && matches!(source.code(), Some(401 | 403))
+    {
+        return EffectError::of(ErrorClass::Retry, &error);
+    }
+    EffectError::of(error.class(), &error)
+}
+
+/// Machines with an API server that may be asked: those in the endpoint, or all when none is.
+fn api_servers(context: &ClusterContext) -> Vec<(MachineName, Incarnation)> {
+    let members = context
+        .machines
+        .iter()
+        .filter(|machine| machine.role.is_control_plane());
+    let named = |machine: &Machine| (machine.name.clone(), machine.incarnation);
+    let serving: Vec<_> = members.clone().filter(|m| m.serving).map(named).collect();
+    if serving.is_empty() {
+        members.map(named).collect()
+    } else {
+        serving
+    }
+}
+
+/// Opens streams to API servers through their machines, in turn, past those that are not connected.
 struct Tunnels {
     agents: Arc<dyn Agents>,
     machines: Vec<(MachineName, Incarnation)>,
+    turn: AtomicUsize,
 }
 
 impl Connector for Tunnels {
     fn connect(&self) -> ConnectFuture<'_> {
         Box::pin(async move {
             let mut last = io::Error::other("the cluster has no control-plane machine");
-            for (machine, incarnation) in &self.machines {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            let (before, from) = self.machines.split_at(turn % self.machines.len().max(1));
+            for (machine, incarnation) in from.iter().chain(before) {
                 match self.agents.open_tunnel(machine, *incarnation).await {
                     Ok(stream) => return Ok::<Box<dyn ByteStream>, _>(stream),
                     Err(error) => last = io::Error::other(error),

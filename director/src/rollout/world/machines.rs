@@ -1,6 +1,7 @@
 //! Steps that ask the provider: machines, disks and the endpoint.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, DiskName, MachineName};
@@ -15,6 +16,8 @@ use crate::planner::inputs::{self, CLUSTER_TAG};
 use crate::provider::{EndpointRequest, EndpointView, MachineRequest, MachineSize, ProviderError};
 use crate::store::{Commit, Expect, Kind, Token};
 
+/// How long a machine that is taken out of a cluster gets to shut down before its power is cut.
+const STOP_GRACE: Duration = Duration::from_secs(30);
 /// One MiB.
 const MIB: u64 = 1 << 20;
 /// Root disk of a machine: logs, scratch space of pods, and images beyond those of the stemcell, which
@@ -53,6 +56,37 @@ impl World {
         Ok(self.provider.ensure_endpoint(request).await?)
     }
 
+    /// Takes a machine's API server out of the endpoint; the records say so already.
+    pub(super) async fn leave_endpoint(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+    ) -> Result<Done, EffectError> {
+        self.keep_endpoint(&context.cluster, &context.machines)
+            .await?;
+        Ok(Done {
+            changes: vec![format!("no new connections go to {name}")],
+            records: Vec::new(),
+        })
+    }
+
+    /// Puts a machine's API server back into the endpoint.
+    pub(super) async fn join_endpoint(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+    ) -> Result<Done, EffectError> {
+        let mut machines = context.machines.clone();
+        for machine in machines.iter_mut().filter(|m| m.name == *name) {
+            machine.serving = true;
+        }
+        self.keep_endpoint(&context.cluster, &machines).await?;
+        Ok(Done {
+            changes: vec![format!("connections go to {name} again")],
+            records: vec![RecordChange::Serving(name.clone())],
+        })
+    }
+
     pub(super) async fn create_disk(
         &self,
         context: &ClusterContext,
@@ -78,7 +112,7 @@ impl World {
         let request = MachineRequest {
             name: name.clone(),
             incarnation: machine.incarnation,
-            stemcell: context.stemcell.path.clone(),
+            stemcell: context.stemcell(machine)?.path.clone(),
             size: MachineSize {
                 cpu_millis: machine.size.cpu_millis,
                 memory_bytes: u64::from(machine.size.memory_mib) * MIB,
@@ -149,6 +183,14 @@ impl World {
         // Refused at the door before it is killed, so that it cannot come back in between.
         if let Some(identity) = self.registry.expel(machine) {
             self.agents.revoke(&identity);
+        }
+        let record: Option<Machine> = self.records.get(machine.as_str()).await?;
+        if record.is_some_and(|record| record.wanted.is_some()) {
+            // Its cluster serves on: what still runs on it ends in peace.
+            match self.provider.stop_machine(machine, STOP_GRACE).await {
+                Ok(_) | Err(ProviderError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         self.provider.delete_machine(machine).await?;
         Ok(Done {

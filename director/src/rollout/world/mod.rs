@@ -13,6 +13,7 @@
 //! Order, retries and journal (the rollout above).
 
 mod agents;
+mod cancel;
 mod context;
 mod kube;
 mod machines;
@@ -23,13 +24,13 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{ClusterName, DirectorId, Epoch};
+use windlass_common::id::{ClusterName, DirectorId, Epoch, MachineName};
 
 use super::{Done, EffectError, Effects, RecordChange, StepOrder};
 use crate::kubernetes::facts::HostTraits;
-use crate::model::{Action, Plan};
+use crate::model::{Action, Plan, TaskKind};
 use crate::pki::DirectorCa;
-use crate::planner::{self, inputs};
+use crate::planner;
 use crate::provider::Provider;
 use crate::stemcell::Catalogue;
 use crate::store::Records;
@@ -84,7 +85,17 @@ impl Effects for World {
                 Action::DeleteDisk { disk } => self.delete_disk(disk).await,
                 Action::DeleteEndpoint => self.delete_endpoint(&order.cluster).await,
                 Action::ForgetCluster => Ok(self.forget(&order.cluster)),
+                Action::ForgetMachine { machine } => Ok(forget_machine(machine)),
+                Action::Checkpoint { .. } => Ok(Done::default()),
                 Action::EnsureEndpoint
+                | Action::AwaitApi
+                | Action::LeaveEndpoint { .. }
+                | Action::JoinEndpoint { .. }
+                | Action::Drain { .. }
+                | Action::Uncordon { .. }
+                | Action::StopComponents { .. }
+                | Action::AddRoutes { .. }
+                | Action::PruneRoutes { .. }
                 | Action::CreateDisk { .. }
                 | Action::CreateMachine { .. }
                 | Action::AwaitAgent { .. }
@@ -104,16 +115,16 @@ impl Effects for World {
 
     fn plan_cleanup<'a>(
         &'a self,
+        kind: TaskKind,
         cluster: &'a ClusterName,
     ) -> BoxFuture<'a, Result<Plan, EffectError>> {
         Box::pin(async move {
-            let observed = self.observe(cluster).await?;
-            // The cancel is the order: it names the disks that this create has made.
-            let desired = inputs::absent(cluster, observed.disks.keys().cloned().collect());
-            let plan = planner::plan(&desired, &observed)
-                .map_err(|error| EffectError::of(error.class(), &error))?;
-            check(&plan, &desired, &observed)?;
-            Ok(plan)
+            match kind {
+                TaskKind::CreateCluster | TaskKind::DeleteCluster => {
+                    self.plan_removal(cluster).await
+                }
+                TaskKind::UpdateCluster => self.plan_return(cluster).await,
+            }
         })
     }
 }
@@ -131,7 +142,19 @@ impl World {
             Action::CreateMachine { machine } => self.create_machine(context, machine).await,
             Action::AwaitAgent { machine } => self.await_agent(context, machine, order.limit).await,
             Action::MountDisk { machine } => self.mount_disk(context, machine, order).await,
-            Action::Configure { machine } => self.configure(context, machine, order).await,
+            Action::Configure { machine }
+            | Action::AddRoutes { machine }
+            | Action::PruneRoutes { machine } => self.configure(context, machine, order).await,
+            Action::StopComponents { machine } => self.stop(context, machine, order).await,
+            Action::LeaveEndpoint { machine } => self.leave_endpoint(context, machine).await,
+            Action::JoinEndpoint { machine } => self.join_endpoint(context, machine).await,
+            Action::AwaitApi => self.kubernetes.await_api(context).await,
+            Action::Drain { node, .. } => {
+                self.kubernetes.drain(context, node, &order.progress).await
+            }
+            Action::Uncordon { machine, node } => {
+                self.kubernetes.uncordon(context, machine, node).await
+            }
             Action::StartComponents { machine } => self.start(context, machine, order).await,
             Action::AwaitControlPlane { machine } => {
                 self.await_control_plane(context, machine, order).await
@@ -142,11 +165,15 @@ impl World {
                     .await_node(context, machine, order.limit)
                     .await
             }
-            Action::DropNode { node, .. } => self.kubernetes.drop_node(context, node).await,
+            Action::DropNode { machine, node } => {
+                self.kubernetes.drop_node(context, machine, node).await
+            }
             Action::AttachDisk { .. }
             | Action::DeleteMachine { .. }
             | Action::DeleteDisk { .. }
             | Action::DeleteEndpoint
+            | Action::ForgetMachine { .. }
+            | Action::Checkpoint { .. }
             | Action::ForgetCluster => Err(EffectError::new(
                 ErrorClass::Bug,
                 format!("{} is no step on a cluster", order.action.name()),
@@ -160,6 +187,13 @@ impl World {
             changes: vec![format!("forgot cluster {cluster}")],
             records: vec![RecordChange::Forget],
         }
+    }
+}
+
+fn forget_machine(machine: &MachineName) -> Done {
+    Done {
+        changes: vec![format!("forgot machine {machine}")],
+        records: vec![RecordChange::MachineForgotten(machine.clone())],
     }
 }
 

@@ -18,7 +18,6 @@ use crate::gateway::DeliveryError;
 use crate::kubernetes::pki::{Certificates, machine_certificates};
 use crate::kubernetes::render::{self, Phase, Trust};
 use crate::model::Machine;
-use crate::planner::inputs;
 use crate::store::{Commit, Expect, Kind};
 
 /// Progress that may wait to be shown; what is more is dropped by the gateway.
@@ -77,9 +76,9 @@ impl World {
             Some(certificates) => certificates,
             None => self.issue(context, machine, order).await?,
         };
-        let step = configure_step(context, name, &certificates)?;
+        let step = configure_step(context, machine, &certificates)?;
         let result = self.send(machine, order, "", Step::Configure(step)).await?;
-        let digest = inputs::configuration(&context.facts, name);
+        let digest = context.configuration(machine)?.whole;
         Ok(done(result, RecordChange::Configured(name.clone(), digest)))
     }
 
@@ -138,7 +137,7 @@ impl World {
                 format!("{name} is to be started and has no certificates"),
             )
         })?;
-        let configure = configure_step(context, name, &certificates)?;
+        let configure = configure_step(context, machine, &certificates)?;
         let phases = Phase::of(&context.machine_facts(name)?.role);
         let units = phases
             .iter()
@@ -146,8 +145,25 @@ impl World {
             .collect();
         let step = Step::Service(Service { units });
         let result = self.send(machine, order, "", step).await?;
-        let digest = inputs::configuration(&context.facts, name);
+        let digest = context.configuration(machine)?.components;
         Ok(done(result, RecordChange::Started(name.clone(), digest)))
+    }
+
+    /// Stops a control plane's components, the API server first so that it can still finish, etcd last so
+    /// that it hands over its leadership.
+    pub(super) async fn stop(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        let machine = context.machine(name)?;
+        let step = Step::Service(render::stop_control_plane());
+        let result = self.send(machine, order, "", step).await?;
+        Ok(Done {
+            changes: result.changes,
+            records: Vec::new(),
+        })
     }
 
     pub(super) async fn await_control_plane(
@@ -157,7 +173,7 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
-        let gate = Step::Gate(render::gate(Phase::ApiServer));
+        let gate = Step::Gate(render::control_plane_gate());
         self.send(machine, order, "", gate).await?;
         Ok(Done::default())
     }
@@ -207,12 +223,12 @@ impl World {
 
 fn configure_step(
     context: &ClusterContext,
-    name: &MachineName,
+    machine: &Machine,
     certificates: &Certificates,
 ) -> Result<Configure, EffectError> {
     let trust = Trust::from(&context.pki);
-    let facts = context.machine_facts(name)?;
-    render::configure_step(&context.facts, facts, &trust, certificates)
+    let of = context.machine_facts(&machine.name)?;
+    render::configure_step(&context.facts_for(machine), of, &trust, certificates)
         .map_err(|error| EffectError::of(error.class(), &error))
 }
 

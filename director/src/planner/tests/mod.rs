@@ -1,14 +1,18 @@
-//! Tables and properties. `world` is a model of what steps do, used by both.
+//! A model of what steps do, tables of new and deleted clusters, and how they may be broken.
+
+mod change;
+mod properties;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use windlass_common::id::{ClusterName, Digest, DiskName, Incarnation, MachineName};
+use windlass_common::id::{ClusterName, Digest, DiskName, Incarnation, MachineName, PoolName};
 
 use super::{
-    Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine, PlanError, plan,
+    Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine,
+    PlanError, plan,
 };
-use crate::model::{Action, Plan, PlanStep, StepKey};
+use crate::model::{Action, Disruption, Invariant, Plan, PlanStep, StepKey};
 use crate::plan::check;
 
 fn name(text: &str) -> MachineName {
@@ -19,15 +23,21 @@ fn disk(text: &str) -> DiskName {
     DiskName::new(text).unwrap()
 }
 
+fn pool() -> PoolName {
+    PoolName::new("w").unwrap()
+}
+
 fn machine(text: &str, control_plane: bool) -> (MachineName, DesiredMachine) {
     let machine = DesiredMachine {
-        control_plane,
+        pool: (!control_plane).then(pool),
         incarnation: Incarnation(1),
         node: name(text).node_name(Incarnation(1)).unwrap(),
         stemcell: "s1".into(),
         kubernetes_version: "1.37.2".into(),
         disk: control_plane.then(|| disk(&format!("{text}-data"))),
         configuration: Digest::of(text.as_bytes()),
+        components: Digest::of(format!("{text} components").as_bytes()),
+        labels: Digest::of(b"labels"),
     };
     (name(text), machine)
 }
@@ -42,6 +52,7 @@ fn present(control_planes: usize, workers: usize) -> Desired {
         state: DesiredState::Present {
             endpoint: ("10.0.0.2".parse().unwrap(), 6443),
             machines,
+            budgets: BTreeMap::new(),
             addons: Digest::of(b"addons"),
         },
     }
@@ -56,12 +67,18 @@ fn absent(disks: &[&str]) -> Desired {
     }
 }
 
+/// What every machine is told while some of which nothing is wanted are still there.
+fn interim() -> Digest {
+    Digest::of(b"with routes to machines that go")
+}
+
 /// A model of the world: what one step does to what is observed.
 fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
     let wanted = |m: &MachineName| match &desired.state {
         DesiredState::Present { machines, .. } => machines[m].clone(),
         DesiredState::Absent { .. } => panic!("nothing is made of an absent cluster"),
     };
+    let surplus = !observed.surplus.is_empty();
     match action {
         Action::EnsureEndpoint => (observed.endpoint, observed.endpoint_current) = (true, true),
         Action::CreateDisk { disk, .. } => {
@@ -70,21 +87,7 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
                 .entry(disk.clone())
                 .or_insert(ObservedDisk { attached_to: None });
         }
-        Action::CreateMachine { machine } => {
-            let wanted = wanted(machine);
-            let made = ObservedMachine {
-                incarnation: wanted.incarnation,
-                node: wanted.node,
-                complete: true,
-                mounted: false,
-                configured: None,
-                started: None,
-                ready: false,
-            };
-            let found = observed.machines.get(machine);
-            assert!(found.is_none_or(|f| f.incarnation == made.incarnation && !f.complete));
-            observed.machines.insert(machine.clone(), made);
-        }
+        Action::CreateMachine { machine } => create(observed, machine, wanted(machine)),
         Action::AttachDisk { disk, machine } => {
             assert!(observed.machines.contains_key(machine));
             let disk = observed.disks.get_mut(disk).unwrap();
@@ -101,9 +104,27 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             assert_eq!(observed.disks[&data].attached_to.as_ref(), Some(machine));
             observed.machines.get_mut(machine).unwrap().mounted = true;
         }
-        Action::Configure { machine } => {
-            let digest = wanted(machine).configuration;
-            observed.machines.get_mut(machine).unwrap().configured = Some(digest);
+        Action::AddRoutes { machine } => {
+            let found = observed.machines.get_mut(machine).unwrap();
+            assert!(found.complete);
+            found.configured = Some(interim());
+            if let DesiredState::Present { machines, .. } = &desired.state
+                && let Some(wanted) = machines.get(machine)
+                && wanted.incarnation == found.incarnation
+                && !surplus
+            {
+                found.configured = Some(wanted.configuration);
+            }
+        }
+        Action::Configure { machine } | Action::PruneRoutes { machine } => {
+            let wanted = wanted(machine);
+            let found = observed.machines.get_mut(machine).unwrap();
+            assert_eq!(found.incarnation, wanted.incarnation);
+            found.configured = Some(if surplus {
+                interim()
+            } else {
+                wanted.configuration
+            });
         }
         Action::StartComponents { machine } => {
             let wanted = wanted(machine);
@@ -112,10 +133,16 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
                 wanted.disk.is_none() || found.mounted,
                 "etcd would write to the root disk"
             );
-            found.started = found.configured;
+            assert!(found.configured.is_some());
+            found.started = Some(wanted.components);
+            found.ready = false;
         }
         Action::AwaitControlPlane { machine } => {
             assert!(observed.machines[machine].started.is_some());
+        }
+        Action::AwaitApi => {
+            let mut members = observed.machines.values().filter(|m| m.pool.is_none());
+            assert!(members.any(|member| member.started.is_some()));
         }
         Action::ApplyAddons => {
             if let DesiredState::Present { addons, .. } = &desired.state {
@@ -123,7 +150,10 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             }
         }
         Action::AwaitNode { machine, .. } => {
-            observed.machines.get_mut(machine).unwrap().ready = true;
+            let wanted = wanted(machine);
+            let found = observed.machines.get_mut(machine).unwrap();
+            assert_eq!(found.started, Some(wanted.components));
+            (found.ready, found.labelled) = (true, Some(wanted.labels));
         }
         Action::DropNode { machine, node } => {
             assert!(
@@ -132,13 +162,38 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
                     .get(machine)
                     .is_none_or(|m| m.node != *node)
             );
-        }
-        Action::DeleteMachine { machine } => {
-            observed.machines.remove(machine);
-            for disk in observed.disks.values_mut() {
-                disk.attached_to.take_if(|holder| holder == machine);
+            if let Some(nodes) = observed.departed.get_mut(machine) {
+                nodes.remove(node);
+                if nodes.is_empty() {
+                    observed.departed.remove(machine);
+                }
             }
         }
+        Action::DeleteMachine { machine } => delete(observed, machine),
+        Action::Drain { machine, node } => {
+            let found = observed.machines.get_mut(machine).unwrap();
+            assert_eq!(found.node, *node);
+            found.cordoned = true;
+        }
+        Action::Uncordon { machine, .. } => {
+            observed.machines.get_mut(machine).unwrap().cordoned = false;
+        }
+        Action::LeaveEndpoint { machine } => {
+            observed.out_of_endpoint.insert(machine.clone());
+        }
+        Action::JoinEndpoint { machine } => {
+            assert!(observed.machines[machine].started.is_some());
+            observed.out_of_endpoint.remove(machine);
+        }
+        Action::StopComponents { machine } => {
+            observed.machines.get_mut(machine).unwrap().started = None;
+        }
+        Action::ForgetMachine { machine } => {
+            assert!(!observed.machines.contains_key(machine));
+            assert!(!observed.departed.contains_key(machine), "its Node is left");
+            observed.surplus.remove(machine);
+        }
+        Action::Checkpoint { .. } => {}
         Action::DeleteDisk { disk } => {
             let gone = observed.disks.remove(disk).unwrap();
             assert_eq!(gone.attached_to, None);
@@ -151,6 +206,38 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
     }
 }
 
+fn create(observed: &mut Observed, machine: &MachineName, wanted: DesiredMachine) {
+    let made = ObservedMachine {
+        pool: wanted.pool,
+        incarnation: wanted.incarnation,
+        node: wanted.node,
+        kubernetes_version: wanted.kubernetes_version,
+        complete: true,
+        running: true,
+        mounted: false,
+        configured: None,
+        started: None,
+        ready: false,
+        labelled: None,
+        cordoned: false,
+    };
+    let found = observed.machines.get(machine);
+    assert!(found.is_none_or(|f| f.incarnation == made.incarnation && !f.complete));
+    observed.machines.insert(machine.clone(), made);
+}
+
+fn delete(observed: &mut Observed, machine: &MachineName) {
+    if let Some(gone) = observed.machines.remove(machine)
+        && gone.registered()
+    {
+        let departed = observed.departed.entry(machine.clone()).or_default();
+        departed.insert(gone.node);
+    }
+    for disk in observed.disks.values_mut() {
+        disk.attached_to.take_if(|holder| holder == machine);
+    }
+}
+
 /// Carries a plan out, choosing by `choices` which ready step comes next, for at most `most` steps.
 fn carry_out(
     desired: &Desired,
@@ -160,6 +247,7 @@ fn carry_out(
     most: usize,
 ) {
     let mut done: BTreeSet<StepKey> = BTreeSet::new();
+    let before = Before::new(desired, observed);
     for turn in 0..most {
         let ready: Vec<&PlanStep> = plan
             .steps
@@ -175,8 +263,88 @@ fn carry_out(
             .unwrap_or(0);
         let step = ready[choice % ready.len()];
         execute(desired, observed, &step.action);
+        before.guard(desired, observed, &step.key);
         done.insert(step.key.clone());
     }
+}
+
+/// How a cluster was before a plan: what is less already is not made less.
+struct Before {
+    had_quorum: bool,
+    serving: BTreeMap<PoolName, usize>,
+}
+
+impl Before {
+    fn new(desired: &Desired, observed: &Observed) -> Self {
+        let members = match &desired.state {
+            DesiredState::Present { machines, .. } => {
+                machines.values().filter(|m| m.control_plane()).count()
+            }
+            DesiredState::Absent { .. } => 0,
+        };
+        let mut serving = BTreeMap::new();
+        for machine in observed.machines.values() {
+            if let Some(pool) = &machine.pool
+                && machine.available()
+                && !machine.cordoned
+            {
+                *serving.entry(pool.clone()).or_insert(0) += 1;
+            }
+        }
+        let up = servers(observed).len();
+        Self {
+            had_quorum: members > 1 && up > members / 2,
+            serving,
+        }
+    }
+
+    /// What has to hold at every moment, looked at without knowing any plan.
+    fn guard(&self, desired: &Desired, observed: &Observed, step: &StepKey) {
+        let DesiredState::Present {
+            machines, budgets, ..
+        } = &desired.state
+        else {
+            return;
+        };
+        let members = machines.values().filter(|m| m.control_plane()).count();
+        let servers = servers(observed);
+        assert!(
+            !self.had_quorum || servers.len() > members / 2,
+            "{step}: quorum is lost"
+        );
+        let started = |m: &&ObservedMachine| m.pool.is_some() && m.started.is_some() && !m.ready;
+        for kubelet in observed.machines.values().filter(started) {
+            let kubelet = minor(&kubelet.kubernetes_version);
+            assert!(
+                servers.iter().all(|server| kubelet <= *server),
+                "{step}: a kubelet is newer than an API server"
+            );
+        }
+        for (pool, serving) in Before::new(desired, observed).serving {
+            let of = |m: &&DesiredMachine| m.pool.as_ref() == Some(&pool);
+            let wanted = machines.values().filter(of).count();
+            let budget = budgets.get(&pool).copied().unwrap_or_default();
+            let floor = wanted.saturating_sub(budget.max_unavailable as usize);
+            let floor = floor.min(self.serving.get(&pool).copied().unwrap_or(0));
+            assert!(
+                serving >= floor,
+                "{step}: {serving} of {floor} serve in {pool}"
+            );
+        }
+    }
+}
+
+/// Minors of the API servers that run.
+fn servers(observed: &Observed) -> Vec<u32> {
+    let members = observed.machines.values().filter(|m| m.pool.is_none());
+    members
+        .filter(|m| m.started.is_some() && m.running)
+        .map(|m| minor(&m.kubernetes_version))
+        .collect()
+}
+
+fn minor(version: &str) -> u32 {
+    version.split('.').nth(1).unwrap().parse().unwrap()
 }
 
 fn keys(plan: &Plan) -> Vec<&str> {
@@ -272,67 +440,6 @@ fn a_deletion_keeps_disks_that_it_does_not_name() {
     assert!(check(&plan, &absent(&[]), &observed).is_err());
 }
 
-#[test]
-fn another_incarnation_of_a_worker_is_replaced_and_its_node_dropped() {
-    let desired = present(1, 1);
-    let mut observed = Observed::default();
-    let all = plan(&desired, &observed).unwrap();
-    carry_out(&desired, &mut observed, &all, &[0], usize::MAX);
-    let DesiredState::Present {
-        mut machines,
-        endpoint,
-        addons,
-    } = desired.state
-    else {
-        panic!("it is present");
-    };
-    let worker = machines.get_mut(&name("c-w-0")).unwrap();
-    worker.incarnation = Incarnation(2);
-    worker.node = name("c-w-0").node_name(Incarnation(2)).unwrap();
-    let desired = Desired {
-        state: DesiredState::Present {
-            machines,
-            endpoint,
-            addons,
-        },
-        ..desired
-    };
-    let plan = plan(&desired, &observed).unwrap();
-    assert_eq!(check(&plan, &desired, &observed), Ok(()));
-    assert_eq!(
-        after(&plan, "machine/c-w-0/create"),
-        ["machine/c-w-0/delete"]
-    );
-    assert_eq!(
-        after(&plan, "machine/c-w-0/drop-node"),
-        ["machine/c-cp-0/await-control-plane", "machine/c-w-0/delete"]
-    );
-}
-
-#[test]
-fn members_of_etcd_are_not_replaced_and_disks_not_stolen() {
-    let desired = present(1, 0);
-    let mut observed = Observed::default();
-    let all = plan(&desired, &observed).unwrap();
-    carry_out(&desired, &mut observed, &all, &[0], usize::MAX);
-    let mut other = observed.clone();
-    other.machines.get_mut(&name("c-cp-0")).unwrap().incarnation = Incarnation(7);
-    assert!(matches!(
-        plan(&desired, &other),
-        Err(PlanError::ControlPlaneMachine { .. })
-    ));
-    let mut stolen = observed;
-    stolen
-        .disks
-        .get_mut(&disk("c-cp-0-data"))
-        .unwrap()
-        .attached_to = Some(name("stranger"));
-    assert!(matches!(
-        plan(&desired, &stolen),
-        Err(PlanError::DiskHeld { .. })
-    ));
-}
-
 /// Every way to break a plan that the checker must see: one entry each, with the step that is broken.
 #[test]
 fn the_checker_sees_broken_plans() {
@@ -413,155 +520,4 @@ fn a_kubelet_newer_than_the_api_server_is_refused() {
         violations.iter().any(|v| v.problem.contains("newer")),
         "{violations:?}"
     );
-}
-
-prop_compose! {
-    fn desired_present()(
-        control_planes in prop_oneof![Just(1usize), Just(3), Just(5)],
-        workers in 0usize..5,
-        reborn in prop::collection::vec(1u32..4, 5),
-    ) -> Desired {
-        let mut desired = present(control_planes, workers);
-        if let DesiredState::Present { machines, .. } = &mut desired.state {
-            let workers = machines.iter_mut().filter(|(_, m)| !m.control_plane);
-            for ((name, machine), incarnation) in workers.zip(reborn) {
-                machine.incarnation = Incarnation(incarnation);
-                machine.node = name.node_name(machine.incarnation).unwrap();
-            }
-        }
-        desired
-    }
-}
-
-fn observed_machine() -> impl Strategy<Value = (u32, bool, bool, u8, u8, bool)> {
-    (
-        1u32..4,
-        any::<bool>(),
-        any::<bool>(),
-        0u8..3,
-        0u8..3,
-        any::<bool>(),
-    )
-}
-
-prop_compose! {
-    /// Anything that a create or a replacement of workers can have left, also of workers not wanted now.
-    fn observed_of()(
-        (endpoint, endpoint_current) in any::<(bool, bool)>(),
-        machines in prop::collection::btree_map(0usize..12, observed_machine(), 0..10),
-        disks in prop::collection::btree_map(0usize..5, any::<bool>(), 0..5),
-        addons in 0u8..3,
-    ) -> Observed {
-        let digest = |kind: u8, right: &str| match kind {
-            0 => None,
-            1 => Some(Digest::of(b"old")),
-            _ => Some(Digest::of(right.as_bytes())),
-        };
-        let machines: BTreeMap<_, _> = machines
-            .into_iter()
-            .map(|(i, (incarnation, complete, mounted, configured, started, ready))| {
-                let (text, incarnation) = match i {
-                    0..5 => (format!("c-cp-{i}"), 1),
-                    i => (format!("c-w-{}", i - 5), incarnation),
-                };
-                let configured = digest(configured, &text).filter(|_| complete);
-                let machine = ObservedMachine {
-                    incarnation: Incarnation(incarnation),
-                    node: name(&text).node_name(Incarnation(incarnation)).unwrap(),
-                    complete,
-                    mounted: mounted && complete,
-                    configured,
-                    started: digest(started, &text).filter(|_| configured.is_some()),
-                    ready,
-                };
-                (name(&text), machine)
-            })
-            .collect();
-        let disks = disks
-            .into_iter()
-            .map(|(i, attached)| {
-                let holder = name(&format!("c-cp-{i}"));
-                let attached_to = Some(holder).filter(|h| attached && machines.contains_key(h));
-                (disk(&format!("c-cp-{i}-data")), ObservedDisk { attached_to })
-            })
-            .collect();
-        Observed { endpoint, endpoint_current, machines, disks, addons: digest(addons, "addons"), records: true }
-    }
-}
-
-proptest! {
-    #[test]
-    fn any_state_converges_in_any_order_and_through_interruptions(
-        desired in desired_present(),
-        mut observed in observed_of(),
-        choices in prop::collection::vec(any::<usize>(), 1..40),
-        stops in prop::collection::vec(0usize..30, 0..4),
-    ) {
-        for most in stops.into_iter().chain([usize::MAX]) {
-            let plan = match plan(&desired, &observed) {
-                Ok(plan) => plan,
-                // A surplus member of etcd: refused, never deleted.
-                Err(PlanError::ControlPlaneMachine { .. }) => return Ok(()),
-                Err(error) => panic!("{error}"),
-            };
-            prop_assert_eq!(check(&plan, &desired, &observed), Ok(()));
-            carry_out(&desired, &mut observed, &plan, &choices, most);
-        }
-        let DesiredState::Present { machines, addons, .. } = &desired.state else {
-            panic!("it is present");
-        };
-        prop_assert!(observed.endpoint && observed.endpoint_current && observed.addons == Some(*addons));
-        prop_assert_eq!(observed.machines.len(), machines.len());
-        for (name, wanted) in machines {
-            let found = &observed.machines[name];
-            prop_assert_eq!(found.incarnation, wanted.incarnation);
-            prop_assert_eq!(found.started, Some(wanted.configuration));
-            prop_assert!(found.ready && (wanted.disk.is_none() || found.mounted));
-        }
-        prop_assert!(plan(&desired, &observed).unwrap().steps.is_empty());
-    }
-
-    #[test]
-    fn any_state_can_be_deleted_in_any_order_and_through_interruptions(
-        mut observed in observed_of(),
-        choices in prop::collection::vec(any::<usize>(), 1..40),
-        stops in prop::collection::vec(0usize..12, 0..4),
-        all_disks in any::<bool>(),
-    ) {
-        let disks: BTreeSet<_> = observed.disks.keys().filter(|_| all_disks).cloned().collect();
-        let kept = observed.disks.len() - disks.len();
-        let desired = Desired {
-            state: DesiredState::Absent { disks },
-            ..absent(&[])
-        };
-        for most in stops.into_iter().chain([usize::MAX]) {
-            let plan = plan(&desired, &observed).unwrap();
-            prop_assert_eq!(check(&plan, &desired, &observed), Ok(()));
-            carry_out(&desired, &mut observed, &plan, &choices, most);
-        }
-        prop_assert!(observed.machines.is_empty() && !observed.endpoint && !observed.records);
-        prop_assert_eq!(observed.disks.len(), kept);
-        prop_assert!(plan(&desired, &observed).unwrap().steps.is_empty());
-    }
-
-    #[test]
-    fn the_same_input_gives_the_same_plan(desired in desired_present(), observed in observed_of()) {
-        let text = |plan: Result<Plan, PlanError>| {
-            plan.map(|plan| serde_json::to_vec(&plan).unwrap()).map_err(|error| error.to_string())
-        };
-        prop_assert_eq!(
-            text(plan(&desired, &observed)),
-            text(plan(&desired.clone(), &observed.clone()))
-        );
-    }
-
-    #[test]
-    fn explanations_are_no_decisions(desired in desired_present()) {
-        let observed = Observed::default();
-        let mut plan = plan(&desired, &observed).unwrap();
-        for step in &mut plan.steps {
-            step.why = "told otherwise".into();
-        }
-        prop_assert_eq!(check(&plan, &desired, &observed), Ok(()));
-    }
 }

@@ -1,0 +1,148 @@
+//! `windlass cluster apply`, `scale` and `upgrade`: changes of a cluster.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+use windlass_director::client::Client;
+use windlass_director::model::Plan;
+use windlass_director::spec::from_text;
+
+use crate::Session;
+use crate::args::ChangeArgs;
+use crate::cluster::{explain, ordered, read, segment};
+use crate::failure::{Failure, USAGE};
+
+/// A cluster as it is to be, and how it gets there.
+struct Order {
+    name: String,
+    body: String,
+    newest_stemcell: bool,
+    /// What the change was made from.
+    revision: Option<u64>,
+}
+
+pub(crate) async fn apply(
+    session: &Session,
+    client: &Client,
+    file: &Path,
+    stemcell: bool,
+    change: &ChangeArgs,
+) -> Result<ExitCode, Failure> {
+    let body = read(file)?;
+    let order = Order {
+        name: name_in(&body)?,
+        body,
+        newest_stemcell: stemcell,
+        revision: None,
+    };
+    place(session, client, order, change).await
+}
+
+pub(crate) async fn scale(
+    session: &Session,
+    client: &Client,
+    name: &str,
+    pools: &[(String, u32)],
+    change: &ChangeArgs,
+) -> Result<ExitCode, Failure> {
+    let mut cluster = show(client, name).await?;
+    let known = &mut cluster["spec"]["pools"];
+    for (pool, count) in pools {
+        if known.get(pool).is_none() {
+            let there: Vec<_> = known
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(k, _)| k.clone())
+                .collect();
+            return Err(Failure::new(
+                USAGE,
+                format!(
+                    "cluster {name} has no pool {pool}; it has: {}. `windlass cluster apply` adds pools",
+                    there.join(", ")
+                ),
+            ));
+        }
+        known[pool]["count"] = json!(count);
+    }
+    place(session, client, from(name, &cluster, false), change).await
+}
+
+pub(crate) async fn upgrade(
+    session: &Session,
+    client: &Client,
+    name: &str,
+    to: Option<&str>,
+    stemcell: bool,
+    change: &ChangeArgs,
+) -> Result<ExitCode, Failure> {
+    let mut cluster = show(client, name).await?;
+    if let Some(version) = to {
+        cluster["spec"]["kubernetesVersion"] = json!(version);
+    }
+    place(session, client, from(name, &cluster, stemcell), change).await
+}
+
+async fn show(client: &Client, name: &str) -> Result<Value, Failure> {
+    let path = format!("/v1/clusters/{}", segment(name));
+    Ok(client.get(&path).await?)
+}
+
+/// The order for a cluster that was read and changed.
+fn from(name: &str, cluster: &Value, newest_stemcell: bool) -> Order {
+    Order {
+        name: name.to_owned(),
+        body: cluster["spec"].to_string(),
+        newest_stemcell,
+        revision: cluster["revision"].as_u64(),
+    }
+}
+
+/// The name of the cluster that a text describes.
+pub(crate) fn name_in(text: &str) -> Result<String, Failure> {
+    let document = from_text(text).map_err(|faults| Failure::new(USAGE, faults.to_string()))?;
+    match document["name"].as_str() {
+        Some(name) => Ok(name.to_owned()),
+        None => Err(Failure::new(
+            USAGE,
+            "the cluster that is described has no name",
+        )),
+    }
+}
+
+/// What would be done.
+pub(crate) async fn dry_run(client: &Client, name: &str, body: String) -> Result<Value, Failure> {
+    let path = format!("/v1/clusters/{}?dry_run=true", segment(name));
+    Ok(client.put(&path, body).await?)
+}
+
+async fn place(
+    session: &Session,
+    client: &Client,
+    order: Order,
+    change: &ChangeArgs,
+) -> Result<ExitCode, Failure> {
+    let mut path = format!(
+        "/v1/clusters/{}?dry_run={}&accept_downtime={}",
+        segment(&order.name),
+        change.dry_run,
+        change.accept_downtime
+    );
+    if order.newest_stemcell {
+        path.push_str("&stemcell=newest");
+    }
+    if let Some(plan) = &change.plan {
+        path.push_str(&format!("&plan={}", segment(plan)));
+    }
+    if let Some(revision) = order.revision {
+        path.push_str(&format!("&revision={revision}"));
+    }
+    let answer = client.put(&path, order.body).await?;
+    if change.dry_run {
+        let plan: Plan = client.typed(&answer)?;
+        session.output.answer(&answer, || explain(&plan));
+        return Ok(ExitCode::SUCCESS);
+    }
+    ordered(session, client, &answer, change.wait).await
+}

@@ -1,0 +1,296 @@
+//! What a plan takes out of service: quorum of etcd (1), budgets of pools (3), version skew (5).
+//!
+//! All of it is judged for the worst order that the plan's graph allows, not for the order in which its
+//! steps are listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use windlass_common::id::{MachineName, PoolName};
+
+use super::order::{Span, most_at_once};
+use super::{Checker, minor};
+use crate::model::{Action, Invariant, StepKey};
+use crate::planner::{Budget, DesiredMachine, ObservedMachine};
+
+/// Minors that a kubelet may be older than an API server (Kubernetes' version skew policy).
+const KUBELET_OLDER_MAX: u32 = 3;
+/// Minors that two API servers of a cluster may be apart (the same policy).
+const API_APART_MAX: u32 = 1;
+
+/// Steps about one machine that matter here.
+#[derive(Default, Clone, Copy)]
+struct Life {
+    /// The first step that keeps it from serving.
+    down: Option<usize>,
+    /// The step after which it serves.
+    up: Option<usize>,
+    /// The step after which a node that was closed takes pods again.
+    open: Option<usize>,
+    delete: Option<usize>,
+    create: Option<usize>,
+    stop: Option<usize>,
+    start: Option<usize>,
+    answers: Option<usize>,
+}
+
+impl<'a> Checker<'a> {
+    pub(super) fn service(
+        &mut self,
+        machines: &'a BTreeMap<MachineName, DesiredMachine>,
+        budgets: &BTreeMap<PoolName, Budget>,
+    ) {
+        let lives = self.lives();
+        self.quorum(machines, &lives);
+        self.budgets(machines, budgets, &lives);
+        self.skew(machines, &lives);
+    }
+
+    fn lives(&self) -> BTreeMap<&'a MachineName, Life> {
+        let mut lives: BTreeMap<&MachineName, Life> = BTreeMap::new();
+        for (i, step) in self.order.steps().iter().enumerate() {
+            let Some(machine) = step.action.machine() else {
+                continue;
+            };
+            let life = lives.entry(machine).or_default();
+            let first = |place: &mut Option<usize>| {
+                place.get_or_insert(i);
+            };
+            match &step.action {
+                Action::Drain { .. } => first(&mut life.down),
+                Action::StopComponents { .. } => {
+                    first(&mut life.stop);
+                    first(&mut life.down);
+                }
+                Action::DeleteMachine { .. } => {
+                    first(&mut life.delete);
+                    first(&mut life.down);
+                }
+                Action::StartComponents { .. } => {
+                    first(&mut life.start);
+                    first(&mut life.down);
+                }
+                Action::CreateMachine { .. } => first(&mut life.create),
+                Action::AwaitControlPlane { .. } => first(&mut life.answers),
+                Action::AwaitNode { .. } => life.up = Some(i),
+                Action::Uncordon { .. } => life.open = Some(i),
+                Action::EnsureEndpoint
+                | Action::CreateDisk { .. }
+                | Action::AttachDisk { .. }
+                | Action::AwaitAgent { .. }
+                | Action::MountDisk { .. }
+                | Action::Configure { .. }
+                | Action::ApplyAddons
+                | Action::DropNode { .. }
+                | Action::DeleteDisk { .. }
+                | Action::DeleteEndpoint
+                | Action::ForgetCluster
+                | Action::AwaitApi
+                | Action::LeaveEndpoint { .. }
+                | Action::JoinEndpoint { .. }
+                | Action::AddRoutes { .. }
+                | Action::PruneRoutes { .. }
+                | Action::ForgetMachine { .. }
+                | Action::Checkpoint { .. } => {}
+            }
+        }
+        lives
+    }
+
+    fn found(&self, name: &MachineName) -> Option<&'a ObservedMachine> {
+        self.observed.machines.get(name)
+    }
+
+    fn serves(&self, name: &MachineName) -> bool {
+        self.found(name).is_some_and(ObservedMachine::available)
+    }
+
+    fn key(&self, step: usize) -> StepKey {
+        self.order.steps()[step].key.clone()
+    }
+
+    /// From three members on, a majority of etcd runs at every moment once it ran.
+    fn quorum(
+        &mut self,
+        machines: &BTreeMap<MachineName, DesiredMachine>,
+        lives: &BTreeMap<&MachineName, Life>,
+    ) {
+        let members: Vec<_> = machines
+            .iter()
+            .filter(|(_, machine)| machine.control_plane())
+            .map(|(name, _)| name)
+            .collect();
+        let serving: Vec<_> = members.iter().filter(|name| self.serves(name)).collect();
+        let quorum = members.len() / 2 + 1;
+        if members.len() == 1 || serving.len() < quorum {
+            return; // nothing to lose: it says that it will be down, or is
+        }
+        let spans: Vec<Span> = serving
+            .iter()
+            .filter_map(|name| {
+                let life = lives.get(**name)?;
+                let from = life.stop.or(life.delete).or(life.start)?;
+                let to = life.answers;
+                Some(Span { from, to })
+            })
+            .collect();
+        let down = most_at_once(&spans, &self.order);
+        // Members that are down already come back before the first is taken, or they never count.
+        let back = members.iter().filter(|name| {
+            let up = lives.get(**name).and_then(|life| life.answers);
+            !self.serves(name)
+                && up.is_some_and(|up| spans.iter().all(|span| self.order.precedes(up, span.from)))
+        });
+        let left = (serving.len() + back.count()).saturating_sub(down);
+        if let Some(span) = spans.first().filter(|_| left < quorum || down > 1) {
+            let problem = format!(
+                "{down} of {} members of etcd may be down at once, leaving {left}; it needs {quorum}, \
+                 and one changes at a time",
+                members.len()
+            );
+            self.fail(&self.key(span.from), Invariant::EtcdQuorum, problem);
+        }
+    }
+
+    /// No more machines of a pool are down because of us than its budget says.
+    fn budgets(
+        &mut self,
+        machines: &BTreeMap<MachineName, DesiredMachine>,
+        budgets: &BTreeMap<PoolName, Budget>,
+        lives: &BTreeMap<&MachineName, Life>,
+    ) {
+        let wanted = machines.values().filter_map(|m| m.pool.as_ref());
+        let found = self.observed.machines.values();
+        let pools: BTreeSet<&PoolName> = wanted
+            .chain(found.filter_map(|m| m.pool.as_ref()))
+            .collect();
+        let mut by_pool: BTreeMap<&PoolName, Vec<&MachineName>> = BTreeMap::new();
+        for name in machines.keys().chain(self.observed.machines.keys()) {
+            if let Some(pool) = pool_of(name, machines, self.observed) {
+                by_pool.entry(pool).or_default().push(name);
+            }
+        }
+        for pool in pools {
+            let mut names = by_pool.remove(pool).unwrap_or_default();
+            names.sort();
+            names.dedup();
+            let count = names
+                .iter()
+                .filter(|name| machines.contains_key(**name))
+                .count();
+            let budget = budgets.get(pool).copied().unwrap_or_default();
+            let missing = usize::try_from(budget.max_unavailable).unwrap_or(usize::MAX);
+            self.budget(pool, &names, count.saturating_sub(missing), lives);
+        }
+    }
+
+    fn budget(
+        &mut self,
+        pool: &PoolName,
+        names: &[&MachineName],
+        floor: usize,
+        lives: &BTreeMap<&MachineName, Life>,
+    ) {
+        // A node that is closed is missed already.
+        let closed = |name: &MachineName| self.found(name).is_some_and(|found| found.cordoned);
+        let serves = |name: &MachineName| self.serves(name) && !closed(name);
+        let serving = names.iter().filter(|name| serves(name)).count();
+        let coming: Vec<usize> = names
+            .iter()
+            .filter(|name| !serves(name))
+            .filter_map(|name| lives.get(*name))
+            .filter_map(|life| life.open.or(life.up))
+            .collect();
+        let opened = |name: &MachineName| lives.get(name).is_some_and(|life| life.open.is_some());
+        // Each machine that is taken down, with how many that are coming are there by then.
+        let mut spans: Vec<(usize, Span)> = names
+            .iter()
+            .filter(|name| serves(name) || (self.serves(name) && opened(name)))
+            .filter_map(|name| {
+                let life = lives.get(*name)?;
+                let from = life.down?;
+                let there = coming.iter().filter(|up| self.order.precedes(**up, from));
+                let to = life.up;
+                Some((there.count(), Span { from, to }))
+            })
+            .collect();
+        spans.sort_by_key(|(there, span)| (*there, span.from));
+        let levels: BTreeSet<usize> = spans.iter().map(|(there, _)| *there).collect();
+        for there in levels {
+            let early: Vec<Span> = spans
+                .iter()
+                .filter(|(by_then, _)| *by_then <= there)
+                .map(|(_, span)| *span)
+                .collect();
+            let down = most_at_once(&early, &self.order);
+            if (serving + there).saturating_sub(down) < floor {
+                let problem = format!(
+                    "{down} machines of pool {pool} may be down at once while {} serve; {floor} have to",
+                    serving + there
+                );
+                let step = self.key(early[0].from);
+                return self.fail(&step, Invariant::Budget, problem);
+            }
+        }
+    }
+
+    /// No kubelet is newer than an API server it may meet, nor too old for one; API servers keep together.
+    fn skew(
+        &mut self,
+        machines: &'a BTreeMap<MachineName, DesiredMachine>,
+        lives: &BTreeMap<&MachineName, Life>,
+    ) {
+        // Every API server that may run: those that are there until they are stopped, those wanted for ever.
+        let mut servers: Vec<(u32, Option<usize>)> = Vec::new();
+        for (name, machine) in machines.iter().filter(|(_, m)| m.control_plane()) {
+            let life = lives.get(name).copied().unwrap_or_default();
+            let (new, found) = (minor(&machine.kubernetes_version), self.found(name));
+            servers.push((new, None));
+            if let Some(found) = found.filter(|f| f.incarnation != machine.incarnation) {
+                let old = minor(&found.kubernetes_version);
+                servers.push((old, life.stop.or(life.delete)));
+                if new < old {
+                    let step = self.key(life.create.unwrap_or(0));
+                    let problem = "an API server would go back by a minor";
+                    self.fail(&step, Invariant::VersionSkew, problem);
+                }
+            }
+        }
+        let newest = servers.iter().map(|(minor, _)| *minor).max().unwrap_or(0);
+        let oldest = servers.iter().map(|(minor, _)| *minor).min().unwrap_or(0);
+        let whole = StepKey("(plan)".to_owned());
+        if servers.len() > 1 && newest.abs_diff(oldest) > API_APART_MAX {
+            let problem = "API servers would be more than one minor apart";
+            self.fail(&whole, Invariant::VersionSkew, problem);
+        }
+        for (name, machine) in machines.iter().filter(|(_, m)| !m.control_plane()) {
+            let kubelet = minor(&machine.kubernetes_version);
+            let starts = lives.get(name).and_then(|life| life.start);
+            let met = servers.iter().filter(|(_, until)| match (until, starts) {
+                (None, _) => true,
+                (Some(until), Some(starts)) => !self.order.precedes(*until, starts),
+                (Some(_), None) => false,
+            });
+            let newer = met.clone().any(|(server, _)| kubelet > *server);
+            let older = newest.saturating_sub(kubelet) > KUBELET_OLDER_MAX;
+            let step = starts.map_or(whole.clone(), |starts| self.key(starts));
+            if newer {
+                let problem = format!("the kubelet of {name} would be newer than an API server");
+                self.fail(&step, Invariant::VersionSkew, problem);
+            }
+            if older {
+                let problem = format!("the kubelet of {name} would be too old for an API server");
+                self.fail(&step, Invariant::VersionSkew, problem);
+            }
+        }
+    }
+}
+
+fn pool_of<'a>(
+    name: &MachineName,
+    machines: &'a BTreeMap<MachineName, DesiredMachine>,
+    observed: &'a crate::planner::Observed,
+) -> Option<&'a PoolName> {
+    let wanted = machines.get(name).and_then(|m| m.pool.as_ref());
+    let found = observed.machines.get(name).and_then(|m| m.pool.as_ref());
+    wanted.or(found)
+}

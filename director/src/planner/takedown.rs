@@ -1,0 +1,455 @@
+//! Takes machines of a cluster in service down, and brings them up again.
+//!
+//! # Invariants
+//! * What is not in service is made first, and costs nothing.
+//! * A control-plane machine begins when the one before it is back, its node included.
+//! * Of a pool, at most *in service + coming − floor* machines are down at once, the floor being the number
+//!   wanted less what the budget lets be missing. Machines that go for good come last, each in a lane of its
+//!   own, so that they never add up with others.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use windlass_common::id::{MachineName, NodeName, PoolName};
+
+use super::present::{Need, Site, api_shown_by, await_control_plane, await_node, bring_up};
+use super::steps::{Steps, addons_key, api_key, checkpoint_key, drop_node_key, machine_key};
+use super::{Budget, ObservedMachine, PlanError};
+use crate::model::{Action, Disruption, Invariant, StepKey};
+
+fn members<'a>(site: &Site<'a>, need: Need) -> Vec<&'a MachineName> {
+    let wanted = site.machines.iter().filter(|(_, m)| m.control_plane());
+    wanted
+        .map(|(name, _)| name)
+        .filter(|name| site.needs[*name] == need)
+        .collect()
+}
+
+/// Makes what is missing of the control plane, up to API servers that answer.
+pub(super) fn make_control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
+    for name in members(site, Need::Make) {
+        bring_up(site, name, &[api_key()], steps)?;
+        await_control_plane(name, steps);
+    }
+    Ok(())
+}
+
+/// Changes the machines of the control plane one at a time, after those that were missing. Returns the steps
+/// after which all of it is as it should be.
+pub(super) fn control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<Vec<StepKey>, PlanError> {
+    let made = members(site, Need::Make);
+    for name in &made {
+        into_service(site, name, steps);
+    }
+    // One that was taken out of the endpoint and stays after all.
+    for name in members(site, Need::Nothing) {
+        if site.observed.out_of_endpoint.contains(name) {
+            await_control_plane(name, steps);
+            join(site, name, steps);
+        }
+    }
+    steps.checkpoint(
+        "control-plane-made",
+        "no machine is taken from a control plane that lacks one",
+        Invariant::EtcdQuorum,
+        made.iter().map(|name| machine_key(name, "await-node")),
+    );
+    let mut gate = vec![
+        checkpoint_key("control-plane-made"),
+        api_shown_by(site),
+        addons_key(),
+    ];
+    // What an earlier plan has begun with is out of service already.
+    let untouched =
+        |name: &MachineName| !site.observed.out_of_endpoint.contains(name) && !cordoned(site, name);
+    let mut order = members(site, Need::Replace);
+    order.extend(members(site, Need::Restart));
+    order.sort_by_key(|name| untouched(name));
+    for name in order {
+        quorum(site, name)?;
+        change(site, name, &gate, steps)?;
+        gate = vec![
+            machine_key(name, "await-node"),
+            machine_key(name, "join-endpoint"),
+        ];
+    }
+    Ok(gate)
+}
+
+/// Refuses to take a control-plane machine when those left are no majority.
+fn quorum(site: &Site<'_>, name: &MachineName) -> Result<(), PlanError> {
+    let members = site.members;
+    let in_service = site.machines.iter().filter(|(name, machine)| {
+        let up = site.found(name).is_some_and(ObservedMachine::available);
+        machine.control_plane() && (up || site.needs[name] == Need::Make)
+    });
+    let available = in_service.count();
+    let (left, quorum) = (available.saturating_sub(1), members / 2 + 1);
+    if members > 1 && left < quorum {
+        return Err(PlanError::Quorum {
+            machine: name.clone(),
+            members,
+            available,
+            left,
+            quorum,
+        });
+    }
+    Ok(())
+}
+
+/// Machines of a pool by what has to happen to them.
+#[derive(Default)]
+struct Crew<'a> {
+    make: Vec<&'a MachineName>,
+    change: Vec<&'a MachineName>,
+    remove: Vec<&'a MachineName>,
+    /// Nodes that are opened again.
+    open: Vec<&'a MachineName>,
+    /// Machines in service.
+    available: usize,
+    /// Machines wanted.
+    count: usize,
+}
+
+/// Makes and changes workers, pool by pool; `control_plane` is waited for wherever a version changes.
+pub(super) fn workers(
+    site: &Site<'_>,
+    control_plane: &[StepKey],
+    steps: &mut Steps,
+) -> Result<(), PlanError> {
+    for (pool, crew) in crews(site) {
+        // A kubelet is never newer than an API server: whatever is made waits for the control plane.
+        let mut gate = vec![api_shown_by(site), addons_key()];
+        gate.extend(control_plane.iter().cloned());
+        for name in &crew.make {
+            bring_up(site, name, &gate, steps)?;
+            into_service(site, name, steps);
+        }
+        let made = format!("{pool}-made");
+        steps.checkpoint(
+            &made,
+            "machines that are missing come before any is taken down",
+            Invariant::Budget,
+            crew.make.iter().map(|name| machine_key(name, "await-node")),
+        );
+        gate.push(checkpoint_key(&made));
+        for name in &site.surplus {
+            let down = site
+                .found(name)
+                .is_some_and(|f| !f.available() && f.pool.as_ref() == Some(pool));
+            if down {
+                delete(site, name, "nothing of it is wanted", &[api_key()], steps);
+            }
+        }
+        in_lanes(site, pool, &crew, gate, steps)?;
+    }
+    Ok(())
+}
+
+fn crews<'a>(site: &Site<'a>) -> BTreeMap<&'a PoolName, Crew<'a>> {
+    let mut crews: BTreeMap<&PoolName, Crew<'_>> = BTreeMap::new();
+    for (name, machine) in site.machines {
+        let Some(pool) = &machine.pool else { continue };
+        let crew = crews.entry(pool).or_default();
+        crew.count += 1;
+        match site.needs[name] {
+            Need::Make => crew.make.push(name),
+            Need::Replace | Need::Restart => crew.change.push(name),
+            Need::Nothing => {}
+        }
+        if site.stays(name) && cordoned(site, name) {
+            crew.open.push(name);
+        }
+    }
+    for (name, found) in &site.observed.machines {
+        let Some(pool) = &found.pool else { continue };
+        let crew = crews.entry(pool).or_default();
+        if found.available() {
+            crew.available += 1;
+            if site.surplus.contains(name) {
+                crew.remove.push(name);
+            }
+        }
+    }
+    crews
+}
+
+fn cordoned(site: &Site<'_>, name: &MachineName) -> bool {
+    site.found(name).is_some_and(|found| found.cordoned)
+}
+
+/// Changes and removes the machines of a pool in as many lanes as its budget has room for. A lane goes from
+/// one machine to the next as each comes back, and ends with one that does not.
+fn in_lanes(
+    site: &Site<'_>,
+    pool: &PoolName,
+    crew: &Crew<'_>,
+    mut gate: Vec<StepKey>,
+    steps: &mut Steps,
+) -> Result<(), PlanError> {
+    let mut order: Vec<_> = crew.change.iter().chain(&crew.remove).copied().collect();
+    if order.is_empty() {
+        return Ok(());
+    }
+    // What an earlier plan has begun with is out of service already, and goes first.
+    order.sort_by_key(|name| !cordoned(site, name) || crew.open.contains(name));
+    let budget = site.budgets.get(pool).copied().unwrap_or_default();
+    let mut lanes: VecDeque<Option<StepKey>> = vec![None; lanes(pool, crew, budget)?].into();
+    let canaries = usize::try_from(budget.canaries)
+        .unwrap_or(usize::MAX)
+        .min(crew.change.len());
+    gate.extend(crew.open.iter().map(|name| machine_key(name, "uncordon")));
+    let mut ends: Vec<StepKey> = Vec::new();
+    let proven = format!("{pool}-canaries");
+    for (i, name) in order.iter().enumerate() {
+        if i == canaries && canaries > 0 {
+            let why = "the canaries are in service; the others follow";
+            steps.checkpoint(&proven, why, Invariant::Budget, ends.iter().cloned());
+        }
+        let lane = lanes.pop_front().ok_or_else(|| spare(pool, crew, budget))?;
+        let mut after = gate.clone();
+        after.extend(lane);
+        after.push(checkpoint_key(&proven));
+        if site.machines.contains_key(*name) {
+            change(site, name, &after, steps)?;
+            let end = machine_key(name, "await-node");
+            ends.push(end.clone());
+            lanes.push_back(Some(end));
+        } else {
+            remove(site, name, &after, steps);
+            ends.push(machine_key(name, "delete"));
+        }
+    }
+    Ok(())
+}
+
+/// How many machines of a pool may be down at once.
+fn lanes(pool: &PoolName, crew: &Crew<'_>, budget: Budget) -> Result<usize, PlanError> {
+    let available = crew.available + crew.make.len();
+    let lanes = available.saturating_sub(crew.floor(budget));
+    if lanes == 0 || lanes < crew.remove.len() {
+        return Err(spare(pool, crew, budget));
+    }
+    Ok(lanes)
+}
+
+impl Crew<'_> {
+    /// The least number of machines in service.
+    fn floor(&self, budget: Budget) -> usize {
+        let missing = usize::try_from(budget.max_unavailable).unwrap_or(usize::MAX);
+        self.count.saturating_sub(missing)
+    }
+}
+
+fn spare(pool: &PoolName, crew: &Crew<'_>, budget: Budget) -> PlanError {
+    PlanError::Spare {
+        pool: pool.clone(),
+        available: crew.available + crew.make.len(),
+        floor: crew.floor(budget),
+        changing: crew.change.len() + crew.remove.len(),
+    }
+}
+
+/// Takes a machine that serves down and brings it up as it should be.
+fn change(
+    site: &Site<'_>,
+    name: &MachineName,
+    after: &[StepKey],
+    steps: &mut Steps,
+) -> Result<(), PlanError> {
+    let member = site.machines[name].control_plane();
+    let alone = member && site.members == 1;
+    let replace = site.needs[name] == Need::Replace;
+    let mut gate = after.to_vec();
+    if replace {
+        drain(site, name, &gate, steps);
+        gate = vec![machine_key(name, "drain")];
+    }
+    if member && !alone {
+        steps.add(
+            machine_key(name, "leave-endpoint"),
+            Action::LeaveEndpoint {
+                machine: name.clone(),
+            },
+            "clients of the endpoint use the other API servers meanwhile",
+            Invariant::EtcdQuorum,
+            Disruption::Nothing,
+            gate.clone(),
+        );
+        gate = vec![machine_key(name, "leave-endpoint")];
+    }
+    if replace {
+        if member {
+            stop(name, alone, &gate, steps);
+            gate = vec![machine_key(name, "stop-components")];
+        }
+        delete(
+            site,
+            name,
+            "another incarnation of it is wanted",
+            &gate,
+            steps,
+        );
+        gate = vec![machine_key(name, "delete")];
+    }
+    bring_up(site, name, &gate, steps)?;
+    into_service(site, name, steps);
+    Ok(())
+}
+
+/// A machine that serves goes for good.
+fn remove(site: &Site<'_>, name: &MachineName, after: &[StepKey], steps: &mut Steps) {
+    drain(site, name, after, steps);
+    let drained = [machine_key(name, "drain")];
+    delete(site, name, "nothing of it is wanted", &drained, steps);
+}
+
+/// Waits until a machine that came up serves.
+fn into_service(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
+    if site.machines[name].control_plane() {
+        await_control_plane(name, steps);
+        join(site, name, steps);
+    }
+    await_node(site, name, steps);
+}
+
+/// Puts a machine's API server back into the endpoint, if it is out of it.
+pub(super) fn join(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
+    let out = site.observed.out_of_endpoint.contains(name)
+        || steps.has(&machine_key(name, "leave-endpoint"));
+    if !out {
+        return;
+    }
+    steps.add(
+        machine_key(name, "join-endpoint"),
+        Action::JoinEndpoint {
+            machine: name.clone(),
+        },
+        "its API server answers, and clients may use it",
+        Invariant::StepEnds,
+        Disruption::Nothing,
+        [machine_key(name, "await-control-plane"), api_key()],
+    );
+}
+
+fn drain(site: &Site<'_>, name: &MachineName, after: &[StepKey], steps: &mut Steps) {
+    let Some(found) = site.found(name) else {
+        return;
+    };
+    steps.add(
+        machine_key(name, "drain"),
+        Action::Drain {
+            machine: name.clone(),
+            node: found.node.clone(),
+        },
+        "its pods move to other nodes, as their budgets allow, before it goes",
+        Invariant::PodBudgets,
+        Disruption::Pods,
+        after
+            .iter()
+            .cloned()
+            .chain([machine_key(name, "add-routes")]),
+    );
+}
+
+fn stop(name: &MachineName, alone: bool, after: &[StepKey], steps: &mut Steps) {
+    let (why, disrupts) = if alone {
+        (
+            "the only API server and the only member of etcd stop in peace: the API is down until they are back",
+            Disruption::Api,
+        )
+    } else {
+        (
+            "requests end, watches move on and etcd hands over its leadership before the machine goes",
+            Disruption::Nothing,
+        )
+    };
+    steps.add(
+        machine_key(name, "stop-components"),
+        Action::StopComponents {
+            machine: name.clone(),
+        },
+        why,
+        Invariant::EtcdQuorum,
+        disrupts,
+        after.iter().cloned(),
+    );
+}
+
+/// Deletes what there is of a machine.
+pub(super) fn delete(
+    site: &Site<'_>,
+    name: &MachineName,
+    why: &str,
+    after: &[StepKey],
+    steps: &mut Steps,
+) {
+    let Some(found) = site.found(name) else {
+        return;
+    };
+    if steps.has(&machine_key(name, "delete")) {
+        return;
+    }
+    let drained = steps.has(&machine_key(name, "drain"));
+    steps.add(
+        machine_key(name, "delete"),
+        Action::DeleteMachine {
+            machine: name.clone(),
+        },
+        why,
+        Invariant::OneIncarnation,
+        if drained || !found.ready {
+            Disruption::Nothing
+        } else {
+            Disruption::Pods
+        },
+        after
+            .iter()
+            .cloned()
+            .chain([machine_key(name, "add-routes")]),
+    );
+}
+
+/// Removes the Node object of an incarnation that is gone.
+pub(super) fn drop_node(site: &Site<'_>, name: &MachineName, node: &NodeName, steps: &mut Steps) {
+    let mut after = vec![machine_key(name, "delete"), api_shown_by(site)];
+    if site.members == 1 {
+        // The API is away together with its only machine.
+        let member = site.machines.iter().find(|(_, m)| m.control_plane());
+        after.extend(member.map(|(name, _)| machine_key(name, "await-control-plane")));
+    }
+    steps.add(
+        drop_node_key(node),
+        Action::DropNode {
+            machine: name.clone(),
+            node: node.clone(),
+        },
+        "its machine is gone, so its pods have to be moved and its name given up",
+        Invariant::OneIncarnation,
+        Disruption::Pods,
+        after,
+    );
+}
+
+/// Forgets a machine of which nothing is left.
+pub(super) fn forget(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
+    let key = machine_key(name, "forget");
+    if steps.has(&key) {
+        return;
+    }
+    let departed = site.observed.departed.get(name).into_iter().flatten();
+    let nodes = departed.chain(site.found(name).map(|found| &found.node));
+    let after: Vec<_> = nodes
+        .map(drop_node_key)
+        .chain([machine_key(name, "delete")])
+        .collect();
+    steps.add(
+        key,
+        Action::ForgetMachine {
+            machine: name.clone(),
+        },
+        "nothing of it is left; its address is given up last",
+        Invariant::OneIncarnation,
+        Disruption::Nothing,
+        after,
+    );
+}

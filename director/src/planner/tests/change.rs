@@ -1,0 +1,435 @@
+//! Changes of clusters in service, and the broken plans of them that the checker has to see.
+
+use super::*;
+
+/// A cluster that is as it should be at this version.
+fn serving(control_planes: usize, workers: usize) -> (Desired, Observed) {
+    let desired = present(control_planes, workers);
+    let mut observed = Observed {
+        records: true,
+        ..Observed::default()
+    };
+    let all = plan(&desired, &observed).unwrap();
+    carry_out(&desired, &mut observed, &all, &[0], usize::MAX);
+    (desired, observed)
+}
+
+pub(super) fn machines(desired: &mut Desired) -> &mut BTreeMap<MachineName, DesiredMachine> {
+    match &mut desired.state {
+        DesiredState::Present { machines, .. } => machines,
+        DesiredState::Absent { .. } => panic!("it is present"),
+    }
+}
+
+fn budget(desired: &mut Desired, max_unavailable: u32, canaries: u32) {
+    if let DesiredState::Present { budgets, .. } = &mut desired.state {
+        let budget = Budget {
+            max_unavailable,
+            canaries,
+        };
+        budgets.insert(pool(), budget);
+    }
+}
+
+/// Wants the next incarnation of a machine, at this version.
+pub(super) fn reborn(desired: &mut Desired, machine: &str, version: &str) {
+    let name = name(machine);
+    let wanted = machines(desired).get_mut(&name).unwrap();
+    wanted.incarnation = Incarnation(wanted.incarnation.0 + 1);
+    wanted.node = name.node_name(wanted.incarnation).unwrap();
+    wanted.kubernetes_version = version.into();
+    let told = |what: &str| Digest::of(format!("{} {what}", wanted.node).as_bytes());
+    (wanted.configuration, wanted.components) = (told("configuration"), told("components"));
+}
+
+/// Wants nothing of a machine any more.
+pub(super) fn gone(desired: &mut Desired, observed: &mut Observed, machine: &str) {
+    machines(desired).remove(&name(machine));
+    observed.surplus.insert(name(machine));
+}
+
+fn all_of(plan: &Plan, verb: &str) -> Vec<String> {
+    let steps = plan.steps.iter().filter(|s| s.action.name() == verb);
+    steps
+        .map(|s| s.action.machine().unwrap().to_string())
+        .collect()
+}
+
+fn why(plan: &Plan, desired: &Desired, observed: &Observed) -> Vec<Invariant> {
+    let violations = check(plan, desired, observed).err().unwrap_or_default();
+    violations.into_iter().map(|v| v.invariant).collect()
+}
+
+fn checked(desired: &Desired, observed: &Observed) -> Plan {
+    let plan = plan(desired, observed).unwrap();
+    assert_eq!(check(&plan, desired, observed), Ok(()));
+    plan
+}
+
+#[test]
+fn a_worker_is_drained_deleted_and_made_anew_and_its_old_node_dropped() {
+    let (mut desired, observed) = serving(1, 2);
+    reborn(&mut desired, "c-w-0", "1.37.2");
+    budget(&mut desired, 1, 0);
+    let plan = checked(&desired, &observed);
+    assert_eq!(
+        keys(&plan),
+        [
+            "api/await",
+            "machine/c-w-0/drain",
+            "machine/c-w-0/delete",
+            "machine/c-w-0/create",
+            "machine/c-w-0/await-agent",
+            "machine/c-w-0/configure",
+            "machine/c-w-0/start",
+            "machine/c-w-0/await-node",
+            "node/c-w-0-i1/drop",
+        ]
+    );
+    assert_eq!(
+        after(&plan, "machine/c-w-0/create"),
+        ["machine/c-w-0/delete"]
+    );
+}
+
+#[test]
+fn a_pool_without_a_machine_to_spare_is_not_touched() {
+    let (mut desired, observed) = serving(1, 2);
+    reborn(&mut desired, "c-w-0", "1.37.2");
+    let error = plan(&desired, &observed).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            PlanError::Spare {
+                floor: 2,
+                available: 2,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_upgrade_takes_the_control_plane_one_at_a_time_and_the_workers_after_it() {
+    let (mut desired, mut observed) = serving(3, 2);
+    for name in ["c-cp-0", "c-cp-1", "c-cp-2", "c-w-0"] {
+        reborn(&mut desired, name, "1.38.0");
+    }
+    let (extra, mut machine) = machine("c-w-2", false);
+    machine.kubernetes_version = "1.38.0".into();
+    machines(&mut desired).insert(extra, machine);
+    gone(&mut desired, &mut observed, "c-w-1");
+    let plan = checked(&desired, &observed);
+    assert_eq!(
+        all_of(&plan, "leave-endpoint"),
+        ["c-cp-0", "c-cp-1", "c-cp-2"]
+    );
+    assert_eq!(
+        after(&plan, "machine/c-cp-1/drain"),
+        [
+            "machine/c-cp-0/await-node",
+            "machine/c-cp-0/join-endpoint",
+            "machine/c-cp-1/add-routes"
+        ]
+    );
+    assert_eq!(
+        after(&plan, "machine/c-cp-0/stop-components"),
+        ["machine/c-cp-0/leave-endpoint"]
+    );
+    assert!(after(&plan, "machine/c-w-2/create").contains(&"machine/c-cp-2/await-node"));
+    assert!(after(&plan, "machine/c-w-0/drain").contains(&"checkpoint/w-made"));
+    assert!(after(&plan, "machine/c-w-1/drain").contains(&"machine/c-w-0/await-node"));
+    assert!(
+        plan.steps
+            .iter()
+            .all(|step| step.disrupts != Disruption::Api)
+    );
+    // The disks stay: nothing makes or deletes one.
+    assert!(all_of(&plan, "create-disk").is_empty());
+    assert_eq!(all_of(&plan, "attach-disk"), ["c-cp-0", "c-cp-1", "c-cp-2"]);
+}
+
+#[test]
+fn a_control_plane_of_one_says_that_its_api_will_be_down() {
+    let (mut desired, observed) = serving(1, 1);
+    reborn(&mut desired, "c-cp-0", "1.38.0");
+    let plan = checked(&desired, &observed);
+    let down: Vec<_> = plan
+        .steps
+        .iter()
+        .filter(|step| step.disrupts == Disruption::Api)
+        .map(|step| step.key.0.as_str())
+        .collect();
+    assert_eq!(down, ["machine/c-cp-0/stop-components"]);
+    assert_eq!(
+        after(&plan, "node/c-cp-0-i1/drop"),
+        [
+            "api/await",
+            "machine/c-cp-0/await-control-plane",
+            "machine/c-cp-0/delete"
+        ]
+    );
+}
+
+#[test]
+fn machines_that_are_down_go_first_and_cost_nothing() {
+    let (mut desired, mut observed) = serving(1, 3);
+    budget(&mut desired, 1, 0);
+    for name in ["c-w-0", "c-w-1", "c-w-2"] {
+        reborn(&mut desired, name, "1.37.2");
+    }
+    observed.machines.get_mut(&name("c-w-2")).unwrap().running = false;
+    let plan = checked(&desired, &observed);
+    assert_eq!(
+        all_of(&plan, "drain"),
+        ["c-w-0", "c-w-1"],
+        "nobody can leave the dead one"
+    );
+    assert!(after(&plan, "machine/c-w-0/drain").contains(&"checkpoint/w-made"));
+    assert_eq!(after(&plan, "machine/c-w-2/delete"), ["api/await"]);
+}
+
+#[test]
+fn canaries_come_before_the_others() {
+    let (mut desired, observed) = serving(1, 4);
+    budget(&mut desired, 2, 1);
+    for i in 0..4 {
+        reborn(&mut desired, &format!("c-w-{i}"), "1.37.2");
+    }
+    let plan = checked(&desired, &observed);
+    assert_eq!(
+        after(&plan, "checkpoint/w-canaries"),
+        ["machine/c-w-0/await-node"]
+    );
+    for i in 1..4 {
+        let drain = format!("machine/c-w-{i}/drain");
+        assert!(after(&plan, &drain).contains(&"checkpoint/w-canaries"));
+    }
+}
+
+#[test]
+fn quorum_is_not_spent_on_a_change() {
+    let (mut desired, mut observed) = serving(3, 0);
+    reborn(&mut desired, "c-cp-0", "1.37.2");
+    observed.machines.get_mut(&name("c-cp-1")).unwrap().running = false;
+    let error = plan(&desired, &observed).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            PlanError::Quorum {
+                left: 1,
+                quorum: 2,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_member_whose_disk_is_gone_is_not_made_anew_from_nothing() {
+    let (mut desired, mut observed) = serving(3, 0);
+    reborn(&mut desired, "c-cp-0", "1.37.2");
+    observed.disks.remove(&disk("c-cp-0-data"));
+    let error = plan(&desired, &observed).unwrap_err();
+    assert!(matches!(error, PlanError::DiskLost { .. }), "{error}");
+}
+
+#[test]
+fn members_do_not_go_disks_are_not_stolen_and_later_incarnations_not_killed() {
+    let (mut desired, mut observed) = serving(3, 0);
+    let stolen = observed.disks.get_mut(&disk("c-cp-0-data")).unwrap();
+    stolen.attached_to = Some(name("stranger"));
+    reborn(&mut desired, "c-cp-0", "1.37.2");
+    let error = plan(&desired, &observed).unwrap_err();
+    assert!(matches!(error, PlanError::DiskHeld { .. }), "{error}");
+    let (mut desired, mut observed) = serving(3, 0);
+    gone(&mut desired, &mut observed, "c-cp-2");
+    let error = plan(&desired, &observed).unwrap_err();
+    assert!(
+        matches!(error, PlanError::ControlPlaneMachine { .. }),
+        "{error}"
+    );
+    let (desired, mut observed) = serving(1, 1);
+    observed
+        .machines
+        .get_mut(&name("c-w-0"))
+        .unwrap()
+        .incarnation = Incarnation(2);
+    let error = plan(&desired, &observed).unwrap_err();
+    assert!(
+        matches!(error, PlanError::LaterIncarnation { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn machines_that_join_have_routes_before_pods_and_those_that_went_lose_theirs() {
+    let (mut desired, mut observed) = serving(1, 2);
+    let (extra, machine) = machine("c-w-2", false);
+    machines(&mut desired).insert(extra, machine);
+    for wanted in machines(&mut desired).values_mut() {
+        wanted.configuration = Digest::of(wanted.node.as_str().as_bytes());
+    }
+    let plan_up = checked(&desired, &observed);
+    assert_eq!(all_of(&plan_up, "add-routes"), ["c-cp-0", "c-w-0", "c-w-1"]);
+    assert!(after(&plan_up, "machine/c-w-2/start").contains(&"checkpoint/routes"));
+    assert!(all_of(&plan_up, "prune-routes").is_empty());
+    carry_out(&desired, &mut observed, &plan_up, &[0], usize::MAX);
+    assert_eq!(keys(&checked(&desired, &observed)), [""; 0]);
+    gone(&mut desired, &mut observed, "c-w-2");
+    for wanted in machines(&mut desired).values_mut() {
+        wanted.configuration = Digest::of(b"two workers again");
+    }
+    let plan_down = checked(&desired, &observed);
+    assert_eq!(all_of(&plan_down, "drain"), ["c-w-2"]);
+    assert_eq!(
+        all_of(&plan_down, "prune-routes"),
+        ["c-cp-0", "c-w-0", "c-w-1"]
+    );
+    assert_eq!(
+        after(&plan_down, "machine/c-w-2/forget"),
+        ["machine/c-w-2/delete", "node/c-w-2-i1/drop"]
+    );
+    carry_out(&desired, &mut observed, &plan_down, &[0], usize::MAX);
+    assert_eq!(keys(&checked(&desired, &observed)), [""; 0]);
+}
+
+#[test]
+fn a_node_that_was_to_go_and_stays_is_opened_again() {
+    let (desired, mut observed) = serving(3, 1);
+    observed.machines.get_mut(&name("c-w-0")).unwrap().cordoned = true;
+    observed.out_of_endpoint.insert(name("c-cp-1"));
+    let plan = checked(&desired, &observed);
+    assert_eq!(
+        keys(&plan),
+        [
+            "api/await",
+            "machine/c-w-0/uncordon",
+            "machine/c-cp-1/await-agent",
+            "machine/c-cp-1/await-control-plane",
+            "machine/c-cp-1/join-endpoint",
+        ]
+    );
+}
+
+/// Plans that somebody broke: each has to be seen, and for the right reason.
+#[test]
+fn the_checker_sees_broken_changes() {
+    let (mut desired, mut observed) = serving(3, 3);
+    for machine in ["c-cp-0", "c-cp-1", "c-cp-2", "c-w-0", "c-w-1"] {
+        reborn(&mut desired, machine, "1.38.0");
+    }
+    gone(&mut desired, &mut observed, "c-w-2");
+    let (extra, mut machine) = machine("c-w-3", false);
+    machine.kubernetes_version = "1.38.0".into();
+    machines(&mut desired).insert(extra, machine);
+    let good = checked(&desired, &observed);
+    let broken = |change: &dyn Fn(&mut Vec<PlanStep>)| {
+        let mut plan = good.clone();
+        change(&mut plan.steps);
+        plan.hash = super::super::hash(&desired, plan.goal, &plan.steps);
+        why(&plan, &desired, &observed)
+    };
+    let without = |verb: &'static str, machine: &'static str| {
+        broken(&|steps: &mut Vec<PlanStep>| {
+            let key = StepKey(format!("machine/{machine}/{verb}"));
+            let above = steps.iter().find(|s| s.key == key).unwrap().after.clone();
+            steps.retain(|step| step.key != key);
+            for step in steps.iter_mut().filter(|s| s.after.contains(&key)) {
+                step.after.retain(|k| *k != key);
+                step.after.extend(above.iter().cloned());
+            }
+        })
+    };
+    let early = |key: &'static str| {
+        broken(&|steps: &mut Vec<PlanStep>| {
+            let step = steps.iter_mut().find(|s| s.key.0 == key).unwrap();
+            step.after = vec![StepKey("api/await".into())];
+        })
+    };
+    let too_new = broken(&|steps| {
+        for (verb, after) in [
+            ("create", "api/await"),
+            ("await-agent", "machine/c-w-3/create"),
+        ] {
+            let key = StepKey(format!("machine/c-w-3/{verb}"));
+            let step = steps.iter_mut().find(|s| s.key == key).unwrap();
+            step.after = vec![StepKey(after.into())];
+        }
+    });
+    #[rustfmt::skip] // one case a line, so that a missing one shows
+    let cases = [
+        ("two members at once",             early("machine/c-cp-1/drain"),       Invariant::EtcdQuorum),
+        ("an API server clients use",       without("leave-endpoint", "c-cp-1"), Invariant::EtcdQuorum),
+        ("two workers at once",             early("machine/c-w-1/drain"),        Invariant::Budget),
+        ("a worker before the surge",       early("machine/c-w-0/drain"),        Invariant::Budget),
+        ("a removal beside the others",     early("machine/c-w-2/drain"),        Invariant::Budget),
+        ("pods that were not told",         without("drain", "c-w-0"),           Invariant::PodBudgets),
+        ("a kubelet before its API server", too_new,                             Invariant::VersionSkew),
+        ("two incarnations at once",        early("machine/c-w-0/create"),       Invariant::OneIncarnation),
+        ("a node that may still run",       early("node/c-w-0-i1/drop"),         Invariant::OneIncarnation),
+        ("an address that is in use",       early("machine/c-w-2/forget"),       Invariant::OneIncarnation),
+        ("clients before it answers",       early("machine/c-cp-0/join-endpoint"), Invariant::StepEnds),
+    ];
+    for (what, found, wanted) in cases {
+        assert!(found.contains(&wanted), "{what}: {found:?}");
+    }
+    let empty_disk = broken(&|steps| {
+        steps[0].action = Action::CreateDisk {
+            disk: disk("c-cp-0-data"),
+            machine: name("c-cp-0"),
+        };
+    });
+    assert!(
+        empty_disk.contains(&Invariant::EtcdQuorum),
+        "{empty_disk:?}"
+    );
+}
+
+#[test]
+fn versions_that_do_not_go_together_are_seen() {
+    let cases = [
+        ("1.39.0", "1.37.2"), // API servers two minors apart
+        ("1.36.3", "1.36.3"), // API servers that go back
+    ];
+    for (servers, workers) in cases {
+        let (mut desired, observed) = serving(3, 1);
+        budget(&mut desired, 1, 0);
+        for machine in ["c-cp-0", "c-cp-1", "c-cp-2"] {
+            reborn(&mut desired, machine, servers);
+        }
+        reborn(&mut desired, "c-w-0", workers);
+        let plan = plan(&desired, &observed).unwrap();
+        let found = why(&plan, &desired, &observed);
+        assert!(
+            found.contains(&Invariant::VersionSkew),
+            "{servers}: {found:?}"
+        );
+    }
+}
+
+/// 10 000 machines in 100 clusters: the work has to grow with the machines, not with their square.
+#[test]
+fn plans_grow_with_their_machines() {
+    let steps = |workers: usize| {
+        let (mut desired, observed) = serving(3, workers);
+        budget(&mut desired, 3, 1);
+        for i in 0..workers {
+            reborn(&mut desired, &format!("c-w-{i}"), "1.37.2");
+        }
+        let plan = plan(&desired, &observed).unwrap();
+        let edges: usize = plan.steps.iter().map(|step| step.after.len()).sum();
+        (plan.steps.len(), edges)
+    };
+    let ((few, few_edges), (many, many_edges)) = (steps(10), steps(100));
+    assert!(
+        many <= 10 * few,
+        "{many} steps for ten times the machines of {few}"
+    );
+    assert!(
+        many_edges <= 11 * few_edges,
+        "{many_edges} edges, {few_edges} of a tenth"
+    );
+}

@@ -1,0 +1,258 @@
+//! Any cluster, any half-done change, any legal order, any interruption: safe at every moment, and done at
+//! the end.
+
+use super::change::{gone, machines, reborn};
+use super::*;
+
+/// What happens to one machine of a cluster in service.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Stays,
+    Reborn,
+    Goes,
+    /// Its components are to run with another configuration.
+    Restarts,
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        Just(Fate::Stays),
+        Just(Fate::Reborn),
+        Just(Fate::Goes),
+        Just(Fate::Restarts)
+    ]
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    members: usize,
+    workers: Vec<Fate>,
+    /// What all members become.
+    control_plane: Fate,
+    joining: usize,
+    newer: bool,
+    max_unavailable: u32,
+    canaries: u32,
+}
+
+prop_compose! {
+    fn case()(
+        members in prop_oneof![Just(1usize), Just(3), Just(5)],
+        workers in prop::collection::vec(fate(), 0..6),
+        control_plane in fate(),
+        joining in 0usize..3,
+        newer in any::<bool>(),
+        max_unavailable in 0u32..3,
+        canaries in 0u32..3,
+    ) -> Case {
+        Case { members, workers, control_plane, joining, newer, max_unavailable, canaries }
+    }
+}
+
+/// The cluster before, brought up by its own plan, and as it is wanted.
+fn build(case: &Case) -> (Desired, Observed) {
+    let before = present(case.members, case.workers.len());
+    let mut observed = Observed {
+        records: true,
+        ..Observed::default()
+    };
+    let all = plan(&before, &observed).unwrap();
+    carry_out(&before, &mut observed, &all, &[0], usize::MAX);
+    let mut desired = before;
+    // Workers become newer only together with the control plane.
+    let newer = case.newer && matches!(case.control_plane, Fate::Reborn);
+    let version = if newer { "1.38.0" } else { "1.37.2" };
+    let other = |desired: &mut Desired, text: &str| {
+        let wanted = machines(desired).get_mut(&name(text)).unwrap();
+        wanted.components = Digest::of(b"other components");
+        wanted.configuration = Digest::of(b"other configuration");
+    };
+    for i in 0..case.members {
+        let text = format!("c-cp-{i}");
+        match case.control_plane {
+            Fate::Reborn => reborn(&mut desired, &text, version),
+            Fate::Restarts => other(&mut desired, &text),
+            Fate::Stays | Fate::Goes => {}
+        }
+    }
+    for (i, fate) in case.workers.iter().enumerate() {
+        let text = format!("c-w-{i}");
+        match fate {
+            Fate::Stays => {}
+            Fate::Reborn => reborn(&mut desired, &text, version),
+            Fate::Goes => gone(&mut desired, &mut observed, &text),
+            Fate::Restarts => other(&mut desired, &text),
+        }
+    }
+    for i in 0..case.joining {
+        let (joins, mut wanted) = machine(&format!("c-w-{}", case.workers.len() + i), false);
+        wanted.kubernetes_version = version.into();
+        machines(&mut desired).insert(joins, wanted);
+    }
+    if let DesiredState::Present { budgets, .. } = &mut desired.state {
+        let budget = Budget {
+            max_unavailable: case.max_unavailable,
+            canaries: case.canaries,
+        };
+        budgets.insert(pool(), budget);
+    }
+    (desired, observed)
+}
+
+fn is_as_it_should_be(desired: &Desired, observed: &Observed) {
+    let DesiredState::Present {
+        machines, addons, ..
+    } = &desired.state
+    else {
+        panic!("it is present");
+    };
+    assert!(observed.endpoint && observed.endpoint_current && observed.addons == Some(*addons));
+    assert_eq!(observed.machines.len(), machines.len());
+    assert!(observed.surplus.is_empty() && observed.departed.is_empty());
+    assert!(observed.out_of_endpoint.is_empty());
+    for (name, wanted) in machines {
+        let found = &observed.machines[name];
+        assert_eq!(found.incarnation, wanted.incarnation);
+        assert_eq!(found.started, Some(wanted.components));
+        assert_eq!(found.configured, Some(wanted.configuration));
+        assert!(found.ready && !found.cordoned && (wanted.disk.is_none() || found.mounted));
+    }
+    assert_eq!(keys(&plan(desired, observed).unwrap()), [""; 0]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn any_change_is_safe_in_any_order_and_through_interruptions(
+        case in case(),
+        choices in prop::collection::vec(any::<usize>(), 1..60),
+        stops in prop::collection::vec(0usize..60, 0..5),
+    ) {
+        let (desired, mut observed) = build(&case);
+        for most in stops.into_iter().chain([usize::MAX]) {
+            let plan = match plan(&desired, &observed) {
+                Ok(plan) => plan,
+                // Nothing is touched when there is no machine to spare.
+                Err(PlanError::Spare { .. }) => return Ok(()),
+                Err(error) => panic!("{error}"),
+            };
+            prop_assert_eq!(check(&plan, &desired, &observed), Ok(()));
+            carry_out(&desired, &mut observed, &plan, &choices, most);
+        }
+        is_as_it_should_be(&desired, &observed);
+    }
+
+    /// An operator changes their mind in the middle of it: whatever was begun, the other way is safe too.
+    #[test]
+    fn a_change_that_is_given_up_goes_back_to_service(
+        case in case(),
+        choices in prop::collection::vec(any::<usize>(), 1..60),
+        most in 0usize..80,
+    ) {
+        let (desired, mut observed) = build(&case);
+        let Ok(first) = plan(&desired, &observed) else { return Ok(()) };
+        carry_out(&desired, &mut observed, &first, &choices, most);
+        // What still is what it was stays so, and what only was about to join is given up.
+        let mut back = desired.clone();
+        let wanted = machines(&mut back);
+        for (name, found) in &observed.machines {
+            let joins = found.incarnation == Incarnation::FIRST && found.labelled.is_none();
+            if joins {
+                wanted.remove(name);
+                observed.surplus.insert(name.clone());
+                continue;
+            }
+            observed.surplus.remove(name);
+            let now = wanted.entry(name.clone()).or_insert_with(|| machine(name.as_str(), false).1);
+            if now.incarnation != found.incarnation {
+                (now.incarnation, now.node) = (found.incarnation, found.node.clone());
+                now.kubernetes_version.clone_from(&found.kubernetes_version);
+            }
+        }
+        let joining = |(name, m): (&MachineName, &mut DesiredMachine)| {
+            let joins = m.incarnation == Incarnation::FIRST && !observed.machines.contains_key(name);
+            joins.then(|| name.clone())
+        };
+        let never: Vec<_> = wanted.iter_mut().filter_map(joining).collect();
+        for name in never {
+            wanted.remove(&name);
+            observed.surplus.insert(name);
+        }
+        let plan = match plan(&back, &observed) {
+            Ok(plan) => plan,
+            Err(PlanError::Spare { .. }) => return Ok(()),
+            Err(error) => panic!("{error}"),
+        };
+        prop_assert_eq!(check(&plan, &back, &observed), Ok(()));
+        carry_out(&back, &mut observed, &plan, &choices, usize::MAX);
+        is_as_it_should_be(&back, &observed);
+    }
+
+    #[test]
+    fn any_cluster_can_be_deleted_in_any_order_and_through_interruptions(
+        case in case(),
+        choices in prop::collection::vec(any::<usize>(), 1..40),
+        most in 0usize..60,
+        stops in prop::collection::vec(0usize..12, 0..4),
+        all_disks in any::<bool>(),
+    ) {
+        let (wanted, mut observed) = build(&case);
+        if let Ok(plan) = plan(&wanted, &observed) {
+            carry_out(&wanted, &mut observed, &plan, &choices, most);
+        }
+        let disks: BTreeSet<_> = observed.disks.keys().filter(|_| all_disks).cloned().collect();
+        let kept = observed.disks.len() - disks.len();
+        let desired = Desired {
+            state: DesiredState::Absent { disks },
+            ..absent(&[])
+        };
+        for most in stops.into_iter().chain([usize::MAX]) {
+            let plan = plan(&desired, &observed).unwrap();
+            prop_assert_eq!(check(&plan, &desired, &observed), Ok(()));
+            carry_out(&desired, &mut observed, &plan, &choices, most);
+        }
+        prop_assert!(observed.machines.is_empty() && !observed.endpoint && !observed.records);
+        prop_assert_eq!(observed.disks.len(), kept);
+        prop_assert!(plan(&desired, &observed).unwrap().steps.is_empty());
+    }
+
+    #[test]
+    fn a_new_cluster_comes_up_in_any_order_and_through_interruptions(
+        members in prop_oneof![Just(1usize), Just(3), Just(5)],
+        workers in 0usize..5,
+        choices in prop::collection::vec(any::<usize>(), 1..40),
+        stops in prop::collection::vec(0usize..30, 0..4),
+    ) {
+        let desired = present(members, workers);
+        let mut observed = Observed { records: true, ..Observed::default() };
+        for most in stops.into_iter().chain([usize::MAX]) {
+            let plan = plan(&desired, &observed).unwrap();
+            prop_assert_eq!(check(&plan, &desired, &observed), Ok(()));
+            carry_out(&desired, &mut observed, &plan, &choices, most);
+        }
+        is_as_it_should_be(&desired, &observed);
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_plan(case in case()) {
+        let (desired, observed) = build(&case);
+        let text = |plan: Result<Plan, PlanError>| {
+            plan.map(|plan| serde_json::to_vec(&plan).unwrap()).map_err(|error| error.to_string())
+        };
+        prop_assert_eq!(
+            text(plan(&desired, &observed)),
+            text(plan(&desired.clone(), &observed.clone()))
+        );
+    }
+
+    #[test]
+    fn explanations_are_no_decisions(case in case()) {
+        let (desired, observed) = build(&case);
+        let Ok(mut plan) = plan(&desired, &observed) else { return Ok(()) };
+        for step in &mut plan.steps {
+            step.why = "told otherwise".into();
+        }
+        prop_assert_eq!(check(&plan, &desired, &observed), Ok(()));
+    }
+}

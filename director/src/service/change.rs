@@ -1,0 +1,321 @@
+//! Drafts a change of a cluster: what each of its machines is to become, and which join or go.
+//!
+//! # Invariants
+//! * What cannot change in place is refused, every fault named, before anything is written.
+//! * A machine that exists and has to be another keeps its name, address, pod network and data disk, and gets
+//!   the next incarnation.
+//! * A pool that has machines to replace gets its surge in new machines, and loses as many old ones: those
+//!   that are down first, then those that would have to be replaced, then the highest number.
+
+use std::collections::BTreeSet;
+
+use windlass_common::cluster::{ClusterSpec, MachineSize, PoolSpec};
+use windlass_common::id::{Incarnation, MachineName, PoolName};
+
+use super::draft::{Draft, Slot, full, machine, valid};
+use super::{Inner, ServiceError, ServiceResult};
+use crate::kubernetes::facts::minor_of;
+use crate::model::{
+    Cluster, FieldFault, Machine, MachinePhase, MachineRole, StemcellRecord, Timestamp, Wanted,
+};
+use crate::planner::{Observed, free_pod_cidrs, inputs};
+
+/// Which stemcell machines are made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum StemcellChoice {
+    /// The one in use, or the newest of another Kubernetes version that the spec asks for.
+    #[default]
+    Keep,
+    /// The newest with the spec's Kubernetes version.
+    Newest,
+}
+
+impl Inner {
+    /// Drafts the cluster as `spec` wants it, out of what there is.
+    pub(super) async fn change(
+        &self,
+        cluster: &Cluster,
+        spec: &ClusterSpec,
+        choice: &StemcellChoice,
+        observed: &Observed,
+    ) -> ServiceResult<Draft> {
+        let mut machines = self.records.machines_of(spec.name.as_str()).await?;
+        let mut faults = self.faults(spec);
+        faults.extend(fixed(&cluster.spec, spec));
+        let stemcell = self.stemcell_for(cluster, spec, choice);
+        if let Err(fault) = &stemcell {
+            faults.push(fault.clone());
+        }
+        let (Ok(stemcell), true) = (stemcell, faults.is_empty()) else {
+            return Err(ServiceError::Invalid { faults });
+        };
+        let mut changed = cluster.clone();
+        changed.spec = spec.clone();
+        changed.stemcell.clone_from(&stemcell.version);
+        for machine in &mut machines {
+            let version = inputs::version(cluster, machine);
+            machine.kubernetes_version = version;
+            retarget(machine, spec, &stemcell, observed);
+        }
+        for (pool, of) in &spec.pools {
+            self.resize(spec, &stemcell, (pool, of), &mut machines, observed)
+                .await?;
+        }
+        machines.sort_by(|a, b| a.name.cmp(&b.name));
+        let host = self.world.host;
+        valid(&inputs::facts(&changed, &machines, &stemcell, host))?;
+        Ok(Draft {
+            cluster: changed,
+            machines,
+        })
+    }
+
+    fn stemcell_for(
+        &self,
+        cluster: &Cluster,
+        spec: &ClusterSpec,
+        choice: &StemcellChoice,
+    ) -> Result<StemcellRecord, FieldFault> {
+        let version = &spec.kubernetes_version;
+        let keep = *choice == StemcellChoice::Keep && cluster.spec.kubernetes_version == *version;
+        let found = if keep {
+            self.stemcells.get(&cluster.stemcell)
+        } else {
+            self.stemcells.find(version)
+        };
+        found.map_err(|error| {
+            let allowed = format!("the version of a verified stemcell; {error}");
+            FieldFault::new("kubernetesVersion", version, allowed)
+        })
+    }
+
+    /// Brings a pool to its number, with the machines that it gets for the time of a replacement.
+    async fn resize(
+        &self,
+        spec: &ClusterSpec,
+        stemcell: &StemcellRecord,
+        (pool, of): (&PoolName, &PoolSpec),
+        machines: &mut Vec<Machine>,
+        observed: &Observed,
+    ) -> ServiceResult<()> {
+        let count = usize::try_from(of.count).unwrap_or(usize::MAX);
+        let mut going = candidates(pool, machines, observed);
+        let surplus = going.len().saturating_sub(count);
+        let missing = count.saturating_sub(going.len());
+        for name in going.drain(..surplus) {
+            mark_gone(machines, &name);
+        }
+        let stale = |name: &MachineName| {
+            let found = machines.iter().find(|machine| machine.name == *name);
+            let reborn = |m: &Machine| matches!(m.wanted, Some(Wanted::Reborn { .. }));
+            found.is_some_and(reborn) && available(name, observed)
+        };
+        going.retain(stale);
+        let surge = usize::try_from(of.update.max_surge.at_least(of.count)).unwrap_or(usize::MAX);
+        let surge = surge.min(going.len());
+        let joining = self
+            .join(spec, stemcell, (pool, of), machines, (missing, surge))
+            .await?;
+        for name in going.iter().take(joining.len().saturating_sub(missing)) {
+            mark_gone(machines, name);
+        }
+        machines.extend(joining);
+        Ok(())
+    }
+
+    /// New machines: those that are missing, and as many of the surge as there is room for.
+    async fn join(
+        &self,
+        spec: &ClusterSpec,
+        stemcell: &StemcellRecord,
+        (pool, of): (&PoolName, &PoolSpec),
+        machines: &[Machine],
+        (missing, surge): (usize, usize),
+    ) -> ServiceResult<Vec<Machine>> {
+        if missing + surge == 0 {
+            return Ok(Vec::new());
+        }
+        // Addresses of machines that were drafted a moment ago are not in the store yet.
+        let drafted: BTreeSet<_> = machines.iter().map(|m| m.address).collect();
+        let cidrs: BTreeSet<_> = machines.iter().map(|m| m.pod_cidr).collect();
+        let mut room = missing + surge;
+        let (addresses, pods) = loop {
+            let addresses = self.addresses(&drafted, room).await;
+            let pods = free_pod_cidrs(spec.network.pod_cidr, &cidrs, room)
+                .map_err(|error| full("network.podCidr", error));
+            match (addresses, pods) {
+                (Ok(addresses), Ok(pods)) => break (addresses, pods),
+                (Err(error), _) | (_, Err(error)) if room == missing => return Err(error),
+                _ => room -= 1,
+            }
+        };
+        let names: BTreeSet<&str> = machines.iter().map(|m| m.name.as_str()).collect();
+        let free = (0u32..)
+            .map(|number| format!("{}-{pool}-{number}", spec.name))
+            .filter(|name| !names.contains(name.as_str()));
+        let now = Timestamp::now();
+        let mut joining = Vec::new();
+        for ((name, address), pod_cidr) in free.zip(addresses).zip(pods) {
+            let role = MachineRole::Worker { pool: pool.clone() };
+            let slot = Slot {
+                name,
+                role,
+                size: of.size,
+            };
+            joining.push(machine(spec, stemcell, slot, address, pod_cidr, now)?);
+        }
+        self.refuse_taken_names(spec, &joining).await?;
+        Ok(joining)
+    }
+}
+
+fn available(name: &MachineName, observed: &Observed) -> bool {
+    let found = observed.machines.get(name);
+    found.is_some_and(crate::planner::ObservedMachine::available)
+}
+
+/// The machines of a pool that are not on their way out, those that go first in front.
+fn candidates(pool: &PoolName, machines: &[Machine], observed: &Observed) -> Vec<MachineName> {
+    let mut all: Vec<_> = machines
+        .iter()
+        .filter(|m| m.role.pool() == Some(pool) && !m.is_surplus())
+        .map(|m| {
+            let stale = m.wanted.is_some();
+            let up = available(&m.name, observed);
+            (
+                (up, !stale, std::cmp::Reverse(number(&m.name))),
+                m.name.clone(),
+            )
+        })
+        .collect();
+    all.sort();
+    all.into_iter().map(|(_, name)| name).collect()
+}
+
+/// The number at the end of a machine's name.
+fn number(name: &MachineName) -> u32 {
+    let number = name.as_str().rsplit('-').next();
+    number.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn mark_gone(machines: &mut [Machine], name: &MachineName) {
+    for machine in machines.iter_mut().filter(|m| m.name == *name) {
+        machine.wanted = Some(Wanted::Gone);
+    }
+}
+
+/// Sets what a machine is to become, apart from whether it stays.
+fn retarget(
+    machine: &mut Machine,
+    spec: &ClusterSpec,
+    stemcell: &StemcellRecord,
+    observed: &Observed,
+) {
+    let size = match &machine.role {
+        MachineRole::ControlPlane => Some(spec.control_plane.size),
+        MachineRole::Worker { pool } => spec.pools.get(pool).map(|of| of.size),
+    };
+    let Some(size) = size else {
+        machine.wanted = Some(Wanted::Gone);
+        return;
+    };
+    let exists = observed.machines.contains_key(&machine.name);
+    if machine.is_surplus() && !exists {
+        return; // what is left of it goes; another one may come under its name later
+    }
+    let same = machine.stemcell == stemcell.version && same_shape(machine.size, size);
+    machine.wanted = None;
+    if same {
+        return;
+    }
+    if !exists && machine.phase == MachinePhase::Planned {
+        machine.stemcell.clone_from(&stemcell.version);
+        machine
+            .kubernetes_version
+            .clone_from(&stemcell.kubernetes_version);
+        machine.size = size;
+        return;
+    }
+    machine.wanted = Some(Wanted::Reborn {
+        incarnation: Incarnation(machine.incarnation.0.saturating_add(1)),
+        stemcell: stemcell.version.clone(),
+        kubernetes_version: stemcell.kubernetes_version.clone(),
+        size,
+    });
+}
+
+/// Whether a machine need not be made anew; data disks do not change with it.
+fn same_shape(a: MachineSize, b: MachineSize) -> bool {
+    (a.cpu_millis, a.memory_mib) == (b.cpu_millis, b.memory_mib)
+}
+
+/// What a cluster cannot become in place.
+fn fixed(now: &ClusterSpec, wanted: &ClusterSpec) -> Vec<FieldFault> {
+    let mut faults = Vec::new();
+    let networks = [
+        (
+            "network.podCidr",
+            now.network.pod_cidr,
+            wanted.network.pod_cidr,
+        ),
+        (
+            "network.serviceCidr",
+            now.network.service_cidr,
+            wanted.network.service_cidr,
+        ),
+    ];
+    for (key, now, wanted) in networks
+        .into_iter()
+        .filter(|(_, now, wanted)| now != wanted)
+    {
+        let allowed = format!("{now}: networks of a cluster do not change");
+        faults.push(FieldFault::new(key, wanted, allowed));
+    }
+    let (from, to) = (now.control_plane.count, wanted.control_plane.count);
+    if from != to {
+        let allowed = format!(
+            "{from}: members of etcd are not added or removed; {from} of them need {} for a majority, {to}              would need {}",
+            from / 2 + 1,
+            to / 2 + 1
+        );
+        faults.push(FieldFault::new("controlPlane.count", to, allowed));
+    }
+    let (from, to) = (
+        now.control_plane.size.disk_mib,
+        wanted.control_plane.size.disk_mib,
+    );
+    if from != to {
+        let allowed = format!("{from}: data disks do not change their size");
+        faults.push(FieldFault::new("controlPlane.size.diskMib", to, allowed));
+    }
+    for pool in now
+        .pools
+        .iter()
+        .filter(|(name, pool)| pool.count > 0 && !wanted.pools.contains_key(*name))
+    {
+        let key = format!("pools.{}", pool.0);
+        let allowed = "scaled to 0 first, and left out of the spec then";
+        faults.push(FieldFault::new(key, "not given", allowed));
+    }
+    faults.extend(version_step(
+        &now.kubernetes_version,
+        &wanted.kubernetes_version,
+    ));
+    faults
+}
+
+/// Kubernetes goes one minor at a time, and never back by one.
+fn version_step(from: &str, to: &str) -> Option<FieldFault> {
+    let (old, new) = (minor_of(from)?, minor_of(to)?);
+    let allowed = if new < old {
+        format!("1.{old}.x or later: API servers do not go back by a minor ({from} runs)")
+    } else if new > old + 1 {
+        let next = old + 1;
+        format!(
+            "1.{old}.x or 1.{next}.x: minors are not skipped; upgrade to 1.{next}.x first ({from} runs)"
+        )
+    } else {
+        return None;
+    };
+    Some(FieldFault::new("kubernetesVersion", to, allowed))
+}
