@@ -116,12 +116,12 @@ async fn a_shell_has_a_terminal_of_its_own_and_says_how_it_ended() {
     typist.types("stty size; echo sized-$((1+2))\n").await;
     typist.sees("50 132").await;
     typist.sees("sized-3").await;
-    // Ctrl-C is for what runs in the shell, which has the terminal once it says something; the shell
-    // lives on.
-    typist
-        .types("sh -c 'echo wait-$((1+1)); sleep 1000'\n")
-        .await;
-    typist.sees("wait-2").await;
+    // Ctrl-C is for what runs in the shell, once that has the terminal; the shell lives on.
+    typist.types("echo \"pid\"-$$-; sleep 1000\n").await;
+    typist.sees("pid-").await;
+    typist.sees("-").await;
+    let shell: i32 = typist.before.parse().unwrap();
+    wait_for("sleep has the terminal", || sleep_is_in_front(shell)).await;
     typist.types("\u{3}").await;
     typist.types("echo alive-$((2+2))\n").await;
     typist.sees("alive-4").await;
@@ -132,6 +132,16 @@ async fn a_shell_has_a_terminal_of_its_own_and_says_how_it_ended() {
     typist.sees("env-none-xterm").await;
     typist.types("exit 7\n").await;
     assert_eq!(typist.ends().await, SessionEnd::Exit(7));
+}
+
+/// Something once the keys of this shell's terminal are for `sleep` (proc(5): tpgid). Before it is that,
+/// it is a copy of the shell, which may swallow a signal.
+fn sleep_is_in_front(shell: i32) -> Option<()> {
+    let stat = std::fs::read_to_string(format!("/proc/{shell}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    let front = rest.split_whitespace().nth(5)?;
+    let name = std::fs::read_to_string(format!("/proc/{front}/comm")).ok()?;
+    (name.trim() == "sleep").then_some(())
 }
 
 /// Whether a process is there and no corpse.

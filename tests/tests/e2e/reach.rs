@@ -238,9 +238,15 @@ pub(crate) fn shell() -> Result<()> {
         terminal.sees(&format!("on-42-{node}"))?;
         let raw = tcgetattr(&terminal.slave)?.local_flags;
         ensure!(raw != before, "the terminal is raw while the shell runs");
-        // Ctrl-C goes to what runs in the shell, which has the terminal once it says something.
-        terminal.types("sh -c 'echo wait-$((1+1)); sleep 4711'\n")?;
-        terminal.sees("wait-2")?;
+        // Ctrl-C goes to what runs in the shell, once that has the terminal.
+        terminal.types("sleep 4711\n")?;
+        until("sleep has the terminal", PATIENCE, || {
+            let found = host::processes("sleep 4711")?;
+            Ok(found
+                .iter()
+                .any(|(pid, _)| in_foreground(*pid))
+                .then_some(()))
+        })?;
         terminal.types("\u{3}")?;
         terminal.types("echo alive-$((2+2))\n")?;
         terminal.sees("alive-4")?;
@@ -269,6 +275,16 @@ pub(crate) fn shell() -> Result<()> {
         ensure!(outcomes.contains(&"exit 7"), "{log:#}");
         Ok(())
     })
+}
+
+/// Whether a process is in the group that its terminal's keys are for (proc(5): pgrp and tpgid).
+fn in_foreground(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().collect())
+        .unwrap_or_default();
+    fields.len() > 5 && fields[2] == fields[5]
 }
 
 fn items(answer: &Value) -> &[Value] {
