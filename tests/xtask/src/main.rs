@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod compat;
 mod demo;
+mod fuzz;
 mod prerequisites;
 mod shell;
 mod suites;

@@ -36,6 +36,8 @@ pub(crate) enum Suite {
     Crates,
     /// This release beside the one before it, each with the other's agent.
     Compat,
+    /// Every fuzz target for 20 s, from the kept corpus; needs a nightly toolchain.
+    Fuzz,
     /// Scenarios on real clusters.
     EndToEnd,
     /// `cargo xtask demo`, twice, then `--down`.
@@ -43,11 +45,12 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    const ALL: [Suite; 6] = [
+    const ALL: [Suite; 7] = [
         Suite::Checks,
         Suite::Stemcells,
         Suite::Crates,
         Suite::Compat,
+        Suite::Fuzz,
         Suite::EndToEnd,
         Suite::Demo,
     ];
@@ -60,6 +63,7 @@ impl Suite {
                 Suite::Stemcells => 24,
                 Suite::Crates => 12,
                 Suite::Compat => 4,
+                Suite::Fuzz => 3,
                 Suite::EndToEnd => 12,
                 Suite::Demo => 3,
             },
@@ -72,6 +76,7 @@ impl Suite {
             Suite::Stemcells => stemcells(),
             Suite::Crates => crates(),
             Suite::Compat => compat::run(),
+            Suite::Fuzz => crate::fuzz::run(options.full),
             Suite::EndToEnd => end_to_end(options.full),
             Suite::Demo => demo(),
         }
