@@ -18,6 +18,7 @@ pub mod planner;
 pub mod provider;
 pub mod resurrector;
 pub mod rollout;
+pub mod rotation;
 pub mod service;
 pub mod spec;
 pub mod stemcell;

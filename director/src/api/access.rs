@@ -26,7 +26,11 @@ use crate::store::Act;
 
 /// The operator whose certificate the connection showed.
 #[derive(Debug, Clone)]
-pub(super) struct Peer(pub(super) OperatorName);
+pub(super) struct Peer {
+    pub(super) name: OperatorName,
+    /// The generation of the CA that issued it; `None` when it was dropped since.
+    pub(super) generation: Option<u32>,
+}
 
 /// The least role for each route.
 #[rustfmt::skip] // one rule per line, so that a missing one shows
@@ -37,6 +41,9 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("GET",    "/v1/status",                      Viewer),
     ("GET",    "/v1/stemcells",                   Viewer),
     ("GET",    "/v1/audit",                       Viewer),
+    ("GET",    "/v1/director/ca",                 Viewer),
+    ("POST",   "/v1/director/ca/rotation",        Admin),
+    ("POST",   "/v1/director/ca/certificate",     Viewer),
     ("GET",    "/v1/clusters",                    Viewer),
     ("POST",   "/v1/clusters",                    Operator),
     ("GET",    "/v1/clusters/{name}",             Viewer),
@@ -93,11 +100,28 @@ pub(super) fn rule(method: &Method, path: &str) -> Rule {
 /// Lets a request through whose operator has the role it takes.
 pub(super) async fn admit(
     State(state): State<ApiState>,
-    Extension(Peer(peer)): Extension<Peer>,
+    Extension(peer): Extension<Peer>,
     route: Option<MatchedPath>,
     mut request: Request,
     next: Next,
 ) -> Response {
+    let Peer {
+        name: peer,
+        generation,
+    } = peer;
+    let counts = match generation {
+        Some(generation) => {
+            state
+                .director
+                .operator_shows(peer.as_str(), generation)
+                .await
+        }
+        None => false,
+    };
+    if !counts {
+        tracing::warn!(operator = %peer, "refused a certificate whose CA was dropped");
+        return dropped(&peer).into_response();
+    }
     let caller = match state.director.caller(peer.as_str()).await {
         Ok(Some(caller)) => caller,
         Ok(None) => {
@@ -171,6 +195,17 @@ impl Asked {
             tracing::error!(error = %ErrorChain(&error), "cannot write the audit log");
         }
     }
+}
+
+/// What an operator is told whose certificate is of a CA that was dropped on an open connection.
+fn dropped(peer: &OperatorName) -> Problem {
+    Problem::new(
+        401,
+        "unauthenticated",
+        format!(
+            "the CA that issued the certificate of {peer} was dropped; ask an admin to add another operator"
+        ),
+    )
 }
 
 fn nobody(peer: &OperatorName) -> Problem {

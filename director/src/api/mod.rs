@@ -14,6 +14,7 @@
 //! What operations do ([`crate::service`]), who gets a certificate ([`crate::pki`]).
 
 mod access;
+mod ca;
 mod clusters;
 mod director;
 mod extract;
@@ -45,6 +46,7 @@ use utoipa_axum::routes;
 
 use crate::service::Director;
 
+pub use ca::{RenewOperator, RenewedOperator, RotateCa};
 pub use director::Health;
 pub use identity::{CallerError, operator_of};
 pub use machines::{ExecRequest, NodeOutput, Source};
@@ -104,6 +106,9 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(director::status))
         .routes(routes!(director::stemcells))
         .routes(routes!(director::audit))
+        .routes(routes!(ca::show))
+        .routes(routes!(ca::rotate))
+        .routes(routes!(ca::renew))
         .routes(routes!(clusters::list, clusters::create))
         .routes(routes!(clusters::show, clusters::apply, clusters::delete))
         .routes(routes!(clusters::credentials))

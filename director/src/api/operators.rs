@@ -149,7 +149,8 @@ pub(super) async fn revoke(
     ))
 }
 
-fn read<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, Problem> {
+/// Reads a body.
+pub(super) fn read<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, Problem> {
     serde_json::from_value(spec::from_text(body)?).map_err(|error| {
         Problem::new(
             400,

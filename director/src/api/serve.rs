@@ -24,7 +24,7 @@ use super::identity::{CallerError, operator_of};
 use super::metrics::{Refusal, Refusals};
 use super::problem::Problem;
 use super::{ApiState, router};
-use crate::pki::ServerDoor;
+use crate::pki::{DirectorCa, ServerDoor};
 use crate::service::Director;
 
 /// Connections at once. Each holds at most the 256 KiB of one body and its TLS buffers, so all of them
@@ -138,6 +138,7 @@ impl Server {
         reserved: Vec<(String, Ipv4Net)>,
         mut stop: watch::Receiver<bool>,
     ) {
+        let ca = director.ca().clone();
         let state = ApiState::new(director, reserved);
         let refusals = Arc::clone(&state.refusals);
         let routes = router(state);
@@ -162,6 +163,7 @@ impl Server {
                 acceptor: acceptor.clone(),
                 routes: routes.clone(),
                 director_id: self.director_id.clone(),
+                ca: ca.clone(),
                 peer,
                 stop: stop.clone(),
                 refusals: Arc::clone(&refusals),
@@ -201,6 +203,7 @@ struct Connection {
     acceptor: TlsAcceptor,
     routes: Router,
     director_id: DirectorId,
+    ca: Arc<DirectorCa>,
     peer: SocketAddr,
     stop: watch::Receiver<bool>,
     refusals: Arc<Refusals>,
@@ -225,10 +228,12 @@ impl Connection {
             }
         };
         let chain = stream.get_ref().1.peer_certificates();
+        let leaf = chain.and_then(<[_]>::first);
+        let generation = leaf.and_then(|leaf| self.ca.operator_generation(leaf));
         let routes = match operator_of(chain, &self.director_id) {
-            Ok(operator) => {
-                tracing::debug!(peer = %self.peer, %operator, "operator connected");
-                self.routes.layer(Extension(Peer(operator)))
+            Ok(name) => {
+                tracing::debug!(peer = %self.peer, operator = %name, "operator connected");
+                self.routes.layer(Extension(Peer { name, generation }))
             }
             Err(error) => {
                 self.refusals.count(Refusal::Caller);

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use windlass_common::error::ErrorClass;
 use windlass_common::id::DirectorId;
-use windlass_common::secret::SecretBytes;
 
 use super::DataDir;
 use crate::pki::{CaError, DirectorCa};
+use crate::rotation::{self, CaStoreError};
 use crate::store::{Commit, Expect, Kind, Records, SealError, Sealer, Sqlite, StoreError};
 
 /// Name of the entry that holds the id.
 const ID: &str = "director-id";
-/// Name of the secret that holds the CA.
+/// Name of the secret that holds the CA's first generation.
 const CA: &str = "director-ca";
 
 /// A director's identity and the store it is kept in.
@@ -39,6 +39,9 @@ pub enum IdentityError {
     /// The CA is not usable.
     #[error("cannot use the director's CA")]
     Ca(#[from] CaError),
+    /// The store's CA is not usable.
+    #[error("cannot read the director's CA")]
+    CaStore(#[from] CaStoreError),
     /// The store holds no identity.
     #[error(
         "{0} was not initialised to its end; move it away and run `windlass director init` again"
@@ -55,6 +58,7 @@ impl IdentityError {
         match self {
             Self::Store(error) => error.class(),
             Self::Ca(error) => error.class(),
+            Self::CaStore(error) => error.class(),
             Self::Seal(_) | Self::Missing(_) | Self::Random => ErrorClass::Operator,
         }
     }
@@ -91,8 +95,8 @@ impl Identity {
         let records = Records::new(Arc::new(Sqlite::open(&dir.store())?), sealer).await?;
         let id = records.value::<DirectorId>(Kind::Meta, ID).await?;
         let (_, id) = id.ok_or_else(missing)?;
-        let pem = records.secret(CA).await?.ok_or_else(missing)?;
-        let ca = DirectorCa::from_pem(id.clone(), &SecretBytes::new(pem.to_vec()), now)?;
+        let ca = rotation::load(&records, &id, now).await?;
+        let ca = ca.ok_or_else(missing)?;
         Ok(Identity {
             id,
             ca: Arc::new(ca),

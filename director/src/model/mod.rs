@@ -12,6 +12,7 @@
 //! What a cluster should be ([`windlass_common::cluster`]), and every decision (planner, rollout).
 
 mod audit;
+mod ca;
 mod cluster;
 mod machine;
 mod operator;
@@ -22,6 +23,7 @@ mod time;
 mod usage;
 
 pub use audit::{AuditEntry, AuditFilter};
+pub use ca::{CaRotation, CaStatus, Waiting};
 pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault};
 pub use machine::{
     AgentView, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole, MachineView,

@@ -35,6 +35,7 @@ use windlass_common::tls;
 use super::generation::Generation;
 use super::issuer::{CaError, IssueError, Issuer};
 use super::verifier::Verifier;
+use crate::rotation::Phase;
 
 /// A leaf and the certificates above it, without the root; DER.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +119,15 @@ impl Stage {
         }
     }
 
+    /// The number of the newest generation, and of the older one with the phase, if there is one.
+    pub(crate) fn numbers(&self) -> (u32, Option<(u32, Phase)>) {
+        match self {
+            Stage::Alone(newest) => (newest.number, None),
+            Stage::Overlap { older, newer } => (newer.number, Some((older.number, Phase::Overlap))),
+            Stage::Reissue { older, newer } => (newer.number, Some((older.number, Phase::Reissue))),
+        }
+    }
+
     /// Every generation that is trusted, newest first.
     pub(super) fn trusted(&self) -> impl Iterator<Item = &Arc<Generation>> {
         std::iter::once(self.newest()).chain(self.older())
@@ -159,8 +169,7 @@ impl DirectorCa {
     /// Makes a CA with new keys.
     pub fn create(director: DirectorId, now: Timestamp) -> Result<DirectorCa, CaError> {
         let first = Arc::new(Generation::first(&director, now)?);
-        let seed = seed_of(&first);
-        Ok(DirectorCa::new(director, seed, Stage::Alone(first)))
+        Ok(DirectorCa::first(director, Stage::Alone(first)))
     }
 
     /// A CA at a stage that a store has kept. `seed` is what [`DirectorCa::seed`] said.
@@ -185,8 +194,13 @@ impl DirectorCa {
         now: Timestamp,
     ) -> Result<DirectorCa, CaError> {
         let first = Arc::new(Generation::from_pem(&director, 1, text, now)?);
-        let seed = seed_of(&first);
-        Ok(DirectorCa::new(director, seed, Stage::Alone(first)))
+        Ok(DirectorCa::first(director, Stage::Alone(first)))
+    }
+
+    /// A CA whose seed was never kept, since it was never rotated: it is that of its generation.
+    pub fn first(director: DirectorId, stage: Stage) -> DirectorCa {
+        let seed = seed_of(stage.newest());
+        DirectorCa::new(director, seed, stage)
     }
 
     /// Whose CA this is.

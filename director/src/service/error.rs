@@ -6,6 +6,7 @@ use windlass_common::error::ErrorClass;
 
 use crate::model::{FieldFault, Role};
 use crate::rollout::EffectError;
+use crate::rotation::RotationError;
 use crate::store::StoreError;
 
 /// Why an operation of [`super::Director`] was not done. `Display` never repeats the source.
@@ -108,6 +109,15 @@ impl ServiceError {
 impl From<StoreError> for ServiceError {
     fn from(error: StoreError) -> Self {
         Self::of(error.class(), "the store did not do it", error)
+    }
+}
+
+impl From<RotationError> for ServiceError {
+    fn from(error: RotationError) -> Self {
+        match error {
+            RotationError::NoMachine(name) => Self::NotFound { kind: "node", name },
+            RotationError::Store(_) => Self::of(error.class(), "the CA is not rotated", error),
+        }
     }
 }
 

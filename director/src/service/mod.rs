@@ -47,13 +47,14 @@ use crate::health;
 use crate::kubernetes::facts;
 use crate::kubernetes::pki;
 use crate::model::{
-    AuditEntry, AuditFilter, Caller, Cluster, Machine, MachineFilter, MachineView, Operator, Plan,
-    Role, StemcellRecord, Task, TaskEvent, TaskId, Timestamp, Usage,
+    AuditEntry, AuditFilter, CaStatus, Caller, Cluster, Machine, MachineFilter, MachineView,
+    Operator, Plan, Role, StemcellRecord, Task, TaskEvent, TaskId, Timestamp, Usage,
 };
 use crate::pki::DirectorCa;
 use crate::provider::Provider;
 use crate::rollout::Rollouts;
 use crate::rollout::world::World;
+use crate::rotation::Rotations;
 use crate::stemcell::Catalogue;
 use crate::store::{Act, Commit, DirectoryLock, Records};
 
@@ -158,6 +159,7 @@ struct Inner {
     gateway: Gateway,
     world: Arc<World>,
     rollouts: Rollouts,
+    rotations: Rotations,
     stemcells: Catalogue,
     ca: Arc<DirectorCa>,
     identities: kubernetes::Identities,
@@ -353,6 +355,41 @@ impl Director {
         self.inner
             .watch_usage(machines, interval_ms, subject, caller)
             .await
+    }
+
+    /// The CA, and its rotation if one is under way.
+    pub async fn ca_status(&self) -> ServiceResult<CaStatus> {
+        Ok(self.inner.rotations.status().await?)
+    }
+
+    /// Begins to rotate the CA, or joins the rotation under way, without waiting for the machines
+    /// `abandon`. Returns at once; see [`Director::ca_status`].
+    pub async fn rotate_ca(
+        &self,
+        abandon: &[MachineName],
+        caller: &Caller,
+    ) -> ServiceResult<CaStatus> {
+        allow(caller, Role::Admin, "rotate the CA")?;
+        Ok(self.inner.rotations.order(abandon, caller).await?)
+    }
+
+    /// Whether an operator's certificate, which was verified, still counts, as its generation of the CA
+    /// does; notes who has one of the newest.
+    pub async fn operator_shows(&self, name: &str, generation: u32) -> bool {
+        if !self.inner.ca.trusts(generation) {
+            return false;
+        }
+        self.inner.rotations.operator_seen(name, generation).await;
+        true
+    }
+
+    /// A certificate of the newest CA for the caller, for the key in its request.
+    pub async fn renew_operator(
+        &self,
+        request_der: &[u8],
+        caller: &Caller,
+    ) -> ServiceResult<String> {
+        self.inner.renew_operator(request_der, caller).await
     }
 
     /// Stemcells whose signature was verified.

@@ -76,6 +76,33 @@ impl Inner {
         Ok((operator, chain.to_pem()))
     }
 
+    pub(super) async fn renew_operator(
+        &self,
+        request_der: &[u8],
+        caller: &Caller,
+    ) -> ServiceResult<String> {
+        let name = OperatorName::new(&caller.operator).map_err(|error| {
+            ServiceError::of(windlass_common::error::ErrorClass::Bug, "the caller", error)
+        })?;
+        let now = jiff::Timestamp::now();
+        let chain = self
+            .ca
+            .issue_operator_request(name, request_der, CERTIFICATE_LIFE, now)
+            .map_err(|error| {
+                ServiceError::of(error.class(), "the operator's certificate", error)
+            })?;
+        let mut commit = Commit::default();
+        let act = Act {
+            action: "operator.renew",
+            subject: &format!("operator/{}", caller.operator),
+            detail: "",
+            outcome: "done",
+        };
+        self.records.audit_caller(&mut commit, caller, act);
+        self.records.commit(commit).await?;
+        Ok(chain.to_pem())
+    }
+
     pub(super) async fn set_role(
         &self,
         name: &str,

@@ -17,6 +17,7 @@ use crate::model::{Machine, Timestamp};
 use crate::provider::{PreflightFault, Provider, Severity};
 use crate::rollout::Rollouts;
 use crate::rollout::world::{Agents, Birth, KubeClient, Registry, World};
+use crate::rotation::Rotations;
 use crate::stemcell::Catalogue;
 use crate::store::StoreError;
 
@@ -112,6 +113,7 @@ pub(super) async fn start(
         host: provider.host_traits(),
     });
     let rollouts = Rollouts::new(records.clone(), world.clone());
+    let rotations = Rotations::start(records.clone(), ca.clone(), Arc::new(gateway.clone()));
     let resumed = rollouts.resume().await?;
     tracing::info!(director = %id, %epoch, %gateway_address, resumed = resumed.len(), "director started");
     let inner = Arc::new(Inner {
@@ -126,6 +128,7 @@ pub(super) async fn start(
         gateway,
         world,
         rollouts,
+        rotations,
         stemcells,
         ca,
         identities: Identities::default(),

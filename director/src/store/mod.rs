@@ -92,6 +92,8 @@ pub enum Kind {
     Audit,
     /// Operators, by name.
     Operator,
+    /// Who has followed a rotation of the CA, while it lasts: `machine/<name>` and `operator/<name>`.
+    Trust,
 }
 
 impl Kind {
@@ -109,6 +111,7 @@ impl Kind {
             Self::Token => "token",
             Self::Audit => "audit",
             Self::Operator => "operator",
+            Self::Trust => "trust",
         }
     }
 }

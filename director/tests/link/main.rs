@@ -18,6 +18,7 @@ mod paths;
 mod process;
 mod reach;
 mod resumption;
+mod rotation;
 mod sessions;
 mod silence;
 mod tokens;

@@ -93,6 +93,9 @@ Examples:
   windlass audit --actor ann --since 2h        what ann did in the last two hours
   windlass audit --subject cluster/demo -n 20")]
     Audit(AuditArgs),
+    /// Keep the certificate by which you use the director
+    #[command(subcommand)]
+    Context(ContextCommand),
     /// Print a completion script for a shell
     ///
     /// For example: windlass completions bash > /etc/bash_completion.d/windlass
@@ -126,6 +129,16 @@ pub(crate) enum DirectorCommand {
     Stop,
     /// Show how the director is
     Status,
+    /// Replace the director's CA, without a connection lost or a machine made anew
+    ///
+    /// Every agent gets the new root and then a new certificate over its connection; the old CA is dropped
+    /// once all of them have both on their disks, also those that were off. This context is renewed at
+    /// once. Other operators run `windlass context renew` before the end, or are refused after it.
+    /// Asking again joins the rotation under way.
+    #[command(
+        after_help = "Examples:\n  windlass director rotate-ca --wait\n  windlass director rotate-ca --status\n  windlass director rotate-ca --abandon demo-workers-3"
+    )]
+    RotateCa(RotateArgs),
     /// Stop the director and remove all its machines, disks and networks, then its state
     ///
     /// Works also after a crash, and when the director does not start any more. Stemcells are kept.
@@ -134,6 +147,30 @@ pub(crate) enum DirectorCommand {
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RotateArgs {
+    /// Wait until the old CA is dropped, showing who is waited for
+    ///
+    /// Ctrl-C ends the waiting, not the rotation.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Drop the old CA without this machine, which has to be recreated if it comes back; may be given
+    /// several times
+    #[arg(long, value_name = "MACHINE")]
+    pub(crate) abandon: Vec<String>,
+    /// Show how far the rotation is; changes nothing
+    #[arg(long, conflicts_with_all = ["wait", "abandon"])]
+    pub(crate) status: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContextCommand {
+    /// Get a new certificate and the director's CA of today
+    ///
+    /// The key stays. Run it while the director's CA is rotated, and once a year.
+    Renew,
 }
 
 #[derive(Debug, Args)]

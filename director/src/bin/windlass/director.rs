@@ -35,6 +35,7 @@ pub(crate) async fn run(session: &Session, command: DirectorCommand) -> Result<E
         DirectorCommand::Start { foreground: false } => start(session).await,
         DirectorCommand::Stop => stop(session).await,
         DirectorCommand::Status => status(session).await,
+        DirectorCommand::RotateCa(arguments) => crate::rotate::run(session, arguments).await,
         DirectorCommand::Reset { yes } => crate::reset::run(session, yes).await,
     }
 }

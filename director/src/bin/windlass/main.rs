@@ -22,6 +22,7 @@ mod operator;
 mod output;
 mod progress;
 mod reset;
+mod rotate;
 mod shell;
 mod stemcell;
 mod task;
@@ -124,6 +125,7 @@ async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Node(command) => node::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
         Command::Operator(command) => operator::run(session, command).await,
+        Command::Context(command) => rotate::context(session, command).await,
         Command::Audit(arguments) => operator::audit(session, arguments).await,
         Command::Completions { shell } => {
             args::completions(shell);
