@@ -3,6 +3,7 @@
 //! They run in the order given and share clusters where they can, with a health gate between two:
 //! building a cluster is the expensive part. `cargo xtask test end-to-end` runs them.
 
+mod changes;
 mod crashes;
 mod lifecycle;
 mod reach;
@@ -75,6 +76,19 @@ fn main() -> ExitCode {
         trial(
             "three_control_plane_machines_share_one_etcd",
             lifecycle::highly_available,
+        ),
+        trial("pools_grow_and_shrink_in_service", changes::scale),
+        trial(
+            "one_control_plane_is_upgraded_with_consent",
+            changes::upgrade_of_one,
+        ),
+        trial(
+            "three_control_planes_are_upgraded_through_crashes",
+            changes::upgrade_of_three,
+        ),
+        trial(
+            "a_cancelled_upgrade_leaves_a_cluster_that_serves",
+            changes::cancelled_upgrade,
         ),
         trial("a_reset_leaves_nothing_on_the_host", lifecycle::reset),
     ];
