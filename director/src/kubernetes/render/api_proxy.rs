@@ -7,10 +7,13 @@
 //! An API server counts while it answers a TLS handshake with the cluster's certificate: a kernel alone
 //! would accept connections for a process that is frozen. Open connections of one that stops counting are
 //! left alone: it may be finishing its requests. One that is dead is noticed by its clients, which ping.
+//!
+//! A control-plane machine prefers its own API server: in the middle of an upgrade its controllers are as
+//! new as that one, and an older one elsewhere would not know them (version skew policy of Kubernetes).
 
 use std::fmt::Write as _;
 
-use super::super::facts::ClusterFacts;
+use super::super::facts::{ClusterFacts, MachineFacts, Role};
 use super::super::{API_PORT, API_PROXY_PORT};
 use super::KUBERNETES_CA_PATH;
 
@@ -21,7 +24,7 @@ pub(super) const CONFIG_PATH: &str = "/etc/windlass/api-proxy.cfg";
 const CONNECTIONS_MAX: u32 = 1024;
 
 /// The configuration file.
-pub(super) fn config(cluster: &ClusterFacts) -> String {
+pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
     let name = &cluster.endpoint.name;
     let mut text = format!(
         "\
@@ -53,12 +56,14 @@ backend api-servers
 ssl-min-ver TLSv1.3 ca-file {KUBERNETES_CA_PATH} verify required verifyhost {name}
 "
     );
-    for machine in cluster.control_planes() {
+    for server in cluster.control_planes() {
+        let others = machine.role == Role::ControlPlane && server.name != machine.name;
+        let rank = if others { " backup" } else { "" };
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "  server {} {}:{API_PORT}",
-            machine.name, machine.address
+            "  server {} {}:{API_PORT}{rank}",
+            server.name, server.address
         );
     }
     text

@@ -241,7 +241,7 @@ fn node_files(
         containerd::config(cluster, machine),
     );
     files.env(machine, "containerd", containerd::flags().env())?;
-    files.text(api_proxy::CONFIG_PATH, api_proxy::config(cluster));
+    files.text(api_proxy::CONFIG_PATH, api_proxy::config(cluster, machine));
     files.text(cni::CONFIG_PATH, cni::config(machine));
     files.text(network::RULES_PATH, network::rules(cluster, machine));
     files.text(network::UNIT_PATH, network::UNIT.to_owned());
