@@ -4,7 +4,7 @@
 //! * A file is under its name only when it was verified ([`crate::steps::fetch`] puts it there).
 //!
 //! # Not here
-//! Fetching; who may have them ([`crate::peer`]).
+//! Fetching; who may have them (`crate::peer`).
 
 use std::fs;
 use std::path::PathBuf;

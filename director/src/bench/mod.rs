@@ -1,7 +1,7 @@
 //! `windlass-director bench fleet`: what a fleet of agents costs its director.
 //!
-//! Three kinds of process: this one asks and measures ([`run`]); a director under test with a gateway,
-//! its store on disk and nothing else ([`target`]); and processes with some hundred agents each
+//! Three kinds of process: this one asks and measures (`run`); a director under test with a gateway,
+//! its store on disk and nothing else ([`target()`]); and processes with some hundred agents each
 //! (`windlass-fleet`), which run the agents' link code. They talk by JSON lines ([`peer`]).
 //!
 //! # Invariants

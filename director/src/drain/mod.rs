@@ -1,6 +1,6 @@
 //! Draining a node: who has to leave it, in which order, and what keeps them.
 //!
-//! Three parts. [`rehearse`] is pure and asked before anything begins: it plays PodDisruptionBudgets
+//! Three parts. [`rehearse()`] is pure and asked before anything begins: it plays PodDisruptionBudgets
 //! through a whole sequence of nodes, since the API's dry run answers for one eviction at a time and
 //! takes nothing off the budget. [`Engine`] is pure as well and decides, look by look, which pods are
 //! evicted now. [`drain`] is the shell around it, which asks the API server.

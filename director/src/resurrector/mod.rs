@@ -1,8 +1,8 @@
 //! The resurrector's judgement: what is known about a machine, what it means, and what may be done.
 //!
-//! Three pure parts, asked in this order. [`verdict`] turns the evidence of independent witnesses into a
-//! [`Verdict`], by one exhaustive table. [`ladder`] says which remedy comes next for a verdict, given what
-//! was tried. [`guard`] says whether it may be done now, given everything else that is going on. What is
+//! Three pure parts, asked in this order. [`verdict()`] turns the evidence of independent witnesses into a
+//! [`Verdict`], by one exhaustive table. [`next`] climbs the ladder: which remedy comes next for a verdict,
+//! given what was tried. [`allow`] guards: whether it may be done now, given everything else. What is
 //! decided becomes changed desired state, which the planner plans like any other.
 //!
 //! # Invariants

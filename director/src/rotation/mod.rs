@@ -1,6 +1,6 @@
 //! Rotating the director's CA: a new root beside the old one, everybody moved over, the old one dropped.
 //!
-//! [`phase`] decides; [`Rotations`] looks, writes down and carries out. The store's record is the truth:
+//! `phase` decides; [`Rotations`] looks, writes down and carries out. The store's record is the truth:
 //! each look begins by bringing the CA in memory to the stage that the record speaks of, so that a start, a
 //! resumption after a crash and a step forward are the same code.
 //!

@@ -276,7 +276,7 @@ impl Records {
     }
 
     /// The newest `limit` lines of the audit log that match, newest first; of the newest
-    /// [`AUDIT_LOOKED_AT_MAX`].
+    /// `AUDIT_LOOKED_AT_MAX`.
     pub async fn audit_log(
         &self,
         limit: u32,

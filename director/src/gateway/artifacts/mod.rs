@@ -6,7 +6,7 @@
 //! got is the artifact.
 //!
 //! # Invariants
-//! * No more bytes leave here than the rates of [`ArtifactRates`](super::ArtifactRates) say.
+//! * No more bytes leave here than the rates of [`ArtifactRates`] say.
 //! * A machine is granted what [`ArtifactSource`](super::ArtifactSource) lets it have, and no more.
 
 mod swarm;
