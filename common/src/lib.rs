@@ -12,6 +12,7 @@ pub mod journal;
 pub mod lapsed;
 pub mod limits;
 pub mod pki;
+pub mod probe;
 pub mod rate;
 pub mod report;
 pub mod secret;

@@ -200,6 +200,19 @@ pub const PEER_GRANT_LIFE: Duration = Duration::from_secs(60);
 pub const PEER_GRANT_WAIT: Duration = Duration::from_secs(1);
 /// Grants that an agent remembers: those of its uploads, given again a few times within their life.
 pub const PEER_GRANTS_MAX: usize = 64;
+/// How long an agent tries to reach another machine for its director, whatever the director asks. A packet
+/// that is lost goes again after 0.15 s, 0.45 s, 1.05 s and 2.25 s, so that half of this is enough on a path
+/// that loses a third.
+pub const PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// Probes that one agent makes at a time, each a UDP and a TCP socket; further ones are answered as not
+/// tried. A director asks three machines about one, so that a cluster of which half is silent spreads three
+/// questions to each machine that is left.
+pub const PROBES_IN_FLIGHT_MAX: usize = 16;
+/// Before an agent that is asked again knocks again at a machine that refused its connection.
+pub const PROBE_AGAIN: Duration = Duration::from_millis(150);
+/// Questions of one director that wait for their answer: three about each of a thousand machines that fall
+/// silent at once, and as many again.
+pub const PROBES_WAITING_MAX: usize = 6_000;
 /// Sessions (followed logs, shells, watched usage) on one machine at a time: a few operators with a few
 /// windows each; a quarter of [`STREAMS_TO_AGENT_MAX`] stays for tunnels.
 pub const SESSIONS_ON_MACHINE_MAX: usize = 32;

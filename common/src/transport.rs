@@ -260,7 +260,9 @@ pub fn peer_client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConf
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .receive_window(VarInt::from_u32(PEER_RECEIVE_WINDOW_BYTES))
-        .initial_rtt(Duration::from_millis(100))
+        // Peers are on one network: a probe over a bad path repeats its first packet three times within
+        // its deadline.
+        .initial_rtt(Duration::from_millis(50))
         .keep_alive_interval(Some(PEER_IDLE_TIMEOUT / 3));
     config.transport_config(Arc::new(transport));
     Ok(config)

@@ -13,11 +13,13 @@ use std::path::PathBuf;
 
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
+use windlass_common::probe::Nonce;
 use windlass_common::report::{Heartbeat, Report, Scope, UnitReport, Vitals};
 use windlass_common::secret::{Secret, SecretBytes};
 use windlass_common::step::*;
 use windlass_common::wire::frame::Frame;
 use windlass_common::wire::message::*;
+use windlass_common::wire::probe::*;
 use windlass_common::wire::session::*;
 
 #[derive(Default)]
@@ -87,6 +89,7 @@ fn every_kind_is_encoded_as_it_was_when_it_was_published() {
     let mut golden = Golden::default();
     enrollment(&mut golden);
     control(&mut golden);
+    probes(&mut golden);
     streams(&mut golden);
     steps(&mut golden);
     for (kind, name) in KINDS {
@@ -121,6 +124,28 @@ fn enrollment(golden: &mut Golden) {
         code: RefusalCode::Unreachable,
         message: "cannot connect".to_owned(),
     });
+}
+
+fn probes(golden: &mut Golden) {
+    let nonce = Nonce(*b"sixteen bytes ..");
+    let answer = EchoAnswer {
+        chain_der: vec![vec![0x30, 1], vec![0x30, 2]],
+        signature: vec![0x30, 3],
+    };
+    golden.pin(ProbeAsk {
+        nonce,
+        machine: MachineName::new("demo-w-1").unwrap(),
+        incarnation: Incarnation(3),
+        agent: "10.0.0.9:7445".parse().unwrap(),
+        kubelet: "10.0.0.9:10250".parse().unwrap(),
+        deadline_ms: 2_000,
+    });
+    golden.pin(ProbeAnswer {
+        nonce,
+        found: ProbeFound::Agent(answer.clone()),
+    });
+    golden.pin(Echo { nonce });
+    golden.pin(answer);
 }
 
 fn control(golden: &mut Golden) {

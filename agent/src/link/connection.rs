@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{ConnectionError, RecvStream, SendStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -20,6 +20,7 @@ use windlass_common::wire::message::{
     ArtifactGrant, ArtifactsHeld, Body, Hello, Refusal, RefusalCode, RenewNow, RenewResponse,
     TrustBundle, Tune, Tune2, Welcome, since,
 };
+use windlass_common::wire::probe::{ProbeAnswer, ProbeAsk};
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
 use super::identity::{Identity, IdentityError, IdentityStore};
@@ -27,7 +28,7 @@ use super::renewal::Renewal;
 use super::resume::Resumable;
 use super::steps::{self, Steps};
 use super::{Handler, Live};
-use crate::peer::Sharing;
+use crate::peer::{Peers, Probes, Sharing};
 
 /// Pause between two requests for a new certificate that is due: a clock that is ahead of the director's
 /// makes each new one due at once.
@@ -169,6 +170,8 @@ pub(super) struct Context<'a> {
     /// What this machine shares with its peers, if anything.
     pub(super) sharing: Option<&'a Sharing>,
     pub(super) resumable: &'a Resumable,
+    /// Asks other machines, in the name of this one.
+    pub(super) peers: &'a Peers,
 }
 
 /// Says hello and serves the connection to its end.
@@ -194,6 +197,7 @@ pub(super) async fn run(
     let (tune, tuned) = watch::channel(Tune2::default());
     obey(&**context.handler, welcome.tune.into(), &tune);
     let renewal = Renewal::new(identity, welcome.protocol);
+    let (probes, probed) = Probes::new(context.peers.clone());
     // None of these is polled again after one has ended: a frame read in part is of no concern.
     let ended = tokio::select! {
         // The reason of the close counts more than what broke because of it.
@@ -201,8 +205,8 @@ pub(super) async fn run(
         error = connection.closed() => Ended::Connection(error),
         // A sender that is gone stops the agent as well.
         _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
-        ended = listen(context, recv, &tune, &renewal) => ended,
-        ended = tell(context, send, &renewal, welcome.protocol) => ended,
+        ended = listen(context, recv, &tune, &renewal, probes) => ended,
+        ended = tell(context, send, &renewal, probed, welcome.protocol) => ended,
         ended = beat(&**context.handler, connection, tuned) => ended,
         ended = accept(context, connection) => ended,
     };
@@ -270,6 +274,7 @@ async fn listen(
     mut recv: RecvStream,
     tune: &watch::Sender<Tune2>,
     renewal: &Renewal,
+    mut probes: Probes,
 ) -> Ended {
     loop {
         let frame = match frame::read(&mut recv, FRAME_BYTES_MAX).await {
@@ -298,6 +303,7 @@ async fn listen(
                     sharing.grant(grant);
                 }
             }),
+            ProbeAsk::KIND => frame.body().map(|ask| probes.begin(ask)),
             kind if kind & OPTIONAL != 0 => Ok(()),
             got => Err(FrameError::Unexpected {
                 got,
@@ -320,11 +326,13 @@ fn obey(handler: &dyn Handler, tune: Tune2, pace: &watch::Sender<Tune2>) {
     pace.send_replace(tune);
 }
 
-/// What the agent says on the control stream: reports, and what its renewal has to say.
+/// What the agent says on the control stream: reports, what probes found, and what its renewal has to
+/// say.
 async fn tell(
     context: &Context<'_>,
     mut send: SendStream,
     renewal: &Renewal,
+    mut probed: mpsc::Receiver<ProbeAnswer>,
     protocol: u16,
 ) -> Ended {
     let mut reports = context.handler.reports();
@@ -346,6 +354,7 @@ async fn tell(
                 let report = reports.borrow_and_update().clone();
                 frame::write(&mut send, &*report).await
             }
+            Some(answer) = probed.recv() => frame::write(&mut send, &answer).await,
             held = announced(&mut announcement) => frame::write(&mut send, &held).await,
             () = renewal.due(context.clock, pause) => {
                 pause = later(context.clock.now(), RENEWAL_PAUSE);

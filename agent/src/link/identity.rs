@@ -25,6 +25,7 @@ use windlass_common::limits::ROOTS_MAX;
 use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, RequestError, pem};
 use windlass_common::secret::SecretBytes;
 use windlass_common::tls::{self, TlsError};
+use windlass_common::wire::probe::EchoAnswer;
 
 /// Why the machine's identity cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +112,16 @@ impl Identity {
     pub(super) fn tls(&self) -> Result<rustls::ClientConfig, IdentityError> {
         tls::agent_client(&self.roots, self.chain.clone(), self.key.to_der())
             .map_err(IdentityError::Tls)
+    }
+
+    /// Signs with the machine's key, for whoever verifies its certificate.
+    pub(crate) fn sign(&self, statement: &[u8]) -> Result<EchoAnswer, RequestError> {
+        let signature = self.key.sign(statement)?;
+        let chain_der = self.chain.iter().map(|der| der.to_vec()).collect();
+        Ok(EchoAnswer {
+            chain_der,
+            signature,
+        })
     }
 
     /// The TLS settings towards a peer that serves.

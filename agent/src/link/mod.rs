@@ -51,7 +51,7 @@ pub use artifact::{ArtifactStream, FetchError, Origin};
 pub use enroll::EnrollError;
 pub use handler::{CancelToken, Handler, HelloFacts, ProgressSink, StepFuture};
 pub use identity::IdentityError;
-pub(crate) use identity::IdentityStore;
+pub(crate) use identity::{Identity, IdentityStore};
 pub use reconnect::LinkError;
 pub use source::LinkArtifacts;
 
@@ -128,10 +128,14 @@ impl Link {
     pub fn handle(&self) -> LinkHandle {
         LinkHandle {
             current: self.current.subscribe(),
-            peers: Peers {
-                me: self.me(),
-                identity_dir: self.paths.identity_dir.clone(),
-            },
+            peers: self.peers(),
+        }
+    }
+
+    fn peers(&self) -> Peers {
+        Peers {
+            me: self.me(),
+            identity_dir: self.paths.identity_dir.clone(),
         }
     }
 

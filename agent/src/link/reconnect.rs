@@ -75,6 +75,7 @@ pub(super) async fn run(
         current: &link.current,
         clock: &link.clock,
         resumable: &Resumable::default(),
+        peers: &link.peers(),
         sharing: link.sharing.as_ref(),
     };
     let share = async {

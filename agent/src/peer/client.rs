@@ -118,7 +118,8 @@ impl Peers {
         })
     }
 
-    async fn connect(
+    /// Connects with the machine that is named in the offer, and no other.
+    pub(super) async fn connect(
         &self,
         offer: &PeerOffer,
     ) -> Result<(quinn::Endpoint, quinn::Connection), PeerError> {

@@ -1,14 +1,14 @@
-//! Peers: machines of one cluster hand artifacts to one another.
+//! Peers: machines of one cluster hand artifacts to one another, and say whether one of them lives.
 //!
 //! The agent listens on a UDP port of its machine ([`PEER_PORT`](windlass_common::limits::PEER_PORT)),
 //! ALPN `windlass-peer/1`. It tells its director what it has; the director tells it who may have what
 //! (a grant), and tells the others where to ask. The first frame of a stream says what is asked for;
-//! nothing but artifacts is answered.
+//! nothing but artifacts and probes is answered.
 //!
 //! # Invariants
 //! * Both ends show their machine's certificate, verified against the roots that the link keeps.
-//! * Nothing is sent but to a machine of the same director and cluster that holds a current grant for
-//!   that very artifact.
+//! * No byte of an artifact is sent but to a machine of the same director and cluster that holds a current
+//!   grant for it. Probes are answered to any machine of them, from memory alone.
 //! * Connections, streams, rate and silence are bounded ([`windlass_common::limits`]).
 //! * What a peer sends counts for nothing until its digest is right.
 //!
@@ -21,6 +21,7 @@
 
 mod client;
 mod grants;
+mod probe;
 mod server;
 
 use std::net::SocketAddr;
@@ -33,6 +34,7 @@ use crate::artifacts::ArtifactStore;
 use grants::Grants;
 
 pub(crate) use client::{PeerError, Peers, Served};
+pub(crate) use probe::Probes;
 pub(crate) use server::serve;
 
 /// What a machine shares with its peers, and with whom.

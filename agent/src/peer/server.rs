@@ -18,19 +18,21 @@ use windlass_common::limits::{
     CHUNK_BYTES, ENROLL_FRAME_BYTES_MAX, HELLO_TIMEOUT, PEER_CONNECTIONS_MAX, PEER_GRANT_WAIT,
     PEER_IDLE_TIMEOUT, PEER_SERVE_BYTES_PER_S, PEER_UPLOADS_MAX,
 };
-use windlass_common::pki::MachineIdentity;
+use windlass_common::pki::{MachineIdentity, RequestError};
+use windlass_common::probe::{Nonce, statement};
 use windlass_common::rate::Pace;
 use windlass_common::tls::TlsError;
 use windlass_common::transport::{self, Close};
 use windlass_common::wire::frame::{self, FrameError};
 use windlass_common::wire::message::{
-    ArtifactHeader, ArtifactRequest, ArtifactsHeld, Refusal, RefusalCode,
+    ArtifactHeader, ArtifactRequest, ArtifactsHeld, Body, Refusal, RefusalCode,
 };
+use windlass_common::wire::probe::Echo;
 
 use super::grants::Grants;
 use super::{Sharing, other_end};
 use crate::artifacts::ArtifactStore;
-use crate::link::{IdentityError, IdentityStore};
+use crate::link::{Identity, IdentityError, IdentityStore};
 
 /// Before a port that cannot be opened is tried again.
 const BIND_AGAIN: Duration = Duration::from_secs(30);
@@ -49,6 +51,8 @@ enum ServeError {
     NotGranted(Digest),
     #[error("the peer asked for byte {offset} of {bytes}")]
     Offset { offset: u64, bytes: u64 },
+    #[error("the answer to a probe cannot be signed")]
+    Sign(#[source] RequestError),
     #[error("cannot read {path}")]
     Read {
         path: PathBuf,
@@ -70,8 +74,11 @@ pub(crate) async fn serve(
     loop {
         written.borrow_and_update();
         match settings(identities, me) {
-            Ok(Some(server)) => match bind(sharing, server) {
-                Ok(endpoint) => return accept(sharing, identities, me, endpoint, written).await,
+            Ok(Some((server, identity))) => match bind(sharing, server) {
+                Ok(endpoint) => {
+                    let serving = Serving::new(sharing, me, identity);
+                    return accept(sharing, identities, serving, endpoint, written).await;
+                }
                 Err(error) => {
                     tracing::warn!(address = %sharing.listen, %error, "peers cannot be served");
                     sleep(BIND_AGAIN).await;
@@ -89,13 +96,13 @@ pub(crate) async fn serve(
 fn settings(
     identities: &IdentityStore,
     me: &MachineIdentity,
-) -> Result<Option<quinn::ServerConfig>, ServeError> {
+) -> Result<Option<(quinn::ServerConfig, Identity)>, ServeError> {
     let Some(identity) = identities.saved(me).map_err(ServeError::Identity)? else {
         return Ok(None);
     };
     let tls = identity.peer_server().map_err(ServeError::Identity)?;
     let config = transport::peer_server_config(tls).map_err(ServeError::Tls)?;
-    Ok(Some(config))
+    Ok(Some((config, identity)))
 }
 
 fn bind(sharing: &Sharing, server: quinn::ServerConfig) -> io::Result<quinn::Endpoint> {
@@ -113,16 +120,11 @@ fn bind(sharing: &Sharing, server: quinn::ServerConfig) -> io::Result<quinn::End
 async fn accept(
     sharing: &Sharing,
     identities: &IdentityStore,
-    me: &MachineIdentity,
+    serving: Serving,
     endpoint: quinn::Endpoint,
     mut written: watch::Receiver<u64>,
 ) -> Infallible {
-    let serving = Arc::new(Serving {
-        me: me.clone(),
-        store: sharing.store.clone(),
-        grants: sharing.grants.subscribe(),
-        pace: Pace::new(PEER_SERVE_BYTES_PER_S),
-    });
+    let serving = Arc::new(serving);
     let places = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     let mut held = sharing.store.held();
@@ -145,8 +147,11 @@ async fn accept(
                 let held = ArtifactsHeld { port, digests };
                 sharing.announcement.send_replace(Some(held));
             }
-            Ok(()) = written.changed() => match settings(identities, me) {
-                Ok(Some(server)) => endpoint.set_server_config(Some(server)),
+            Ok(()) = written.changed() => match settings(identities, &serving.me) {
+                Ok(Some((server, identity))) => {
+                    endpoint.set_server_config(Some(server));
+                    serving.identity.send_replace(Arc::new(identity));
+                }
                 Ok(None) => {}
                 // The old one is good until it expires.
                 Err(error) => tracing::warn!(error = %ErrorChain(&error), "peers see the old identity"),
@@ -178,6 +183,8 @@ fn admit(
 /// What all connections share.
 struct Serving {
     me: MachineIdentity,
+    /// In memory: a probe is answered whatever the disk does.
+    identity: watch::Sender<Arc<Identity>>,
     store: ArtifactStore,
     grants: watch::Receiver<Grants>,
     pace: Pace,
@@ -214,7 +221,7 @@ async fn connection(
         timeout(PEER_IDLE_TIMEOUT, connection.accept_bi()).await
     {
         if let Err(error) = serving.answer(&who, &mut send, &mut recv).await {
-            tracing::info!(peer = %who, error = %ErrorChain(&error), "a peer gets no artifact");
+            tracing::info!(peer = %who, error = %ErrorChain(&error), "a peer gets no answer");
             // Not finished: the peer must not take what it has for the whole.
             let _ = send.reset(quinn::VarInt::from_u32(1));
         }
@@ -223,17 +230,32 @@ async fn connection(
 }
 
 impl Serving {
+    fn new(sharing: &Sharing, me: &MachineIdentity, identity: Identity) -> Serving {
+        Serving {
+            me: me.clone(),
+            identity: watch::Sender::new(Arc::new(identity)),
+            store: sharing.store.clone(),
+            grants: sharing.grants.subscribe(),
+            pace: Pace::new(PEER_SERVE_BYTES_PER_S),
+        }
+    }
+
     async fn answer(
         &self,
         who: &MachineIdentity,
         send: &mut SendStream,
         recv: &mut RecvStream,
     ) -> Result<(), ServeError> {
-        let request: ArtifactRequest =
-            timeout(HELLO_TIMEOUT, frame::expect(recv, ENROLL_FRAME_BYTES_MAX))
-                .await
-                .map_err(|_| ServeError::TooSlow)?
-                .map_err(ServeError::Frame)?;
+        let first = timeout(HELLO_TIMEOUT, frame::read(recv, ENROLL_FRAME_BYTES_MAX))
+            .await
+            .map_err(|_| ServeError::TooSlow)?
+            .and_then(|frame| frame.ok_or(FrameError::Closed))
+            .map_err(ServeError::Frame)?;
+        if first.kind == Echo::KIND {
+            let Echo { nonce } = first.body().map_err(ServeError::Frame)?;
+            return self.echo(who, nonce, send).await;
+        }
+        let request: ArtifactRequest = first.body().map_err(ServeError::Frame)?;
         if !self.granted(who, request.digest).await {
             // The peer is told no more than that; it may not even learn what is here.
             let error = ServeError::NotGranted(request.digest);
@@ -278,6 +300,24 @@ impl Serving {
                 .map_err(ServeError::Stopped)?;
             left -= want as u64;
         }
+        // Fails only if the peer has gone.
+        let _ = send.finish();
+        Ok(())
+    }
+
+    /// Shows to the director, by way of the machine that asks, that this agent runs.
+    async fn echo(
+        &self,
+        who: &MachineIdentity,
+        nonce: Nonce,
+        send: &mut SendStream,
+    ) -> Result<(), ServeError> {
+        let identity = Arc::clone(&self.identity.borrow());
+        let said = statement(nonce, &self.me, who);
+        let answer = identity.sign(&said).map_err(ServeError::Sign)?;
+        frame::write(send, &answer)
+            .await
+            .map_err(ServeError::Frame)?;
         // Fails only if the peer has gone.
         let _ = send.finish();
         Ok(())

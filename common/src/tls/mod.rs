@@ -7,6 +7,7 @@
 //! # Not here
 //! Which client is let in: the director's verifier.
 
+mod liveness;
 mod peer;
 mod pinned;
 
@@ -20,6 +21,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use liveness::liveness_client;
 pub use peer::{PEER_NAME, peer_client, peer_server};
 pub use pinned::{PinMismatch, PinnedRoot};
 

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use super::session;
+use super::{probe, session};
 use crate::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
 use crate::limits::{
     HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL_MS, REPORT_INTERVAL, REPORT_INTERVAL_MS,
@@ -74,6 +74,10 @@ bodies! {
     0x0087 => session::SessionEnd,
     0x0088 => session::VitalsSample,
     0x0090 => Tune2,
+    0x00A0 => probe::ProbeAsk,
+    0x00A1 => probe::ProbeAnswer,
+    0x00A2 => probe::Echo,
+    0x00A3 => probe::EchoAnswer,
     0x0100 => StepHeader,
     0x0101 => Progress,
     0x0102 => StepResult,

@@ -11,11 +11,13 @@
 //! | artifact | agent | `ArtifactRequest` | `ArtifactHeader` or `Refusal`, then raw bytes to the end |
 //! | artifact, protocol 2 | agent | `ArtifactAsk` | the same, or `ArtifactPeers`, or `ArtifactWait`, end |
 //! | from a peer ([`ALPN_PEER`]) | agent | `ArtifactRequest` | the same as from the director |
+//! | probe ([`ALPN_PEER`]), protocol 2 | agent | `Echo` | `EchoAnswer` or `Refusal`, end |
 //! | step | director | `StepHeader`, then the step's body | `Progress`*, `StepResult` |
 //! | session, protocol 2 | director | `FollowLogs`, `OpenShell` or `WatchVitals` | `SessionOpen` or `Refusal`; then `SessionOutput` or `VitalsSample` up, `SessionInput` and `SessionResize` down, `SessionEnd` up |
 //! | tunnel | director | `TunnelRequest` | `TunnelOpen` or `Refusal`, then raw bytes both ways |
 //!
-//! With protocol 2, `ArtifactsHeld` goes up the control stream and `ArtifactGrant` down it.
+//! With protocol 2, `ArtifactsHeld` and `ProbeAnswer` go up the control stream, `ArtifactGrant` and `ProbeAsk`
+//! down it.
 //!
 //! Heartbeats are datagrams: one frame each. They go first, then the control stream, then steps, then
 //! the rest; and no stream takes another's window, so that health is never queued behind work.
@@ -34,6 +36,7 @@
 pub mod codec;
 pub mod frame;
 pub mod message;
+pub mod probe;
 pub mod session;
 pub mod step;
 

@@ -25,6 +25,7 @@ use windlass_common::wire::message::{
     ArtifactsHeld, Body, Detail, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse,
     TrustHeld, Welcome,
 };
+use windlass_common::wire::probe::ProbeAnswer;
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
 use crate::pki::IssueError;
@@ -35,7 +36,7 @@ use super::door::{GaveWay, Place};
 use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
 use super::session::Session;
-use super::{DeliveryError, Event, RedeemError, artifacts, trust};
+use super::{DeliveryError, Event, RedeemError, artifacts, probe, trust};
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -390,6 +391,9 @@ async fn listen(
             ArtifactsHeld::KIND => frame
                 .body()
                 .map(|held| shared.artifacts.held(session, held)),
+            ProbeAnswer::KIND => frame
+                .body()
+                .map(|answer| probe::answered(shared, session, answer)),
             TrustHeld::KIND => frame
                 .body()
                 .map(|held| trust::took_held(shared, session, held)),

@@ -103,6 +103,10 @@ named! {
         CertificateLapsed => "certificate_lapsed",
         /// A request for an artifact that cannot be read, or did not come in time.
         ArtifactRequest => "artifact_request",
+        /// An answer to no question that is open: it came late, was made up, or again.
+        ProbeUnasked => "probe_unasked",
+        /// A machine claims that another one answered, and its proof is none.
+        ProbeUnproven => "probe_unproven",
         /// As many enrollments under way as there may be.
         EnrollmentsFull => "enrollments_full",
         /// An enrollment request that cannot be read, or without proof of possession.

@@ -29,6 +29,7 @@ mod counters;
 mod door;
 mod enroll;
 mod lapsed;
+mod probe;
 mod refuse;
 mod server;
 mod session;
@@ -52,16 +53,18 @@ use tokio::time::Instant;
 
 use windlass_common::clock::Clock;
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{Digest, Epoch, Incarnation, MachineName};
+use windlass_common::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
 use windlass_common::limits;
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::step::{Progress, StepRequest, StepResult};
-use windlass_common::wire::message::{Body, Hello, OutOfRange, Tune2, TunnelTarget};
+use windlass_common::wire::message::{Body, Hello, OutOfRange, Tune2, TunnelTarget, since};
+use windlass_common::wire::probe::ProbeAsk;
 
 use crate::pki::{DirectorCa, IssueError};
 
 pub use counters::{CounterView, Reason, Total};
+pub use probe::{About, Found, ProbeError};
 pub use session::Tunnel;
 pub use stream::{SessionInput, SessionOutput};
 pub use tickets::{TicketCounts, Tickets};
@@ -220,6 +223,17 @@ pub struct SessionView {
     pub report: Option<(Timestamp, Arc<Report>)>,
     /// Whether it missed so many heartbeats that it may be dead; see [`limits::suspect_after`].
     pub suspect: bool,
+}
+
+/// What is heard of one incarnation of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkView {
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// Whether there is one and heartbeats arrive on it.
+    pub beating: bool,
+    /// How long ago it was last heard of; `None` if not since this director's start.
+    pub silence: Option<Duration>,
 }
 
 /// What an agent has on its disk.
@@ -501,6 +515,18 @@ impl Gateway {
         self.shared.sessions.views()
     }
 
+    /// What is heard of this incarnation of a machine.
+    pub fn link(&self, machine: &MachineName, incarnation: Incarnation) -> LinkView {
+        let sessions = &self.shared.sessions;
+        sessions.link(machine, incarnation, Instant::now())
+    }
+
+    /// The session of this incarnation of a machine.
+    pub fn session(&self, machine: &MachineName, incarnation: Incarnation) -> Option<SessionView> {
+        let session = self.shared.sessions.get(machine, incarnation)?;
+        Some(session.view())
+    }
+
     /// How many machines are connected now.
     pub fn connected_count(&self) -> usize {
         self.shared.sessions.len()
@@ -525,6 +551,27 @@ impl Gateway {
     ) -> Result<Tunnel, DeliveryError> {
         let session = self.shared.session(machine, incarnation)?;
         step::open_tunnel(&session, target).await
+    }
+
+    /// The machines of a cluster whose heartbeats arrive, by name.
+    pub fn beating(&self, cluster: &ClusterName) -> Vec<MachineIdentity> {
+        self.shared.sessions.beating(cluster, 1)
+    }
+
+    /// The same without those whose agents do not know how to probe.
+    pub fn probers(&self, cluster: &ClusterName) -> Vec<MachineIdentity> {
+        self.shared.sessions.beating(cluster, since(ProbeAsk::KIND))
+    }
+
+    /// Has one machine look whether another one answers, and waits for what it finds, for `limit` and a
+    /// moment. Asked of a machine of another cluster, it is refused.
+    pub async fn probe(
+        &self,
+        through: &MachineIdentity,
+        about: &About,
+        limit: Duration,
+    ) -> Result<Found, ProbeError> {
+        probe::ask(&self.shared, through, about, limit).await
     }
 
     /// Queues a body for the control stream of a machine, behind those that are queued already, and

@@ -27,6 +27,7 @@ use super::artifacts::Artifacts;
 use super::authorize::{AgentVerifier, server_door};
 use super::counters::{CounterView, Reason, Total};
 use super::door::{Door, GaveWay, Place, Verdict};
+use super::probe::Probes;
 use super::refuse::{Peer, Refusals, handshake_reason};
 use super::session::{Session, Sessions};
 use super::socket::CountingSocket;
@@ -53,6 +54,7 @@ pub(super) struct Shared {
     pub(super) epoch: Epoch,
     pub(super) sessions: Sessions,
     pub(super) artifacts: Artifacts,
+    pub(super) probes: Probes,
     pub(super) enrollments: Semaphore,
     pub(super) door: Door,
     pub(super) refusals: Arc<Refusals>,
@@ -149,6 +151,7 @@ pub(super) fn start(
         epoch,
         sessions: Sessions::default(),
         artifacts,
+        probes: Probes::default(),
         enrollments: Semaphore::new(ENROLLMENTS_MAX),
         door: Door::new(),
         refusals,

@@ -9,9 +9,9 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
-use windlass_common::id::{Incarnation, MachineName};
+use windlass_common::id::{ClusterName, Incarnation, MachineName};
 use windlass_common::limits::{
-    CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE, suspect_after,
+    CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE, SESSIONS_MAX, suspect_after,
 };
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
@@ -20,7 +20,7 @@ use windlass_common::wire::frame::{Frame, FrameError};
 use windlass_common::wire::message::{Body, Detail, Hello, Tune2, since};
 
 use super::trust::Standing;
-use super::{DeliveryError, Event, SessionView};
+use super::{DeliveryError, Event, LinkView, SessionView};
 
 /// A stream to something on a machine.
 pub type Tunnel = tokio::io::Join<quinn::RecvStream, quinn::SendStream>;
@@ -164,6 +164,12 @@ impl Session {
         silence >= suspect_after(seen.beats_every) && !std::mem::replace(&mut seen.suspect, true)
     }
 
+    /// How long ago it was last heard of, and whether that makes it suspect.
+    fn heard(&self, now: Instant) -> (Duration, bool) {
+        let seen = lock(&self.seen);
+        (now.saturating_duration_since(seen.heard), seen.suspect)
+    }
+
     pub(super) fn report(&self, report: Report, now: Timestamp) {
         lock(&self.seen).report = Some((now, Arc::new(report)));
     }
@@ -201,10 +207,20 @@ impl Session {
     }
 }
 
+/// A session that ended.
+#[derive(Debug)]
+struct Ended {
+    incarnation: Incarnation,
+    /// When the machine was last heard of.
+    heard: Instant,
+}
+
 /// The table of sessions.
 #[derive(Debug)]
 pub(super) struct Sessions {
     table: Mutex<BTreeMap<MachineName, Arc<Session>>>,
+    /// The last session of machines that have none; as many as there may be sessions.
+    ended: Mutex<BTreeMap<MachineName, Ended>>,
     events: broadcast::Sender<Event>,
     trust: watch::Sender<u64>,
 }
@@ -213,6 +229,7 @@ impl Default for Sessions {
     fn default() -> Self {
         Sessions {
             table: Mutex::default(),
+            ended: Mutex::default(),
             events: broadcast::channel(EVENTS_QUEUE).0,
             trust: watch::Sender::new(0),
         }
@@ -257,6 +274,43 @@ impl Sessions {
         (session.identity.incarnation == incarnation).then(|| Arc::clone(session))
     }
 
+    /// What is heard of an incarnation.
+    pub(super) fn link(
+        &self,
+        machine: &MachineName,
+        incarnation: Incarnation,
+        now: Instant,
+    ) -> LinkView {
+        if let Some(session) = self.get(machine, incarnation) {
+            let (silence, suspect) = session.heard(now);
+            return LinkView {
+                connected: true,
+                beating: !suspect,
+                silence: Some(silence),
+            };
+        }
+        let ended = lock(&self.ended);
+        let ended = ended.get(machine);
+        let ended = ended.filter(|ended| ended.incarnation == incarnation);
+        LinkView {
+            connected: false,
+            beating: false,
+            silence: ended.map(|ended| now.saturating_duration_since(ended.heard)),
+        }
+    }
+
+    /// The machines of a cluster whose heartbeats arrive and that speak this protocol or a newer one.
+    pub(super) fn beating(&self, cluster: &ClusterName, protocol: u16) -> Vec<MachineIdentity> {
+        let beats = |session: &&Arc<Session>| {
+            session.identity.cluster == *cluster
+                && session.protocol >= protocol
+                && !lock(&session.seen).suspect
+        };
+        let table = lock(&self.table);
+        let found = table.values().filter(beats);
+        found.map(|session| session.identity.clone()).collect()
+    }
+
     pub(super) fn views(&self) -> BTreeMap<MachineName, SessionView> {
         lock(&self.table)
             .iter()
@@ -276,6 +330,7 @@ impl Sessions {
     /// Puts a session in; the one it takes the place of is closed and told why.
     pub(super) fn insert(&self, session: &Arc<Session>) {
         let machine = session.identity.machine.clone();
+        lock(&self.ended).remove(&machine);
         let older = lock(&self.table).insert(machine, Arc::clone(session));
         if let Some(older) = older {
             tracing::info!(machine = %older.identity, "newer connection takes over");
@@ -292,6 +347,13 @@ impl Sessions {
             .is_some_and(|held| Arc::ptr_eq(held, session))
         {
             table.remove(machine);
+            let heard = lock(&session.seen).heard;
+            let mut ended = lock(&self.ended);
+            if ended.len() >= SESSIONS_MAX {
+                ended.pop_first();
+            }
+            let incarnation = session.identity.incarnation;
+            ended.insert(machine.clone(), Ended { incarnation, heard });
         }
     }
 

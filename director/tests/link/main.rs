@@ -15,6 +15,7 @@ mod health;
 mod hostile;
 mod lapsed;
 mod paths;
+mod probes;
 mod process;
 mod reach;
 mod resumption;
