@@ -54,6 +54,7 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("*",      kubernetes::ROUTES[1],             Viewer),
     ("GET",    "/v1/machines",                    Viewer),
     ("GET",    "/v1/machines/{name}",             Viewer),
+    ("GET",    "/v1/machines/{name}/evidence",    Operator),
     ("GET",    "/v1/machines/{name}/logs",        Operator),
     ("POST",   "/v1/machines/{name}/exec",        Admin),
     ("GET",    "/v1/machines/{name}/shell",       Admin),

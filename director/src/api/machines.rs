@@ -16,6 +16,7 @@ use super::shell::Door;
 use super::stream::{node_output, usage};
 use super::{ApiState, List};
 use crate::model::{Caller, MachineFilter, MachineView, Role, Usage};
+use crate::resurrector::witness::Judgement;
 use crate::service::Terminal;
 use crate::spec::{self, Faults};
 
@@ -163,6 +164,20 @@ pub(super) async fn show(
     Name(name): Name<MachineName>,
 ) -> Result<Json<MachineView>, Problem> {
     Ok(Json(state.director.machine(&name).await?))
+}
+
+/// Asks every witness about a machine now, and says what the evidence means. Takes up to 3 seconds.
+#[utoipa::path(get, path = "/v1/machines/{name}/evidence", operation_id = "getMachineEvidence",
+    tag = "machines",
+    params(("name" = String, Path)),
+    responses((status = 200, body = Judgement),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn evidence(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Name(name): Name<MachineName>,
+) -> Result<Json<Judgement>, Problem> {
+    Ok(Json(state.director.machine_evidence(&name, &caller).await?))
 }
 
 /// Logs of a machine: a stream of JSON lines.

@@ -114,6 +114,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(clusters::credentials))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show))
+        .routes(routes!(machines::evidence))
         .routes(routes!(machines::logs))
         .routes(routes!(machines::exec))
         .routes(routes!(machines::shell))

@@ -33,6 +33,7 @@ fn agent_view(session: &SessionView, now: Timestamp) -> AgentView {
     let age = |at: &jiff::Timestamp| now.ms_since(from_jiff(*at));
     AgentView {
         connected: true,
+        suspect: session.suspect,
         connected_at: Some(from_jiff(session.since)),
         remote_address: Some(session.address.ip()),
         version: Some(session.hello.agent_version.clone()),
@@ -60,17 +61,22 @@ fn health(
             MachineHealth::Unknown
         };
     }
-    let units: Vec<String> = report
-        .into_iter()
-        .flat_map(|report| &report.units)
-        .filter(|(_, unit)| unit.active_state == "failed" || unit.sub_state == "auto-restart")
-        .map(|(name, unit)| format!("{name} {}/{}", unit.active_state, unit.sub_state))
-        .collect();
+    let units = report.map(failing).unwrap_or_default();
     if units.is_empty() {
         MachineHealth::Healthy
     } else {
         MachineHealth::Degraded { units }
     }
+}
+
+/// The units that fail or restart, with systemd's word for each.
+pub(crate) fn failing(report: &Report) -> Vec<String> {
+    report
+        .units
+        .iter()
+        .filter(|(_, unit)| unit.active_state == "failed" || unit.sub_state == "auto-restart")
+        .map(|(name, unit)| format!("{name} {}/{}", unit.active_state, unit.sub_state))
+        .collect()
 }
 
 /// The same moment as a record writes it.

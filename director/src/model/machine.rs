@@ -251,6 +251,9 @@ pub struct MachineView {
 pub struct AgentView {
     /// Whether it is connected now.
     pub connected: bool,
+    /// Whether it is connected and its heartbeats have stopped.
+    #[serde(default)]
+    pub suspect: bool,
     /// Since when.
     pub connected_at: Option<Timestamp>,
     /// Where from.

@@ -59,6 +59,14 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// The machine of this name, if there is one.
     fn machine<'a>(&'a self, name: &'a MachineName) -> ProviderFuture<'a, Option<MachineView>>;
 
+    /// Whether this incarnation of a machine runs. Looks, and changes nothing: for whoever judges a
+    /// machine that is silent. Half-made machines and what is left of deleted ones count as well.
+    fn power<'a>(
+        &'a self,
+        name: &'a MachineName,
+        incarnation: Incarnation,
+    ) -> ProviderFuture<'a, PowerView>;
+
     /// All machines under this provider's name, half-made ones included.
     fn machines(&self) -> ProviderFuture<'_, Vec<MachineView>>;
 
@@ -218,6 +226,15 @@ pub enum Power {
     Running,
     /// No process of it exists.
     Stopped,
+}
+
+/// What a look at a machine's power found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PowerView {
+    /// Whether it runs; `None` when this incarnation does not exist.
+    pub power: Option<Power>,
+    /// What was seen, for people: which process, frozen or not, who looks after it.
+    pub detail: String,
 }
 
 /// A machine as the provider sees it.

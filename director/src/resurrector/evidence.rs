@@ -1,5 +1,7 @@
 //! What each witness says about one machine.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -55,6 +57,17 @@ pub enum Probe {
     Nobody,
     /// The peer itself did not answer in time.
     Unanswered,
+}
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Probe::Agent => "agent",
+            Probe::Kubelet => "kubelet",
+            Probe::Nobody => "nobody",
+            Probe::Unanswered => "-",
+        })
+    }
 }
 
 /// Peers whose silence counts when more of them could be asked: one may be cut off by itself.

@@ -16,7 +16,7 @@
 //! Cases are records of the store; evidence is gathered anew.
 //!
 //! # Not here
-//! Gathering evidence and carrying out remedies; fencing, which belongs to the plan of a replacement.
+//! Gathering evidence ([`witness`]) and carrying out remedies; fencing, which belongs to the plan of a replacement.
 
 mod evidence;
 mod guard;
@@ -24,6 +24,7 @@ mod ladder;
 #[cfg(test)]
 mod tests;
 mod verdict;
+pub mod witness;
 
 pub use evidence::{Evidence, Lease, Link, Peers, Power, Probe, Work};
 pub use guard::{Director, Fleet, GuardPolicy, Member, Refusal, Role, allow};

@@ -52,6 +52,7 @@ use crate::model::{
 };
 use crate::pki::DirectorCa;
 use crate::provider::Provider;
+use crate::resurrector::witness::{Judgement, Witnesses};
 use crate::rollout::Rollouts;
 use crate::rollout::world::World;
 use crate::rotation::Rotations;
@@ -158,6 +159,7 @@ struct Inner {
     provider: Arc<dyn Provider>,
     gateway: Gateway,
     world: Arc<World>,
+    witnesses: Arc<dyn Witnesses>,
     rollouts: Rollouts,
     rotations: Rotations,
     stemcells: Catalogue,
@@ -259,6 +261,17 @@ impl Director {
         let machine = self.inner.machine_record(name).await?;
         let sessions = self.inner.gateway.connected();
         Ok(health::view(machine, sessions.get(name), Timestamp::now()))
+    }
+
+    /// Asks every witness about a machine now, and says what the evidence means by itself.
+    pub async fn machine_evidence(
+        &self,
+        name: &MachineName,
+        caller: &Caller,
+    ) -> ServiceResult<Judgement> {
+        allow(caller, Role::Operator, "have machines probed")?;
+        let machine = self.inner.machine_record(name).await?;
+        Ok(self.inner.witnesses.evidence(&machine).await.into())
     }
 
     /// All tasks, newest first.

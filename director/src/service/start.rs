@@ -15,6 +15,7 @@ use crate::config::{Config, DataDir, Identity};
 use crate::gateway::{self, Gateway, GatewayConfig};
 use crate::model::{Machine, Timestamp};
 use crate::provider::{PreflightFault, Provider, Severity};
+use crate::resurrector::witness::Circle;
 use crate::rollout::Rollouts;
 use crate::rollout::world::{Agents, Birth, KubeClient, Registry, World};
 use crate::rotation::Rotations;
@@ -112,6 +113,7 @@ pub(super) async fn start(
         },
         host: provider.host_traits(),
     });
+    let witnesses = Arc::new(Circle::new(gateway.clone(), world.clone()));
     let rollouts = Rollouts::new(records.clone(), world.clone());
     let rotations = Rotations::start(records.clone(), ca.clone(), Arc::new(gateway.clone()));
     let resumed = rollouts.resume().await?;
@@ -127,6 +129,7 @@ pub(super) async fn start(
         provider,
         gateway,
         world,
+        witnesses,
         rollouts,
         rotations,
         stemcells,

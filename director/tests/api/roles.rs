@@ -29,6 +29,7 @@ const EXPECTED: &[(&str, Role)] = &[
     ("createClusterCredentials", Role::Admin),
     ("listMachines",             Role::Viewer),
     ("getMachine",               Role::Viewer),
+    ("getMachineEvidence",       Role::Operator),
     ("getMachineLogs",           Role::Operator),
     ("execOnMachine",            Role::Admin),
     ("openShell",                Role::Admin),

@@ -417,6 +417,16 @@ pub(crate) enum NodeCommand {
         /// Its name, as in `node list`
         name: String,
     },
+    /// Ask everybody who can tell about a machine, now
+    ///
+    /// The machine's own link, the provider, and, when it is silent, three other machines of its cluster and
+    /// the Lease of its node; none of them depends on another. Shows what each says, how old that is, and what
+    /// it means. Changes nothing on the machine; takes up to 3 seconds.
+    #[command(after_help = "Example:\n  windlass node evidence demo-workers-0")]
+    Evidence {
+        /// The machine
+        name: String,
+    },
     /// Print logs of a machine
     ///
     /// With --follow it goes on until Ctrl-C, which ends it on the machine too; when the link to the machine

@@ -11,6 +11,7 @@ use windlass_common::error::ErrorClass;
 use windlass_director::api::{NodeOutput, Source};
 use windlass_director::client::{Client, Lines};
 use windlass_director::model::{MachineHealth, MachineView};
+use windlass_director::resurrector::witness::Judgement;
 
 use crate::args::NodeCommand;
 use crate::cluster::{pairs, segment};
@@ -23,6 +24,7 @@ pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitC
     match command {
         NodeCommand::List { cluster } => list(session, &client, cluster.as_deref()).await,
         NodeCommand::Show { name } => show(session, &client, &name).await,
+        NodeCommand::Evidence { name } => evidence(session, &client, &name).await,
         NodeCommand::Logs {
             name,
             unit,
@@ -173,6 +175,52 @@ fn describe(view: &MachineView) -> String {
     });
     let units = table(&["UNIT", "STATE", "SUBSTATE", "RESTARTS"], units);
     format!("{}\n\n{units}", pairs(rows))
+}
+
+async fn evidence(session: &Session, client: &Client, name: &str) -> Result<ExitCode, Failure> {
+    let answer = client
+        .get(&format!("/v1/machines/{}/evidence", segment(name)))
+        .await?;
+    let judgement: Judgement = client.typed(&answer)?;
+    session.output.answer(&answer, || testimony(&judgement));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn testimony(judgement: &Judgement) -> String {
+    let gathered = &judgement.gathered;
+    let heard = match gathered.silent_ms {
+        Some(silent) => format!("{} ago", duration(silent)),
+        None => "not since the director started".to_owned(),
+    };
+    let head = pairs(vec![
+        ("Verdict", judgement.verdict.to_string()),
+        ("Last heard", heard),
+        (
+            "Asked",
+            format!("{} (took {})", gathered.at, duration(gathered.took_ms)),
+        ),
+    ]);
+    let said = gathered.statements.iter().map(|said| {
+        vec![
+            said.witness.to_string(),
+            said.says.clone(),
+            said.age_ms.map_or("-".to_owned(), duration),
+        ]
+    });
+    let said = table(&["WITNESS", "SAYS", "AGE"], said);
+    let probes = gathered.probes.iter().map(|probe| {
+        vec![
+            probe.peer.clone(),
+            probe.found.to_string(),
+            duration(probe.took_ms),
+            probe.why.clone().unwrap_or_default(),
+        ]
+    });
+    if gathered.probes.is_empty() {
+        return format!("{head}\n\n{said}");
+    }
+    let probes = table(&["PEER", "FOUND", "TOOK", "WHY"], probes);
+    format!("{head}\n\n{said}\n\n{probes}")
 }
 
 fn health(health: &MachineHealth) -> String {

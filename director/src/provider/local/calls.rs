@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use windlass_common::id::{ClusterName, DiskName, MachineName};
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
 
 use super::{Inner, LocalProvider, preflight, traits};
 use crate::kubernetes::facts::HostTraits;
 use crate::provider::{
     AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
-    NetworkView, PreflightFault, Provider, ProviderError, ProviderFuture, Severity,
+    NetworkView, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture, Severity,
 };
 
 impl LocalProvider {
@@ -66,6 +66,15 @@ impl Provider for LocalProvider {
     fn machine<'a>(&'a self, name: &'a MachineName) -> ProviderFuture<'a, Option<MachineView>> {
         let name = name.clone();
         self.blocking(move |inner| inner.machine(&name))
+    }
+
+    fn power<'a>(
+        &'a self,
+        name: &'a MachineName,
+        incarnation: Incarnation,
+    ) -> ProviderFuture<'a, PowerView> {
+        let name = name.clone();
+        self.blocking(move |inner| inner.power(&name, incarnation))
     }
 
     fn machines(&self) -> ProviderFuture<'_, Vec<MachineView>> {

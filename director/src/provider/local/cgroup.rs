@@ -125,6 +125,30 @@ impl Hierarchies {
         names
     }
 
+    /// How many processes are in the group and below it.
+    pub(crate) fn count(&self, group: &str) -> usize {
+        let directories = self.directories(group);
+        let mut pids: Vec<i32> = directories
+            .iter()
+            .flat_map(|d| walk(d))
+            .flat_map(|d| processes(&d))
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids.len()
+    }
+
+    /// Whether the group's processes are stopped by the freezer.
+    pub(crate) fn frozen(&self, group: &str) -> bool {
+        let is = |directory: &Path, file: &str, wanted: &str| {
+            fs::read_to_string(directory.join(file)).is_ok_and(|text| text.trim() == wanted)
+        };
+        // The first is version 1, the second version 2.
+        self.directories(group)
+            .iter()
+            .any(|d| is(d, "freezer.state", "FROZEN") || is(d, "cgroup.freeze", "1"))
+    }
+
     /// Whether process `pid` is in the group or below it.
     pub(crate) fn contains(group: &str, pid: i32) -> bool {
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else {

@@ -33,6 +33,7 @@ pub mod monitor;
 mod netlink;
 mod network;
 mod oci;
+mod power;
 mod preflight;
 mod process;
 mod record;

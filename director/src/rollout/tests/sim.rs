@@ -24,9 +24,9 @@ use crate::model::{Revision, StepRecord, StepState};
 use crate::planner::inputs;
 use crate::provider::{
     AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
-    NetworkView, Power, PreflightFault, Provider, ProviderError, ProviderFuture,
+    NetworkView, Power, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture,
 };
-use crate::rollout::world::{AgentFuture, Agents, ClusterContext, KubeApi};
+use crate::rollout::world::{AgentFuture, Agents, ClusterContext, KubeApi, LeaseMark};
 use crate::rollout::{Done, EffectError, ProgressSink, RecordChange};
 use crate::store::memory::Memory;
 use crate::store::{Change, Entry, Kind, Store, StoreFuture, Write};
@@ -220,6 +220,20 @@ impl Provider for Life {
             .get(name)
             .map(|vm| vm.view.clone());
         Box::pin(async { Ok(view) })
+    }
+
+    fn power<'a>(
+        &'a self,
+        name: &'a MachineName,
+        incarnation: Incarnation,
+    ) -> ProviderFuture<'a, PowerView> {
+        let state = self.sim.state.lock().unwrap();
+        let found = state.machines.get(name).map(|vm| &vm.view);
+        let power = found
+            .filter(|view| view.incarnation == incarnation)
+            .map(|view| view.power);
+        let detail = String::new();
+        Box::pin(async move { Ok(PowerView { power, detail }) })
     }
 
     fn machines(&self) -> ProviderFuture<'_, Vec<MachineView>> {
@@ -601,6 +615,15 @@ impl KubeApi for Life {
                 records: vec![RecordChange::Uncordoned(machine.clone())],
             })
         })
+    }
+
+    fn lease<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _node: &'a NodeName,
+        _through: &'a [(MachineName, Incarnation)],
+    ) -> BoxFuture<'a, Result<Option<LeaseMark>, EffectError>> {
+        unreachable!("no step reads leases")
     }
 
     fn forget(&self, _cluster: &ClusterName) {}

@@ -14,6 +14,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 
 use super::Agents;
 use super::context::ClusterContext;
+use super::lease::{self, LeaseMark};
 use crate::drain::{self, DrainError, DrainPolicy, Drained, PodRef};
 use crate::kubernetes::addons;
 use crate::kubernetes::client::{
@@ -77,13 +78,22 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         node: &'a NodeName,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
 
+    /// The Lease of a node as it is, read through these control-plane machines, all at once: the first that
+    /// answers counts. Nothing else is gone through, since a machine that hangs may be one of the others.
+    fn lease<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        node: &'a NodeName,
+        through: &'a [(MachineName, Incarnation)],
+    ) -> BoxFuture<'a, Result<Option<LeaseMark>, EffectError>>;
+
     /// Drops what is kept in memory about a cluster.
     fn forget(&self, cluster: &ClusterName);
 }
 
 /// The real thing: one client per cluster, connected through agents.
 pub struct KubeClient {
-    agents: Arc<dyn Agents>,
+    pub(super) agents: Arc<dyn Agents>,
     clients: Mutex<BTreeMap<ClusterName, Kept>>,
 }
 
@@ -297,6 +307,15 @@ impl KubeApi for KubeClient {
         })
     }
 
+    fn lease<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        node: &'a NodeName,
+        through: &'a [(MachineName, Incarnation)],
+    ) -> BoxFuture<'a, Result<Option<LeaseMark>, EffectError>> {
+        Box::pin(lease::read(self, context, node, through))
+    }
+
     fn forget(&self, cluster: &ClusterName) {
         self.clients
             .lock()
@@ -369,10 +388,10 @@ fn api_servers(context: &ClusterContext) -> Vec<(MachineName, Incarnation)> {
 }
 
 /// Opens streams to API servers through their machines, in turn, past those that are not connected.
-struct Tunnels {
-    agents: Arc<dyn Agents>,
-    machines: Vec<(MachineName, Incarnation)>,
-    turn: AtomicUsize,
+pub(super) struct Tunnels {
+    pub(super) agents: Arc<dyn Agents>,
+    pub(super) machines: Vec<(MachineName, Incarnation)>,
+    pub(super) turn: AtomicUsize,
 }
 
 impl Connector for Tunnels {

@@ -16,6 +16,7 @@ mod agents;
 mod cancel;
 mod context;
 mod kube;
+mod lease;
 mod machines;
 mod node;
 mod registry;
@@ -38,6 +39,7 @@ use crate::store::Records;
 pub use agents::{AgentFuture, Agents};
 pub use context::ClusterContext;
 pub use kube::{KubeApi, KubeClient};
+pub use lease::LeaseMark;
 pub use registry::Registry;
 
 /// Everything the steps act on.
