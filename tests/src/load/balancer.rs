@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::http::{Connection, Target};
+use super::http::{Connection, Method, Target};
 
 /// Pause between two looks at a node's health.
 const LOOK: Duration = Duration::from_millis(250);
@@ -37,6 +37,8 @@ pub struct Balancer {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    /// All nodes it knows.
+    backends: Mutex<Vec<Backend>>,
     /// Nodes that take new connections.
     open: Mutex<Vec<SocketAddr>>,
     turn: AtomicUsize,
@@ -48,13 +50,14 @@ impl Balancer {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
-        shared.look(backends);
-        let (looker, nodes) = (Arc::clone(&shared), backends.to_vec());
+        *lock(&shared.backends) = backends.to_vec();
+        shared.look();
+        let looker = Arc::clone(&shared);
         let acceptor = Arc::clone(&shared);
         let threads = vec![
             std::thread::spawn(move || {
                 while !looker.stop.load(Ordering::Relaxed) {
-                    looker.look(&nodes);
+                    looker.look();
                     std::thread::sleep(LOOK);
                 }
             }),
@@ -72,9 +75,14 @@ impl Balancer {
         self.address
     }
 
+    /// Learns which nodes there are now, as a cloud's controller tells it.
+    pub fn learn(&self, backends: Vec<Backend>) {
+        *lock(&self.shared.backends) = backends;
+    }
+
     /// Nodes that take new connections now.
     pub fn open(&self) -> Vec<SocketAddr> {
-        self.shared.lock().clone()
+        lock(&self.shared.open).clone()
     }
 }
 
@@ -90,18 +98,19 @@ impl Drop for Balancer {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<SocketAddr>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn look(&self, backends: &[Backend]) {
+impl Shared {
+    fn look(&self) {
+        let backends = lock(&self.backends).clone();
         let open = backends
             .iter()
             .filter(|backend| healthy(backend.health))
             .map(|backend| backend.address)
             .collect();
-        *self.lock() = open;
+        *lock(&self.open) = open;
     }
 
     fn accept(&self, listener: &TcpListener) {
@@ -121,7 +130,7 @@ impl Shared {
     }
 
     fn next(&self) -> Option<SocketAddr> {
-        let open = self.lock();
+        let open = lock(&self.open);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         open.get(turn % open.len().max(1)).copied()
     }
@@ -132,10 +141,11 @@ fn healthy(health: SocketAddr) -> bool {
         address: health,
         path: "/healthz".to_owned(),
         secure: None,
+        method: Method::Get,
     };
     let deadline = Instant::now() + ANSWER;
     Connection::open(&target, deadline)
-        .and_then(|mut connection| connection.get(&target, false, deadline))
+        .and_then(|mut connection| connection.exchange(&target, false, deadline))
         .is_ok()
 }
 
@@ -231,6 +241,7 @@ mod tests {
             address: balancer.address(),
             path: "/".to_owned(),
             secure: None,
+            method: Method::Get,
         };
         let new = Load::start("new", &target, Connections::New, 100, 2);
         let age = Duration::from_millis(100);
@@ -259,6 +270,7 @@ mod tests {
             address: listener.local_addr().unwrap(),
             path: "/".to_owned(),
             secure: None,
+            method: Method::Get,
         };
         let (heard, hears) = std::sync::mpsc::channel();
         std::thread::spawn(

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +12,12 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 /// Largest answer.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// Stands for a number that was not used before, in the body of a request.
+pub const NUMBER: &str = "{number}";
+
+/// The next number.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -21,6 +28,18 @@ pub struct Target {
     pub path: String,
     /// TLS, if any.
     pub secure: Option<Secure>,
+    /// What is asked.
+    pub method: Method,
+}
+
+/// What is asked of a target.
+#[derive(Debug, Clone, Default)]
+pub enum Method {
+    /// `GET`.
+    #[default]
+    Get,
+    /// `PATCH` with a merge patch (RFC 7386), in which [`NUMBER`] is another number each time.
+    MergePatch(String),
 }
 
 /// TLS towards a target.
@@ -78,44 +97,68 @@ impl Connection {
         silent && tcp.set_nonblocking(false).is_ok()
     }
 
-    /// One request; whether the connection can be used again.
-    pub(super) fn get(&mut self, target: &Target, keep: bool, deadline: Instant) -> Result<bool> {
-        let mode = if keep { "keep-alive" } else { "close" };
-        let Target { path, address, .. } = target;
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\nConnection: {mode}\r\n\r\n"
-        );
-        self.limit(deadline)?;
-        self.stream
-            .write_all(request.as_bytes())
-            .context("the request cannot be sent")?;
-        let mut answer = Vec::new();
-        let (head, body) = loop {
-            if let Some(end) = find(&answer, b"\r\n\r\n") {
-                break (end, end + 4);
-            }
-            self.more(&mut answer, deadline)?;
-        };
-        let head = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
-        let status = head.split_whitespace().nth(1).unwrap_or_default();
-        ensure!(status == "200", "the answer is {head:?}");
-        let header = |name: &str| {
-            head.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
-        };
-        if header("transfer-encoding") == Some("chunked") {
-            while find(&answer[body..], b"0\r\n\r\n").is_none() {
+    /// One request; whether the connection can be used again, and the answer's body.
+    pub(super) fn exchange(
+        &mut self,
+        target: &Target,
+        keep: bool,
+        deadline: Instant,
+    ) -> Result<(bool, Vec<u8>)> {
+        let (head, mut answer) = self.open_answer(target, keep, deadline)?;
+        if head.field("transfer-encoding") == Some("chunked") {
+            while find(&answer, b"0\r\n\r\n").is_none() {
                 self.more(&mut answer, deadline)?;
             }
+            answer = joined(&answer)?;
         } else {
-            let length: usize = header("content-length")
+            let length: usize = head
+                .field("content-length")
                 .context("an answer without a length")?
                 .parse()?;
-            while answer.len() < body + length {
+            while answer.len() < length {
                 self.more(&mut answer, deadline)?;
             }
         }
-        Ok(header("connection") != Some("close"))
+        Ok((head.field("connection") != Some("close"), answer))
+    }
+
+    /// Sends a request and reads the head of its answer, which has to be a `200`; returns what came of the
+    /// body as well.
+    pub(super) fn open_answer(
+        &mut self,
+        target: &Target,
+        keep: bool,
+        deadline: Instant,
+    ) -> Result<(Head, Vec<u8>)> {
+        self.limit(deadline)?;
+        self.stream
+            .write_all(request(target, keep).as_bytes())
+            .context("the request cannot be sent")?;
+        let mut answer = Vec::new();
+        let end = loop {
+            if let Some(end) = find(&answer, b"\r\n\r\n") {
+                break end;
+            }
+            self.more(&mut answer, deadline)?;
+        };
+        let head = Head(String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase());
+        let status = head.0.split_whitespace().nth(1).unwrap_or_default();
+        ensure!(status == "200", "the answer is {:?}", head.0);
+        Ok((head, answer.split_off(end + 4)))
+    }
+
+    /// Reads what comes within `patience`; nothing when nothing came, an error when the stream is over.
+    pub(super) fn read_some(&mut self, patience: Duration) -> Result<Option<Vec<u8>>> {
+        self.tcp().set_read_timeout(Some(patience))?;
+        let mut piece = [0; 4096];
+        match self.stream.read(&mut piece) {
+            Ok(0) => bail!("the stream ended"),
+            Ok(read) => Ok(Some(piece[..read].to_vec())),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Ok(None)
+            }
+            Err(error) => Err(error).context("the stream broke"),
+        }
     }
 
     fn more(&mut self, answer: &mut Vec<u8>, deadline: Instant) -> Result<()> {
@@ -147,6 +190,35 @@ impl Connection {
     }
 }
 
+/// The first lines of an answer, in lower case.
+pub(super) struct Head(String);
+
+impl Head {
+    fn field(&self, name: &str) -> Option<&str> {
+        self.0
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+    }
+}
+
+fn request(target: &Target, keep: bool) -> String {
+    let mode = if keep { "keep-alive" } else { "close" };
+    let Target { path, address, .. } = target;
+    let common = format!("Host: {address}\r\nAccept: */*\r\nConnection: {mode}\r\n");
+    match &target.method {
+        Method::Get => format!("GET {path} HTTP/1.1\r\n{common}\r\n"),
+        Method::MergePatch(body) => {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
+            let body = body.replace(NUMBER, &number);
+            let length = body.len();
+            format!(
+                "PATCH {path} HTTP/1.1\r\n{common}Content-Type: application/merge-patch+json\r\n\
+                 Content-Length: {length}\r\n\r\n{body}"
+            )
+        }
+    }
+}
+
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         match self {
@@ -172,6 +244,22 @@ impl Write for Stream {
     }
 }
 
+/// The body of a chunked answer that is all there.
+fn joined(mut chunks: &[u8]) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let line = find(chunks, b"\r\n").context("a chunk without a length")?;
+        let length = std::str::from_utf8(&chunks[..line])?;
+        let length = usize::from_str_radix(length.trim(), 16).context("a chunk's length")?;
+        if length == 0 {
+            return Ok(body);
+        }
+        let chunk = chunks.get(line + 2..line + 2 + length);
+        body.extend_from_slice(chunk.context("a chunk that is cut short")?);
+        chunks = chunks.get(line + length + 4..).unwrap_or_default();
+    }
+}
+
 fn left(deadline: Instant) -> Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -182,4 +270,16 @@ fn left(deadline: Instant) -> Result<Duration> {
 
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|at| at == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_joined() {
+        let body = joined(b"4\r\nabcd\r\n2\r\nef\r\n0\r\n\r\n").unwrap();
+        assert_eq!(body, b"abcdef");
+        joined(b"4\r\nab").unwrap_err();
+    }
 }

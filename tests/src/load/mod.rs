@@ -7,6 +7,7 @@
 
 mod balancer;
 mod http;
+mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 
 pub use balancer::{Backend, Balancer};
-pub use http::{Secure, Target};
+pub use http::{Method, NUMBER, Secure, Target};
+pub use watch::Watch;
 
 use http::Connection;
 
@@ -96,13 +98,7 @@ impl Load {
                 .map_err(|_| anyhow!("a thread of load {} panicked", self.name))?;
             all.add(tally);
         }
-        eprintln!(
-            "load {}: {} sent, {} failed, slowest {:.0} ms",
-            self.name,
-            all.sent,
-            all.failed,
-            all.slowest.as_secs_f64() * 1000.0
-        );
+        all.print(&self.name);
         Ok(all)
     }
 }
@@ -119,6 +115,23 @@ impl Tally {
             self.failures.join("\n")
         );
         Ok(())
+    }
+
+    fn print(&self, name: &str) {
+        eprintln!(
+            "load {name}: {} sent, {} failed, slowest {:.0} ms",
+            self.sent,
+            self.failed,
+            self.slowest.as_secs_f64() * 1000.0
+        );
+    }
+
+    fn fail(&mut self, since: Duration, error: &anyhow::Error) {
+        self.failed += 1;
+        if self.failures.len() < KEPT_MAX {
+            let at = since.as_secs_f64();
+            self.failures.push(format!("{at:.2} s: {error:#}"));
+        }
     }
 
     fn add(&mut self, other: Tally) {
@@ -152,13 +165,7 @@ impl Worker {
             tally.sent += 1;
             match self.request(&mut kept) {
                 Ok(()) => tally.slowest = tally.slowest.max(sent.elapsed()),
-                Err(error) => {
-                    tally.failed += 1;
-                    if tally.failures.len() < KEPT_MAX {
-                        let at = sent.duration_since(began).as_secs_f64();
-                        tally.failures.push(format!("{at:.2} s: {error:#}"));
-                    }
-                }
+                Err(error) => tally.fail(sent.duration_since(began), &error),
             }
         }
         tally
@@ -175,7 +182,7 @@ impl Worker {
             None => Connection::open(&self.target, deadline)?,
         };
         let keep = self.connections != Connections::New;
-        let reusable = connection.get(&self.target, keep, deadline)?;
+        let (reusable, _) = connection.exchange(&self.target, keep, deadline)?;
         if keep && reusable {
             *kept = Some(connection);
         }

@@ -18,6 +18,11 @@ pub(super) const AUDIT_POLICY_PATH: &str = "/etc/kubernetes/audit-policy.yaml";
 /// `AuthenticationConfiguration`.
 pub(super) const AUTHENTICATION_PATH: &str = "/etc/kubernetes/authentication.yaml";
 
+/// How long one of several API servers serves on after it was told to end: it is out of the endpoint by then
+/// and takes itself out of the Service `kubernetes` at once, but kube-proxies have to hear of it, and clients
+/// to come to the end of their connections. Its unit gives it 10 s in all.
+const SHUTDOWN_DELAY: &str = "5s";
+
 const AUDIT_LOG_PATH: &str = "/var/log/kubernetes/audit.log";
 
 /// Flags, the same names for every minor in [`super::super::KUBERNETES_MINORS`].
@@ -91,8 +96,10 @@ fn trust_flags(flags: Flags, cluster: &ClusterFacts) -> Flags {
             Profile::FrontProxyClient.key_path(),
         );
     if cluster.control_planes().len() > 1 {
-        // Long-lived connections spread again after a restart behind the endpoint.
-        flags.set("goaway-chance", "0.001")
+        flags
+            // Long-lived connections spread again after a restart behind the endpoint.
+            .set("goaway-chance", "0.001")
+            .set("shutdown-delay-duration", SHUTDOWN_DELAY)
     } else {
         flags
     }

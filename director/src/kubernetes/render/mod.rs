@@ -45,7 +45,7 @@ pub use self::services::{Phase, control_plane_gate, gate, service, stop_control_
 
 /// Grows with every change of what is rendered from the same facts, so that machines that were configured
 /// by an older director are seen to differ.
-pub const REVISION: u32 = 1;
+pub const REVISION: u32 = 2;
 /// Where Kubernetes' configuration is on a machine.
 pub const KUBERNETES_DIRECTORY: &str = "/etc/kubernetes";
 /// Certificate of the `kubernetes` authority.

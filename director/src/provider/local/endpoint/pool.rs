@@ -19,6 +19,9 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// So many failures in a row make a backend unhealthy for its open connections: one may be a full
 /// backlog. A new connection passes it over after one.
 const FAILURES_TO_GIVE_UP: u32 = 3;
+/// The same for a backend that left the spec: an API server that ends stops accepting while it finishes its
+/// requests, for which its unit gives it 10 s.
+const FAILURES_TO_GIVE_UP_LEFT: u32 = 20;
 
 /// How long connections to a backend that left the spec may go on: an API server that is told to end lets
 /// requests finish and tells its clients to come back, which ends their connections well before.
@@ -38,6 +41,16 @@ struct Health {
 pub(super) struct Backend {
     address: SocketAddr,
     health: watch::Sender<Health>,
+}
+
+impl Health {
+    fn dead(&self) -> bool {
+        let most = match self.left {
+            None => FAILURES_TO_GIVE_UP,
+            Some(_) => FAILURES_TO_GIVE_UP_LEFT,
+        };
+        self.failures >= most
+    }
 }
 
 impl Backend {
@@ -72,7 +85,7 @@ impl Backend {
         let mut health = self.health.subscribe();
         // The sender is `self`, which lives as long as these futures: no error can come.
         let dead = async |health: &mut watch::Receiver<Health>| {
-            let _ = health.wait_for(|h| h.failures >= FAILURES_TO_GIVE_UP).await;
+            let _ = health.wait_for(Health::dead).await;
         };
         let mut leaves = health.clone();
         let drained = async {
@@ -224,6 +237,21 @@ mod tests {
         timeout(limit, backend.given_up())
             .await
             .expect("given up when it stops answering");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_left_may_stop_accepting_before_it_is_done() {
+        let (one, first) = listener().await;
+        let pool = Pool::default();
+        pool.replace(&[first]);
+        let (_, backend) = pool.connect().await.unwrap();
+        pool.replace(&[]);
+        drop(one);
+        let before = Instant::now();
+        backend.given_up().await;
+        let after = before.elapsed();
+        let refused = CHECK_INTERVAL * (FAILURES_TO_GIVE_UP_LEFT - 1);
+        assert!(after >= refused && after < DRAIN_LIMIT, "{after:?}");
     }
 
     #[tokio::test(start_paused = true)]
