@@ -24,6 +24,87 @@ pub struct ClusterSpec {
     pub pools: BTreeMap<PoolName, PoolSpec>,
     /// Pod and Service networks.
     pub network: ClusterNetwork,
+    /// What is allowed in order to get a node empty before its machine goes.
+    #[serde(default)]
+    pub drain: DrainSpec,
+    /// What has to be so before a change goes on from one machine to the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<GateSpec>,
+}
+
+/// Something that has to be so before a change goes on from one machine to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GateSpec {
+    /// Unique in the cluster; a DNS label.
+    pub name: String,
+    /// A URL that has to answer.
+    pub http: HttpGate,
+}
+
+/// A URL that has to answer 200, asked by the director.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpGate {
+    /// `http://host:port/path`.
+    pub url: String,
+    /// How long it may take until it does, seconds, 1 to 3600.
+    pub timeout_seconds: u32,
+    /// How often it has to do so in a row, a second apart, 1 to 100.
+    pub success_threshold: u32,
+}
+
+/// Most gates of a cluster; each may take an hour for each machine.
+pub const GATES_MAX: usize = 8;
+/// Longest time that one gate may take, seconds.
+pub const GATE_TIMEOUT_MAX_SECONDS: u32 = 3600;
+
+/// What is allowed in order to get a node empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DrainSpec {
+    /// How long a drain waits for PodDisruptionBudgets, seconds, 1 to 14400.
+    pub timeout_seconds: u32,
+    /// What happens to pods that are still there then.
+    pub on_timeout: OnTimeout,
+    /// Whether pods that no controller makes again are evicted, and lost; otherwise they stop the drain
+    /// before it begins.
+    pub evict_unmanaged: bool,
+    /// Whether pods with `emptyDir` volumes are evicted, and the data lost; otherwise they stop the drain
+    /// before it begins.
+    pub delete_empty_dir_data: bool,
+    /// How long load balancers outside of the cluster get to notice that a node goes, seconds, 0 to 600.
+    /// Nobody waits when no Service is reached from outside.
+    pub load_balancer_seconds: u32,
+    /// Longest time a pod gets to end, seconds, 0 to 14400; its own `terminationGracePeriodSeconds` when
+    /// absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_period_max_seconds: Option<u32>,
+}
+
+/// What happens to pods that are still on a node when its drain has no time left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnTimeout {
+    /// The drain fails and names who blocks it.
+    Fail,
+    /// They are deleted past their budgets, and each one is recorded.
+    Delete,
+}
+
+impl Default for DrainSpec {
+    /// Ten minutes for budgets, then fail; ten seconds for load balancers; whatever has a controller may
+    /// leave.
+    fn default() -> Self {
+        Self {
+            timeout_seconds: 600,
+            on_timeout: OnTimeout::Fail,
+            evict_unmanaged: false,
+            delete_empty_dir_data: true,
+            load_balancer_seconds: 10,
+            grace_period_max_seconds: None,
+        }
+    }
 }
 
 /// Control-plane machines of a cluster.

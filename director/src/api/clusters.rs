@@ -42,6 +42,9 @@ pub(super) struct ApplyQuery {
     /// The cluster's API may be down meanwhile, as it has to be when its control plane is one machine.
     #[serde(default)]
     accept_downtime: bool,
+    /// Go on although pods keep nodes from being drained: drains wait for them as long as the spec says.
+    #[serde(default)]
+    accept_blocked: bool,
     /// Revision of the cluster that the change was made from; a later one is not overwritten.
     revision: Option<u64>,
 }
@@ -176,6 +179,7 @@ fn change_order(
         stemcell,
         plan,
         accept_downtime: query.accept_downtime,
+        accept_blocked: query.accept_blocked,
         revision: query.revision.map(Revision),
     })
 }

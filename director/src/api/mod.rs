@@ -129,6 +129,9 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(tasks::show))
         .routes(routes!(tasks::events))
         .routes(routes!(tasks::cancel))
+        .routes(routes!(tasks::pause))
+        .routes(routes!(tasks::resume))
+        .routes(routes!(tasks::retry))
 }
 
 /// The OpenAPI 3.1 document of this version, pretty-printed JSON with a final newline.

@@ -1,4 +1,4 @@
-//! Tasks: list, show, follow, cancel.
+//! Tasks: list, show, follow, pause, cancel, retry.
 
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -64,5 +64,47 @@ pub(super) async fn cancel(
     Name(id): Name<TaskId>,
 ) -> Result<(axum::http::StatusCode, Json<Task>), Problem> {
     let task = state.director.cancel_task(&id, &caller).await?;
+    Ok((axum::http::StatusCode::ACCEPTED, Json(task)))
+}
+
+/// Pause a task: machines that it has begun with are finished, and no other one is begun with.
+#[utoipa::path(post, path = "/v1/tasks/{id}/pause", operation_id = "pauseTask", tag = "tasks",
+    params(("id" = String, Path)),
+    responses((status = 202, description = "It pauses", body = Task),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn pause(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Name(id): Name<TaskId>,
+) -> Result<(axum::http::StatusCode, Json<Task>), Problem> {
+    let task = state.director.pause_task(&id, &caller).await?;
+    Ok((axum::http::StatusCode::ACCEPTED, Json(task)))
+}
+
+/// Go on with a task that pauses.
+#[utoipa::path(post, path = "/v1/tasks/{id}/resume", operation_id = "resumeTask", tag = "tasks",
+    params(("id" = String, Path)),
+    responses((status = 202, description = "It goes on", body = Task),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn resume(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Name(id): Name<TaskId>,
+) -> Result<(axum::http::StatusCode, Json<Task>), Problem> {
+    let task = state.director.resume_task(&id, &caller).await?;
+    Ok((axum::http::StatusCode::ACCEPTED, Json(task)))
+}
+
+/// Order what a failed task did not get done, planned anew.
+#[utoipa::path(post, path = "/v1/tasks/{id}/retry", operation_id = "retryTask", tag = "tasks",
+    params(("id" = String, Path)),
+    responses((status = 202, description = "Ordered; the task that does it", body = Task),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn retry(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Name(id): Name<TaskId>,
+) -> Result<(axum::http::StatusCode, Json<Task>), Problem> {
+    let task = state.director.retry_task(&id, &caller).await?;
     Ok((axum::http::StatusCode::ACCEPTED, Json(task)))
 }

@@ -2,7 +2,7 @@
 //!
 //! Three parts. [`rehearse()`] is pure and asked before anything begins: it plays PodDisruptionBudgets
 //! through a whole sequence of nodes, since the API's dry run answers for one eviction at a time and
-//! takes nothing off the budget. [`Engine`] is pure as well and decides, look by look, which pods are
+//! takes nothing off the budget. [`rehearse_now`] asks the API server what it needs. [`Engine`] is pure as well and decides, look by look, which pods are
 //! evicted now. [`drain`] is the shell around it, which asks the API server.
 //!
 //! # Invariants
@@ -25,6 +25,7 @@
 //! never end; they go with their Node once the machine is fenced.
 
 mod api;
+mod ask;
 mod engine;
 mod object;
 mod rehearse;
@@ -36,12 +37,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use windlass_common::cluster::{DrainSpec, OnTimeout};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::NodeName;
 
 use crate::kubernetes::client::ApiError;
 
 pub use api::{cordon, drain, uncordon};
+pub use ask::rehearse_now;
 pub use engine::{Answer, Engine, How, Order, Turn};
 pub use object::{Budget, Controller, Pod, PodPhase};
 pub use rehearse::{Finding, NodeRehearsal, Rehearsal, rehearse};
@@ -67,16 +70,34 @@ pub struct DrainPolicy {
 }
 
 impl Default for DrainPolicy {
-    /// Ten minutes for budgets, then stop; ten seconds for load balancers; everything that has a controller
-    /// may leave, and `emptyDir` volumes are lost.
+    /// That of a spec that says nothing.
     fn default() -> Self {
+        DrainSpec::default().into()
+    }
+}
+
+impl From<DrainSpec> for DrainPolicy {
+    fn from(spec: DrainSpec) -> Self {
         Self {
-            deadline_ms: 600_000,
-            escalation: Escalation::Stop,
-            uncontrolled: Uncontrolled::Keep,
-            empty_dir: EmptyDir::Lose,
-            load_balancer_ms: 10_000,
-            grace_max_ms: None,
+            deadline_ms: u64::from(spec.timeout_seconds) * 1000,
+            escalation: match spec.on_timeout {
+                OnTimeout::Fail => Escalation::Stop,
+                OnTimeout::Delete => Escalation::Delete,
+            },
+            uncontrolled: if spec.evict_unmanaged {
+                Uncontrolled::Evict
+            } else {
+                Uncontrolled::Keep
+            },
+            empty_dir: if spec.delete_empty_dir_data {
+                EmptyDir::Lose
+            } else {
+                EmptyDir::Keep
+            },
+            load_balancer_ms: u64::from(spec.load_balancer_seconds) * 1000,
+            grace_max_ms: spec
+                .grace_period_max_seconds
+                .map(|seconds| u64::from(seconds) * 1000),
         }
     }
 }

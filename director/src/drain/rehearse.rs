@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::engine::{keeps, kept, leaves, overlap, relax, remove};
-use super::{Budget, DrainPolicy, Pod, PodRef};
+use super::{Budget, DrainPolicy, Escalation, Pod, PodRef};
 
 /// What a sequence of drains would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -49,6 +49,17 @@ pub struct Finding {
     pub why: String,
     /// A command that lets it go.
     pub unblock: String,
+    /// Seconds after which the policy deletes it nevertheless; the sequence stops there when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_after_seconds: Option<u64>,
+}
+
+impl Rehearsal {
+    /// What stops the sequence, whatever time passes.
+    pub fn blocked(&self) -> impl Iterator<Item = &Finding> {
+        let findings = self.findings.iter();
+        findings.filter(|finding| finding.deleted_after_seconds.is_none())
+    }
 }
 
 /// Budgets as they stand at one point of the sequence.
@@ -96,7 +107,11 @@ pub fn rehearse(
                 .collect();
             let told = leaving.iter().filter(|pod| !pod.terminating);
             for pod in told {
-                findings.extend(ledger.evict(node, pod, elsewhere, &mut spent, &mut entry));
+                let kept = ledger.evict(node, pod, elsewhere, &mut spent, &mut entry);
+                findings.extend(kept.map(|finding| Finding {
+                    deleted_after_seconds: deleted_after(policy),
+                    ..finding
+                }));
             }
             rehearsal.nodes.push(entry);
             let new = |finding: &Finding| seen.insert((finding.pod.clone(), finding.why.clone()));
@@ -180,11 +195,20 @@ impl<'a> Ledger<'a> {
     }
 }
 
+/// When the policy deletes what a budget keeps, seconds.
+fn deleted_after(policy: &DrainPolicy) -> Option<u64> {
+    match policy.escalation {
+        Escalation::Stop => None,
+        Escalation::Delete => Some(policy.deadline_ms / 1000),
+    }
+}
+
 fn finding(node: &str, pod: &PodRef, why: String, unblock: String) -> Finding {
     Finding {
         node: node.to_owned(),
         pod: pod.clone(),
         why,
         unblock,
+        deleted_after_seconds: None,
     }
 }

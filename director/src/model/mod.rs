@@ -30,7 +30,7 @@ pub use machine::{
     Wanted,
 };
 pub use operator::{Caller, Operator, Role};
-pub use plan::{Action, Disruption, Goal, Invariant, Plan, PlanStep, StepKey};
+pub use plan::{Action, Disruption, DrainForecast, Goal, Invariant, Plan, PlanStep, StepKey};
 pub use stemcell::StemcellRecord;
 pub use task::{
     Fault, StepRecord, StepState, Task, TaskEvent, TaskId, TaskIdError, TaskKind, TaskState,

@@ -1,10 +1,13 @@
 //! A plan: an explained, acyclic graph of steps, each with its reason and its guard.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName};
+
+use crate::drain::Rehearsal;
 
 /// What has to be done to bring a cluster where it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -20,6 +23,46 @@ pub struct Plan {
     pub hash: Digest,
     /// The steps, in an order that satisfies [`PlanStep::after`].
     pub steps: Vec<PlanStep>,
+    /// What its drains are expected to do, in a plan that is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drains: Option<DrainForecast>,
+}
+
+/// What the drains of a plan are expected to do: a forecast, which its hash does not cover.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum DrainForecast {
+    /// Played through with the pods and the budgets that there are now.
+    Rehearsed {
+        /// What was found.
+        rehearsal: Rehearsal,
+    },
+    /// The cluster's API does not say.
+    Unknown {
+        /// Why.
+        why: String,
+    },
+}
+
+impl Plan {
+    /// Nodes in the order in which they are drained; those of one batch may be drained at the same time.
+    pub fn drain_order(&self) -> Vec<Vec<NodeName>> {
+        let mut level: BTreeMap<&StepKey, usize> = BTreeMap::new();
+        let mut batches: Vec<Vec<NodeName>> = Vec::new();
+        for step in &self.steps {
+            let before = step.after.iter().filter_map(|key| level.get(key));
+            let mut at = before.max().copied().unwrap_or(0);
+            if let Action::Drain { node, .. } = &step.action {
+                if batches.len() == at {
+                    batches.push(Vec::new());
+                }
+                batches[at].push(node.clone());
+                at += 1;
+            }
+            level.insert(&step.key, at);
+        }
+        batches
+    }
 }
 
 /// What a plan leads to.
@@ -213,6 +256,12 @@ pub enum Action {
         #[schema(value_type = String)]
         machine: MachineName,
     },
+    /// Wait until the gates of the cluster's spec are open.
+    AwaitGates {
+        /// The machine that has changed.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
     /// Nothing but a place where steps meet.
     Checkpoint {
         /// What is so from here on.
@@ -242,6 +291,7 @@ impl Action {
             | Self::StopComponents { machine }
             | Self::AddRoutes { machine }
             | Self::PruneRoutes { machine }
+            | Self::AwaitGates { machine }
             | Self::ForgetMachine { machine } => Some(machine),
             Self::EnsureEndpoint
             | Self::AwaitApi
@@ -281,6 +331,7 @@ impl Action {
             Self::AddRoutes { .. } => "add-routes",
             Self::PruneRoutes { .. } => "prune-routes",
             Self::ForgetMachine { .. } => "forget-machine",
+            Self::AwaitGates { .. } => "await-gates",
             Self::Checkpoint { .. } => "checkpoint",
         }
     }
@@ -318,4 +369,51 @@ pub enum Disruption {
     Api,
     /// Data is destroyed.
     Data,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(key: &str, drains: Option<&str>, after: &[&str]) -> PlanStep {
+        let machine = MachineName::new("m").unwrap();
+        PlanStep {
+            key: StepKey(key.into()),
+            action: match drains {
+                Some(node) => Action::Drain {
+                    machine,
+                    node: NodeName::new(node).unwrap(),
+                },
+                None => Action::AwaitAgent { machine },
+            },
+            why: String::new(),
+            guard: Invariant::Budget,
+            disrupts: Disruption::Nothing,
+            after: after.iter().map(|key| StepKey((*key).into())).collect(),
+        }
+    }
+
+    #[test]
+    fn nodes_are_drained_together_when_nothing_keeps_them_apart() {
+        let plan = Plan {
+            cluster: ClusterName::new("demo").unwrap(),
+            goal: Goal::Present,
+            hash: Digest::of(b""),
+            steps: vec![
+                step("a", Some("a"), &[]),
+                step("back", None, &["a"]),
+                step("b", Some("b"), &["back"]),
+                step("c", Some("c"), &["back"]),
+                step("d", Some("d"), &["b"]),
+                step("other", None, &[]),
+            ],
+            drains: None,
+        };
+        let order: Vec<Vec<String>> = plan
+            .drain_order()
+            .iter()
+            .map(|batch| batch.iter().map(ToString::to_string).collect())
+            .collect();
+        assert_eq!(order, [vec!["a"], vec!["b", "c"], vec!["d"]]);
+    }
 }

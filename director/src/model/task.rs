@@ -104,6 +104,10 @@ pub enum TaskState {
     Queued,
     /// Steps are running.
     Running,
+    /// It is to pause: machines that were begun with are finished, and no other one is begun with.
+    Pausing,
+    /// Nothing of it runs, and every machine is in service or was not begun with.
+    Paused,
     /// Every step succeeded.
     Succeeded,
     /// A step failed for good.
@@ -120,7 +124,7 @@ impl TaskState {
     pub fn is_over(self) -> bool {
         match self {
             Self::Succeeded | Self::Failed | Self::Cancelled => true,
-            Self::Queued | Self::Running | Self::Cancelling => false,
+            Self::Queued | Self::Running | Self::Pausing | Self::Paused | Self::Cancelling => false,
         }
     }
 }
@@ -130,6 +134,8 @@ impl fmt::Display for TaskState {
         f.pad(match self {
             Self::Queued => "Queued",
             Self::Running => "Running",
+            Self::Pausing => "Pausing",
+            Self::Paused => "Paused",
             Self::Succeeded => "Succeeded",
             Self::Failed => "Failed",
             Self::Cancelling => "Cancelling",

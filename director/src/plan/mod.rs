@@ -129,6 +129,7 @@ impl<'a> Checker<'a> {
         match &step.action {
             Action::EnsureEndpoint
             | Action::AwaitApi
+            | Action::AwaitGates { .. }
             | Action::Checkpoint { .. }
             | Action::LeaveEndpoint { .. }
             | Action::AddRoutes { .. }

@@ -85,6 +85,7 @@ impl<'a> Checker<'a> {
                 | Action::DeleteEndpoint
                 | Action::ForgetCluster
                 | Action::AwaitApi
+                | Action::AwaitGates { .. }
                 | Action::LeaveEndpoint { .. }
                 | Action::JoinEndpoint { .. }
                 | Action::AddRoutes { .. }

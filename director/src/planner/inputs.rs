@@ -195,6 +195,8 @@ pub fn present(
             machines: desired.collect(),
             budgets: budgets.collect(),
             addons: addons_digest(&facts),
+            drain: cluster.spec.drain,
+            gates: cluster.spec.gates.clone(),
         },
     }
 }

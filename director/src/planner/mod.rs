@@ -36,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use serde::Serialize;
+use windlass_common::cluster::{DrainSpec, GateSpec};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{
     ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
@@ -68,6 +69,10 @@ pub enum DesiredState {
         budgets: BTreeMap<PoolName, Budget>,
         /// Digest of the add-ons.
         addons: Digest,
+        /// What is allowed in order to get a node empty.
+        drain: DrainSpec,
+        /// What has to be so before a change goes on from one machine to the next.
+        gates: Vec<GateSpec>,
     },
     /// Nothing.
     Absent {
@@ -292,9 +297,12 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
             machines,
             budgets,
             addons,
+            gates,
             ..
         } => {
-            let site = present::Site::new(&desired.cluster, machines, budgets, *addons, observed)?;
+            let mut site =
+                present::Site::new(&desired.cluster, machines, budgets, *addons, observed)?;
+            site.gated = !gates.is_empty();
             present::plan(&site, &mut steps)?;
             Goal::Present
         }
@@ -309,6 +317,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
         goal,
         hash,
         steps: steps.list,
+        drains: None,
     })
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Site<'a> {
     pub(super) surplus: BTreeSet<&'a MachineName>,
     /// Members of etcd.
     pub(super) members: usize,
+    /// Users' gates stand between one machine that changes and the next.
+    pub(super) gated: bool,
     addons: Option<Digest>,
     /// The control-plane machine that shows that the API answers when none is in service.
     first: &'a MachineName,
@@ -76,6 +78,7 @@ impl<'a> Site<'a> {
             needs,
             surplus: surplus.collect(),
             members: members.count(),
+            gated: false,
             addons: (observed.addons != Some(addons)).then_some(addons),
             first,
             established,

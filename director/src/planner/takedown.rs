@@ -67,10 +67,7 @@ pub(super) fn control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<Vec<St
     for name in order {
         quorum(site, name)?;
         change(site, name, &gate, steps)?;
-        gate = vec![
-            machine_key(name, "await-node"),
-            machine_key(name, "join-endpoint"),
-        ];
+        gate = done(name).into();
     }
     Ok(gate)
 }
@@ -193,7 +190,7 @@ fn in_lanes(
     // What an earlier plan has begun with is out of service already, and goes first.
     order.sort_by_key(|name| !cordoned(site, name) || crew.open.contains(name));
     let budget = site.budgets.get(pool).copied().unwrap_or_default();
-    let mut lanes: VecDeque<Option<StepKey>> = vec![None; lanes(pool, crew, budget)?].into();
+    let mut lanes: VecDeque<Vec<StepKey>> = vec![Vec::new(); lanes(pool, crew, budget)?].into();
     let canaries = usize::try_from(budget.canaries)
         .unwrap_or(usize::MAX)
         .min(crew.change.len());
@@ -211,9 +208,9 @@ fn in_lanes(
         after.push(checkpoint_key(&proven));
         if site.machines.contains_key(*name) {
             change(site, name, &after, steps)?;
-            let end = machine_key(name, "await-node");
-            ends.push(end.clone());
-            lanes.push_back(Some(end));
+            let end = done(name);
+            ends.extend(end.clone());
+            lanes.push_back(end.into());
         } else {
             remove(site, name, &after, steps);
             ends.push(machine_key(name, "delete"));
@@ -293,7 +290,33 @@ fn change(
     }
     bring_up(site, name, &gate, steps)?;
     into_service(site, name, steps);
+    await_gates(site, name, steps);
     Ok(())
+}
+
+/// What users want to be so before the next machine is taken.
+fn await_gates(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
+    if !site.gated {
+        return;
+    }
+    steps.add(
+        machine_key(name, "await-gates"),
+        Action::AwaitGates {
+            machine: name.clone(),
+        },
+        "the spec's gates have to be open before another machine is taken",
+        Invariant::StepEnds,
+        Disruption::Nothing,
+        [
+            machine_key(name, "await-node"),
+            machine_key(name, "join-endpoint"),
+        ],
+    );
+}
+
+/// The steps after which a machine that changed is done with.
+fn done(name: &MachineName) -> [StepKey; 3] {
+    ["await-node", "join-endpoint", "await-gates"].map(|verb| machine_key(name, verb))
 }
 
 /// A machine that serves goes for good.

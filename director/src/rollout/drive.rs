@@ -9,6 +9,7 @@ use tokio::task::{JoinError, JoinSet};
 use windlass_common::error::ErrorClass;
 
 use super::change;
+use super::pause;
 use super::step::{End, Runner, stopped};
 use super::{Effects, ProgressSink, STEPS_IN_FLIGHT, StepOrder, Stop, limit};
 use crate::model::{
@@ -26,6 +27,7 @@ pub(super) struct Driver {
     pub(super) effects: Arc<dyn Effects>,
     pub(super) events: broadcast::Sender<TaskEvent>,
     pub(super) stop: watch::Receiver<Stop>,
+    pub(super) pause: watch::Receiver<bool>,
 }
 
 /// How a plan ended.
@@ -73,7 +75,9 @@ impl Driver {
                     task.started_at = Some(Timestamp::now());
                     self.set_state(&mut task, TaskState::Running, None).await;
                 }
-                TaskState::Running => self.carry_out(&mut task).await,
+                TaskState::Running | TaskState::Pausing | TaskState::Paused => {
+                    self.carry_out(&mut task).await;
+                }
                 TaskState::Cancelling => self.clean_up(&mut task).await,
                 TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => {}
             }
@@ -147,11 +151,17 @@ impl Driver {
             if flight.failure.is_some() {
                 halt.send_replace(Stop::Leave);
             }
-            let next = if *halt.borrow() == Stop::No {
-                let free = STEPS_IN_FLIGHT.saturating_sub(running.len());
-                ready(plan, &task.steps, &flight.begun, free)
-            } else {
+            let pausing = !cleanup && *self.pause.borrow();
+            let halted_now = *halt.borrow() != Stop::No;
+            if !cleanup && !halted_now {
+                self.note_pause(task, pausing).await;
+            }
+            let next = if halted_now {
                 Vec::new()
+            } else {
+                let free = STEPS_IN_FLIGHT.saturating_sub(running.len());
+                let goes_on = |step: &PlanStep| !pausing || pause::goes_on(plan, &task.steps, step);
+                ready(plan, &task.steps, &flight.begun, free, goes_on)
             };
             let orders: Vec<StepOrder> = next.iter().map(|step| self.order(task, step)).collect();
             note_intents(task, &orders);
@@ -162,14 +172,20 @@ impl Driver {
                 let record = task.steps[&order.key].clone();
                 running.spawn(self.runner(halted.clone()).run(order, record));
             }
-            if running.is_empty() {
+            let resting = pausing && !halted_now && !complete(plan, &task.steps);
+            if running.is_empty() && !resting {
                 break;
             }
+            if running.is_empty() && task.state == TaskState::Pausing {
+                self.set_state(task, TaskState::Paused, None).await;
+            }
             let mut stop = self.stop.clone();
+            let mut pause = self.pause.clone();
             let calm = cleanup || *halt.borrow() != Stop::No;
             tokio::select! {
                 Some(end) = running.join_next() => flight.land(end),
                 () = stopped(&mut stop), if !calm => {}
+                () = turned(&mut pause, pausing), if !calm => {}
             }
             while let Some(end) = running.try_join_next() {
                 flight.land(end);
@@ -189,8 +205,27 @@ impl Driver {
             TaskKind::DeleteCluster => false,
         };
         let clean = stop == Stop::CleanUp && cleans;
-        if clean && task.state == TaskState::Running {
+        let runs = match task.state {
+            TaskState::Running | TaskState::Pausing | TaskState::Paused => true,
+            TaskState::Queued
+            | TaskState::Cancelling
+            | TaskState::Succeeded
+            | TaskState::Failed
+            | TaskState::Cancelled => false,
+        };
+        if clean && runs {
             self.set_state(task, TaskState::Cancelling, None).await;
+        }
+    }
+
+    /// Writes down that a task pauses or goes on, so that a restart does not forget it.
+    async fn note_pause(&self, task: &mut Task, pausing: bool) {
+        match (task.state, pausing) {
+            (TaskState::Running, true) => self.set_state(task, TaskState::Pausing, None).await,
+            (TaskState::Pausing | TaskState::Paused, false) => {
+                self.set_state(task, TaskState::Running, None).await;
+            }
+            _ => {}
         }
     }
 
@@ -323,19 +358,39 @@ fn settle(cluster: &mut Cluster, task: &Task) {
     cluster.task = (!task.state.is_over()).then(|| task.id.clone());
     let fault = task.error.as_ref().map(|fault| fault.message.clone());
     let cancelled = || Some(format!("{} was cancelled", task.id));
+    let rests = match task.state {
+        TaskState::Pausing => Some(format!(
+            "{} pauses once the machines that it has begun with are done",
+            task.id
+        )),
+        TaskState::Paused => Some(format!(
+            "{id} is paused; `windlass task resume {id}` goes on with it",
+            id = task.id
+        )),
+        TaskState::Queued
+        | TaskState::Running
+        | TaskState::Cancelling
+        | TaskState::Succeeded
+        | TaskState::Failed
+        | TaskState::Cancelled => None,
+    };
     (cluster.phase, cluster.message) = match task.kind {
         TaskKind::CreateCluster => match task.state {
             TaskState::Succeeded => (ClusterPhase::Ready, None),
-            TaskState::Queued | TaskState::Running => (ClusterPhase::Creating, None),
+            TaskState::Queued | TaskState::Running | TaskState::Pausing | TaskState::Paused => {
+                (ClusterPhase::Creating, rests)
+            }
             TaskState::Cancelling => (ClusterPhase::Deleting, None),
             TaskState::Failed => (ClusterPhase::Failed, fault),
             TaskState::Cancelled => (ClusterPhase::Failed, cancelled()),
         },
         TaskKind::UpdateCluster => match task.state {
             TaskState::Succeeded => (ClusterPhase::Ready, None),
-            TaskState::Queued | TaskState::Running | TaskState::Cancelling => {
-                (ClusterPhase::Updating, None)
-            }
+            TaskState::Queued
+            | TaskState::Running
+            | TaskState::Pausing
+            | TaskState::Paused
+            | TaskState::Cancelling => (ClusterPhase::Updating, rests),
             TaskState::Failed => (ClusterPhase::Degraded, fault),
             TaskState::Cancelled => {
                 let name = &task.cluster;
@@ -347,13 +402,23 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             }
         },
         TaskKind::DeleteCluster => match task.state {
-            TaskState::Queued | TaskState::Running | TaskState::Cancelling => {
-                (ClusterPhase::Deleting, None)
-            }
+            TaskState::Queued
+            | TaskState::Running
+            | TaskState::Pausing
+            | TaskState::Paused
+            | TaskState::Cancelling => (ClusterPhase::Deleting, rests),
             TaskState::Failed => (ClusterPhase::Failed, fault),
             TaskState::Cancelled | TaskState::Succeeded => (ClusterPhase::Failed, cancelled()),
         },
     };
+}
+
+/// Returns when a task that pauses or does not is to do the other.
+async fn turned(pause: &mut watch::Receiver<bool>, pausing: bool) {
+    if pause.wait_for(|pause| *pause != pausing).await.is_err() {
+        // Nobody is left who could say so.
+        std::future::pending::<()>().await;
+    }
 }
 
 fn ready<'a>(
@@ -361,6 +426,7 @@ fn ready<'a>(
     steps: &BTreeMap<StepKey, StepRecord>,
     begun: &BTreeSet<StepKey>,
     most: usize,
+    may_begin: impl Fn(&PlanStep) -> bool,
 ) -> Vec<&'a PlanStep> {
     let succeeded = |key| {
         steps
@@ -371,6 +437,7 @@ fn ready<'a>(
         .iter()
         .filter(|step| !begun.contains(&step.key) && !succeeded(&step.key))
         .filter(|step| step.after.iter().all(succeeded))
+        .filter(|step| may_begin(step))
         .take(most)
         .collect()
 }

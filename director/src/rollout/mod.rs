@@ -7,6 +7,8 @@
 //!   an agent recognises it; a new attempt gets a new number, written down first.
 //! * Tasks of different clusters never wait for one another: each has its own driver.
 //! * While the store cannot be written nothing new begins.
+//! * A task that pauses finishes the machines that it has begun with, and then nothing of it runs until it is
+//!   told to go on; that is written down, and survives the director.
 //!
 //! # After a crash
 //! [`Rollouts::resume`] goes on with every task that was not over.
@@ -16,6 +18,7 @@
 
 mod change;
 mod drive;
+mod pause;
 mod step;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -28,10 +31,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, watch};
+use windlass_common::cluster::{GATE_TIMEOUT_MAX_SECONDS, GATES_MAX};
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::{ClusterName, MachineName};
 
-use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId, TaskKind};
+use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId, TaskKind, TaskState};
 use crate::store::{Records, StoreError};
 
 pub use change::RecordChange;
@@ -177,6 +181,7 @@ struct Shared {
 struct Running {
     events: broadcast::Sender<TaskEvent>,
     stop: watch::Sender<Stop>,
+    pause: watch::Sender<bool>,
     over: watch::Receiver<bool>,
     abort: tokio::task::AbortHandle,
 }
@@ -196,25 +201,30 @@ impl Rollouts {
     /// Goes on with every task that is not over; returns their ids.
     pub async fn resume(&self) -> Result<Vec<TaskId>, StoreError> {
         let tasks: Vec<Task> = self.shared.records.list().await?;
-        let open: Vec<TaskId> = tasks
+        let open: Vec<Task> = tasks
             .into_iter()
             .filter(|task| !task.state.is_over())
-            .map(|task| task.id)
             .collect();
-        for id in &open {
-            self.start(id.clone());
+        for task in &open {
+            let paused = matches!(task.state, TaskState::Pausing | TaskState::Paused);
+            self.drive(task.id.clone(), paused);
         }
-        Ok(open)
+        Ok(open.into_iter().map(|task| task.id).collect())
     }
 
     /// Begins a task that is in the store; one that runs is left alone.
     pub fn start(&self, id: TaskId) {
+        self.drive(id, false);
+    }
+
+    fn drive(&self, id: TaskId, paused: bool) {
         let mut running = self.running();
         if running.contains_key(&id) {
             return;
         }
         let (events, _) = broadcast::channel(EVENT_QUEUE);
         let (stop, stopped) = watch::channel(Stop::No);
+        let pause = watch::Sender::new(paused);
         let (finish, over) = watch::channel(false);
         let driver = drive::Driver {
             id: id.clone(),
@@ -222,6 +232,7 @@ impl Rollouts {
             effects: self.shared.effects.clone(),
             events: events.clone(),
             stop: stopped,
+            pause: pause.subscribe(),
         };
         let shared = Arc::downgrade(&self.shared);
         let key = id.clone();
@@ -241,6 +252,7 @@ impl Rollouts {
             Running {
                 events,
                 stop,
+                pause,
                 over,
                 abort: handle.abort_handle(),
             },
@@ -251,6 +263,14 @@ impl Rollouts {
     pub fn stop(&self, id: &TaskId, how: Stop) -> bool {
         match self.running().get(id) {
             Some(running) => running.stop.send(how).is_ok(),
+            None => false,
+        }
+    }
+
+    /// Asks a running task to pause, or to go on; false when it does not run. Its state says when it does.
+    pub fn pause(&self, id: &TaskId, pause: bool) -> bool {
+        match self.running().get(id) {
+            Some(running) => running.pause.send(pause).is_ok(),
             None => false,
         }
     }
@@ -314,8 +334,9 @@ fn limit(action: &Action) -> Duration {
         | Action::AwaitApi
         | Action::StopComponents { .. } => 180,
         Action::AwaitControlPlane { .. } | Action::AwaitNode { .. } => 300,
-        // The policy's own deadline, the longest grace of pods in practice, and volumes.
-        Action::Drain { .. } => 1200,
+        Action::AwaitGates { .. } => GATES_MAX as u64 * u64::from(GATE_TIMEOUT_MAX_SECONDS) + 60,
+        // The longest time that a policy may give, the longest grace of pods in practice, and volumes.
+        Action::Drain { .. } => 14_400 + 1200,
     };
     Duration::from_secs(seconds)
 }
@@ -333,6 +354,7 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::AwaitNode { .. }
         | Action::DropNode { .. }
         | Action::AwaitApi
+        | Action::AwaitGates { .. }
         | Action::Drain { .. }
         | Action::Uncordon { .. }
         | Action::StopComponents { .. }

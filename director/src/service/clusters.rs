@@ -10,12 +10,15 @@ use super::draft::{Draft, random_u32};
 use super::{Inner, PlanRequest, ServiceError, ServiceResult};
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{
-    Caller, Cluster, ClusterPhase, Disruption, Goal, Machine, MachinePhase, Plan, Revision, Task,
-    TaskId, TaskKind, TaskState, Timestamp,
+    Action, Caller, Cluster, ClusterPhase, Disruption, DrainForecast, Goal, Machine, MachinePhase,
+    Plan, PlanStep, Revision, Task, TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::planner::{self, Desired, Observed, inputs};
 use crate::rollout::{Stop, cluster_pki_name, world};
 use crate::store::{Act, Commit, Expect, Kind, Record};
+
+/// Pods that are named when an order is refused because of them.
+const BLOCKED_NAMED: usize = 5;
 
 /// How a change is ordered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct ChangeOrder {
     pub plan: Option<Digest>,
     /// The operator knows that the cluster's API will be down meanwhile.
     pub accept_downtime: bool,
+    /// The operator will see to what keeps nodes from being drained.
+    pub accept_blocked: bool,
     /// The revision of the cluster that the change was made from: a later one is not overwritten.
     pub revision: Option<Revision>,
 }
@@ -87,6 +92,9 @@ impl Inner {
         let change = self.drafted(&cluster, &spec, &order.stemcell).await?;
         let plan = make_plan(&change.desired, &change.observed)?;
         self.held(&plan, order)?;
+        if !order.accept_blocked {
+            self.drains(&plan, &change.desired).await?;
+        }
         let ever_ready = before.iter().any(has_joined);
         let kind = if ever_ready {
             TaskKind::UpdateCluster
@@ -132,6 +140,45 @@ impl Inner {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a plan with a drain that would wait in vain, before anything is touched. A cluster whose API
+    /// does not answer is not held up: it may be what is to be mended.
+    async fn drains(&self, plan: &Plan, desired: &Desired) -> ServiceResult<()> {
+        let rehearsal = match self.world.forecast(plan, desired).await {
+            Some(DrainForecast::Rehearsed { rehearsal }) => rehearsal,
+            Some(DrainForecast::Unknown { why }) => {
+                tracing::warn!(cluster = %plan.cluster, error = why, "drains cannot be rehearsed");
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
+        let lines: Vec<String> = rehearsal
+            .blocked()
+            .take(BLOCKED_NAMED)
+            .map(|f| {
+                format!(
+                    "node {}, pod {}: {}; to let it go: {}",
+                    f.node, f.pod, f.why, f.unblock
+                )
+            })
+            .collect();
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let more = rehearsal.blocked().count().saturating_sub(lines.len());
+        let rest = if more > 0 {
+            format!("; and {more} more pods, which `--dry-run` shows")
+        } else {
+            String::new()
+        };
+        Err(ServiceError::Conflict {
+            message: format!(
+                "pods would keep nodes from being drained: {}{rest}. Let them go, have the spec's \
+                 drain.onTimeout delete them, or order it with --accept-blocked and see to them meanwhile",
+                lines.join("; ")
+            ),
+        })
     }
 
     async fn order_change(
@@ -236,6 +283,48 @@ impl Inner {
             .await
     }
 
+    /// Orders what a failed task did not get done, planned anew.
+    pub(super) async fn retry_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
+        let task = self.task(id).await?;
+        if task.state != TaskState::Failed {
+            return Err(ServiceError::Conflict {
+                message: format!("{id} is {}; only a task that failed is retried", task.state),
+            });
+        }
+        let cluster = self.cluster(&task.cluster).await?;
+        let tasks: Vec<Task> = self.records.list().await?;
+        let mut after = tasks.into_iter();
+        let later = after.find(|t| t.cluster == task.cluster && t.created_at > task.created_at);
+        if let Some(later) = later {
+            return Err(ServiceError::Conflict {
+                message: format!(
+                    "{} was ordered for cluster {} after {id}; retry that one if it failed",
+                    later.id, task.cluster
+                ),
+            });
+        }
+        match task.kind {
+            TaskKind::CreateCluster | TaskKind::UpdateCluster => {
+                // What was consented to for the task is for what is left of it.
+                let consent = |step: &PlanStep| step.disrupts == Disruption::Api;
+                let order = ChangeOrder {
+                    accept_downtime: task.plan.steps.iter().any(consent),
+                    ..ChangeOrder::default()
+                };
+                self.apply_cluster(cluster.spec, &order, caller).await
+            }
+            TaskKind::DeleteCluster => {
+                let disk = |step: &PlanStep| match &step.action {
+                    Action::DeleteDisk { disk } => Some(disk.clone()),
+                    _ => None,
+                };
+                let disks = task.plan.steps.iter().filter_map(disk).collect();
+                self.delete_cluster(&task.cluster, Some(disks), caller)
+                    .await
+            }
+        }
+    }
+
     pub(super) async fn plan_cluster(&self, request: PlanRequest) -> ServiceResult<Plan> {
         let (desired, observed) = match request {
             PlanRequest::Create(spec) => {
@@ -256,8 +345,9 @@ impl Inner {
                 (desired, observed)
             }
         };
-        let plan = make_plan(&desired, &observed)?;
+        let mut plan = make_plan(&desired, &observed)?;
         self.plans.remember(&plan);
+        plan.drains = self.world.forecast(&plan, &desired).await;
         Ok(plan)
     }
 
@@ -391,6 +481,7 @@ fn running(
     let doing = match (task.kind, task.state) {
         (TaskKind::DeleteCluster, _) => "is being deleted",
         (_, TaskState::Cancelling) => "is being brought back by a cancel",
+        (_, TaskState::Pausing | TaskState::Paused) => "has a paused change, carried out",
         _ => "is being changed",
     };
     Err(ServiceError::Conflict {

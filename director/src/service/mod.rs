@@ -295,6 +295,25 @@ impl Director {
         self.inner.cancel_task(id, caller).await
     }
 
+    /// Has a task pause: the machines that it has begun with are finished, and no other one is begun with.
+    /// Returns when that is written down; watch the task for when nothing of it runs.
+    pub async fn pause_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
+        allow(caller, Role::Operator, "pause tasks")?;
+        self.inner.pause_task(id, true, caller).await
+    }
+
+    /// Goes on with a task that pauses.
+    pub async fn resume_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
+        allow(caller, Role::Operator, "go on with tasks")?;
+        self.inner.pause_task(id, false, caller).await
+    }
+
+    /// Orders what a failed task did not get done. Returns the task that does it.
+    pub async fn retry_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
+        allow(caller, Role::Operator, "retry tasks")?;
+        self.inner.retry_task(id, caller).await
+    }
+
     /// A kubeconfig for the caller, in the group of cluster administrators.
     pub async fn credentials(
         &self,

@@ -11,9 +11,9 @@ use crate::model::{Caller, Task, TaskEvent, TaskId, TaskState};
 use crate::rollout::Stop;
 use crate::store::{Act, Records};
 
-/// How long a cancel waits until it is written down that the task is being cancelled; running provider calls
-/// may take longer, and the answer then shows the task as it is.
-const CANCEL_NOTED: Duration = Duration::from_secs(5);
+/// How long an order to a task waits until it is written down that it is being followed; running provider
+/// calls may take longer, and the answer then shows the task as it is.
+const NOTED: Duration = Duration::from_secs(5);
 
 impl Inner {
     pub(super) async fn tasks(&self) -> ServiceResult<Vec<Task>> {
@@ -50,6 +50,37 @@ impl Inner {
         Ok(stream::unfold(watch, Watch::next).boxed())
     }
 
+    /// Has a task pause, or go on; returns when that is written down.
+    pub(super) async fn pause_task(
+        &self,
+        id: &TaskId,
+        pause: bool,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        let task = self.task(id).await?;
+        match pauses(task.state) {
+            Some(now) if now == pause => return Ok(task),
+            Some(_) => {}
+            None => {
+                let what = if pause { "pause" } else { "go on with" };
+                return Err(ServiceError::Conflict {
+                    message: format!("{id} is {}; there is nothing to {what}", task.state),
+                });
+            }
+        }
+        let act = Act {
+            action: if pause { "task.pause" } else { "task.resume" },
+            subject: &format!("cluster/{}", task.cluster),
+            detail: id.as_str(),
+            outcome: "",
+        };
+        self.note(caller, act).await?;
+        let events = self.rollouts.subscribe(id);
+        self.rollouts.pause(id, pause);
+        noted(events, |state| pauses(state) == Some(pause)).await;
+        self.task(id).await
+    }
+
     pub(super) async fn cancel_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
         let task = self.task(id).await?;
         if task.state.is_over() {
@@ -64,20 +95,37 @@ impl Inner {
             outcome: "",
         };
         self.note(caller, act).await?;
-        let mut events = self.rollouts.subscribe(id);
+        let events = self.rollouts.subscribe(id);
         self.rollouts.stop(id, Stop::CleanUp);
-        let noted = async {
-            while let Some(receiver) = &mut events {
-                match receiver.recv().await {
-                    Ok(TaskEvent::State { state, .. }) if state != TaskState::Running => return,
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return,
-                }
-            }
-        };
-        // Too late to be told here: the task's state tells it.
-        let _ = tokio::time::timeout(CANCEL_NOTED, noted).await;
+        noted(events, |state| pauses(state).is_none()).await;
         self.task(id).await
+    }
+}
+
+/// Waits until a task is in a state that is waited for, for a while: if it takes longer, the task's own state
+/// tells it.
+async fn noted(events: Option<broadcast::Receiver<TaskEvent>>, wanted: impl Fn(TaskState) -> bool) {
+    let Some(mut events) = events else { return };
+    let noted = async {
+        loop {
+            match events.recv().await {
+                Ok(TaskEvent::State { state, .. }) if wanted(state) => return,
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(NOTED, noted).await;
+}
+
+/// Whether a task in this state was told to pause; `None` when it is no matter of pausing.
+fn pauses(state: TaskState) -> Option<bool> {
+    match state {
+        TaskState::Queued | TaskState::Running => Some(false),
+        TaskState::Pausing | TaskState::Paused => Some(true),
+        TaskState::Cancelling | TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => {
+            None
+        }
     }
 }
 

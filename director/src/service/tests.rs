@@ -76,6 +76,8 @@ fn spec(name: &str) -> ClusterSpec {
             pod_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
         },
+        drain: Default::default(),
+        gates: Vec::new(),
     }
 }
 

@@ -7,8 +7,10 @@
 //! Not here: whether the name is taken or the host has room, which only the director's store and its
 //! provider can say at the moment they act.
 
+mod drain;
 mod fault;
 mod fields;
+mod gates;
 mod network;
 mod raw;
 #[cfg(test)]
@@ -26,8 +28,8 @@ use windlass_common::id::{ClusterName, PoolName};
 
 pub use fault::{Faults, shown};
 pub use raw::{
-    INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawMachineSize, RawNetwork, RawPool,
-    RawUpdatePolicy, from_text,
+    INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawDrain, RawGate, RawHttpGate,
+    RawMachineSize, RawNetwork, RawPool, RawUpdatePolicy, from_text,
 };
 
 pub(crate) use fields::Fields;
@@ -131,6 +133,8 @@ fn cluster(input: &Value, around: &Surroundings, faults: &mut Faults) -> Option<
             .map(|pool| u64::from(pool.count))
             .sum::<u64>();
     let network = network::parse(&mut fields, machines, around, faults);
+    let drain = drain::parse(&mut fields, faults);
+    let gates = gates::parse(&mut fields, faults);
     fields.close(faults);
     Some(ClusterSpec {
         name: name?,
@@ -138,6 +142,8 @@ fn cluster(input: &Value, around: &Surroundings, faults: &mut Faults) -> Option<
         control_plane: control_plane?,
         pools,
         network: network?,
+        drain: drain?,
+        gates,
     })
 }
 

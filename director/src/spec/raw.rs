@@ -37,6 +37,71 @@ pub struct RawClusterSpec {
     /// Pod and Service networks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<RawNetwork>,
+    /// What is allowed in order to get a node empty before its machine goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain: Option<RawDrain>,
+    /// What has to be so before a change goes on from one machine to the next; at most 8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gates: Option<Vec<RawGate>>,
+}
+
+/// Something that has to be so before a change goes on, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawGate {
+    /// Unique in the cluster; a DNS label.
+    pub name: String,
+    /// A URL that has to answer 200, asked by the director.
+    pub http: RawHttpGate,
+}
+
+/// A URL that has to answer 200, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawHttpGate {
+    /// Without TLS, and without a user.
+    #[schema(example = "http://shop.example:8080/healthz")]
+    pub url: String,
+    /// How long it may take until it answers, seconds, 1 to 3600; 60 when not given. Then the change fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3600)]
+    pub timeout_seconds: Option<u32>,
+    /// How often it has to answer in a row, a second apart, 1 to 100; 1 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    pub success_threshold: Option<u32>,
+}
+
+/// What is allowed in order to get a node empty, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawDrain {
+    /// How long a drain waits for PodDisruptionBudgets, seconds, 1 to 14400; 600 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 14_400)]
+    pub timeout_seconds: Option<u32>,
+    /// What happens to pods that are still there then: `fail` stops the change and names who blocks it,
+    /// `delete` deletes them past their budgets and records each one; `fail` when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "fail")]
+    pub on_timeout: Option<String>,
+    /// Whether pods that no controller makes again are evicted, and lost; otherwise they stop a drain before
+    /// it begins, as when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evict_unmanaged: Option<bool>,
+    /// Whether pods with `emptyDir` volumes are evicted, and the data lost, as when not given; otherwise they
+    /// stop a drain before it begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delete_empty_dir_data: Option<bool>,
+    /// How long load balancers outside get to notice that a node goes, seconds, 0 to 600; 10 when not given.
+    /// Nobody waits when no Service is reached from outside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 600)]
+    pub load_balancer_seconds: Option<u32>,
+    /// Longest time a pod gets to end, seconds, 0 to 14400; its own when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 14_400)]
+    pub grace_period_max_seconds: Option<u32>,
 }
 
 /// Control-plane machines as they are asked for.

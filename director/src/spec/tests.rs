@@ -196,6 +196,22 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
             pod_cidr: Some("10.1.0.0/16".into()),
             service_cidr: Some("10.2.0.0/16".into()),
         }),
+        drain: Some(RawDrain {
+            timeout_seconds: Some(30),
+            on_timeout: Some("delete".into()),
+            evict_unmanaged: Some(true),
+            delete_empty_dir_data: Some(false),
+            load_balancer_seconds: Some(5),
+            grace_period_max_seconds: Some(60),
+        }),
+        gates: Some(vec![RawGate {
+            name: "shop".into(),
+            http: RawHttpGate {
+                url: "http://shop/".into(),
+                timeout_seconds: Some(30),
+                success_threshold: Some(2),
+            },
+        }]),
     };
     let value = serde_json::to_value(&raw).unwrap();
     let spec = parse(&value, &around()).unwrap();

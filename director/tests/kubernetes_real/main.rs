@@ -90,6 +90,8 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
                 },
             )]),
             network,
+            drain: Default::default(),
+            gates: Vec::new(),
         },
     }
 }

@@ -80,7 +80,7 @@ pub(crate) enum Command {
     /// Look at machines, read their logs, run commands on them
     #[command(subcommand)]
     Node(NodeCommand),
-    /// Follow and stop what the director is doing
+    /// Follow, pause and stop what the director is doing
     #[command(subcommand)]
     Task(TaskCommand),
     /// Say who may use the director, and for what
@@ -233,7 +233,8 @@ A file looks like this; everything but the name has a default:
   controlPlane: {count: 1, size: {cpuMillis: 2000, memoryMib: 2048, diskMib: 10240}}
   pools:
     workers: {count: 2, size: {cpuMillis: 2000, memoryMib: 2048}, labels: {tier: web}}
-  network: {podCidr: 10.244.0.0/16, serviceCidr: 10.96.0.0/16}")]
+  network: {podCidr: 10.244.0.0/16, serviceCidr: 10.96.0.0/16}
+  drain: {timeoutSeconds: 600, onTimeout: fail, loadBalancerSeconds: 10}")]
     Create {
         #[command(flatten)]
         spec: SpecArgs,
@@ -361,6 +362,12 @@ pub(crate) struct ChangeArgs {
     /// Go on although the cluster's API will be down meanwhile (a control plane of one machine)
     #[arg(long)]
     pub(crate) accept_downtime: bool,
+    /// Go on although pods keep nodes from being drained
+    ///
+    /// `--dry-run` names them, with the command that lets each go. Drains wait for them as long as the spec's
+    /// `drain.timeoutSeconds` says.
+    #[arg(long)]
+    pub(crate) accept_blocked: bool,
     /// Wait for the end, showing what each machine is doing
     ///
     /// Ctrl-C ends the waiting, not the task.
@@ -531,6 +538,33 @@ pub(crate) enum TaskCommand {
     Watch {
         /// Its id
         id: String,
+    },
+    /// Pause a task: machines that it has begun with are finished, and no other one is begun with
+    ///
+    /// A paused task survives a restart of the director, and holds its cluster: resume or cancel it before
+    /// another change.
+    Pause {
+        /// Its id
+        id: String,
+        /// Wait until nothing of it runs
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Go on with a task that pauses
+    Resume {
+        /// Its id
+        id: String,
+        /// Wait until it has ended
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Order what a failed task did not get done: planned anew, as a task of its own
+    Retry {
+        /// Its id; the last task of its cluster
+        id: String,
+        /// Wait until it has ended
+        #[arg(long)]
+        wait: bool,
     },
     /// Stop a task; a create removes what it had made, an update brings the cluster back to service
     Cancel {

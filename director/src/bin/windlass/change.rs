@@ -124,10 +124,11 @@ async fn place(
     change: &ChangeArgs,
 ) -> Result<ExitCode, Failure> {
     let mut path = format!(
-        "/v1/clusters/{}?dry_run={}&accept_downtime={}",
+        "/v1/clusters/{}?dry_run={}&accept_downtime={}&accept_blocked={}",
         segment(&order.name),
         change.dry_run,
-        change.accept_downtime
+        change.accept_downtime,
+        change.accept_blocked
     );
     if order.newest_stemcell {
         path.push_str("&stemcell=newest");

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use windlass_director::client::Client;
 use windlass_director::config::write_atomic;
-use windlass_director::model::{Action, Cluster, Disruption, Plan, Task};
+use windlass_director::model::{Action, Cluster, Disruption, DrainForecast, Plan, Task};
 use windlass_director::spec::{
     INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawNetwork, RawPool,
 };
@@ -15,14 +15,14 @@ use windlass_director::spec::{
 use crate::args::{ClusterCommand, SpecArgs};
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::output::{age, note, table};
-use crate::{Session, change, progress};
+use crate::{Session, change, progress, shown};
 
 pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
     match command {
         ClusterCommand::Create { spec, wait } => create(session, &client, &spec, wait).await,
         ClusterCommand::List => list(session, &client).await,
-        ClusterCommand::Show { name } => show(session, &client, &name).await,
+        ClusterCommand::Show { name } => shown::run(session, &client, &name).await,
         ClusterCommand::Apply {
             file,
             stemcell,
@@ -112,16 +112,7 @@ async fn list(session: &Session, client: &Client) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn show(session: &Session, client: &Client, name: &str) -> Result<ExitCode, Failure> {
-    let answer = client
-        .get(&format!("/v1/clusters/{}", segment(name)))
-        .await?;
-    let cluster: Cluster = client.typed(&answer)?;
-    session.output.answer(&answer, || describe(&cluster));
-    Ok(ExitCode::SUCCESS)
-}
-
-fn describe(cluster: &Cluster) -> String {
+pub(crate) fn describe(cluster: &Cluster) -> String {
     let spec = &cluster.spec;
     let mut rows = vec![
         ("Name", spec.name.to_string()),
@@ -247,7 +238,43 @@ pub(crate) fn explain(plan: &Plan) -> String {
         vec![step.key.to_string(), disrupts.to_owned(), step.why.clone()]
     });
     text.push_str(&table(&["STEP", "DISRUPTS", "WHY"], rows));
+    text.push_str(&drains(plan));
     text.push_str(&format!("\n\nplan {}", plan.hash));
+    text
+}
+
+/// What the drains of a plan are expected to do.
+fn drains(plan: &Plan) -> String {
+    let rehearsal = match &plan.drains {
+        None => return String::new(),
+        Some(DrainForecast::Unknown { why }) => {
+            return format!("\n\nWhat drains will evict is not known: {why}");
+        }
+        Some(DrainForecast::Rehearsed { rehearsal }) => rehearsal,
+    };
+    let rows = rehearsal.nodes.iter().map(|node| {
+        let pods: Vec<_> = node.evicted.iter().map(ToString::to_string).collect();
+        vec![
+            node.node.clone(),
+            node.stay.to_string(),
+            node.waits_for.join(", "),
+            pods.join(", "),
+        ]
+    });
+    let mut text = format!(
+        "\n\n{}",
+        table(&["DRAINED NODE", "STAY", "WAITS FOR", "EVICTED"], rows)
+    );
+    for finding in &rehearsal.findings {
+        let then = match finding.deleted_after_seconds {
+            Some(seconds) => format!("deleted past its budget after {seconds} s"),
+            None => "the drain of its node stops there".to_owned(),
+        };
+        text.push_str(&format!(
+            "\n\nBlocked on {}: pod {}: {} ({then})\n  to let it go: {}",
+            finding.node, finding.pod, finding.why, finding.unblock
+        ));
+    }
     text
 }
 
@@ -376,6 +403,8 @@ fn body(spec: &SpecArgs) -> Result<String, Failure> {
         }),
         pools: (!pools.is_empty()).then_some(pools),
         network: (network != RawNetwork::default()).then_some(network),
+        drain: None,
+        gates: None,
     };
     serde_json::to_string(&raw).map_err(|error| Failure::of(&error))
 }

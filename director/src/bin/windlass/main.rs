@@ -24,6 +24,7 @@ mod progress;
 mod reset;
 mod rotate;
 mod shell;
+mod shown;
 mod stemcell;
 mod task;
 #[cfg(test)]

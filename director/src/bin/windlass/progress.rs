@@ -33,20 +33,25 @@ pub(crate) async fn wait(
             Ok(ExitCode::SUCCESS)
         }
         TaskState::Cancelled => Err(Failure::failed(format!("task {id} was cancelled"))),
-        TaskState::Failed | TaskState::Queued | TaskState::Running | TaskState::Cancelling => {
+        TaskState::Failed
+        | TaskState::Queued
+        | TaskState::Running
+        | TaskState::Pausing
+        | TaskState::Paused
+        | TaskState::Cancelling => {
             let why = task
                 .error
                 .map_or("no reason was given".to_owned(), |error| error.message);
             let cluster = &task.cluster;
             let next = match task.kind {
                 TaskKind::CreateCluster => format!(
-                    "the same create goes on from there; `windlass cluster delete {cluster}` removes it"
+                    "`windlass task retry {id}` goes on from there; `windlass cluster delete {cluster}` removes it"
                 ),
                 TaskKind::UpdateCluster => format!(
-                    "the cluster serves as far as `windlass cluster show {cluster}` says; the same change goes on from there"
+                    "the cluster serves as far as `windlass cluster show {cluster}` says; `windlass task retry {id}` goes on from there"
                 ),
                 TaskKind::DeleteCluster => {
-                    format!("`windlass cluster delete {cluster}` tries again")
+                    format!("`windlass task retry {id}` tries again")
                 }
             };
             Err(Failure::failed(format!(
@@ -94,7 +99,37 @@ fn succeeded(task: &Task) -> String {
     }
 }
 
+/// Waits until nothing of a task that pauses runs; succeeds when it is paused.
+pub(crate) async fn paused(
+    session: &Session,
+    client: &Client,
+    id: &TaskId,
+) -> Result<ExitCode, Failure> {
+    let rests = |state| state == TaskState::Paused;
+    let task = until(client, id, rests).await?;
+    let value = serde_json::to_value(&task).map_err(|error| Failure::of(&error))?;
+    if task.state != TaskState::Paused {
+        return Err(Failure::failed(format!(
+            "task {id} is {}: it had ended before it could pause",
+            task.state
+        )));
+    }
+    session.output.answer(&value, || {
+        format!("task {id} is paused: `windlass task resume {id}` goes on with it")
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
 async fn until_over(client: &Client, id: &TaskId) -> Result<Task, Failure> {
+    until(client, id, |_| false).await
+}
+
+/// Follows a task until it is over, or in a state that is enough.
+async fn until(
+    client: &Client,
+    id: &TaskId,
+    enough: impl Fn(TaskState) -> bool,
+) -> Result<Task, Failure> {
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
     let mut view = View::new();
@@ -108,7 +143,19 @@ async fn until_over(client: &Client, id: &TaskId) -> Result<Task, Failure> {
             }
         };
         match next? {
-            Watched::Event(event) => view.event(event),
+            Watched::Event(event) => {
+                let state = match &event {
+                    TaskEvent::Snapshot { task } => Some(task.state),
+                    TaskEvent::State { state, .. } => Some(*state),
+                    TaskEvent::Step { .. } | TaskEvent::Progress { .. } => None,
+                };
+                view.event(event);
+                if state.is_some_and(&enough) {
+                    view.clear();
+                    let answer = client.get(&format!("/v1/tasks/{id}")).await?;
+                    return Ok(client.typed(&answer)?);
+                }
+            }
             Watched::Away => view.say("the director is away; waiting for it to come back"),
             Watched::Ended => {
                 let answer = client.get(&format!("/v1/tasks/{id}")).await;

@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
+use serde_json::Value;
 use windlass_director::client::Client;
 use windlass_director::model::{StepState, Task, TaskId};
 
 use crate::args::TaskCommand;
-use crate::cluster::{pairs, segment};
+use crate::cluster::{ordered, pairs, segment};
 use crate::failure::{Failure, NOT_FOUND};
 use crate::output::{age, duration, table};
 use crate::{Session, progress};
@@ -22,11 +23,29 @@ pub(crate) async fn run(session: &Session, command: TaskCommand) -> Result<ExitC
             Ok(ExitCode::SUCCESS)
         }
         TaskCommand::Watch { id } => progress::wait(session, &client, &parse(&id)?).await,
+        TaskCommand::Pause { id, wait } => {
+            let (answer, task) = order(&client, &id, "pause").await?;
+            if wait {
+                return progress::paused(session, &client, &task.id).await;
+            }
+            session.output.answer(&answer, || {
+                format!(
+                    "task {id} is {}: `windlass task resume {id}` goes on with it",
+                    task.state
+                )
+            });
+            Ok(ExitCode::SUCCESS)
+        }
+        TaskCommand::Resume { id, wait } => {
+            let (answer, _) = order(&client, &id, "resume").await?;
+            ordered(session, &client, &answer, wait).await
+        }
+        TaskCommand::Retry { id, wait } => {
+            let (answer, _) = order(&client, &id, "retry").await?;
+            ordered(session, &client, &answer, wait).await
+        }
         TaskCommand::Cancel { id, wait } => {
-            let answer = client
-                .post(&format!("/v1/tasks/{}/cancel", segment(&id)), String::new())
-                .await?;
-            let task: Task = client.typed(&answer)?;
+            let (answer, task) = order(&client, &id, "cancel").await?;
             if wait {
                 return progress::cancelled(session, &client, &task.id).await;
             }
@@ -39,6 +58,14 @@ pub(crate) async fn run(session: &Session, command: TaskCommand) -> Result<ExitC
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Asks something of a task; returns the task that the answer is about.
+async fn order(client: &Client, id: &str, what: &str) -> Result<(Value, Task), Failure> {
+    let path = format!("/v1/tasks/{}/{what}", segment(id));
+    let answer = client.post(&path, String::new()).await?;
+    let task = client.typed(&answer)?;
+    Ok((answer, task))
 }
 
 fn parse(id: &str) -> Result<TaskId, Failure> {

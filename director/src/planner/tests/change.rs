@@ -1,5 +1,7 @@
 //! Changes of clusters in service, and the broken plans of them that the checker has to see.
 
+use windlass_common::cluster::{GateSpec, HttpGate};
+
 use super::*;
 
 /// A cluster that is as it should be at this version.
@@ -90,6 +92,43 @@ fn a_worker_is_drained_deleted_and_made_anew_and_its_old_node_dropped() {
         after(&plan, "machine/c-w-0/create"),
         ["machine/c-w-0/delete"]
     );
+}
+
+#[test]
+fn gates_stand_between_one_machine_and_the_next() {
+    let (mut desired, observed) = serving(3, 2);
+    for name in ["c-cp-0", "c-cp-1", "c-w-0", "c-w-1"] {
+        reborn(&mut desired, name, "1.37.2");
+    }
+    budget(&mut desired, 1, 0);
+    let open = checked(&desired, &observed);
+    assert!(all_of(&open, "await-gates").is_empty());
+    if let DesiredState::Present { gates, .. } = &mut desired.state {
+        gates.push(GateSpec {
+            name: "shop".into(),
+            http: HttpGate {
+                url: "http://shop/".into(),
+                timeout_seconds: 60,
+                success_threshold: 1,
+            },
+        });
+    }
+    let plan = checked(&desired, &observed);
+    assert_ne!(plan.hash, open.hash, "gates are decisions");
+    assert_eq!(
+        all_of(&plan, "await-gates"),
+        ["c-cp-0", "c-cp-1", "c-w-0", "c-w-1"]
+    );
+    for (next, before) in [
+        ("machine/c-cp-1/drain", "machine/c-cp-0/await-gates"),
+        ("machine/c-w-0/drain", "machine/c-cp-1/await-gates"),
+        ("machine/c-w-1/drain", "machine/c-w-0/await-gates"),
+    ] {
+        assert!(
+            after(&plan, next).contains(&before),
+            "{next} waits for {before}"
+        );
+    }
 }
 
 #[test]

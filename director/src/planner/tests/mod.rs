@@ -54,6 +54,8 @@ fn present(control_planes: usize, workers: usize) -> Desired {
             machines,
             budgets: BTreeMap::new(),
             addons: Digest::of(b"addons"),
+            drain: Default::default(),
+            gates: Vec::new(),
         },
     }
 }
@@ -193,6 +195,7 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             assert!(!observed.departed.contains_key(machine), "its Node is left");
             observed.surplus.remove(machine);
         }
+        Action::AwaitGates { machine } => assert!(observed.machines[machine].ready),
         Action::Checkpoint { .. } => {}
         Action::DeleteDisk { disk } => {
             let gone = observed.disks.remove(disk).unwrap();

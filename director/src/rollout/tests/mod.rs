@@ -1,5 +1,6 @@
 //! Rollouts that die at every point there is, and end the same.
 
+mod pause;
 pub(crate) mod sim;
 mod update;
 
@@ -224,6 +225,8 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             pod_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
         },
+        drain: Default::default(),
+        gates: Vec::new(),
     };
     let stemcell = stemcells.find(VERSION).unwrap().version;
     let machine = |text: &str, number: u8, role: MachineRole| {

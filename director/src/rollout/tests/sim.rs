@@ -18,6 +18,7 @@ use windlass_common::pki::{MachineIdentity, PrivateKey};
 use windlass_common::settings::Settings;
 use windlass_common::step::{Outcome, Payload, Progress, Step, StepRequest, StepResult, UnitState};
 
+use crate::drain::{DrainPolicy, NodeRehearsal, Rehearsal};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::client::ByteStream;
 use crate::model::{Revision, StepRecord, StepState};
@@ -586,6 +587,25 @@ impl KubeApi for Life {
                 up.then(Done::default).ok_or_else(error)
             })
             .await
+        })
+    }
+
+    fn rehearse<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        sequence: &'a [Vec<String>],
+        _joining: &'a BTreeSet<String>,
+        _policy: &'a DrainPolicy,
+    ) -> BoxFuture<'a, Result<Rehearsal, EffectError>> {
+        Box::pin(async move {
+            let nodes = sequence.iter().flatten().map(|node| NodeRehearsal {
+                node: node.clone(),
+                ..NodeRehearsal::default()
+            });
+            Ok(Rehearsal {
+                nodes: nodes.collect(),
+                findings: Vec::new(),
+            })
         })
     }
 

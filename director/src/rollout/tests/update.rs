@@ -8,7 +8,7 @@ use crate::planner::DesiredState;
 
 impl Rig {
     /// A cluster in service, and the order to make all of its machines anew.
-    async fn order_replacement(&self) -> TaskId {
+    pub(super) async fn order_replacement(&self) -> TaskId {
         let create = self.order_create().await;
         self.run(&create, usize::MAX, Stop::No).await.unwrap();
         let director = self.immortal().await;
@@ -32,7 +32,7 @@ impl Rig {
         order(&director, TaskKind::UpdateCluster, &desired, commit, 2).await
     }
 
-    async fn settled(&self) -> (Cluster, Vec<Machine>) {
+    pub(super) async fn settled(&self) -> (Cluster, Vec<Machine>) {
         let director = self.immortal().await;
         let cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
         let machines = director.records.machines_of("demo").await.unwrap();

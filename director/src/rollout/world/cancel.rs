@@ -11,7 +11,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
 use super::{World, check};
 use crate::model::{Cluster, Machine, MachinePhase, Plan, StepKey, Wanted};
-use crate::planner::{self, Observed, ObservedMachine, inputs};
+use crate::planner::{self, DesiredState, Observed, ObservedMachine, inputs};
 use crate::rollout::EffectError;
 use crate::store::Commit;
 
@@ -49,10 +49,14 @@ impl World {
         }
         self.records.commit(commit).await?;
         let machines = self.records.machines_of(name.as_str()).await?;
-        let (desired, observed) = (
+        let (mut desired, observed) = (
             self.desired(&cluster, &machines)?,
             self.observe(name).await?,
         );
+        // What is begun is finished, whatever users' gates say: they are there to stop, and it has stopped.
+        if let DesiredState::Present { gates, .. } = &mut desired.state {
+            gates.clear();
+        }
         let plan = planner::plan(&desired, &observed)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;

@@ -1,6 +1,6 @@
 //! Steps that ask a cluster's API, tunnelled through the agent of one of its control-plane machines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 use super::Agents;
 use super::context::ClusterContext;
 use super::lease::{self, LeaseMark};
-use crate::drain::{self, DrainError, DrainPolicy, Drained, PodRef};
+use crate::drain::{self, DrainError, DrainPolicy, Drained, PodRef, Rehearsal};
 use crate::kubernetes::addons;
 use crate::kubernetes::client::{
     ApiError, ByteStream, Client, ConnectFuture, Connector, Node, Resource,
@@ -61,6 +61,15 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         &'a self,
         context: &'a ClusterContext,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
+    /// What draining these nodes would do, those of one batch at the same time; `joining` are there before.
+    fn rehearse<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        sequence: &'a [Vec<String>],
+        joining: &'a BTreeSet<String>,
+        policy: &'a DrainPolicy,
+    ) -> BoxFuture<'a, Result<Rehearsal, EffectError>>;
 
     /// Cordons a node and has its pods leave it.
     fn drain<'a>(
@@ -243,6 +252,21 @@ impl KubeApi for KubeClient {
         })
     }
 
+    fn rehearse<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        sequence: &'a [Vec<String>],
+        joining: &'a BTreeSet<String>,
+        policy: &'a DrainPolicy,
+    ) -> BoxFuture<'a, Result<Rehearsal, EffectError>> {
+        Box::pin(async move {
+            let client = self.client(context)?;
+            drain::rehearse_now(&client, sequence, joining, policy)
+                .await
+                .map_err(of_api)
+        })
+    }
+
     fn drain<'a>(
         &'a self,
         context: &'a ClusterContext,
@@ -251,7 +275,7 @@ impl KubeApi for KubeClient {
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
             let client = self.client(context)?;
-            let policy = DrainPolicy::default();
+            let policy = DrainPolicy::from(context.cluster.spec.drain);
             let tell = |line: String| progress.stage(line);
             let drained = drain::drain(&client, node, &policy, tell)
                 .await

@@ -15,11 +15,13 @@
 mod agents;
 mod cancel;
 mod context;
+mod gates;
 mod kube;
 mod lease;
 mod machines;
 mod node;
 mod registry;
+mod rehearse;
 
 use std::sync::Arc;
 
@@ -91,6 +93,7 @@ impl Effects for World {
                 Action::Checkpoint { .. } => Ok(Done::default()),
                 Action::EnsureEndpoint
                 | Action::AwaitApi
+                | Action::AwaitGates { .. }
                 | Action::LeaveEndpoint { .. }
                 | Action::JoinEndpoint { .. }
                 | Action::Drain { .. }
@@ -151,6 +154,9 @@ impl World {
             Action::LeaveEndpoint { machine } => self.leave_endpoint(context, machine).await,
             Action::JoinEndpoint { machine } => self.join_endpoint(context, machine).await,
             Action::AwaitApi => self.kubernetes.await_api(context).await,
+            Action::AwaitGates { machine } => {
+                gates::open(&context.cluster.spec.gates, machine, &order.progress).await
+            }
             Action::Drain { node, .. } => {
                 self.kubernetes.drain(context, node, &order.progress).await
             }

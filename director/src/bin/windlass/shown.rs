@@ -1,0 +1,132 @@
+//! `windlass cluster show`: a cluster, its machines, and what comes next for each.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use serde_json::json;
+use windlass_common::id::MachineName;
+use windlass_director::client::Client;
+use windlass_director::model::{
+    Cluster, Machine, MachinePhase, MachineView, StepKey, StepState, Task, TaskState, Wanted,
+};
+
+use crate::Session;
+use crate::cluster::{describe, segment};
+use crate::failure::Failure;
+use crate::output::table;
+
+pub(crate) async fn run(
+    session: &Session,
+    client: &Client,
+    name: &str,
+) -> Result<ExitCode, Failure> {
+    let mut answer = client
+        .get(&format!("/v1/clusters/{}", segment(name)))
+        .await?;
+    let cluster: Cluster = client.typed(&answer)?;
+    let machines = client
+        .get(&format!("/v1/machines?cluster={}", segment(name)))
+        .await?;
+    let machines: Vec<MachineView> = client.typed(&machines["items"])?;
+    let task: Option<Task> = match &cluster.task {
+        Some(id) => Some(client.typed(&client.get(&format!("/v1/tasks/{id}")).await?)?),
+        None => None,
+    };
+    let doing = task.as_ref().map(doing).unwrap_or_default();
+    let next = |machine: &Machine| next(machine, task.as_ref(), doing.get(&machine.name));
+    let listed = machines.iter().map(|view| {
+        let machine = &view.machine;
+        json!({
+            "name": machine.name,
+            "role": machine.role,
+            "kubernetesVersion": version(&cluster, machine),
+            "stemcell": machine.stemcell,
+            "phase": machine.phase,
+            "health": view.health,
+            "next": next(machine),
+        })
+    });
+    answer["machines"] = listed.collect();
+    session.output.answer(&answer, || {
+        let rows = machines.iter().map(|view| {
+            let machine = &view.machine;
+            vec![
+                machine.name.to_string(),
+                machine.role.to_string(),
+                version(&cluster, machine),
+                machine.phase.to_string(),
+                view.health.to_string(),
+                next(machine).unwrap_or_else(|| "-".to_owned()),
+            ]
+        });
+        let machines = table(
+            &["MACHINE", "ROLE", "KUBERNETES", "PHASE", "HEALTH", "NEXT"],
+            rows,
+        );
+        format!("{}\n\n{machines}", describe(&cluster))
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn version(cluster: &Cluster, machine: &Machine) -> String {
+    if machine.kubernetes_version.is_empty() {
+        cluster.spec.kubernetes_version.clone()
+    } else {
+        machine.kubernetes_version.clone()
+    }
+}
+
+/// The steps that run now, by machine.
+fn doing(task: &Task) -> BTreeMap<MachineName, StepKey> {
+    let plans = std::iter::once(&task.plan).chain(&task.cleanup);
+    let steps = plans.flat_map(|plan| &plan.steps);
+    let runs = |key| {
+        task.steps
+            .get(key)
+            .is_some_and(|record| record.state == StepState::Running)
+    };
+    steps
+        .filter(|step| runs(&step.key))
+        .filter_map(|step| Some((step.action.machine()?.clone(), step.key.clone())))
+        .collect()
+}
+
+/// What comes next for a machine, for people; nothing when it is as it should be.
+fn next(machine: &Machine, task: Option<&Task>, doing: Option<&StepKey>) -> Option<String> {
+    if let Some(key) = doing {
+        return Some(format!("now: {key}"));
+    }
+    let becomes = match &machine.wanted {
+        Some(Wanted::Reborn {
+            kubernetes_version,
+            stemcell,
+            ..
+        }) if *kubernetes_version == machine.kubernetes_version => {
+            format!("made anew from {stemcell}")
+        }
+        Some(Wanted::Reborn {
+            kubernetes_version, ..
+        }) => format!("made anew with {kubernetes_version}"),
+        Some(Wanted::Gone) => "drained and deleted".to_owned(),
+        None if machine.phase == MachinePhase::Planned && task.is_none() => "made".to_owned(),
+        None => {
+            let planned = task.and_then(|task| waiting(task, machine));
+            return planned.map(|key| format!("then: {key}"));
+        }
+    };
+    let when = match task.map(|task| task.state) {
+        None => " once it is ordered again",
+        Some(TaskState::Pausing | TaskState::Paused) => " after `windlass task resume`",
+        Some(_) => "",
+    };
+    Some(format!("{becomes}{when}"))
+}
+
+/// The first step of a machine that was not begun.
+fn waiting(task: &Task, machine: &Machine) -> Option<StepKey> {
+    let plan = task.cleanup.as_ref().unwrap_or(&task.plan);
+    let of = |step: &&windlass_director::model::PlanStep| {
+        step.action.machine() == Some(&machine.name) && !task.steps.contains_key(&step.key)
+    };
+    plan.steps.iter().find(of).map(|step| step.key.clone())
+}
