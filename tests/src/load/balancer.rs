@@ -1,6 +1,7 @@
 //! A load balancer in front of the nodes, as one stands outside of a cluster: it asks each kube-proxy
 //! whether its node takes new connections, and leaves those that are open alone.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,6 +15,9 @@ use super::http::{Connection, Method, Target};
 
 /// Pause between two looks at a node's health.
 const LOOK: Duration = Duration::from_millis(250);
+/// A node gets connections after so many good answers in a row, two seconds: a kube-proxy that has just started
+/// says that it is healthy before it has written its first rules, which is why no load balancer trusts one look.
+const LOOKS_TO_TRUST: u32 = 8;
 /// How long a node may take to say how it is, and to take a connection.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -39,6 +43,8 @@ struct Shared {
     stop: AtomicBool,
     /// All nodes it knows.
     backends: Mutex<Vec<Backend>>,
+    /// Good answers of each node in a row.
+    trust: Mutex<BTreeMap<SocketAddr, u32>>,
     /// Nodes that take new connections.
     open: Mutex<Vec<SocketAddr>>,
     turn: AtomicUsize,
@@ -105,11 +111,15 @@ fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Shared {
     fn look(&self) {
         let backends = lock(&self.backends).clone();
-        let open = backends
-            .iter()
-            .filter(|backend| healthy(backend.health))
-            .map(|backend| backend.address)
-            .collect();
+        let mut trust = lock(&self.trust);
+        let mut open = Vec::new();
+        for Backend { address, health } in backends {
+            let looks = trust.entry(address).or_default();
+            *looks = if healthy(health) { *looks + 1 } else { 0 };
+            if *looks >= LOOKS_TO_TRUST {
+                open.push(address);
+            }
+        }
         *lock(&self.open) = open;
     }
 
@@ -237,6 +247,7 @@ mod tests {
     fn a_node_that_says_no_gets_no_new_connections_and_nothing_fails() {
         let (first, second) = (node(), node());
         let balancer = Balancer::start(&[first.backend, second.backend]).unwrap();
+        until("both are trusted", || balancer.open().len() == 2);
         let target = Target {
             address: balancer.address(),
             path: "/".to_owned(),

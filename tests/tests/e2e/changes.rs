@@ -1,5 +1,9 @@
 //! Clusters change in service: their size, their version; directors die and operators change their minds.
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +13,7 @@ use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
 use crate::lifecycle::{healthy, items, with_world};
+use crate::load::{Traffic, control, finished};
 
 /// The Kubernetes version before the newest one.
 const OLDER: &str = "1.36.3";
@@ -34,7 +39,7 @@ pub(crate) fn scale() -> Result<()> {
         world.run(&[&up[..], &["--plan", hash]].concat())?;
         healthy(&kubectl, 4)?;
         deploy(&kubectl, 3)?;
-        world.run(&["cluster", "scale", "size", "--pool", "workers=1", "--wait"])?;
+        blocked(world, &kubectl)?;
         healthy(&kubectl, 2)?;
         kubectl.pods_ready("app=web", 3)?;
         let machines = world.json(&["node", "list", "--cluster", "size"])?;
@@ -49,6 +54,52 @@ pub(crate) fn scale() -> Result<()> {
     })
 }
 
+/// A budget that lets nobody go is named before anything is touched, and what a policy does about it is
+/// recorded. Leaves one worker of three.
+fn blocked(world: &World, kubectl: &Kubectl) -> Result<()> {
+    kubectl.run(&[
+        "create",
+        "poddisruptionbudget",
+        "strict",
+        "--selector=app=web",
+        "--min-available=3",
+    ])?;
+    until("the budget counts", Duration::from_secs(30), || {
+        let budget = kubectl.get(&["poddisruptionbudget", "strict"])?;
+        Ok((budget["status"]["currentHealthy"] == 3).then_some(()))
+    })?;
+    let down = ["cluster", "scale", "size", "--pool", "workers=1"];
+    let shown = world.json(&[&down[..], &["--dry-run"]].concat())?;
+    let findings = &shown["drains"]["rehearsal"]["findings"];
+    let said = findings.to_string();
+    for part in ["default/strict", "kubectl -n default patch", "default"] {
+        ensure!(said.contains(part), "{part} is not in {shown:#}");
+    }
+    let refused = world.output(&down)?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(4), "not refused: {refused:?}");
+    ensure!(said.contains("default/strict"), "nobody is named: {said}");
+    let closed = kubectl.get(&["nodes"])?.to_string();
+    ensure!(!closed.contains("unschedulable"), "a node was touched");
+    // The same with a policy that deletes after a while.
+    let mut spec = world.json(&["cluster", "show", "size"])?["spec"].clone();
+    spec["drain"] = json!({"timeoutSeconds": 3, "onTimeout": "delete"});
+    spec["pools"]["workers"]["count"] = json!(1);
+    let file = world.dir().join("size.json");
+    std::fs::write(&file, spec.to_string())?;
+    let file = file.to_string_lossy().into_owned();
+    world.run(&["cluster", "apply", "-f", &file, "--wait"])?;
+    let tasks = world.json(&["task", "list"])?;
+    let newest = items(&tasks)?.first().context("a task")?;
+    let steps = newest["steps"].to_string();
+    ensure!(
+        steps.contains("deleted past its budget default/web"),
+        "not recorded: {newest:#}"
+    );
+    kubectl.run(&["delete", "poddisruptionbudget", "strict"])?;
+    Ok(())
+}
+
 /// A control plane of one machine: consent, then all of it at the newer version, with its data.
 pub(crate) fn upgrade_of_one() -> Result<()> {
     with_world(|world| {
@@ -57,32 +108,123 @@ pub(crate) fn upgrade_of_one() -> Result<()> {
         let refused = world.output(&upgrade)?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         ensure!(said.contains("--accept-downtime"), "no consent: {said}");
-        world.run(&[&upgrade[..], &["--accept-downtime", "--wait"]].concat())?;
+        let gate = Gate::shut(world, "one")?;
+        let shut = world.output(&[&upgrade[..], &["--accept-downtime", "--wait"]].concat())?;
+        let said = String::from_utf8_lossy(&shut.stderr).into_owned();
+        ensure!(shut.status.code() == Some(1), "not stopped: {shut:?}");
+        ensure!(said.contains("gate shop"), "nobody says why: {said}");
+        untouched(world, &kubectl)?;
+        gate.open.store(true, Ordering::Relaxed);
+        let tasks = world.json(&["task", "list"])?;
+        let failed = items(&tasks)?.first().and_then(|task| task["id"].as_str());
+        world.run(&["task", "retry", failed.context("a task")?, "--wait"])?;
         upgraded(world, &kubectl, "one", 3)?;
         world.run(&["cluster", "delete", "one", "--yes", "--wait"])?;
         Ok(())
     })
 }
 
-/// Three control-plane machines: no consent needed; the director dies in the middle.
+/// A shut gate stops a change after its first machine: the others are what they were, and serve.
+fn untouched(world: &World, kubectl: &Kubectl) -> Result<()> {
+    healthy(kubectl, 3)?;
+    let shown = world.json(&["cluster", "show", "one"])?;
+    ensure!(shown["phase"] == "Degraded", "cluster: {shown:#}");
+    // One more worker is planned, and not made either.
+    let there = |machine: &&Value| machine["phase"] != "Planned";
+    for machine in items(&shown["machines"])?.iter().filter(there) {
+        let member = machine["role"].to_string().contains("ontrol");
+        let wanted = if member { NEWER } else { OLDER };
+        ensure!(
+            machine["kubernetesVersion"] == wanted,
+            "machine: {machine:#}"
+        );
+        ensure!(machine["next"].is_null() == member, "machine: {machine:#}");
+    }
+    kubectl.pods_ready("app=web", 2)?;
+    Ok(())
+}
+
+/// What a gate of a cluster looks at: answers 503, then 200.
+struct Gate {
+    open: Arc<AtomicBool>,
+}
+
+impl Gate {
+    /// Puts a gate into the spec of a cluster that is shut at first.
+    fn shut(world: &World, cluster: &str) -> Result<Gate> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let url = format!("http://{}/", listener.local_addr()?);
+        let open = Arc::new(AtomicBool::new(false));
+        let answers = Arc::clone(&open);
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let status = match answers.load(Ordering::Relaxed) {
+                    true => "200 OK",
+                    false => "503 Service Unavailable",
+                };
+                let mut request = [0; 1024];
+                let text = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                // A look that was given up is no matter of ours.
+                let _ = stream.read(&mut request);
+                let _ = stream.write_all(text.as_bytes());
+            }
+        });
+        let mut spec = world.json(&["cluster", "show", cluster])?["spec"].clone();
+        spec["gates"] = json!([{"name": "shop", "http": {"url": url, "timeoutSeconds": 3}}]);
+        let file = world.dir().join("gated.json");
+        std::fs::write(&file, spec.to_string())?;
+        let file = file.to_string_lossy().into_owned();
+        world.run(&["cluster", "apply", "-f", &file, "--wait"])?;
+        Ok(Gate { open })
+    }
+}
+
+/// Three control-plane machines: no consent needed; the director dies in the middle, and no request fails.
 pub(crate) fn upgrade_of_three() -> Result<()> {
     with_world(|world| {
         let kubectl = older(world, "three", "3", "2")?;
+        let traffic = Traffic::start(world, &kubectl, "three")?;
         let task = world.json(&["cluster", "upgrade", "three", "--to", NEWER])?;
         let task = task["id"].as_str().context("a task has an id")?.to_owned();
         for deleted in 1..=3 {
             until("machines are replaced", Duration::from_secs(180), || {
+                traffic.follow(world)?;
                 let seen = world.json(&["task", "show", &task])?;
                 Ok((succeeded(&seen, "/delete") >= deleted).then_some(()))
             })?;
-            world.crash_director()?;
+            if deleted == 2 {
+                paused(world, &kubectl, &task)?;
+            } else {
+                world.crash_director()?;
+            }
         }
-        let ended = world.task_ended(&task, Duration::from_secs(400))?;
-        ensure!(ended["state"] == "Succeeded", "task: {:#}", ended["error"]);
+        finished(world, &task, &traffic, Duration::from_secs(400))?;
+        traffic.stop()?.flawless()?;
         upgraded(world, &kubectl, "three", 5)?;
+        control(world, &kubectl, "three")?;
         world.run(&["cluster", "delete", "three", "--yes", "--wait"])?;
         Ok(())
     })
+}
+
+/// A change that pauses leaves every machine in service, rests through the death of its director, and goes on.
+fn paused(world: &World, kubectl: &Kubectl, task: &str) -> Result<()> {
+    world.run(&["task", "pause", task, "--wait"])?;
+    healthy(kubectl, 5)?;
+    let rests = || -> Result<()> {
+        let shown = world.json(&["cluster", "show", "three"])?;
+        let told = shown["message"].to_string().contains("task resume");
+        ensure!(told, "nobody says that it is paused: {shown:#}");
+        let seen = world.json(&["task", "show", task])?;
+        ensure!(seen["state"] == "Paused", "task: {}", seen["state"]);
+        ensure!(succeeded(&seen, "/delete") == 2, "it went on: {seen:#}");
+        Ok(())
+    };
+    rests()?;
+    world.crash_director()?;
+    rests()?;
+    world.run(&["task", "resume", task])?;
+    Ok(())
 }
 
 /// Cancelled after the first machine: the cluster serves, and the same upgrade goes on from there.

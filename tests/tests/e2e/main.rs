@@ -6,6 +6,7 @@
 mod changes;
 mod crashes;
 mod lifecycle;
+mod load;
 mod reach;
 mod workloads;
 
@@ -90,11 +91,19 @@ fn main() -> ExitCode {
             "a_cancelled_upgrade_leaves_a_cluster_that_serves",
             changes::cancelled_upgrade,
         ),
+        long("a_whole_cluster_is_upgraded_under_load", load::upgrade),
+        long("a_whole_cluster_is_made_anew_under_load", load::replacement),
         trial("a_reset_leaves_nothing_on_the_host", lifecycle::reset),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials.into());
     lifecycle::forget_worlds();
     conclusion.exit_code()
+}
+
+/// A scenario that is too long for every change: it runs with `--full`, and is shown as ignored otherwise.
+fn long(name: &'static str, scenario: fn() -> anyhow::Result<()>) -> Trial {
+    let full = std::env::var_os("WINDLASS_TEST_FULL").is_some();
+    trial(name, scenario).with_ignored_flag(!full)
 }
 
 fn trial(name: &'static str, scenario: fn() -> anyhow::Result<()>) -> Trial {
