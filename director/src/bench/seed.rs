@@ -166,6 +166,8 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         labelled: None,
         cordoned: false,
         serving: true,
+        condemned: false,
+        fenced: false,
         departed: Vec::new(),
         wanted: None,
         revision: Revision(0),

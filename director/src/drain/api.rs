@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use windlass_common::id::NodeName;
 
 use super::engine::{Answer, Engine, How, Order, Turn};
-use super::{Blocked, Budget, DrainError, DrainPolicy, Drained, Pod};
+use super::{Blocked, Budget, DrainError, DrainPolicy, Drained, Pod, PodRef};
 use crate::kubernetes::client::{ApiError, Client, Node, Resource};
 
 /// Pause between two looks at the pods of a node. A look costs the API server about a millisecond, and a
@@ -122,6 +122,30 @@ pub async fn drain(
         }
         sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Removes the pods that are bound to a node without waiting for its kubelet: for a node that is proven off,
+/// and whose Node object is deleted, so that nothing new is bound to it. Returns those it removed.
+///
+/// # Errors
+/// [`DrainError::Api`]; what was removed by then stays removed.
+pub async fn remove_pods(client: &Client, node: &NodeName) -> Result<Vec<PodRef>, DrainError> {
+    let mut removed = Vec::new();
+    for pod in pods_of(client, node).await? {
+        let options = json!({"preconditions": {"uid": pod.id.uid}, "gracePeriodSeconds": 0});
+        let namespace = Some(pod.id.namespace.as_str());
+        let deleted = client
+            .delete_with(&Resource::POD, namespace, &pod.id.name, &options)
+            .await;
+        match deleted {
+            Ok(true) => removed.push(pod.id),
+            Ok(false) => {}
+            // The name is another pod's by now.
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(failed("remove the pods", node)(error)),
+        }
+    }
+    Ok(removed)
 }
 
 fn summary(waiting: &[Blocked]) -> String {

@@ -72,6 +72,13 @@ pub struct Machine {
     /// Whether its node may be cordoned by us: written before it is, and cleared after it was opened.
     #[serde(default)]
     pub cordoned: bool,
+    /// Whether a verdict says that it serves nobody: then it is not drained before it is taken away. Written
+    /// with the order to replace it.
+    #[serde(default)]
+    pub condemned: bool,
+    /// Whether this incarnation is shut out: it may not connect and its power is cut. Written before it is.
+    #[serde(default)]
+    pub fenced: bool,
     /// Whether connections of the endpoint go to its API server (control-plane machines).
     #[serde(default = "yes")]
     pub serving: bool,

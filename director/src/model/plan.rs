@@ -238,6 +238,12 @@ pub enum Action {
         #[schema(value_type = String)]
         machine: MachineName,
     },
+    /// Shut out what there is of the machine: refuse it at the link, and have the provider prove that it is off.
+    Fence {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
     /// Tell a machine of machines that are new: routes to their pods.
     AddRoutes {
         /// The machine.
@@ -289,6 +295,7 @@ impl Action {
             | Self::Drain { machine, .. }
             | Self::Uncordon { machine, .. }
             | Self::StopComponents { machine }
+            | Self::Fence { machine }
             | Self::AddRoutes { machine }
             | Self::PruneRoutes { machine }
             | Self::AwaitGates { machine }
@@ -328,6 +335,7 @@ impl Action {
             Self::Drain { .. } => "drain",
             Self::Uncordon { .. } => "uncordon",
             Self::StopComponents { .. } => "stop-components",
+            Self::Fence { .. } => "fence",
             Self::AddRoutes { .. } => "add-routes",
             Self::PruneRoutes { .. } => "prune-routes",
             Self::ForgetMachine { .. } => "forget-machine",

@@ -85,6 +85,8 @@ pub enum TaskKind {
     DeleteCluster,
     /// Change a cluster that is there.
     UpdateCluster,
+    /// Replace machines of a cluster that is there, and touch nothing else.
+    RepairCluster,
 }
 
 impl fmt::Display for TaskKind {
@@ -93,6 +95,7 @@ impl fmt::Display for TaskKind {
             Self::CreateCluster => "create-cluster",
             Self::DeleteCluster => "delete-cluster",
             Self::UpdateCluster => "update-cluster",
+            Self::RepairCluster => "repair-cluster",
         })
     }
 }

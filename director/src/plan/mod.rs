@@ -4,7 +4,8 @@
 //! 1. From three members of etcd on, a majority runs at every moment, and one changes at a time. A machine of
 //!    the control plane is deleted for good only with its whole cluster; a later incarnation has its disk.
 //! 2. A machine is created only when no other incarnation of it exists or after that one is deleted; a
-//!    disk is attached only to the one machine that wants it.
+//!    disk is attached only to the one machine that wants it, and only after its other incarnation is deleted;
+//!    a Node is deleted only after its machine is proven off, and so is a machine that cannot be drained.
 //! 3. At no moment of any order that the plan allows are more machines of a pool out of service because of
 //!    us than its budget says.
 //! 4. A machine that serves is drained before it is deleted.
@@ -132,6 +133,7 @@ impl<'a> Checker<'a> {
             | Action::AwaitGates { .. }
             | Action::Checkpoint { .. }
             | Action::LeaveEndpoint { .. }
+            | Action::Fence { .. }
             | Action::AddRoutes { .. }
             | Action::PruneRoutes { .. } => {}
             Action::CreateDisk { disk, machine } => self.create_disk(step, disk, machine),
@@ -215,6 +217,13 @@ impl<'a> Checker<'a> {
                 "the disk is not this machine's",
             );
         }
+        let old = self.observed.machines.get(machine);
+        let old =
+            old.filter(|old| Some(old.incarnation) != self.wanted(machine).map(|w| w.incarnation));
+        if old.is_some() && !self.deleted_before(step, machine) {
+            let problem = "another incarnation of its machine may still write to the disk";
+            self.fail(&step.key, Invariant::OneIncarnation, problem);
+        }
         if found.is_none() {
             let create = Action::CreateDisk {
                 disk: disk.clone(),
@@ -273,6 +282,11 @@ impl<'a> Checker<'a> {
             );
         }
         let Some(found) = found.filter(|found| found.available()) else {
+            let joined = found.is_some_and(|found| found.registered() || found.fenced);
+            if joined && !self.fenced_before(step, machine) {
+                let problem = "nothing shows that it is off, and it was not drained either";
+                self.fail(&step.key, Invariant::OneIncarnation, problem);
+            }
             return;
         };
         let drain = Action::Drain {
@@ -320,10 +334,13 @@ impl<'a> Checker<'a> {
     fn drop_node(&mut self, step: &PlanStep, machine: &MachineName) {
         self.needs_api(step);
         let departed = self.observed.departed.get(machine);
+        let found = self.observed.machines.get(machine);
+        // One that is being shut out is among the departed, and may run on.
         let known = matches!(&step.action, Action::DropNode { node, .. }
-            if departed.is_some_and(|nodes| nodes.contains(node)));
-        let gone = known || !self.observed.machines.contains_key(machine);
-        if !gone && !self.deleted_before(step, machine) {
+            if departed.is_some_and(|nodes| nodes.contains(node))
+                && found.is_none_or(|found| found.node != *node));
+        let proven = self.fenced_before(step, machine) || self.deleted_before(step, machine);
+        if !known && found.is_some() && !proven {
             self.fail(
                 &step.key,
                 Invariant::OneIncarnation,
@@ -378,6 +395,13 @@ impl<'a> Checker<'a> {
         self.planned
             .get(action)
             .is_some_and(|key| self.order.precedes(self.order.index(key), at))
+    }
+
+    fn fenced_before(&self, step: &PlanStep, machine: &MachineName) -> bool {
+        let fence = Action::Fence {
+            machine: machine.clone(),
+        };
+        self.has_before(step, &fence)
     }
 
     fn deleted_before(&self, step: &PlanStep, machine: &MachineName) -> bool {

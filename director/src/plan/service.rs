@@ -56,7 +56,7 @@ impl<'a> Checker<'a> {
                 place.get_or_insert(i);
             };
             match &step.action {
-                Action::Drain { .. } => first(&mut life.down),
+                Action::Drain { .. } | Action::Fence { .. } => first(&mut life.down),
                 Action::StopComponents { .. } => {
                     first(&mut life.stop);
                     first(&mut life.down);

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::kubernetes::facts::{ClusterFacts, Endpoint, HostTraits, Images, MachineFacts, Role};
 use crate::kubernetes::{API_PORT, addons, render};
-use crate::model::{Cluster, Machine, MachinePhase, MachineRole, StemcellRecord};
+use crate::model::{Cluster, Machine, MachinePhase, MachineRole, StemcellRecord, Wanted};
 use crate::provider::{DiskView, EndpointView, MachineView, Power};
 
 /// What the renderers have to know about a cluster, out of its records. Images are those of `stemcell`:
@@ -245,13 +245,18 @@ pub fn observe(
     let found = views
         .iter()
         .filter(|view| records.contains_key(&view.name) || tagged(view));
-    let observed_machines = found
+    let mut observed_machines: BTreeMap<MachineName, ObservedMachine> = found
         .filter_map(|view| {
             let record = records.get(&view.name).copied();
             let machine = observe_machine(cluster, view, record)?;
             Some((view.name.clone(), machine))
         })
         .collect();
+    for record in machines {
+        if lost(record) && !observed_machines.contains_key(&record.name) {
+            observed_machines.insert(record.name.clone(), remains(cluster, record));
+        }
+    }
     let wanted: BTreeSet<&DiskName> = machines
         .iter()
         .filter_map(|m| m.data_disk.as_ref())
@@ -310,6 +315,32 @@ fn serves(view: &EndpointView, cluster: &Cluster, machines: &[Machine]) -> bool 
         && set(&view.backends) == set(&backends(machines))
 }
 
+/// Whether a machine was made, and another incarnation of it is wanted: what there was of it has to be proven
+/// gone, also when the provider does not show it.
+fn lost(record: &Machine) -> bool {
+    let reborn = matches!(record.wanted, Some(Wanted::Reborn { .. }));
+    reborn && record.phase != MachinePhase::Planned
+}
+
+/// What is left of a machine that the provider does not show: its place in the cluster.
+fn remains(cluster: Option<&Cluster>, record: &Machine) -> ObservedMachine {
+    ObservedMachine {
+        pool: record.role.pool().cloned(),
+        incarnation: record.incarnation,
+        node: record.node_name.clone(),
+        kubernetes_version: cluster.map_or_else(String::new, |c| version(c, record)),
+        complete: false,
+        running: false,
+        mounted: false,
+        configured: record.configured,
+        started: record.started,
+        ready: record.phase == MachinePhase::Ready,
+        labelled: record.labelled,
+        cordoned: record.cordoned,
+        fenced: record.fenced,
+    }
+}
+
 fn observe_machine(
     cluster: Option<&Cluster>,
     view: &MachineView,
@@ -326,12 +357,13 @@ fn observe_machine(
         node,
         kubernetes_version: version.unwrap_or_default(),
         complete: view.complete,
-        running: view.power == Power::Running,
+        running: view.power == Power::Running && !known.is_some_and(|r| r.condemned),
         mounted: known.is_some_and(|r| r.mounted),
         configured: known.and_then(|r| r.configured),
         started: known.and_then(|r| r.started),
         ready: known.is_some_and(|r| r.phase == MachinePhase::Ready),
         labelled: known.and_then(|r| r.labelled),
         cordoned: known.is_some_and(|r| r.cordoned),
+        fenced: known.is_some_and(|r| r.fenced),
     })
 }

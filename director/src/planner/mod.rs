@@ -156,7 +156,7 @@ pub struct ObservedMachine {
     pub kubernetes_version: String,
     /// False when its creation was cut off.
     pub complete: bool,
-    /// Whether the provider says that it runs.
+    /// Whether it runs: the provider says so, and no verdict says that it serves nobody.
     pub running: bool,
     /// Whether its data disk is mounted.
     pub mounted: bool,
@@ -170,18 +170,20 @@ pub struct ObservedMachine {
     pub labelled: Option<Digest>,
     /// Whether its node may be cordoned by us.
     pub cordoned: bool,
+    /// Whether it is being shut out or was; its node is among the departed then.
+    pub fenced: bool,
 }
 
 impl ObservedMachine {
     /// Whether taking it away costs anything: it runs, came into service and was not stopped by us. A silent
     /// agent does not count as down: it proves nothing about the machine.
     pub fn available(&self) -> bool {
-        self.complete && self.running && self.ready && self.started.is_some()
+        self.complete && self.running && self.ready && self.started.is_some() && !self.fenced
     }
 
-    /// Whether a Node object of it may exist.
+    /// Whether a Node object of it may exist that nobody has begun to remove.
     pub(crate) fn registered(&self) -> bool {
-        self.ready || self.started.is_some()
+        (self.ready || self.started.is_some()) && !self.fenced
     }
 }
 
@@ -319,6 +321,71 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
         steps: steps.list,
         drains: None,
     })
+}
+
+/// Leaves of a cluster only what `machines` need: everything else is taken for as it should be, whatever is
+/// wanted of it, and for as it is. `down` are those that serve nobody, whatever the provider says.
+///
+/// For repairs, which may not go on with changes that nobody has approved now.
+pub fn narrow(
+    desired: &mut Desired,
+    observed: &mut Observed,
+    machines: &BTreeSet<MachineName>,
+    down: &BTreeSet<MachineName>,
+) {
+    let DesiredState::Present {
+        machines: wanted,
+        addons,
+        ..
+    } = &mut desired.state
+    else {
+        return;
+    };
+    let joined = |name: &MachineName, observed: &Observed| {
+        observed.machines.contains_key(name) || observed.departed.contains_key(name)
+    };
+    // Members of etcd stay in sight: their number is what a majority is counted from.
+    wanted.retain(|name, machine| {
+        machines.contains(name) || machine.control_plane() || joined(name, observed)
+    });
+    let stays = |name: &MachineName| wanted.contains_key(name);
+    observed.machines.retain(|name, _| stays(name));
+    observed.surplus.clear();
+    observed.addons = Some(*addons);
+    observed
+        .out_of_endpoint
+        .retain(|name| machines.contains(name));
+    observed.departed.retain(|name, _| machines.contains(name));
+    for (name, machine) in wanted {
+        if machines.contains(name) {
+            continue;
+        }
+        let found = observed.machines.get(name);
+        let up = found.is_some_and(ObservedMachine::available) && !down.contains(name);
+        if let Some(found) = found {
+            machine.incarnation = found.incarnation;
+            machine.node = found.node.clone();
+            machine
+                .kubernetes_version
+                .clone_from(&found.kubernetes_version);
+        }
+        let as_it_is = ObservedMachine {
+            pool: machine.pool.clone(),
+            incarnation: machine.incarnation,
+            node: machine.node.clone(),
+            kubernetes_version: machine.kubernetes_version.clone(),
+            complete: true,
+            running: up,
+            mounted: true,
+            configured: Some(machine.configuration),
+            started: Some(machine.components),
+            ready: true,
+            labelled: Some(machine.labels),
+            cordoned: false,
+            fenced: false,
+        };
+        observed.machines.insert(name.clone(), as_it_is);
+    }
 }
 
 /// Digest over the decisions of a plan: what is wanted, and what is done in which order.

@@ -38,7 +38,7 @@ pub(super) struct Site<'a> {
     first: &'a MachineName,
     /// Some of it was in service: people use it, whether or not its API answers now.
     established: bool,
-    /// A control-plane machine is in service.
+    /// A majority of the control plane is in service, so its API may be asked first.
     api: bool,
 }
 
@@ -67,8 +67,11 @@ impl<'a> Site<'a> {
         let established = observed.machines.values().any(|m| m.ready)
             || !observed.departed.is_empty()
             || members.clone().any(reborn);
-        let mut control_planes = observed.machines.values().filter(|m| m.pool.is_none());
-        let api = control_planes.any(ObservedMachine::available);
+        let in_service = members.clone().filter(|(name, _)| {
+            let found = observed.machines.get(*name);
+            found.is_some_and(ObservedMachine::available)
+        });
+        let api = in_service.count() > members.clone().count() / 2;
         let unwanted = observed.machines.keys().chain(&observed.surplus);
         let surplus = unwanted.filter(|name| !machines.contains_key(*name));
         Ok(Self {

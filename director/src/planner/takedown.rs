@@ -413,6 +413,21 @@ pub(super) fn delete(
         return;
     }
     let drained = steps.has(&machine_key(name, "drain"));
+    let mut after: Vec<StepKey> = after.to_vec();
+    after.push(machine_key(name, "add-routes"));
+    if !drained && (found.registered() || found.fenced) {
+        steps.add(
+            machine_key(name, "fence"),
+            Action::Fence {
+                machine: name.clone(),
+            },
+            "nobody can ask it to leave: it has to be proven off before others get its pods, name and disk",
+            Invariant::OneIncarnation,
+            Disruption::Pods,
+            after,
+        );
+        after = vec![machine_key(name, "fence")];
+    }
     steps.add(
         machine_key(name, "delete"),
         Action::DeleteMachine {
@@ -425,16 +440,18 @@ pub(super) fn delete(
         } else {
             Disruption::Pods
         },
-        after
-            .iter()
-            .cloned()
-            .chain([machine_key(name, "add-routes")]),
+        after,
     );
 }
 
-/// Removes the Node object of an incarnation that is gone.
+/// Removes the Node object of an incarnation that is proven off, and its pods.
 pub(super) fn drop_node(site: &Site<'_>, name: &MachineName, node: &NodeName, steps: &mut Steps) {
-    let mut after = vec![machine_key(name, "delete"), api_shown_by(site)];
+    let proof = if steps.has(&machine_key(name, "fence")) {
+        machine_key(name, "fence")
+    } else {
+        machine_key(name, "delete")
+    };
+    let mut after = vec![proof, api_shown_by(site)];
     if site.members == 1 {
         // The API is away together with its only machine.
         let member = site.machines.iter().find(|(_, m)| m.control_plane());
@@ -446,7 +463,7 @@ pub(super) fn drop_node(site: &Site<'_>, name: &MachineName, node: &NodeName, st
             machine: name.clone(),
             node: node.clone(),
         },
-        "its machine is gone, so its pods have to be moved and its name given up",
+        "its machine is off, so its pods have to be moved and its name given up",
         Invariant::OneIncarnation,
         Disruption::Pods,
         after,

@@ -41,6 +41,8 @@ pub struct Member {
     pub in_hand: bool,
     /// Whether an operator holds it as it is.
     pub held: bool,
+    /// Whether it is shut out already: it can only be replaced.
+    pub fenced: bool,
     /// Replacements of it that died within [`GuardPolicy::poison_ms`] of their making, in a row.
     pub stillborn: u32,
 }
@@ -225,7 +227,8 @@ fn control_plane(fleet: &Fleet, machine: &MachineName, member: &Member) -> Resul
     if member.verdict.is_down() {
         return Ok(());
     }
-    let healthy = count(others().filter(|(_, other)| !other.verdict.is_down()));
+    // One about which nothing is known is not counted on.
+    let healthy = count(others().filter(|(_, other)| other.verdict.serves()));
     let members = count(others()) + 1;
     let quorum = members / 2 + 1;
     if members > 1 && healthy < quorum {

@@ -44,9 +44,18 @@ pub struct Case {
     pub power: Power,
     /// Since when the verdict stands, Unix milliseconds.
     pub since_ms: u64,
-    /// What was tried, oldest first.
+    /// What was tried, oldest first; at most [`ATTEMPTS_MAX`].
     pub attempts: Vec<Attempt>,
+    /// Replacements that died before they had proven themselves, in a row.
+    #[serde(default)]
+    pub stillborn: u32,
+    /// Whether it has served long enough since it was replaced last.
+    #[serde(default)]
+    pub proven: bool,
 }
+
+/// Attempts that are kept: at the longest pause between replacements, more than a day of them.
+pub const ATTEMPTS_MAX: usize = 32;
 
 /// One remedy that was tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,6 +75,9 @@ pub struct LadderPolicy {
     pub degraded_ms: u64,
     /// How long an agent may be lost: systemd restarts it as well.
     pub agent_lost_ms: u64,
+    /// How long a machine may look hung: its Lease, renewed every ten seconds, gets time to show that it is
+    /// only cut off.
+    pub hung_ms: u64,
     /// How long a restart of units, kubelet or containerd may take to show.
     pub settle_ms: u64,
     /// How long a reboot may take to show.
@@ -84,6 +96,7 @@ impl Default for LadderPolicy {
         Self {
             degraded_ms: 30 * SECOND,
             agent_lost_ms: 60 * SECOND,
+            hung_ms: 15 * SECOND,
             settle_ms: 30 * SECOND,
             reboot_ms: 90 * SECOND,
             replace_first_ms: 180 * SECOND,
@@ -122,6 +135,8 @@ impl Case {
             power: Power::Unknown,
             since_ms: now_ms,
             attempts: Vec::new(),
+            stillborn: 0,
+            proven: false,
         }
     }
 
@@ -139,8 +154,39 @@ impl Case {
         }
     }
 
+    /// Notes whether it has been healthy for `poison_ms`: then its replacement was no stillbirth.
+    pub fn prove(&mut self, now_ms: u64, poison_ms: u64) {
+        let healthy = self.verdict == Verdict::Healthy;
+        if healthy && now_ms.saturating_sub(self.since_ms) >= poison_ms {
+            (self.proven, self.stillborn) = (true, 0);
+        }
+    }
+
+    /// Replacements that died before they had proven themselves, in a row, with the one there is.
+    pub fn stillborn(&self) -> u32 {
+        let down = self.verdict.is_down() || self.verdict == Verdict::Degraded;
+        let died = down && !self.proven && self.times(Rung::Replace) > 0;
+        self.stillborn.saturating_add(u32::from(died))
+    }
+
+    /// Whether a restart of the machine gets time to show.
+    pub fn reboots(&self, now_ms: u64, policy: &LadderPolicy) -> bool {
+        let last = self.attempts.last();
+        self.verdict != Verdict::Healthy
+            && last.is_some_and(|last| {
+                last.rung == Rung::Reboot && now_ms < last.at_ms.saturating_add(policy.reboot_ms)
+            })
+    }
+
     /// Notes that a remedy is begun. Time to show begins now.
     pub fn tried(&mut self, rung: Rung, now_ms: u64) {
+        if rung == Rung::Replace {
+            self.stillborn = self.stillborn();
+            self.proven = false;
+        }
+        if self.attempts.len() >= ATTEMPTS_MAX {
+            self.attempts.remove(0);
+        }
         self.attempts.push(Attempt {
             rung,
             at_ms: now_ms,
@@ -182,38 +228,42 @@ pub fn next(case: &Case, now_ms: u64, policy: &LadderPolicy) -> Move {
     rung.map_or(Move::Rest, Move::Act)
 }
 
-/// Until when nothing is done, and why.
+/// Until when nothing is done, and why: what was tried gets time to show, and each verdict, also one that comes
+/// back, time to be true.
 fn patience(case: &Case, policy: &LadderPolicy) -> Option<(u64, &'static str)> {
-    if let Some(last) = case.attempts.last() {
+    let tried = case.attempts.last().map(|last| {
         let (pause, why) = match last.rung {
             Rung::Units | Rung::Runtime => (policy.settle_ms, "the restart gets time to show"),
             Rung::Reboot => (policy.reboot_ms, "the reboot gets time to show"),
             Rung::Replace => {
                 let doublings = case.times(Rung::Replace).saturating_sub(1).min(32);
                 let pause = policy.replace_first_ms.saturating_mul(1 << doublings);
-                let pause = pause.min(policy.replace_cap_ms);
                 (
-                    pause,
+                    pause.min(policy.replace_cap_ms),
                     "replacing it did not help; the pause grows each time",
                 )
             }
         };
-        return Some((last.at_ms.saturating_add(pause), why));
-    }
-    let first = match case.verdict {
-        Verdict::Degraded => (
+        (last.at_ms.saturating_add(pause), why)
+    });
+    let judged = match case.verdict {
+        Verdict::Degraded => Some((
             policy.degraded_ms,
             "systemd gets time to restart what fails",
-        ),
-        Verdict::AgentLost => (
+        )),
+        Verdict::AgentLost => Some((
             policy.agent_lost_ms,
             "systemd gets time to restart the agent",
-        ),
-        Verdict::Healthy
-        | Verdict::NodeHung
-        | Verdict::MachineGone
-        | Verdict::Partitioned
-        | Verdict::Unknown => return None,
+        )),
+        Verdict::NodeHung => Some((
+            policy.hung_ms,
+            "its Lease gets time to show that it is only cut off",
+        )),
+        Verdict::Healthy | Verdict::MachineGone | Verdict::Partitioned | Verdict::Unknown => None,
     };
-    Some((case.since_ms.saturating_add(first.0), first.1))
+    let judged = judged.map(|(pause, why)| (case.since_ms.saturating_add(pause), why));
+    tried
+        .into_iter()
+        .chain(judged)
+        .max_by_key(|(until, _)| *until)
 }

@@ -1,9 +1,10 @@
 //! The resurrector's judgement: what is known about a machine, what it means, and what may be done.
 //!
-//! Three pure parts, asked in this order. [`verdict()`] turns the evidence of independent witnesses into a
+//! Pure parts, asked in this order. [`verdict()`] turns the evidence of independent witnesses into a
 //! [`Verdict`], by one exhaustive table. [`next`] climbs the ladder: which remedy comes next for a verdict,
-//! given what was tried. [`allow`] guards: whether it may be done now, given everything else. What is
-//! decided becomes changed desired state, which the planner plans like any other.
+//! given what was tried. [`allow`] guards: whether it may be done now, given everything else. [`decide`]
+//! puts the last two together for all machines at once. What is decided becomes changed desired state, which
+//! the planner plans like any other.
 //!
 //! # Invariants
 //! * A missing witness is `Unknown`, never "no": it proves neither life nor death.
@@ -18,15 +19,21 @@
 //! # Not here
 //! Gathering evidence ([`witness`]) and carrying out remedies; fencing, which belongs to the plan of a replacement.
 
+mod decide;
 mod evidence;
 mod guard;
 mod ladder;
+mod record;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;
 mod verdict;
 pub mod witness;
 
+pub use decide::{Outlook, Policy, decide};
 pub use evidence::{Evidence, Lease, Link, Peers, Power, Probe, Work};
 pub use guard::{Director, Fleet, GuardPolicy, Member, Refusal, Role, allow};
-pub use ladder::{Attempt, Case, LadderPolicy, Move, Rung, next};
+pub use ladder::{ATTEMPTS_MAX, Attempt, Case, LadderPolicy, Move, Rung, next};
+pub use record::{Begun, CaseRecord, HISTORY_MAX, Hold, HoldKind, Mode, VerdictChange};
 pub use verdict::{Verdict, verdict};

@@ -30,6 +30,22 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All of them.
+    pub const ALL: [Verdict; 7] = [
+        Verdict::Healthy,
+        Verdict::Degraded,
+        Verdict::AgentLost,
+        Verdict::NodeHung,
+        Verdict::MachineGone,
+        Verdict::Partitioned,
+        Verdict::Unknown,
+    ];
+
+    /// Whether the machine is known to serve, if not well.
+    pub fn serves(self) -> bool {
+        !self.is_down() && self != Verdict::Unknown
+    }
+
     /// Whether the machine serves nobody, so that acting on it disturbs nothing.
     pub fn is_down(self) -> bool {
         match self {

@@ -36,6 +36,8 @@ pub enum RecordChange {
     Serving(MachineName),
     /// Its components are about to be stopped.
     Stopping(MachineName),
+    /// It is about to be shut out.
+    Fencing(MachineName),
     /// The Node object of an earlier incarnation is gone.
     NodeDropped(MachineName, NodeName),
     /// Nothing of it is left; its record and its address go.
@@ -54,6 +56,8 @@ pub(super) fn intent(action: &Action) -> Option<RecordChange> {
         Some(RecordChange::Leaving(machine.clone()))
     } else if let Action::StopComponents { machine } = action {
         Some(RecordChange::Stopping(machine.clone()))
+    } else if let Action::Fence { machine } = action {
+        Some(RecordChange::Fencing(machine.clone()))
     } else {
         None
     }
@@ -94,6 +98,7 @@ pub(super) async fn apply(
             | RecordChange::Leaving(name)
             | RecordChange::Serving(name)
             | RecordChange::Stopping(name)
+            | RecordChange::Fencing(name)
             | RecordChange::NodeDropped(name, _)
             | RecordChange::MachineForgotten(name) => {
                 if !machines.contains_key(name)
@@ -118,6 +123,7 @@ pub(super) async fn apply(
         if changes.contains(&RecordChange::MachineForgotten(name.clone())) {
             commit.delete_value(Kind::Address, &machine.address.to_string());
             commit.delete_value(Kind::Certificates, name.as_str());
+            commit.delete_value(Kind::Case, name.as_str());
             commit.delete(&machine);
         } else {
             commit.put(&machine)?;
@@ -136,10 +142,8 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
             record.phase = MachinePhase::Creating;
         }
         RecordChange::MachineDeleted(_) => {
-            if record.phase >= MachinePhase::Configured
-                && !record.departed.contains(&record.node_name)
-            {
-                record.departed.push(record.node_name.clone());
+            if !record.fenced {
+                depart(record);
             }
             reset(record);
             record.take_over();
@@ -171,8 +175,21 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         RecordChange::Leaving(_) => record.serving = false,
         RecordChange::Serving(_) => record.serving = true,
         RecordChange::Stopping(_) => record.started = None,
+        RecordChange::Fencing(_) => {
+            if !record.fenced {
+                depart(record);
+            }
+            record.fenced = true;
+        }
         RecordChange::NodeDropped(_, node) => record.departed.retain(|gone| gone != node),
         RecordChange::Addons(_) | RecordChange::MachineForgotten(_) | RecordChange::Forget => {}
+    }
+}
+
+/// Its Node object, if there may be one, is to go.
+fn depart(record: &mut Machine) {
+    if record.phase >= MachinePhase::Configured && !record.departed.contains(&record.node_name) {
+        record.departed.push(record.node_name.clone());
     }
 }
 
@@ -183,6 +200,8 @@ fn reset(record: &mut Machine) {
     record.started = None;
     record.labelled = None;
     record.cordoned = false;
+    record.condemned = false;
+    record.fenced = false;
 }
 
 /// Deletes everything kept about a cluster except its tasks and the audit log.
@@ -197,6 +216,7 @@ async fn forget(
     for machine in records.machines_of(cluster.as_str()).await? {
         commit.delete_value(Kind::Address, &machine.address.to_string());
         commit.delete_value(Kind::Certificates, machine.name.as_str());
+        commit.delete_value(Kind::Case, machine.name.as_str());
         commit.delete(&machine);
     }
     let tokens: Vec<(String, crate::store::Token)> = records.values(Kind::Token, "").await?;

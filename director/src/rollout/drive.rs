@@ -201,7 +201,7 @@ impl Driver {
     /// Writes down that a create or an update is being cancelled, so that a restart does not forget it.
     async fn begin_to_cancel(&self, task: &mut Task, stop: Stop) {
         let cleans = match task.kind {
-            TaskKind::CreateCluster | TaskKind::UpdateCluster => true,
+            TaskKind::CreateCluster | TaskKind::UpdateCluster | TaskKind::RepairCluster => true,
             TaskKind::DeleteCluster => false,
         };
         let clean = stop == Stop::CleanUp && cleans;
@@ -384,7 +384,7 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             TaskState::Failed => (ClusterPhase::Failed, fault),
             TaskState::Cancelled => (ClusterPhase::Failed, cancelled()),
         },
-        TaskKind::UpdateCluster => match task.state {
+        TaskKind::UpdateCluster | TaskKind::RepairCluster => match task.state {
             TaskState::Succeeded => (ClusterPhase::Ready, None),
             TaskState::Queued
             | TaskState::Running

@@ -332,7 +332,8 @@ fn limit(action: &Action) -> Duration {
         | Action::ApplyAddons
         | Action::DropNode { .. }
         | Action::AwaitApi
-        | Action::StopComponents { .. } => 180,
+        | Action::StopComponents { .. }
+        | Action::Fence { .. } => 180,
         Action::AwaitControlPlane { .. } | Action::AwaitNode { .. } => 300,
         Action::AwaitGates { .. } => GATES_MAX as u64 * u64::from(GATE_TIMEOUT_MAX_SECONDS) + 60,
         // The longest time that a policy may give, the longest grace of pods in practice, and volumes.
@@ -364,6 +365,7 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::CreateDisk { .. }
         | Action::CreateMachine { .. }
         | Action::AttachDisk { .. }
+        | Action::Fence { .. }
         | Action::DeleteMachine { .. }
         | Action::DeleteDisk { .. }
         | Action::DeleteEndpoint

@@ -178,6 +178,8 @@ fn machine(name: &MachineName) -> Machine {
         labelled: None,
         cordoned: false,
         serving: true,
+        condemned: false,
+        fenced: false,
         departed: Vec::new(),
         wanted: None,
         revision: Revision::default(),

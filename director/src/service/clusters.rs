@@ -123,7 +123,7 @@ impl Inner {
     }
 
     /// Refuses a plan that is another one than was shown, or that takes the API down without consent.
-    fn held(&self, plan: &Plan, order: &ChangeOrder) -> ServiceResult<()> {
+    pub(super) fn held(&self, plan: &Plan, order: &ChangeOrder) -> ServiceResult<()> {
         if let Some(shown) = order.plan.filter(|shown| *shown != plan.hash) {
             return Err(ServiceError::Conflict {
                 message: self.plans.difference(&shown, plan),
@@ -205,6 +205,7 @@ impl Inner {
         }
         let (phase, action) = match kind {
             TaskKind::UpdateCluster => (ClusterPhase::Updating, "cluster.update"),
+            TaskKind::RepairCluster => (ClusterPhase::Updating, "cluster.repair"),
             TaskKind::CreateCluster | TaskKind::DeleteCluster => {
                 (ClusterPhase::Creating, "cluster.create")
             }
@@ -313,6 +314,13 @@ impl Inner {
                 };
                 self.apply_cluster(cluster.spec, &order, caller).await
             }
+            // What has failed since is judged anew.
+            TaskKind::RepairCluster => Err(ServiceError::Conflict {
+                message: format!(
+                    "{id} is a repair: the director tries again by itself, as `windlass node why NODE` says; \
+                     `windlass node recreate NODE` does it now"
+                ),
+            }),
             TaskKind::DeleteCluster => {
                 let disk = |step: &PlanStep| match &step.action {
                     Action::DeleteDisk { disk } => Some(disk.clone()),
@@ -370,7 +378,7 @@ impl Inner {
     }
 
     /// What a cluster should be, and what there is of it, as these records say.
-    async fn state(
+    pub(super) async fn state(
         &self,
         cluster: &Cluster,
         machines: &[Machine],
@@ -389,7 +397,7 @@ impl Inner {
     }
 
     /// The task that works on a cluster, if it is not over.
-    async fn unfinished(&self, cluster: &Cluster) -> ServiceResult<Option<Task>> {
+    pub(super) async fn unfinished(&self, cluster: &Cluster) -> ServiceResult<Option<Task>> {
         let Some(id) = &cluster.task else {
             return Ok(None);
         };
@@ -397,7 +405,12 @@ impl Inner {
         Ok(task.filter(|task| !task.state.is_over()))
     }
 
-    async fn new_task(&self, kind: TaskKind, plan: Plan, caller: &Caller) -> ServiceResult<Task> {
+    pub(super) async fn new_task(
+        &self,
+        kind: TaskKind,
+        plan: Plan,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
         let number = self.records.next_task_number().await?;
         let [a, b, c, _] = random_u32()?.to_be_bytes();
         Ok(Task {
@@ -417,7 +430,7 @@ impl Inner {
         })
     }
 
-    fn order_existing(
+    pub(super) fn order_existing(
         &self,
         commit: &mut Commit,
         mut cluster: Cluster,
@@ -432,7 +445,7 @@ impl Inner {
     }
 
     /// Writes an order with its audit line, and has its task begin.
-    async fn place_order(
+    pub(super) async fn place_order(
         &self,
         mut commit: Commit,
         mut task: Task,
@@ -454,7 +467,7 @@ impl Inner {
     }
 }
 
-fn make_plan(desired: &Desired, observed: &Observed) -> ServiceResult<Plan> {
+pub(super) fn make_plan(desired: &Desired, observed: &Observed) -> ServiceResult<Plan> {
     let plan = planner::plan(desired, observed)
         .map_err(|error| ServiceError::of(error.class(), "there is no plan", error))?;
     world::check(&plan, desired, observed)?;
@@ -473,13 +486,14 @@ fn running(
         TaskKind::CreateCluster | TaskKind::UpdateCluster => {
             task.state != TaskState::Cancelling && same && order.plan.is_none()
         }
-        TaskKind::DeleteCluster => false,
+        TaskKind::RepairCluster | TaskKind::DeleteCluster => false,
     };
     if leads_there {
         return Ok(task);
     }
     let doing = match (task.kind, task.state) {
         (TaskKind::DeleteCluster, _) => "is being deleted",
+        (TaskKind::RepairCluster, _) => "is being repaired",
         (_, TaskState::Cancelling) => "is being brought back by a cancel",
         (_, TaskState::Pausing | TaskState::Paused) => "has a paused change, carried out",
         _ => "is being changed",

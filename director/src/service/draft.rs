@@ -241,6 +241,8 @@ pub(super) fn machine(
         labelled: None,
         cordoned: false,
         serving: true,
+        condemned: false,
+        fenced: false,
         departed: Vec::new(),
         wanted: None,
         revision: Revision(0),

@@ -94,6 +94,8 @@ pub enum Kind {
     Operator,
     /// Who has followed a rotation of the CA, while it lasts: `machine/<name>` and `operator/<name>`.
     Trust,
+    /// What is known of machines that do not or did not work, by machine.
+    Case,
 }
 
 impl Kind {
@@ -112,6 +114,7 @@ impl Kind {
             Self::Audit => "audit",
             Self::Operator => "operator",
             Self::Trust => "trust",
+            Self::Case => "case",
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::model::{
     AuditEntry, AuditFilter, Caller, Cluster, Machine, Operator, Revision, StepKey, StepRecord,
     Task, TaskId, Timestamp,
 };
+use crate::resurrector::CaseRecord;
 
 /// Name of the entry that holds the epoch.
 const EPOCH: &str = "epoch";
@@ -77,6 +78,7 @@ record!(Cluster, Cluster, |r| r.spec.name.as_str());
 record!(Machine, Machine, |r| r.name.as_str());
 record!(Task, Task, |r| r.id.as_str());
 record!(Operator, Operator, |r| r.name.as_str());
+record!(CaseRecord, Case, |r| r.machine.as_str());
 
 /// Typed access to a store. Cheap to clone.
 #[derive(Clone)]

@@ -44,6 +44,8 @@ fn record(of: &MachineIdentity) -> model::Machine {
         labelled: None,
         cordoned: false,
         serving: true,
+        condemned: false,
+        fenced: false,
         departed: Vec::new(),
         wanted: None,
         revision: Revision::default(),

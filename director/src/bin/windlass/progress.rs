@@ -50,6 +50,9 @@ pub(crate) async fn wait(
                 TaskKind::UpdateCluster => format!(
                     "the cluster serves as far as `windlass cluster show {cluster}` says; `windlass task retry {id}` goes on from there"
                 ),
+                TaskKind::RepairCluster => {
+                    "`windlass node why NODE` says what comes next".to_owned()
+                }
                 TaskKind::DeleteCluster => {
                     format!("`windlass task retry {id}` tries again")
                 }
@@ -95,6 +98,7 @@ fn succeeded(task: &Task) -> String {
             )
         }
         TaskKind::UpdateCluster => format!("cluster {cluster} is as it should be{took}"),
+        TaskKind::RepairCluster => format!("cluster {cluster} is repaired{took}"),
         TaskKind::DeleteCluster => format!("cluster {cluster} is deleted{took}"),
     }
 }

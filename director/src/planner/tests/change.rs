@@ -226,7 +226,120 @@ fn machines_that_are_down_go_first_and_cost_nothing() {
         "nobody can leave the dead one"
     );
     assert!(after(&plan, "machine/c-w-0/drain").contains(&"checkpoint/w-made"));
-    assert_eq!(after(&plan, "machine/c-w-2/delete"), ["api/await"]);
+    assert_eq!(after(&plan, "machine/c-w-2/fence"), ["api/await"]);
+}
+
+/// A cluster in which one machine serves nobody and is to be made anew.
+fn dead(members: usize, machine: &str) -> (Desired, Observed) {
+    let (mut desired, mut observed) = serving(members, 2);
+    reborn(&mut desired, machine, "1.37.2");
+    observed.machines.get_mut(&name(machine)).unwrap().running = false;
+    (desired, observed)
+}
+
+#[test]
+fn a_dead_worker_is_shut_out_before_its_pods_and_its_name_are_given_away() {
+    let (desired, observed) = dead(1, "c-w-0");
+    let plan = checked(&desired, &observed);
+    assert_eq!(
+        keys(&plan),
+        [
+            "api/await",
+            "machine/c-w-0/fence",
+            "machine/c-w-0/delete",
+            "machine/c-w-0/create",
+            "machine/c-w-0/await-agent",
+            "machine/c-w-0/configure",
+            "machine/c-w-0/start",
+            "machine/c-w-0/await-node",
+            "checkpoint/w-made",
+            "node/c-w-0-i1/drop",
+        ]
+    );
+    // Its pods need not wait until it is deleted, and its successor not until they have gone.
+    assert_eq!(
+        after(&plan, "node/c-w-0-i1/drop"),
+        ["api/await", "machine/c-w-0/fence"]
+    );
+    assert_eq!(
+        after(&plan, "machine/c-w-0/delete"),
+        ["machine/c-w-0/fence"]
+    );
+    assert_eq!(
+        after(&plan, "machine/c-w-0/create"),
+        ["api/await", "machine/c-w-0/delete"]
+    );
+}
+
+#[test]
+fn a_fence_that_was_cut_off_is_repeated_before_anything_else() {
+    let (desired, mut observed) = dead(1, "c-w-0");
+    let half = plan(&desired, &observed).unwrap();
+    carry_out(&desired, &mut observed, &half, &[0], 2);
+    let found = observed.machines.get_mut(&name("c-w-0")).unwrap();
+    assert!(found.fenced);
+    // It was written down, and the power was not cut yet.
+    found.running = true;
+    let plan = checked(&desired, &observed);
+    assert_eq!(all_of(&plan, "fence"), ["c-w-0"]);
+    assert_eq!(
+        after(&plan, "node/c-w-0-i1/drop"),
+        ["api/await", "machine/c-w-0/fence"]
+    );
+    carry_out(&desired, &mut observed, &plan, &[0], usize::MAX);
+    assert_eq!(super::super::plan(&desired, &observed).unwrap().steps, []);
+}
+
+#[test]
+fn a_dead_member_comes_back_with_its_disk_and_without_a_change_of_membership() {
+    for members in [1, 3, 5] {
+        let (desired, mut observed) = dead(members, "c-cp-0");
+        let plan = checked(&desired, &observed);
+        assert_eq!(all_of(&plan, "fence"), ["c-cp-0"]);
+        assert_eq!(all_of(&plan, "attach-disk"), ["c-cp-0"]);
+        assert!(all_of(&plan, "create-disk").is_empty());
+        carry_out(&desired, &mut observed, &plan, &[0], usize::MAX);
+        assert_eq!(super::super::plan(&desired, &observed).unwrap().steps, []);
+    }
+}
+
+#[test]
+fn a_lost_majority_is_brought_back_without_asking_its_api_first() {
+    let (mut desired, mut observed) = dead(3, "c-cp-0");
+    reborn(&mut desired, "c-cp-1", "1.37.2");
+    observed.machines.get_mut(&name("c-cp-1")).unwrap().running = false;
+    let plan = checked(&desired, &observed);
+    assert_eq!(all_of(&plan, "fence"), ["c-cp-0", "c-cp-1"]);
+    assert!(after(&plan, "machine/c-cp-0/fence").is_empty());
+    assert!(!keys(&plan).contains(&"api/await"));
+    carry_out(&desired, &mut observed, &plan, &[0], usize::MAX);
+    assert_eq!(super::super::plan(&desired, &observed).unwrap().steps, []);
+}
+
+#[test]
+fn a_repair_touches_nothing_but_what_it_names() {
+    let (mut desired, mut observed) = dead(3, "c-w-0");
+    // Everything else that could be done: another dead worker, an upgrade, one that goes, one that joins.
+    reborn(&mut desired, "c-w-1", "1.37.2");
+    observed.machines.get_mut(&name("c-w-1")).unwrap().running = false;
+    reborn(&mut desired, "c-cp-1", "1.37.2");
+    let (joins, joining) = machine("c-w-7", false);
+    machines(&mut desired).insert(joins, joining);
+    observed.out_of_endpoint.insert(name("c-cp-2"));
+    observed.departed.insert(
+        name("c-w-1"),
+        [name("c-w-1").node_name(Incarnation(9)).unwrap()].into(),
+    );
+    observed.addons = None;
+    let only = [name("c-w-0")].into();
+    super::super::narrow(&mut desired, &mut observed, &only, &BTreeSet::new());
+    let plan = checked(&desired, &observed);
+    assert_eq!(all_of(&plan, "fence"), ["c-w-0"]);
+    for step in plan.steps.iter().filter(|s| s.action.name() != "await-api") {
+        let machine = step.action.machine();
+        assert!(machine.is_none_or(|m| *m == name("c-w-0")), "{step:?}");
+    }
+    assert!(!keys(&plan).contains(&"addons/apply"));
 }
 
 #[test]
@@ -425,6 +538,59 @@ fn the_checker_sees_broken_changes() {
         empty_disk.contains(&Invariant::EtcdQuorum),
         "{empty_disk:?}"
     );
+}
+
+/// Plans of a repair that somebody broke.
+#[test]
+fn the_checker_sees_repairs_that_do_not_wait_for_the_proof() {
+    for machine in ["c-w-0", "c-cp-0"] {
+        let (desired, observed) = dead(3, machine);
+        let good = checked(&desired, &observed);
+        let broken = |change: &dyn Fn(&mut Vec<PlanStep>)| {
+            let mut plan = good.clone();
+            change(&mut plan.steps);
+            plan.hash = super::super::hash(&desired, plan.goal, &plan.steps);
+            why(&plan, &desired, &observed)
+        };
+        let early = |key: String| {
+            broken(&|steps: &mut Vec<PlanStep>| {
+                let step = steps.iter_mut().find(|s| s.key.0 == key).unwrap();
+                step.after = vec![StepKey("api/await".into())];
+            })
+        };
+        let unfenced = broken(&|steps: &mut Vec<PlanStep>| {
+            let key = StepKey(format!("machine/{machine}/fence"));
+            steps.retain(|step| step.key != key);
+            for step in steps.iter_mut() {
+                step.after.retain(|k| *k != key);
+            }
+        });
+        let mut cases = vec![
+            ("no proof at all", unfenced),
+            (
+                "a Node before the proof",
+                early(format!("node/{machine}-i1/drop")),
+            ),
+            (
+                "a deletion before the proof",
+                early(format!("machine/{machine}/delete")),
+            ),
+            (
+                "a successor before the deletion",
+                early(format!("machine/{machine}/create")),
+            ),
+        ];
+        if machine == "c-cp-0" {
+            let disk = early(format!("machine/{machine}/attach-disk"));
+            cases.push(("a disk before the deletion", disk));
+        }
+        for (what, found) in cases {
+            assert!(
+                found.contains(&Invariant::OneIncarnation),
+                "{machine}, {what}: {found:?}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -158,12 +158,8 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             (found.ready, found.labelled) = (true, Some(wanted.labels));
         }
         Action::DropNode { machine, node } => {
-            assert!(
-                observed
-                    .machines
-                    .get(machine)
-                    .is_none_or(|m| m.node != *node)
-            );
+            let found = observed.machines.get(machine);
+            assert!(found.is_none_or(|m| m.node != *node || (m.fenced && !m.running)));
             if let Some(nodes) = observed.departed.get_mut(machine) {
                 nodes.remove(node);
                 if nodes.is_empty() {
@@ -172,6 +168,15 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             }
         }
         Action::DeleteMachine { machine } => delete(observed, machine),
+        Action::Fence { machine } => {
+            let found = observed.machines.get_mut(machine).unwrap();
+            assert!(!found.available(), "what serves is drained and not fenced");
+            if found.registered() {
+                let departed = observed.departed.entry(machine.clone()).or_default();
+                departed.insert(found.node.clone());
+            }
+            (found.fenced, found.running) = (true, false);
+        }
         Action::Drain { machine, node } => {
             let found = observed.machines.get_mut(machine).unwrap();
             assert_eq!(found.node, *node);
@@ -223,6 +228,7 @@ fn create(observed: &mut Observed, machine: &MachineName, wanted: DesiredMachine
         ready: false,
         labelled: None,
         cordoned: false,
+        fenced: false,
     };
     let found = observed.machines.get(machine);
     assert!(found.is_none_or(|f| f.incarnation == made.incarnation && !f.complete));

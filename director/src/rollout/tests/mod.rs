@@ -253,6 +253,8 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             labelled: None,
             cordoned: false,
             serving: true,
+            condemned: false,
+            fenced: false,
             departed: Vec::new(),
             wanted: None,
             revision: Revision(0),

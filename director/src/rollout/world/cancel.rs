@@ -69,7 +69,9 @@ fn give_up(machine: &Machine, observed: &Observed) -> Option<Wanted> {
     let found: &BTreeMap<MachineName, ObservedMachine> = &observed.machines;
     let exists = found
         .get(&machine.name)
-        .is_some_and(|found| found.incarnation == machine.incarnation && found.complete);
+        .is_some_and(|found| found.incarnation == machine.incarnation && found.complete)
+        // One that was shut out does not come back as it was.
+        && !machine.fenced;
     let joined = machine.phase == MachinePhase::Ready || machine.labelled.is_some();
     let joining = machine.incarnation == Incarnation::FIRST && !joined;
     match &machine.wanted {

@@ -48,7 +48,7 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         limit: Duration,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
 
-    /// Deletes the Node object of an earlier incarnation.
+    /// Deletes the Node object of an incarnation that is off, and the pods that were bound to it.
     fn drop_node<'a>(
         &'a self,
         context: &'a ClusterContext,
@@ -324,8 +324,13 @@ impl KubeApi for KubeClient {
             } else {
                 "was gone already"
             };
+            // After the Node, so that nothing new is put there; without waiting for a kubelet that is off.
+            let left = drain::remove_pods(&client, node).await.map_err(of_drain)?;
+            let pods = left.iter().map(|pod| format!("removed {pod}"));
             Ok(Done {
-                changes: vec![format!("node {node} {what}")],
+                changes: std::iter::once(format!("node {node} {what}"))
+                    .chain(pods)
+                    .collect(),
                 records: vec![RecordChange::NodeDropped(machine.clone(), node.clone())],
             })
         })

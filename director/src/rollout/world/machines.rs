@@ -13,7 +13,9 @@ use super::{Done, EffectError, RecordChange, World};
 use crate::model::{Cluster, Machine, Timestamp};
 use crate::pki::EnrollmentToken;
 use crate::planner::inputs::{self, CLUSTER_TAG};
-use crate::provider::{EndpointRequest, EndpointView, MachineRequest, MachineSize, ProviderError};
+use crate::provider::{
+    EndpointRequest, EndpointView, MachineRequest, MachineSize, Power, ProviderError,
+};
 use crate::store::{Commit, Expect, Kind, Token};
 
 /// How long a machine that is taken out of a cluster gets to shut down before its power is cut.
@@ -179,13 +181,48 @@ impl World {
         })
     }
 
-    pub(super) async fn delete_machine(&self, machine: &MachineName) -> Result<Done, EffectError> {
-        // Refused at the door before it is killed, so that it cannot come back in between.
+    /// Refuses a machine at the link, also over connections that are open, and has the provider prove that it
+    /// is off: only then are its pods given to others, its name and its disk to its successor.
+    pub(super) async fn fence(&self, machine: &MachineName) -> Result<Done, EffectError> {
+        self.expel(machine);
+        let proof = match self.provider.machine(machine).await? {
+            None => "the provider does not have it",
+            Some(view) if !view.complete => {
+                // Of what is no whole machine nothing is kept, and nothing can be proven but that it is gone.
+                self.provider.delete_machine(machine).await?;
+                "the provider has removed what was left of it"
+            }
+            Some(_) => {
+                let view = self.provider.stop_machine(machine, Duration::ZERO).await?;
+                if view.power != Power::Stopped {
+                    return Err(EffectError::new(
+                        ErrorClass::Retry,
+                        format!(
+                            "the provider says that machine {machine} runs after its power was cut"
+                        ),
+                    ));
+                }
+                "the provider has cut its power"
+            }
+        };
+        Ok(Done {
+            changes: vec![format!("machine {machine} is off: {proof}")],
+            records: Vec::new(),
+        })
+    }
+
+    /// Lets no incarnation of a machine connect, and closes its connection.
+    fn expel(&self, machine: &MachineName) {
         if let Some(identity) = self.registry.expel(machine) {
             self.agents.revoke(&identity);
         }
+    }
+
+    pub(super) async fn delete_machine(&self, machine: &MachineName) -> Result<Done, EffectError> {
+        // Refused at the door before it is killed, so that it cannot come back in between.
+        self.expel(machine);
         let record: Option<Machine> = self.records.get(machine.as_str()).await?;
-        if record.is_some_and(|record| record.wanted.is_some()) {
+        if record.is_some_and(|record| record.wanted.is_some() && !record.fenced) {
             // Its cluster serves on: what still runs on it ends in peace.
             match self.provider.stop_machine(machine, STOP_GRACE).await {
                 Ok(_) | Err(ProviderError::NotFound { .. }) => {}

@@ -85,6 +85,7 @@ impl Effects for World {
                 // What removes or only looks at the provider needs nothing of the cluster's secrets or
                 // stemcell, and has to work without them.
                 Action::AttachDisk { disk, machine } => self.attach_disk(disk, machine).await,
+                Action::Fence { machine } => self.fence(machine).await,
                 Action::DeleteMachine { machine } => self.delete_machine(machine).await,
                 Action::DeleteDisk { disk } => self.delete_disk(disk).await,
                 Action::DeleteEndpoint => self.delete_endpoint(&order.cluster).await,
@@ -128,7 +129,9 @@ impl Effects for World {
                 TaskKind::CreateCluster | TaskKind::DeleteCluster => {
                     self.plan_removal(cluster).await
                 }
-                TaskKind::UpdateCluster => self.plan_return(cluster).await,
+                TaskKind::UpdateCluster | TaskKind::RepairCluster => {
+                    self.plan_return(cluster).await
+                }
             }
         })
     }
@@ -177,6 +180,7 @@ impl World {
                 self.kubernetes.drop_node(context, machine, node).await
             }
             Action::AttachDisk { .. }
+            | Action::Fence { .. }
             | Action::DeleteMachine { .. }
             | Action::DeleteDisk { .. }
             | Action::DeleteEndpoint

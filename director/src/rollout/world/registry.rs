@@ -17,10 +17,11 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A registry that knows these machines.
+    /// A registry that knows these machines, those that are fenced excepted.
     pub fn new<'a>(director: DirectorId, machines: impl IntoIterator<Item = &'a Machine>) -> Self {
         let current = machines
             .into_iter()
+            .filter(|m| !m.fenced)
             .map(|m| (m.name.clone(), (m.cluster.clone(), m.incarnation)))
             .collect();
         Self {
