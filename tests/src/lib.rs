@@ -3,6 +3,7 @@
 //! Everything goes through the command line and `kubectl`; the only look behind the curtain is
 //! [`host`], for what a scenario breaks on purpose and for what must not be left behind.
 
+pub mod damage;
 pub mod host;
 pub mod kubectl;
 pub mod load;

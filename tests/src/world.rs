@@ -56,6 +56,28 @@ impl World {
         Ok(world)
     }
 
+    /// Sets values of `director.toml` and starts the director anew.
+    pub fn configure(&self, values: &[(&str, &str)]) -> Result<()> {
+        let path = self.dir.path().join("director.toml");
+        let text = std::fs::read_to_string(&path)?;
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        for (key, value) in values {
+            let begins = format!("{key} = ");
+            let line = lines.iter_mut().find(|line| line.starts_with(&begins));
+            let line = line.with_context(|| format!("director.toml has no {key}"))?;
+            *line = format!("{begins}{value}");
+        }
+        std::fs::write(&path, lines.join("\n") + "\n")?;
+        self.run(&["director", "stop"])?;
+        self.run(&["director", "start"])?;
+        Ok(())
+    }
+
+    /// A program of the build that is tested.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
     /// The data directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -2,6 +2,7 @@
 //!
 //! Labels are names of closed enums: nothing that a peer sends becomes a label.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use super::ApiState;
 use super::problem::Problem;
 use crate::gateway::{CounterView, Total};
+use crate::resurrector::Verdict;
 
 /// What exporters of this format say they send.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -55,11 +57,12 @@ impl Refusals {
     responses((status = 200, body = String, content_type = "text/plain"),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
-    let text = exposition(&state.director.counters(), &state.refusals);
+    let verdicts = state.director.verdicts();
+    let text = exposition(&state.director.counters(), &verdicts, &state.refusals);
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
-fn exposition(gateway: &CounterView, api: &Refusals) -> String {
+fn exposition(gateway: &CounterView, verdicts: &BTreeMap<Verdict, u64>, api: &Refusals) -> String {
     let mut text = String::with_capacity(8 << 10);
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {
         // Writing into a string does not fail.
@@ -97,6 +100,16 @@ fn exposition(gateway: &CounterView, api: &Refusals) -> String {
         "Peers, frames and datagrams that were refused, by reason.",
         &refusals,
     );
+    let verdicts = Verdict::ALL.map(|verdict| {
+        let count = verdicts.get(&verdict).copied().unwrap_or(0);
+        (format!("{{verdict=\"{verdict}\"}}"), count)
+    });
+    family(
+        "windlass_machines",
+        "gauge",
+        "Machines that are judged, by verdict.",
+        &verdicts,
+    );
     let refusals = Refusal::ALL.map(|(why, name)| (reason(name), api.get(why)));
     family(
         "windlass_api_refusals_total",
@@ -125,7 +138,7 @@ fn help(total: Total) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use super::*;
     use crate::gateway::Reason;
@@ -147,9 +160,13 @@ mod tests {
                 api.count(refusal);
             }
         }
-        let text = exposition(&view, &api);
+        let verdicts = [(Verdict::NodeHung, 2)].into();
+        let text = exposition(&view, &verdicts, &api);
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-        assert_eq!(samples.len(), 2 + Total::ALL.len() + Reason::ALL.len() + 3);
+        assert_eq!(
+            samples.len(),
+            2 + Total::ALL.len() + Reason::ALL.len() + 3 + Verdict::ALL.len()
+        );
         let names: BTreeSet<_> = samples
             .iter()
             .map(|line| line.rsplit_once(' ').unwrap().0)
@@ -161,6 +178,8 @@ mod tests {
             "windlass_gateway_refusals_total{reason=\"token_other_key\"} 5",
             "windlass_api_refusals_total{reason=\"handshake\"} 1",
             "windlass_api_refusals_total{reason=\"caller\"} 3",
+            "windlass_machines{verdict=\"NodeHung\"} 2",
+            "windlass_machines{verdict=\"MachineGone\"} 0",
         ] {
             assert!(samples.contains(&wanted), "{wanted}");
         }

@@ -24,6 +24,7 @@ mod machines;
 mod metrics;
 mod operators;
 mod problem;
+mod repair;
 mod serve;
 mod shell;
 mod stream;
@@ -52,6 +53,7 @@ pub use identity::{CallerError, operator_of};
 pub use machines::{ExecRequest, NodeOutput, Source};
 pub use operators::{AddOperator, AddedOperator, ChangeOperator};
 pub use problem::Problem;
+pub use repair::{HoldNode, RecreateNode};
 pub use serve::{Server, ServerError, server_tls};
 pub use shell::PROTOCOL as SESSION_PROTOCOL;
 
@@ -119,6 +121,9 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(machines::exec))
         .routes(routes!(machines::shell))
         .routes(routes!(machines::watch))
+        .routes(routes!(repair::why))
+        .routes(routes!(repair::hold, repair::release))
+        .routes(routes!(repair::recreate))
         .routes(routes!(operators::list, operators::add))
         .routes(routes!(
             operators::show,

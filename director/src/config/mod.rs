@@ -16,6 +16,7 @@ mod identity;
 mod init;
 pub mod preflight;
 mod read;
+mod resurrector;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use ipnet::Ipv4Net;
 use windlass_common::error::ErrorClass;
 
 use crate::gateway::ArtifactRates;
+use crate::resurrector::{Mode, Policy};
 use crate::spec::Faults;
 
 pub use files::write_atomic;
@@ -112,6 +114,17 @@ pub struct Config {
     pub stemcells: StemcellConfig,
     /// The local provider.
     pub local: LocalConfig,
+    /// What is done about machines that do not work.
+    pub resurrector: ResurrectorConfig,
+}
+
+/// What is done about machines that do not work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResurrectorConfig {
+    /// Whether machines are judged and healed.
+    pub mode: Mode,
+    /// How patient it is, and what it may do.
+    pub policy: Policy,
 }
 
 /// The API's listener.

@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde_json::Value;
 use windlass_common::limits::{LAPSED_GRACE, LAPSED_GRACE_HOURS_MAX};
 
+use super::resurrector;
 use super::{ApiConfig, Config, DataDir, GatewayConfig, LocalConfig, StemcellConfig};
 use crate::gateway::ArtifactRates;
 use crate::spec::{Faults, Fields, shown, usable_network};
@@ -80,6 +81,7 @@ fn whole(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<Config> {
             local
         }
     };
+    let resurrector = resurrector::read(fields.take("resurrector").unwrap_or(&empty), faults);
     fields.close(faults);
     Some(Config {
         log: log?,
@@ -87,6 +89,7 @@ fn whole(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<Config> {
         gateway: gateway?,
         stemcells: stemcells?,
         local: local?,
+        resurrector: resurrector?,
     })
 }
 

@@ -25,6 +25,8 @@ pub fn view(machine: Machine, session: Option<&SessionView>, now: Timestamp) -> 
         machine,
         agent,
         health,
+        verdict: None,
+        hold: None,
         report,
     }
 }

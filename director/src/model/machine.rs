@@ -12,6 +12,7 @@ use windlass_common::id::{
 use windlass_common::report::Report;
 
 use super::{Revision, Timestamp};
+use crate::resurrector::{HoldKind, Verdict};
 
 /// One machine; its addresses are reserved for as long as this record exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -245,8 +246,14 @@ pub struct MachineView {
     pub machine: Machine,
     /// Its agent's connection.
     pub agent: AgentView,
-    /// What the director makes of it.
+    /// What its agent's link and report say alone.
     pub health: MachineHealth,
+    /// What all witnesses together come to; absent while it is not judged.
+    #[serde(default)]
+    pub verdict: Option<Verdict>,
+    /// What an operator keeps from it.
+    #[serde(default)]
+    pub hold: Option<HoldKind>,
     /// The agent's last report.
     #[schema(value_type = Option<Object>)]
     pub report: Option<Report>,

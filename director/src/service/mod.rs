@@ -19,6 +19,7 @@ mod kubernetes;
 mod nodes;
 mod operators;
 mod reach;
+mod repair;
 mod shown;
 mod start;
 mod tasks;
@@ -53,6 +54,7 @@ use crate::model::{
 use crate::pki::DirectorCa;
 use crate::provider::Provider;
 use crate::resurrector::witness::{Judgement, Witnesses};
+use crate::resurrector::{CaseRecord, HoldKind, Verdict};
 use crate::rollout::Rollouts;
 use crate::rollout::world::World;
 use crate::rotation::Rotations;
@@ -67,6 +69,7 @@ pub(crate) use kubernetes::ApiServer;
 pub(crate) use operators::CERTIFICATE_LIFE;
 pub use operators::Standing;
 pub use reach::{Ending, Reach, Terminal};
+pub use repair::NodeWhy;
 pub use start::StartError;
 pub use tickets::tickets;
 
@@ -169,6 +172,7 @@ struct Inner {
     orders: tokio::sync::Mutex<()>,
     /// Plans that were shown.
     plans: shown::Shown,
+    repairs: repair::Repairs,
 }
 
 impl Director {
@@ -249,18 +253,23 @@ impl Director {
         let now = Timestamp::now();
         let mut machines: Vec<Machine> = self.inner.records.list().await?;
         machines.retain(|m| filter.cluster.as_ref().is_none_or(|c| *c == m.cluster));
-        let view = |machine: Machine| {
+        let views = machines.into_iter().map(|machine| {
             let session = sessions.get(&machine.name);
             health::view(machine, session, now)
-        };
-        Ok(machines.into_iter().map(view).collect())
+        });
+        self.inner.judged(views.collect()).await
     }
 
     /// One machine.
     pub async fn machine(&self, name: &MachineName) -> ServiceResult<MachineView> {
         let machine = self.inner.machine_record(name).await?;
         let sessions = self.inner.gateway.connected();
-        Ok(health::view(machine, sessions.get(name), Timestamp::now()))
+        let view = health::view(machine, sessions.get(name), Timestamp::now());
+        let mut judged = self.inner.judged(vec![view]).await?;
+        judged.pop().ok_or_else(|| ServiceError::Bug {
+            what: format!("the view of {name} was lost"),
+            source: None,
+        })
     }
 
     /// Asks every witness about a machine now, and says what the evidence means by itself.
@@ -333,6 +342,51 @@ impl Director {
     ) -> ServiceResult<BoxStream<'static, NodeEvent>> {
         allow(caller, Role::Admin, "run commands on machines")?;
         self.inner.node_exec(machine, argv, caller).await
+    }
+
+    /// What is known about why a machine is judged as it is, and what comes next.
+    pub async fn node_why(&self, machine: &MachineName) -> ServiceResult<NodeWhy> {
+        self.inner.node_why(machine).await
+    }
+
+    /// Keeps remedies from a machine, or has it ignored, until it is released.
+    pub async fn hold_node(
+        &self,
+        machine: &MachineName,
+        kind: HoldKind,
+        reason: String,
+        caller: &Caller,
+    ) -> ServiceResult<CaseRecord> {
+        allow(caller, Role::Operator, "hold machines")?;
+        self.inner.hold_node(machine, kind, reason, caller).await
+    }
+
+    /// Lets a machine go that was held or ignored, and forgets what was tried on it.
+    pub async fn release_node(
+        &self,
+        machine: &MachineName,
+        caller: &Caller,
+    ) -> ServiceResult<CaseRecord> {
+        allow(caller, Role::Operator, "release machines")?;
+        self.inner.release_node(machine, caller).await
+    }
+
+    /// Orders the next incarnation of a machine, whatever its verdict. Returns the task at once.
+    pub async fn recreate_node(
+        &self,
+        machine: &MachineName,
+        accept_downtime: bool,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        allow(caller, Role::Operator, "recreate machines")?;
+        self.inner
+            .recreate_node(machine, accept_downtime, caller)
+            .await
+    }
+
+    /// How many machines there are of each verdict.
+    pub fn verdicts(&self) -> BTreeMap<Verdict, u64> {
+        self.inner.repairs.verdicts()
     }
 
     /// Logs and diagnostics of a machine.

@@ -9,6 +9,7 @@ use windlass_common::stemcell::KeyError;
 
 use super::enrollment::{Artifacts, Tokens};
 use super::kubernetes::Identities;
+use super::repair::{self, Repairs};
 use super::tickets::tickets;
 use super::{Director, Inner, operators, upkeep};
 use crate::config::{Config, DataDir, Identity};
@@ -114,6 +115,7 @@ pub(super) async fn start(
         host: provider.host_traits(),
     });
     let witnesses = Arc::new(Circle::new(gateway.clone(), world.clone()));
+    let repairs = Repairs::new(config.resurrector, witnesses.clone());
     let rollouts = Rollouts::new(records.clone(), world.clone());
     let rotations = Rotations::start(records.clone(), ca.clone(), Arc::new(gateway.clone()));
     let resumed = rollouts.resume().await?;
@@ -137,8 +139,10 @@ pub(super) async fn start(
         identities: Identities::default(),
         orders: tokio::sync::Mutex::new(()),
         plans: Default::default(),
+        repairs,
     });
     upkeep::start(Arc::downgrade(&inner));
+    repair::start(Arc::downgrade(&inner));
     Ok(Director { inner })
 }
 

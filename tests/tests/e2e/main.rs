@@ -8,6 +8,7 @@ mod crashes;
 mod lifecycle;
 mod load;
 mod reach;
+mod repair;
 mod workloads;
 
 use std::process::ExitCode;
@@ -93,6 +94,10 @@ fn main() -> ExitCode {
         ),
         long("a_whole_cluster_is_upgraded_under_load", load::upgrade),
         long("a_whole_cluster_is_made_anew_under_load", load::replacement),
+        trial("repair_replaces_a_worker_that_is_gone", repair::lost_worker),
+        trial("repair_leaves_alone_what_is_cut_off", repair::cut_off),
+        trial("repair_brings_members_back", repair::control_plane),
+        trial("repair_gives_up_on_poison", repair::poison),
         trial("a_reset_leaves_nothing_on_the_host", lifecycle::reset),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials.into());

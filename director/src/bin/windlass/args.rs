@@ -434,6 +434,61 @@ pub(crate) enum NodeCommand {
         /// The machine
         name: String,
     },
+    /// Say why a machine is judged as it is: what is known, what was tried, what comes next and when
+    ///
+    /// A silent machine is not a dead one: the director asks the provider, other machines of the cluster, and
+    /// the Lease of the node. `docs/operations.md` says what each verdict means and what to do.
+    #[command(after_help = "Example:\n  windlass node why demo-workers-0")]
+    Why {
+        /// The machine
+        name: String,
+    },
+    /// Keep the director from healing a machine; it is judged on
+    #[command(after_help = "\
+Example:
+  windlass node hold demo-workers-0 --reason 'kernel trace, ask Ann'
+  windlass node release demo-workers-0")]
+    Hold {
+        /// The machine
+        name: String,
+        /// Why, for others who look
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// Have the director not look at a machine at all: its silence says nothing about its cluster either
+    #[command(
+        after_help = "Example:\n  windlass node ignore demo-workers-0 --reason 'being rewired'"
+    )]
+    Ignore {
+        /// The machine
+        name: String,
+        /// Why, for others who look
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// Let a machine go that was held or ignored; what was tried on it is forgotten
+    Release {
+        /// The machine
+        name: String,
+    },
+    /// Replace a machine by its next incarnation, whatever its verdict
+    ///
+    /// One that serves is drained first; one that is judged to serve nobody is shut out, and its pods are
+    /// given to other nodes. Name, address, pod network and data disk stay; everything else on it is gone.
+    #[command(after_help = "Example:\n  windlass node recreate demo-workers-0 --yes --wait")]
+    Recreate {
+        /// The machine
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// The API of a cluster with one control-plane machine may be down meanwhile
+        #[arg(long)]
+        accept_downtime: bool,
+        /// Wait until it is done
+        #[arg(long)]
+        wait: bool,
+    },
     /// Print logs of a machine
     ///
     /// With --follow it goes on until Ctrl-C, which ends it on the machine too; when the link to the machine

@@ -30,6 +30,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod top;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -8,16 +8,17 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::Method;
 use serde_json::{Value, json};
 use windlass_common::error::ErrorClass;
-use windlass_director::api::{NodeOutput, Source};
+use windlass_director::api::{NodeOutput, RecreateNode, Source};
 use windlass_director::client::{Client, Lines};
 use windlass_director::model::{MachineHealth, MachineView};
+use windlass_director::resurrector::HoldKind;
 use windlass_director::resurrector::witness::Judgement;
 
 use crate::args::NodeCommand;
 use crate::cluster::{pairs, segment};
 use crate::failure::{FAILED, Failure, UNREACHABLE};
 use crate::output::{age, duration, line, table};
-use crate::{Session, collect, shell, top};
+use crate::{Session, collect, shell, top, why};
 
 pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -25,6 +26,23 @@ pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitC
         NodeCommand::List { cluster } => list(session, &client, cluster.as_deref()).await,
         NodeCommand::Show { name } => show(session, &client, &name).await,
         NodeCommand::Evidence { name } => evidence(session, &client, &name).await,
+        NodeCommand::Why { name } => why::run(session, &client, &name).await,
+        NodeCommand::Hold { name, reason } => {
+            why::hold(session, &client, &name, HoldKind::Hold, reason).await
+        }
+        NodeCommand::Ignore { name, reason } => {
+            why::hold(session, &client, &name, HoldKind::Ignore, reason).await
+        }
+        NodeCommand::Release { name } => why::release(session, &client, &name).await,
+        NodeCommand::Recreate {
+            name,
+            yes,
+            accept_downtime,
+            wait,
+        } => {
+            let order = RecreateNode { accept_downtime };
+            why::recreate(session, &client, &name, yes, &order, wait).await
+        }
         NodeCommand::Logs {
             name,
             unit,
@@ -84,7 +102,7 @@ async fn list(
                 machine.cluster.to_string(),
                 machine.role.to_string(),
                 machine.phase.to_string(),
-                view.health.to_string(),
+                verdict(view),
                 machine.address.to_string(),
                 heartbeat.map_or("-".to_owned(), duration),
                 age(machine.created_at),
@@ -96,7 +114,7 @@ async fn list(
                 "CLUSTER",
                 "ROLE",
                 "PHASE",
-                "HEALTH",
+                "VERDICT",
                 "ADDRESS",
                 "HEARTBEAT",
                 "AGE",
@@ -133,6 +151,7 @@ fn describe(view: &MachineView) -> String {
         ("Address", machine.address.to_string()),
         ("Pods", machine.pod_cidr.to_string()),
         ("Stemcell", machine.stemcell.clone()),
+        ("Verdict", verdict(view)),
         ("Health", health(&view.health)),
         ("Agent", agent(view)),
         (
@@ -221,6 +240,18 @@ fn testimony(judgement: &Judgement) -> String {
     }
     let probes = table(&["PEER", "FOUND", "TOOK", "WHY"], probes);
     format!("{head}\n\n{said}\n\n{probes}")
+}
+
+/// What the machine is judged to be; what its agent says while it is not judged.
+fn verdict(view: &MachineView) -> String {
+    let judged = match view.verdict {
+        Some(verdict) => verdict.to_string(),
+        None => format!("{} (not judged)", view.health),
+    };
+    match view.hold {
+        Some(hold) => format!("{judged} ({hold})"),
+        None => judged,
+    }
 }
 
 fn health(health: &MachineHealth) -> String {

@@ -1,0 +1,399 @@
+//! The resurrector's loop: watches machines, has those that do not work judged, and heals them.
+//!
+//! Decisions are [`crate::resurrector`]'s; here they are fed and carried out. Units are restarted by the
+//! machine's agent, machines by the provider; a replacement is changed desired state, planned and carried out
+//! like every other change, by a task of its own that touches nothing but the machines it names.
+//!
+//! # Invariants
+//! * Machines that work cost nothing: witnesses are asked about suspects only, a bounded number at a time.
+//! * A remedy is written down, with the evidence for it, before it is begun.
+//! * The machine's record names its next incarnation in the same commit that writes the remedy down and makes
+//!   the task, so that there is a task for each replacement that was tried, and one only.
+//! * A cluster has one task at a time. A replacement waits for the end of a task that works on its cluster;
+//!   milder remedies only for one that has the machine itself in hand.
+//! * A director whose clock jumped, or that stood still, watches first, as after its start.
+//!
+//! # After a crash
+//! Cases are records and are read with each round; a restart of a machine that was begun and whose end was
+//! not seen is done again, unless the machine was started since. Tasks are resumed by the rollout.
+//!
+//! # Not here
+//! What evidence means and what comes next (resurrector), the order of a replacement's steps (planner).
+
+mod operators;
+mod remedy;
+mod replace;
+mod sight;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use windlass_common::error::ErrorChain;
+use windlass_common::id::MachineName;
+
+use super::{Inner, ServiceResult};
+use crate::config::ResurrectorConfig;
+use crate::gateway::Gateway;
+use crate::model::{Machine, Timestamp};
+use crate::resurrector::witness::{Gathered, Witnesses};
+use crate::resurrector::{
+    CaseRecord, Evidence, Lease, Link, Mode, Outlook, Peers, Power, Verdict, Work, decide, verdict,
+};
+use crate::store::{Commit, StoreError};
+
+pub use operators::NodeWhy;
+use sight::Sight;
+
+/// Between two looks at machines that do not work.
+const SUSPECTS: Duration = Duration::from_secs(1);
+/// Between two looks when all work: changes of links and reports are told at once, this is for what is not.
+const CALM: Duration = Duration::from_secs(10);
+/// Changes that come together are looked at together.
+const GATHER_CHANGES: Duration = Duration::from_millis(50);
+/// Suspects that witnesses are asked about at a time. Each question costs a call of the provider, three
+/// probes and a look at a Lease.
+const ASKED_AT_ONCE: usize = 32;
+/// What the wall clock may differ from the steady one, between two rounds, before the director distrusts
+/// what it measures: corrections of a clock are smaller.
+const JUMP: Duration = Duration::from_secs(5);
+/// A loop that was not let run for this long was held up, with all that it watches.
+const HELD_UP: Duration = Duration::from_secs(20);
+
+/// What the loop and those who ask about it share.
+pub(super) struct Repairs {
+    config: ResurrectorConfig,
+    witnesses: Arc<dyn Witnesses>,
+    /// Since when this director watches without a break, Unix milliseconds.
+    since_ms: AtomicU64,
+    /// An operator changed something.
+    wake: Notify,
+    board: Mutex<Board>,
+}
+
+impl fmt::Debug for Repairs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Repairs({})", self.config.mode)
+    }
+}
+
+/// What the last round saw and decided.
+#[derive(Debug, Default)]
+struct Board {
+    looked_at_ms: u64,
+    provider_silent: bool,
+    gathered: BTreeMap<MachineName, Gathered>,
+    outlooks: BTreeMap<MachineName, Outlook>,
+    /// Machines that are not judged, each with the reason.
+    unwatched: BTreeMap<MachineName, &'static str>,
+    verdicts: BTreeMap<MachineName, Verdict>,
+    /// Machines to which something is being done.
+    acting: BTreeSet<MachineName>,
+    /// Remedies that could not be begun, each until when it is not tried again.
+    failed: BTreeMap<MachineName, (u64, String)>,
+}
+
+impl Repairs {
+    pub(super) fn new(config: ResurrectorConfig, witnesses: Arc<dyn Witnesses>) -> Repairs {
+        Repairs {
+            config,
+            witnesses,
+            since_ms: AtomicU64::new(now_ms()),
+            wake: Notify::new(),
+            board: Mutex::default(),
+        }
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many machines there are of each verdict; those that are not judged are left out.
+    pub(super) fn verdicts(&self) -> BTreeMap<Verdict, u64> {
+        let mut counts = BTreeMap::new();
+        for verdict in self.board().verdicts.values() {
+            *counts.entry(*verdict).or_insert(0) += 1;
+        }
+        counts
+    }
+}
+
+fn now_ms() -> u64 {
+    Timestamp::now().unix_ms()
+}
+
+/// Starts the loop; it ends with the director.
+pub(super) fn start(director: Weak<Inner>) {
+    tokio::spawn(async move {
+        let Some(mut changes) = director.upgrade().map(|d| d.repairs.witnesses.changes()) else {
+            return;
+        };
+        if let Some(director) = director.upgrade() {
+            remedy::take_up(director).await;
+        }
+        let mut watch = Watch::new();
+        loop {
+            let Some(inner) = director.upgrade() else {
+                return;
+            };
+            if inner.repairs.config.mode == Mode::Off {
+                return;
+            }
+            if let Some(why) = watch.distrusted() {
+                tracing::warn!(
+                    why,
+                    "the director watches for a while before it heals anything"
+                );
+                inner.repairs.since_ms.store(now_ms(), Ordering::Relaxed);
+            }
+            let busy = match round(inner.clone()).await {
+                Ok(busy) => busy,
+                Err(error) => {
+                    tracing::warn!(error = %ErrorChain(&error), "machines cannot be judged");
+                    true
+                }
+            };
+            drop(inner);
+            let pause = if busy { SUSPECTS } else { CALM };
+            let again = watch.next(pause);
+            let Some(inner) = director.upgrade() else {
+                return;
+            };
+            tokio::select! {
+                change = changes.next() => {
+                    if change.is_none() {
+                        return; // the gateway is gone, and the director with it
+                    }
+                    tokio::time::sleep(GATHER_CHANGES).await;
+                    // What else has come by now is looked at in the same round.
+                    while futures_util::FutureExt::now_or_never(changes.next()).is_some_and(|c| c.is_some()) {}
+                }
+                () = inner.repairs.wake.notified() => {}
+                () = sleep_until(again) => {}
+            }
+        }
+    });
+}
+
+/// Sees when the loop was held up, or the clock was set.
+struct Watch {
+    steady: Instant,
+    wall_ms: u64,
+    pause: Duration,
+}
+
+impl Watch {
+    fn new() -> Watch {
+        Watch {
+            steady: Instant::now(),
+            wall_ms: now_ms(),
+            pause: CALM,
+        }
+    }
+
+    fn next(&mut self, pause: Duration) -> Instant {
+        self.pause = pause;
+        Instant::now() + pause
+    }
+
+    /// Why what was measured since the last round says nothing.
+    fn distrusted(&mut self) -> Option<&'static str> {
+        let (steady, wall_ms) = (Instant::now(), now_ms());
+        let passed = steady.saturating_duration_since(self.steady);
+        let shown = Duration::from_millis(wall_ms.saturating_sub(self.wall_ms));
+        let back = wall_ms < self.wall_ms;
+        (self.steady, self.wall_ms) = (steady, wall_ms);
+        if back || shown.abs_diff(passed) > JUMP {
+            Some("its clock was set")
+        } else if passed > self.pause + HELD_UP {
+            Some("it was held up itself")
+        } else {
+            None
+        }
+    }
+}
+
+/// Looks, judges, decides and acts; true while something does not work.
+async fn round(director: Arc<Inner>) -> ServiceResult<bool> {
+    let repairs = &director.repairs;
+    let mut sight = Sight::read(&director.records).await?;
+    let suspects: Vec<Machine> = sight
+        .watched()
+        .filter(|machine| suspicious(repairs, &director.gateway, machine, sight.case(machine)))
+        .cloned()
+        .collect();
+    let some = !suspects.is_empty();
+    let gathered = ask(&repairs.witnesses, suspects).await;
+    let now = now_ms();
+    let judged = judge(&director, &mut sight, &gathered, now).await?;
+    let acting = repairs.board().acting.clone();
+    let provider_silent = !gathered.is_empty()
+        && gathered
+            .values()
+            .all(|g| g.evidence.power == Power::Unknown);
+    let since_ms = repairs.since_ms.load(Ordering::Relaxed);
+    let silent = |machine: &Machine| repairs.witnesses.link(machine) == Link::Silent;
+    let fleet = sight.fleet(&acting, silent, since_ms, !provider_silent);
+    let mut outlooks = decide(&sight.cases(), &fleet, now, &repairs.config.policy);
+    let orders = remedy::orders(&mut outlooks, &sight, repairs, now);
+    {
+        let mut board = repairs.board();
+        board.looked_at_ms = now;
+        board.provider_silent = provider_silent;
+        board.verdicts = sight.verdicts();
+        board.unwatched = sight.unwatched.clone();
+        board.gathered = gathered;
+        board.outlooks = outlooks;
+        board.failed.retain(|_, (until_ms, _)| *until_ms > now);
+    }
+    let busy = some || judged;
+    if repairs.config.mode == Mode::On {
+        for order in orders {
+            remedy::carry_out(director.clone(), &sight, order, now).await;
+        }
+    }
+    Ok(busy)
+}
+
+/// Whether witnesses have to be asked about a machine.
+fn suspicious(
+    repairs: &Repairs,
+    gateway: &Gateway,
+    machine: &Machine,
+    case: Option<&CaseRecord>,
+) -> bool {
+    if repairs.witnesses.link(machine) == Link::Silent {
+        return true;
+    }
+    if case.is_some_and(|record| {
+        record.case.verdict != Verdict::Healthy || record.incarnation != machine.incarnation
+    }) {
+        return true;
+    }
+    gateway
+        .session(&machine.name, machine.incarnation)
+        .is_some_and(|session| {
+            let counted = session.last_heartbeat.as_ref();
+            let named = session.report.as_ref();
+            counted.is_some_and(|(_, beat)| beat.units_unhealthy > 0)
+                || named.is_some_and(|(_, report)| !crate::health::failing(report).is_empty())
+        })
+}
+
+async fn ask(
+    witnesses: &Arc<dyn Witnesses>,
+    suspects: Vec<Machine>,
+) -> BTreeMap<MachineName, Gathered> {
+    let witnesses = Arc::clone(witnesses);
+    stream::iter(suspects)
+        .map(move |machine| {
+            let witnesses = Arc::clone(&witnesses);
+            async move {
+                let gathered = witnesses.evidence(&machine).await;
+                (machine.name, gathered)
+            }
+        })
+        .buffer_unordered(ASKED_AT_ONCE)
+        .collect()
+        .await
+}
+
+/// What is taken for evidence about a machine that nobody suspects.
+const NOT_SUSPECTED: Evidence = Evidence {
+    link: Link::Beating,
+    peers: Peers::Unknown,
+    lease: Lease::Unknown,
+    power: Power::Unknown,
+    work: Work::Well,
+};
+
+/// Judges what was gathered and writes down what is new; true if something was.
+async fn judge(
+    director: &Inner,
+    sight: &mut Sight,
+    gathered: &BTreeMap<MachineName, Gathered>,
+    now: u64,
+) -> ServiceResult<bool> {
+    let policy = &director.repairs.config.policy;
+    let watched: Vec<Machine> = sight.watched().cloned().collect();
+    let mut wrote = false;
+    for machine in watched {
+        let evidence = gathered.get(&machine.name).map(|g| g.evidence);
+        let verdict = verdict(&evidence.unwrap_or(NOT_SUSPECTED));
+        let found = sight.case(&machine).cloned();
+        if found.is_none() && verdict == Verdict::Healthy {
+            continue;
+        }
+        let mut record = found
+            .unwrap_or_else(|| CaseRecord::new(machine.name.clone(), machine.incarnation, now));
+        let before = record.case.verdict;
+        let evidence = evidence.unwrap_or(NOT_SUSPECTED);
+        let poison_ms = policy.guard.poison_ms;
+        let new = record.judge(
+            machine.incarnation,
+            verdict,
+            evidence,
+            now,
+            &policy.ladder,
+            poison_ms,
+        );
+        if new {
+            wrote = true;
+            let mut commit = Commit::default();
+            commit.put(&record)?;
+            if before != verdict {
+                tell(
+                    director,
+                    &mut commit,
+                    &machine,
+                    (before, verdict),
+                    gathered.get(&machine.name),
+                );
+            }
+            match director.records.commit(commit).await {
+                Ok(revision) => record.revision = revision,
+                // An operator was faster: the next round sees what was said.
+                Err(StoreError::Conflict { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        sight.put(record);
+    }
+    Ok(wrote)
+}
+
+fn tell(
+    director: &Inner,
+    commit: &mut Commit,
+    machine: &Machine,
+    (before, verdict): (Verdict, Verdict),
+    gathered: Option<&Gathered>,
+) {
+    let silent_ms = gathered.and_then(|g| g.silent_ms);
+    let took_ms = gathered.map(|g| g.took_ms);
+    let evidence = gathered.map(|g| g.evidence);
+    tracing::info!(
+        machine = %machine.name, incarnation = %machine.incarnation, %before, %verdict, ?evidence, silent_ms,
+        took_ms, "verdict"
+    );
+    let said = match evidence {
+        Some(of) => format!(
+            "{before} → {verdict}: link {:?}, peers {:?}, lease {:?}, power {:?}, work {:?}",
+            of.link, of.peers, of.lease, of.power, of.work
+        ),
+        None => format!("{before} → {verdict}: nothing speaks against it"),
+    };
+    let subject = format!("machine/{}", machine.name);
+    director
+        .records
+        .audit(commit, ACTOR, "node.verdict", &subject, &said);
+}
+
+/// Who acts, in the audit log and as the owner of tasks.
+const ACTOR: &str = "resurrector";

@@ -1,0 +1,184 @@
+//! What one round sees: records, and which machines are whose concern.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use windlass_common::id::{ClusterName, Incarnation, MachineName};
+
+use crate::model::{
+    Cluster, ClusterPhase, Machine, MachinePhase, MachineRole, StepState, Task, TaskId,
+};
+use crate::resurrector::{Case, CaseRecord, Director, Fleet, Member, Role, Verdict};
+use crate::store::{Records, StoreError};
+
+/// All machines with what is known of them, and the tasks that have them in hand.
+pub(super) struct Sight {
+    machines: BTreeMap<MachineName, Machine>,
+    records: BTreeMap<MachineName, CaseRecord>,
+    in_hand: BTreeSet<MachineName>,
+    /// The task that works on a cluster.
+    pub(super) tasks: BTreeMap<ClusterName, TaskId>,
+    /// Machines that are not judged, each with the reason.
+    pub(super) unwatched: BTreeMap<MachineName, &'static str>,
+}
+
+impl Sight {
+    pub(super) async fn read(records: &Records) -> Result<Sight, StoreError> {
+        let clusters: Vec<Cluster> = records.list().await?;
+        let machines: Vec<Machine> = records.list().await?;
+        let cases: Vec<CaseRecord> = records.list().await?;
+        let mut in_hand = BTreeSet::new();
+        let mut tasks = BTreeMap::new();
+        for cluster in &clusters {
+            let Some(id) = &cluster.task else { continue };
+            let task = records.task(id).await?;
+            if let Some(task) = task.filter(|task| !task.state.is_over()) {
+                in_hand.extend(works_on(&task));
+                tasks.insert(cluster.spec.name.clone(), task.id);
+            }
+        }
+        let cases: BTreeMap<_, _> = cases.into_iter().map(|r| (r.machine.clone(), r)).collect();
+        let serving: BTreeSet<&ClusterName> = clusters
+            .iter()
+            .filter(|cluster| serves(cluster.phase))
+            .map(|cluster| &cluster.spec.name)
+            .collect();
+        let mut unwatched = BTreeMap::new();
+        for machine in &machines {
+            let ignored = cases.get(&machine.name).is_some_and(CaseRecord::ignored);
+            let busy = in_hand.contains(&machine.name);
+            let why = if ignored {
+                Some("an operator has it ignored")
+            } else if !serving.contains(&machine.cluster) {
+                Some("its cluster is being made or deleted, or was never ready")
+            } else {
+                not_judged(machine, busy)
+            };
+            if let Some(why) = why {
+                unwatched.insert(machine.name.clone(), why);
+            }
+        }
+        let machines = machines.into_iter().map(|m| (m.name.clone(), m));
+        Ok(Sight {
+            machines: machines.collect(),
+            records: cases,
+            in_hand,
+            tasks,
+            unwatched,
+        })
+    }
+
+    /// Machines that are judged.
+    pub(super) fn watched(&self) -> impl Iterator<Item = &Machine> {
+        let machines = self.machines.values();
+        machines.filter(|machine| !self.unwatched.contains_key(&machine.name))
+    }
+
+    pub(super) fn machine(&self, name: &MachineName) -> Option<&Machine> {
+        self.machines.get(name)
+    }
+
+    pub(super) fn case(&self, machine: &Machine) -> Option<&CaseRecord> {
+        self.records.get(&machine.name)
+    }
+
+    pub(super) fn put(&mut self, record: CaseRecord) {
+        self.records.insert(record.machine.clone(), record);
+    }
+
+    /// The cases of those that are judged.
+    pub(super) fn cases(&self) -> BTreeMap<MachineName, Case> {
+        self.watched()
+            .filter_map(|machine| Some((machine.name.clone(), self.case(machine)?.case.clone())))
+            .collect()
+    }
+
+    /// The verdicts on those that are judged; without a case nothing was ever wrong.
+    pub(super) fn verdicts(&self) -> BTreeMap<MachineName, Verdict> {
+        self.watched()
+            .map(|machine| (machine.name.clone(), self.verdict(machine)))
+            .collect()
+    }
+
+    fn verdict(&self, machine: &Machine) -> Verdict {
+        self.case(machine)
+            .map_or(Verdict::Healthy, |record| record.case.verdict)
+    }
+
+    /// Everything that the guards look at. Machines that are ignored are as if they were not there.
+    pub(super) fn fleet(
+        &self,
+        acting: &BTreeSet<MachineName>,
+        silent: impl Fn(&Machine) -> bool,
+        since_ms: u64,
+        provider_answers: bool,
+    ) -> Fleet {
+        let member = |machine: &Machine| {
+            let record = self.case(machine);
+            if record.is_some_and(CaseRecord::ignored) {
+                return None;
+            }
+            let judged = !self.unwatched.contains_key(&machine.name);
+            let busy = self.in_hand.contains(&machine.name);
+            let member = Member {
+                cluster: machine.cluster.clone(),
+                role: match &machine.role {
+                    MachineRole::ControlPlane => Role::ControlPlane,
+                    MachineRole::Worker { pool } => Role::Worker(pool.clone()),
+                },
+                verdict: if judged {
+                    self.verdict(machine)
+                } else {
+                    Verdict::Unknown
+                },
+                silent: judged && silent(machine),
+                in_hand: busy || acting.contains(&machine.name),
+                held: record.is_some_and(CaseRecord::held),
+                fenced: machine.fenced,
+                stillborn: record.map_or(0, |record| record.case.stillborn()),
+            };
+            Some((machine.name.clone(), member))
+        };
+        Fleet {
+            machines: self.machines.values().filter_map(member).collect(),
+            director: Director {
+                since_ms,
+                provider_answers,
+            },
+        }
+    }
+}
+
+/// Whether people use a cluster in this phase.
+pub(super) fn serves(phase: ClusterPhase) -> bool {
+    match phase {
+        ClusterPhase::Ready | ClusterPhase::Updating | ClusterPhase::Degraded => true,
+        ClusterPhase::Creating | ClusterPhase::Failed | ClusterPhase::Deleting => false,
+    }
+}
+
+/// Why nobody can tell yet, or does not ask any more, whether a machine works.
+fn not_judged(machine: &Machine, in_hand: bool) -> Option<&'static str> {
+    let reborn = machine.incarnation != Incarnation::FIRST;
+    let joined = reborn || machine.labelled.is_some() || machine.phase == MachinePhase::Ready;
+    if machine.is_surplus() {
+        Some("nothing is wanted of it any more")
+    } else if !joined {
+        Some("it has not been in service yet")
+    } else if in_hand && machine.phase < MachinePhase::Ready {
+        Some("a task makes or changes it at the moment")
+    } else {
+        None
+    }
+}
+
+/// The machines that a task has something left to do to.
+fn works_on(task: &Task) -> impl Iterator<Item = MachineName> {
+    let plan = task.cleanup.as_ref().unwrap_or(&task.plan);
+    let done = |key| {
+        task.steps
+            .get(key)
+            .is_some_and(|step| step.state == StepState::Succeeded)
+    };
+    let left = plan.steps.iter().filter(move |step| !done(&step.key));
+    left.filter_map(|step| step.action.machine().cloned())
+}

@@ -1,0 +1,359 @@
+//! Machines die, hang and are cut off; the director judges them and heals those that do not work, and no
+//! others. Times are printed, not asserted.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use windlass_tests::host;
+use windlass_tests::kubectl::Kubectl;
+use windlass_tests::wait::until;
+use windlass_tests::world::World;
+
+use crate::lifecycle::{healthy, items};
+
+const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
+/// Patience for a whole repair on a busy host.
+const LONG: Duration = Duration::from_secs(240);
+
+/// A director of its own, less patient than by default so that a scenario does not wait for minutes.
+fn world(name: &str) -> Result<World> {
+    let world = World::start(name)?;
+    world.configure(&[
+        ("watch_first_s", "3"),
+        ("degraded_s", "20"),
+        ("agent_lost_s", "20"),
+        ("reboot_s", "30"),
+        ("replace_first_s", "20"),
+    ])?;
+    Ok(world)
+}
+
+fn why(world: &World, machine: &str) -> Result<Value> {
+    world.json(&["node", "why", machine])
+}
+
+/// Waits until a machine is healthy, or until it was judged to be something else, which may be over soon.
+fn verdict(world: &World, machine: &str, wanted: &str) -> Result<Duration> {
+    let began = Instant::now();
+    until(&format!("{machine} is {wanted}"), LONG, || {
+        let said = why(world, machine)?;
+        let judged = said["case"]["history"].as_array();
+        let was = judged.into_iter().flatten().any(|j| j["verdict"] == wanted);
+        let is = said["verdict"] == wanted;
+        Ok((is || (was && wanted != "Healthy")).then_some(()))
+    })?;
+    Ok(began.elapsed())
+}
+
+/// Waits until another incarnation of a machine is in service; returns it.
+fn reborn(world: &World, machine: &str, before: u64) -> Result<u64> {
+    until(&format!("{machine} is replaced and Ready"), LONG, || {
+        let seen = world.json(&["node", "show", machine])?;
+        let incarnation = seen["incarnation"].as_u64().unwrap_or(0);
+        Ok((incarnation > before && seen["phase"] == "Ready").then_some(incarnation))
+    })
+}
+
+fn incarnation(world: &World, machine: &str) -> Result<u64> {
+    let seen = world.json(&["node", "show", machine])?;
+    seen["incarnation"]
+        .as_u64()
+        .context("a machine has an incarnation")
+}
+
+/// The newest repair of a cluster.
+fn repair_of(world: &World, cluster: &str) -> Result<Option<Value>> {
+    let tasks = world.json(&["task", "list"])?;
+    let repairs = items(&tasks)?.iter();
+    Ok(repairs
+        .clone()
+        .find(|t| t["cluster"] == cluster && t["kind"] == "repairCluster")
+        .cloned())
+}
+
+/// Where a pod runs that is Ready.
+fn runs_on(kubectl: &Kubectl, pod: &str) -> Result<Option<String>> {
+    let found = kubectl.get(&["pod", pod])?;
+    let conditions = found["status"]["conditions"].as_array();
+    let ready = conditions
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True");
+    let gone = !found["metadata"]["deletionTimestamp"].is_null();
+    let node = found["spec"]["nodeName"].as_str().map(str::to_owned);
+    Ok(node.filter(|_| ready && !gone))
+}
+
+fn workloads(kubectl: &Kubectl) -> Result<()> {
+    for (kind, name, replicas) in [("Deployment", "web", 2), ("StatefulSet", "db", 1)] {
+        let labels = json!({"app": name});
+        let mut spec = json!({"replicas": replicas, "selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels},
+            "spec": {"terminationGracePeriodSeconds": 2, "containers": [{
+                "name": name, "image": IMAGE, "imagePullPolicy": "IfNotPresent", "args": ["pause"]}]}}});
+        if kind == "StatefulSet" {
+            spec["serviceName"] = json!(name);
+        }
+        kubectl.apply(&json!({"apiVersion": "apps/v1", "kind": kind,
+            "metadata": {"name": name, "namespace": "default"}, "spec": spec}))?;
+        kubectl.pods_ready(&format!("app={name}"), replicas)?;
+    }
+    Ok(())
+}
+
+/// A worker is gone: it is replaced, and its pods run elsewhere before that.
+pub(crate) fn lost_worker() -> Result<()> {
+    let world = world("lost")?;
+    world.run(&["cluster", "create", "lost", "--workers", "2", "--wait"])?;
+    let kubectl = world.kubectl("lost")?;
+    healthy(&kubectl, 3)?;
+    workloads(&kubectl)?;
+    let node = runs_on(&kubectl, "db-0")?.context("db-0 runs")?;
+    let machine = node
+        .rsplit_once("-i")
+        .context("nodes carry their incarnation")?
+        .0
+        .to_owned();
+    world.delete_behind(&machine)?;
+    let began = Instant::now();
+    let since = |what: &str| eprintln!("  {what}: {:.1} s", began.elapsed().as_secs_f64());
+    verdict(&world, &machine, "MachineGone")?;
+    since("judged");
+    let elsewhere = until("the StatefulSet's pod runs elsewhere", LONG, || {
+        Ok(runs_on(&kubectl, "db-0")?.filter(|on| *on != node))
+    })?;
+    since(&format!("StatefulSet's pod Ready on {elsewhere}"));
+    reborn(&world, &machine, 1)?;
+    since("replacement Ready");
+    healthy(&kubectl, 3)?;
+    kubectl.pods_ready("app=web", 2)?;
+    let nodes = kubectl.ready_nodes()?;
+    ensure!(!nodes.contains(&node), "the dead node is left: {nodes:?}");
+    ensure!(nodes.contains(&format!("{machine}-i2")), "nodes: {nodes:?}");
+    verdict(&world, &machine, "Healthy")?;
+    let task = repair_of(&world, "lost")?.context("there was a repair")?;
+    ensure!(task["state"] == "Succeeded", "task: {task:#}");
+    let plan = world.json(&["cluster", "plan", "lost"])?;
+    ensure!(
+        plan["steps"].as_array().is_some_and(Vec::is_empty),
+        "left to do: {plan:#}"
+    );
+    frozen_worker(&world, &kubectl)?;
+    killed_kubelet(&world, &kubectl)?;
+    crash_in_the_middle(&world, &kubectl)?;
+    operators(&world)?;
+    Ok(())
+}
+
+/// A worker hangs: it is restarted, and is the same incarnation after it.
+fn frozen_worker(world: &World, kubectl: &Kubectl) -> Result<()> {
+    let machine = "lost-workers-1";
+    let before = incarnation(world, machine)?;
+    world.freeze(machine)?;
+    let began = Instant::now();
+    verdict(world, machine, "NodeHung")?;
+    eprintln!("  frozen, judged: {:.1} s", began.elapsed().as_secs_f64());
+    verdict(world, machine, "Healthy")?;
+    eprintln!(
+        "  frozen, Healthy again: {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    ensure!(
+        incarnation(world, machine)? == before,
+        "it was replaced, not restarted"
+    );
+    let said = why(world, machine)?;
+    let tried = &said["case"]["case"]["attempts"];
+    ensure!(tried[0]["rung"] == "reboot", "tried: {tried}");
+    healthy(kubectl, 3)
+}
+
+/// A kubelet that dies again and again is systemd's to restart.
+fn killed_kubelet(world: &World, kubectl: &Kubectl) -> Result<()> {
+    let machine = "lost-workers-0";
+    let before = incarnation(world, machine)?;
+    for _ in 0..4 {
+        let kubelet = until("the kubelet runs", Duration::from_secs(60), || {
+            Ok(host::machine_processes(machine, "kubelet")?
+                .first()
+                .copied())
+        })?;
+        host::kill_hard(kubelet)?;
+        until("it is gone", Duration::from_secs(10), || {
+            let left = host::machine_processes(machine, "kubelet")?;
+            Ok((!left.contains(&kubelet)).then_some(()))
+        })?;
+    }
+    healthy(kubectl, 3)?;
+    verdict(world, machine, "Healthy")?;
+    ensure!(incarnation(world, machine)? == before, "it was replaced");
+    Ok(())
+}
+
+/// The director dies while it replaces a machine, at each of its steps' first moments.
+fn crash_in_the_middle(world: &World, kubectl: &Kubectl) -> Result<()> {
+    let machine = "lost-workers-0";
+    let before = incarnation(world, machine)?;
+    let last = repair_of(world, "lost")?.context("there was a repair")?["id"].clone();
+    world.delete_behind(machine)?;
+    let task = until("a repair begins", LONG, || {
+        Ok(repair_of(world, "lost")?.filter(|task| task["id"] != last))
+    })?;
+    let id = task["id"].as_str().context("a task has an id")?.to_owned();
+    for step in ["fence", "create", "start"] {
+        until(&format!("{step} has begun"), LONG, || {
+            let seen = world.json(&["task", "show", &id])?;
+            let key = format!("machine/{machine}/{step}");
+            Ok((!seen["steps"][&key].is_null()).then_some(()))
+        })?;
+        world.crash_director()?;
+    }
+    let ended = world.task_ended(&id, LONG)?;
+    ensure!(ended["state"] == "Succeeded", "task: {:#}", ended["error"]);
+    let now = reborn(world, machine, before)?;
+    ensure!(
+        now == before + 1,
+        "replaced more than once: {before} → {now}"
+    );
+    healthy(kubectl, 3)
+}
+
+/// What operators hold is left alone; what they order is done.
+fn operators(world: &World) -> Result<()> {
+    let machine = "lost-workers-1";
+    let before = incarnation(world, machine)?;
+    world.run(&["node", "hold", machine, "--reason", "forensics"])?;
+    world.delete_behind(machine)?;
+    verdict(world, machine, "MachineGone")?;
+    let said = until("it is refused", LONG, || {
+        let said = why(world, machine)?;
+        Ok((said["outlook"]["kind"] == "refused").then_some(said))
+    })?;
+    ensure!(
+        said["outlook"]["why"].to_string().contains("operator"),
+        "{said:#}"
+    );
+    world.run(&["node", "release", machine])?;
+    let now = reborn(world, machine, before)?;
+    world.run(&["node", "recreate", machine, "--yes", "--wait"])?;
+    ensure!(
+        incarnation(world, machine)? == now + 1,
+        "recreate makes the next incarnation"
+    );
+    let refused = world.output(&["node", "recreate", "lost-cp-0", "--yes"])?;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(text.contains("--accept-downtime"), "no consent: {text}");
+    Ok(())
+}
+
+/// The director cannot reach anybody, or only one: nothing is restarted or replaced.
+pub(crate) fn cut_off() -> Result<()> {
+    let world = world("cut")?;
+    world.run(&["cluster", "create", "cut", "--workers", "3", "--wait"])?;
+    let kubectl = world.kubectl("cut")?;
+    healthy(&kubectl, 4)?;
+    let list = world.json(&["node", "list"])?;
+    let all: Vec<(String, String)> = items(&list)?
+        .iter()
+        .filter_map(|m| {
+            Some((
+                m["name"].as_str()?.to_owned(),
+                m["address"].as_str()?.to_owned(),
+            ))
+        })
+        .collect();
+    let (one, address) = all.last().context("there are machines")?;
+    let cut = world.cut(std::slice::from_ref(address))?;
+    let took = verdict(&world, one, "Partitioned")?;
+    eprintln!("  cut off alone, judged: {:.1} s", took.as_secs_f64());
+    drop(cut);
+    verdict(&world, one, "Healthy")?;
+    let addresses: Vec<String> = all.iter().map(|(_, address)| address.clone()).collect();
+    let cut = world.cut(&addresses)?;
+    for (name, _) in &all {
+        verdict(&world, name, "Unknown")?;
+    }
+    // Longer than any patience of this director.
+    until(
+        "a minute has passed in the storm",
+        Duration::from_secs(90),
+        {
+            let began = Instant::now();
+            move || Ok((began.elapsed() > Duration::from_secs(60)).then_some(()))
+        },
+    )?;
+    drop(cut);
+    for (name, _) in &all {
+        verdict(&world, name, "Healthy")?;
+        let seen = why(&world, name)?;
+        let tried = seen["case"]["case"]["attempts"].as_array();
+        ensure!(
+            tried.is_none_or(Vec::is_empty),
+            "something was done: {seen:#}"
+        );
+    }
+    ensure!(
+        repair_of(&world, "cut")?.is_none(),
+        "something was replaced"
+    );
+    healthy(&kubectl, 4)
+}
+
+/// Members of a control plane: one is gone and comes back with its disk; one hangs.
+pub(crate) fn control_plane() -> Result<()> {
+    let world = world("heal")?;
+    world.run(&[
+        "cluster",
+        "create",
+        "heal",
+        "--control-plane",
+        "3",
+        "--workers",
+        "1",
+        "--wait",
+    ])?;
+    let kubectl = world.kubectl("heal")?;
+    healthy(&kubectl, 4)?;
+    kubectl.run(&["create", "configmap", "kept", "--from-literal=from=before"])?;
+    world.delete_behind("heal-cp-1")?;
+    let began = Instant::now();
+    verdict(&world, "heal-cp-1", "MachineGone")?;
+    eprintln!("  judged: {:.1} s", began.elapsed().as_secs_f64());
+    reborn(&world, "heal-cp-1", 1)?;
+    eprintln!("  member back: {:.1} s", began.elapsed().as_secs_f64());
+    healthy(&kubectl, 4)?;
+    let kept = kubectl.get(&["configmap", "kept"])?;
+    ensure!(kept["data"]["from"] == "before", "data of before: {kept}");
+    world.freeze("heal-cp-2")?;
+    verdict(&world, "heal-cp-2", "NodeHung")?;
+    verdict(&world, "heal-cp-2", "Healthy")?;
+    healthy(&kubectl, 4)
+}
+
+/// Replacements that die like what they replace: the pool is left to an operator.
+pub(crate) fn poison() -> Result<()> {
+    let world = world("pois")?;
+    world.configure(&[("replace_first_s", "1"), ("poison_after", "2")])?;
+    world.run(&["cluster", "create", "pois", "--workers", "1", "--wait"])?;
+    let machine = "pois-workers-0";
+    for before in 1..=2 {
+        world.delete_behind(machine)?;
+        reborn(&world, machine, before)?;
+    }
+    world.delete_behind(machine)?;
+    let said = until("the pool is left alone", LONG, || {
+        let said = why(&world, machine)?;
+        Ok((said["outlook"]["kind"] == "refused").then_some(said))
+    })?;
+    ensure!(
+        said["outlook"]["why"]
+            .to_string()
+            .contains("replacements died"),
+        "{said:#}"
+    );
+    ensure!(incarnation(&world, machine)? == 3, "it was replaced again");
+    world.run(&["node", "release", machine])?;
+    reborn(&world, machine, 3)?;
+    Ok(())
+}
