@@ -178,8 +178,8 @@ impl IdentityStore {
         let Ok(key) = PrivateKey::from_pem(&text) else {
             return Ok(None);
         };
-        let chain = pem::certificates(text.expose()).unwrap_or_default();
-        let roots = pem::certificates(self.read("roots.pem")?.expose()).unwrap_or_default();
+        let chain = certificates("identity.pem", &text);
+        let roots = certificates("roots.pem", &self.read("roots.pem")?);
         Ok(Identity::check(me, key, chain, roots).ok())
     }
 
@@ -188,11 +188,11 @@ impl IdentityStore {
     pub(super) fn load(&self, me: &MachineIdentity) -> Result<Saved, IdentityError> {
         let text = self.read("identity.pem")?;
         if let Ok(key) = PrivateKey::from_pem(&text) {
-            let chain = pem::certificates(text.expose()).unwrap_or_default();
+            let chain = certificates("identity.pem", &text);
             if chain.is_empty() {
                 return Ok(Saved::Key(key));
             }
-            let roots = pem::certificates(self.read("roots.pem")?.expose()).unwrap_or_default();
+            let roots = certificates("roots.pem", &self.read("roots.pem")?);
             match Identity::check(me, key, chain, roots) {
                 Ok(identity) => return Ok(Saved::Identity(Box::new(identity))),
                 Err(error) => {
@@ -270,6 +270,14 @@ impl IdentityStore {
         self.written.send_modify(|count| *count += 1);
         Ok(())
     }
+}
+
+/// What a file of certificates holds; a damaged one holds nothing that can be used, and is spoken of.
+fn certificates(name: &str, text: &SecretBytes) -> Vec<CertificateDer<'static>> {
+    pem::certificates(text.expose()).unwrap_or_else(|error| {
+        tracing::warn!(file = name, %error, "the saved certificates are damaged; going on without");
+        Vec::new()
+    })
 }
 
 fn fault(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IdentityError {

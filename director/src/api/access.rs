@@ -3,7 +3,7 @@
 //! # Invariants
 //! * A route without a rule is nobody's; a test holds the rules against the OpenAPI document.
 //! * The role is looked up with each request, and what a request began ends when its operator is
-//!   revoked or loses the role that it took.
+//!   revoked, loses the role that it took, or the CA of its certificate is dropped.
 
 use std::task::Poll;
 
@@ -77,6 +77,22 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("DELETE", "/v1/operators/{name}",            Admin),
 ];
 
+/// On what grounds a request was let in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Admitted {
+    needed: Role,
+    generation: u32,
+}
+
+impl Admitted {
+    /// Watches whether the caller keeps what the request took.
+    pub(super) fn standing(self, state: &ApiState, caller: &Caller) -> Standing {
+        state
+            .director
+            .standing(&caller.operator, self.needed, self.generation)
+    }
+}
+
 /// What the rules say about a request to a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rule {
@@ -117,19 +133,18 @@ pub(super) async fn admit(
         name: peer,
         generation,
     } = peer;
-    let counts = match generation {
+    let shown = match generation {
         Some(generation) => {
-            state
-                .director
-                .operator_shows(peer.as_str(), generation)
-                .await
+            let director = &state.director;
+            let counts = director.operator_shows(peer.as_str(), generation).await;
+            counts.then_some(generation)
         }
-        None => false,
+        None => None,
     };
-    if !counts {
+    let Some(generation) = shown else {
         tracing::warn!(operator = %peer, "refused a certificate whose CA was dropped");
         return dropped(&peer).into_response();
-    }
+    };
     let caller = match state.director.caller(peer.as_str()).await {
         Ok(Some(caller)) => caller,
         Ok(None) => {
@@ -160,8 +175,9 @@ pub(super) async fn admit(
             return Problem::from(ServiceError::Bug { what, source: None }).into_response();
         }
     };
-    let standing = state.director.standing(&caller.operator, needed);
-    request.extensions_mut().insert(needed);
+    let admitted = Admitted { needed, generation };
+    let standing = admitted.standing(&state, &caller);
+    request.extensions_mut().insert(admitted);
     request.extensions_mut().insert(caller);
     let response = next.run(request).await;
     // What a cluster's API answered is written down by who passed it on.
@@ -223,7 +239,7 @@ fn nobody(peer: &OperatorName) -> Problem {
     Problem::new(401, "unauthenticated", message)
 }
 
-/// Breaks an answer off when its operator loses the role. What is whole already is sent.
+/// Breaks an answer off when its operator loses the role or its CA is dropped. What is whole already is sent.
 fn while_kept(response: Response, standing: Standing) -> Response {
     let (parts, body) = response.into_parts();
     if body.size_hint().exact().is_some() {
@@ -233,7 +249,7 @@ fn while_kept(response: Response, standing: Standing) -> Response {
     let mut lost = Box::pin(standing.lost().fuse());
     let kept = stream::poll_fn(move |context| match lost.poll_unpin(context) {
         Poll::Ready(()) => Poll::Ready(Some(Err(axum::Error::new(std::io::Error::other(
-            "the operator has lost the role",
+            "the operator has lost the role, or the CA of its certificate was dropped",
         ))))),
         Poll::Pending => data.poll_next_unpin(context),
     });

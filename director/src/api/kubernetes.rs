@@ -21,9 +21,10 @@ use windlass_common::error::ErrorChain;
 use windlass_common::id::ClusterName;
 
 use super::ApiState;
+use super::access::Admitted;
 use super::extract::Name;
 use super::problem::Problem;
-use crate::model::{Caller, Role};
+use crate::model::Caller;
 use crate::service::Standing;
 use crate::store::Act;
 
@@ -53,11 +54,11 @@ const DROPPED: [HeaderName; 9] = [
 pub(super) async fn pass(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
-    Extension(needed): Extension<Role>,
+    Extension(admitted): Extension<Admitted>,
     request: Request,
 ) -> Response {
     let asked = Asked::of(&request);
-    let standing = state.director.standing(&caller.operator, needed);
+    let standing = admitted.standing(&state, &caller);
     let response = match forward(&state, &caller, standing, request, &asked).await {
         Ok(response) => response,
         Err(problem) => status_of(&problem),
@@ -178,7 +179,7 @@ impl Relay {
         tokio::spawn(async move {
             let outcome = tokio::select! {
                 outcome = copy(self.ends) => outcome,
-                () = standing.lost() => "ended: the operator lost the role".to_owned(),
+                () = standing.lost() => "ended: the operator lost the role, or the CA of its certificate was dropped".to_owned(),
             };
             note(&self.state, &self.caller, &self.asked, &outcome).await;
             drop(place);

@@ -10,12 +10,13 @@ use windlass_common::id::{ClusterName, MachineName};
 use windlass_common::limits::VITALS_INTERVAL_MS;
 use windlass_common::step::Collect;
 
+use super::access::Admitted;
 use super::extract::{Name, Query, Text};
 use super::problem::Problem;
 use super::shell::Door;
 use super::stream::{node_output, usage};
 use super::{ApiState, List};
-use crate::model::{Caller, MachineFilter, MachineView, Role, Usage};
+use crate::model::{Caller, MachineFilter, MachineView, Usage};
 use crate::resurrector::witness::Judgement;
 use crate::service::Terminal;
 use crate::spec::{self, Faults};
@@ -294,7 +295,7 @@ pub(super) async fn watch(
 pub(super) async fn shell(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
-    Extension(needed): Extension<Role>,
+    Extension(admitted): Extension<Admitted>,
     Name(name): Name<MachineName>,
     Query(query): Query<ShellQuery>,
     request: Request,
@@ -305,7 +306,7 @@ pub(super) async fn shell(
         rows: query.rows.unwrap_or(24),
         columns: query.columns.unwrap_or(80),
     };
-    let standing = state.director.standing(&caller.operator, needed);
+    let standing = admitted.standing(&state, &caller);
     let reach = state.director.open_shell(&name, terminal, &caller).await?;
     Ok(door.relay(reach, standing))
 }

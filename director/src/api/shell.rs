@@ -63,7 +63,7 @@ impl Door {
             let outcome = match self.upgrade.await {
                 Ok(stream) => tokio::select! {
                     outcome = both(stream, input, output) => outcome,
-                    () = standing.lost() => "ended: the operator lost the role".to_owned(),
+                    () = standing.lost() => "ended: the operator lost the role, or the CA of its certificate was dropped".to_owned(),
                 },
                 Err(error) => format!("ended: {error}"),
             };

@@ -186,7 +186,15 @@ impl Tickets {
     /// With the keys of a record that [`Tickets::record`] made, or with new ones if there is none or it
     /// makes no sense: then no ticket of before is opened.
     pub fn new(clock: Clock, record: Option<&SecretBytes>) -> Tickets {
-        let ring = record.and_then(|record| Ring::read(record.expose()));
+        let ring = record.and_then(|record| {
+            let ring = Ring::read(record.expose());
+            if ring.is_none() {
+                tracing::warn!(
+                    "the kept ticket keys make no sense; every agent proves itself in full"
+                );
+            }
+            ring
+        });
         let tickets = Tickets {
             clock,
             ring: Mutex::new(ring.unwrap_or_default()),

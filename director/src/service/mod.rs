@@ -520,9 +520,11 @@ impl Director {
         self.inner.caller(name).await
     }
 
-    /// Watches whether an operator keeps a role, for what goes on after its request was let in.
-    pub fn standing(&self, operator: &str, needed: Role) -> Standing {
-        Standing::new(self.inner.records.clone(), operator, needed)
+    /// Watches whether an operator keeps a role and the generation of its certificate counts, for what
+    /// goes on after its request was let in.
+    pub fn standing(&self, operator: &str, needed: Role, generation: u32) -> Standing {
+        let records = self.inner.records.clone();
+        Standing::new(records, self.inner.ca.clone(), operator, needed, generation)
     }
 
     /// All operators, by name; those that were revoked too.

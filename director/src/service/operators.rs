@@ -6,9 +6,10 @@
 //! * A name is given out once. Its certificates may outlive it, so it never comes back to life.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use windlass_common::error::ErrorChain;
 use windlass_common::id::{DirectorId, OperatorName};
 use windlass_common::pki::{Leaf, pem};
@@ -16,6 +17,7 @@ use windlass_common::pki::{Leaf, pem};
 use super::draft::random_u32;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::model::{Caller, Operator, Role, Timestamp};
+use crate::pki::DirectorCa;
 use crate::store::{Act, Change, Commit, Kind, Records, StoreError};
 
 /// Life of an operator's certificate: a year.
@@ -180,28 +182,50 @@ impl Inner {
     }
 }
 
-/// Whether an operator keeps the role that a request needs, while what it asked for goes on.
+/// Whether an operator keeps the role that a request needs, and its certificate counts, while what it
+/// asked for goes on.
 #[derive(Debug)]
 pub struct Standing {
     records: Records,
+    ca: Arc<DirectorCa>,
+    generation: u32,
+    /// Of the CA's stage.
+    stages: watch::Receiver<u64>,
     operator: String,
     needed: Role,
     changes: broadcast::Receiver<Change>,
 }
 
 impl Standing {
-    pub(super) fn new(records: Records, operator: &str, needed: Role) -> Self {
+    pub(super) fn new(
+        records: Records,
+        ca: Arc<DirectorCa>,
+        operator: &str,
+        needed: Role,
+        generation: u32,
+    ) -> Self {
         Self {
             changes: records.watch(),
+            stages: ca.changed(),
+            ca,
+            generation,
             operator: operator.to_owned(),
             needed,
             records,
         }
     }
 
-    /// Returns when the operator was revoked or lost the role; not before.
+    /// Returns when the operator was revoked, lost the role, or its certificate's CA was dropped; not
+    /// before.
     pub async fn lost(mut self) {
         loop {
+            if !self.ca.trusts(self.generation) {
+                tracing::info!(
+                    operator = self.operator,
+                    "ends what a dropped CA's certificate had begun"
+                );
+                return;
+            }
             // Read after subscribing: a change in between is seen here or there.
             match self.records.get::<Operator>(&self.operator).await {
                 Ok(Some(operator)) if operator.active_role() >= Some(self.needed) => {}
@@ -216,7 +240,12 @@ impl Standing {
                 }
             }
             loop {
-                match self.changes.recv().await {
+                let change = tokio::select! {
+                    change = self.changes.recv() => change,
+                    // An error would say that the CA, which is held here, is gone.
+                    _ = self.stages.changed() => break,
+                };
+                match change {
                     Ok(change) if change.kind != Kind::Operator || change.name != self.operator => {
                     }
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => break,

@@ -7,6 +7,7 @@
 
 mod rig;
 mod roles;
+mod rotation;
 
 use std::process::ExitCode;
 
@@ -22,7 +23,7 @@ use rig::{Rig, Stranger};
 type Case = fn(&tokio::runtime::Runtime) -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let cases: [(&str, Case); 15] = [
+    let cases: [(&str, Case); 16] = [
         ("only_operators_of_this_director_are_served", |r| {
             r.block_on(only_operators())
         }),
@@ -60,6 +61,9 @@ fn main() -> ExitCode {
             "an_older_directory_s_first_operator_becomes_its_admin",
             |r| r.block_on(roles::adopted()),
         ),
+        ("a_rotated_ca_leaves_out_who_did_not_renew", |r| {
+            r.block_on(rotation::rotated())
+        }),
         ("a_cluster_s_api_is_nobody_s_without_a_machine", |r| {
             r.block_on(roles::no_api_server())
         }),

@@ -9,6 +9,7 @@ mod lifecycle;
 mod load;
 mod reach;
 mod repair;
+mod rotation;
 mod workloads;
 
 use std::process::ExitCode;
@@ -56,6 +57,10 @@ fn main() -> ExitCode {
             reach::kubectl_through_the_director,
         ),
         trial("reach_lets_a_viewer_look", reach::a_viewer_looks),
+        trial(
+            "the_ca_is_rotated_while_a_workload_runs",
+            rotation::the_ca_is_rotated,
+        ),
         trial(
             "a_rebooted_machine_comes_back_to_service",
             lifecycle::reboot,
