@@ -1,11 +1,15 @@
 //! What a scenario has to see or break on the host itself.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::wait::until;
 
 /// Processes whose command line contains `needle`, with that line; never this one.
 pub fn processes(needle: &str) -> Result<Vec<(i32, String)>> {
@@ -62,6 +66,100 @@ pub fn kill_hard(pid: i32) -> Result<()> {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot kill process {pid}")),
     }
+}
+
+/// A machine whose processes do not run, until this is dropped.
+#[derive(Debug)]
+pub struct Frozen(PathBuf, &'static str);
+
+impl Frozen {
+    /// Freezes a machine of the director named `director`.
+    pub fn machine(director: &str, machine: &str) -> Result<Frozen> {
+        let group = format!("windlass-{director}/{machine}");
+        let v1 = Path::new("/sys/fs/cgroup/freezer").join(&group);
+        let v2 = Path::new("/sys/fs/cgroup").join(&group);
+        let (file, freeze, thaw) = if v1.is_dir() {
+            (v1.join("freezer.state"), "FROZEN", "THAWED")
+        } else {
+            (v2.join("cgroup.freeze"), "1", "0")
+        };
+        fs::write(&file, freeze).with_context(|| format!("cannot write {}", file.display()))?;
+        let frozen = Frozen(file, thaw);
+        if freeze == "FROZEN" {
+            until("the machine is frozen", Duration::from_secs(5), || {
+                Ok((fs::read_to_string(&frozen.0)?.trim() == freeze).then_some(()))
+            })?;
+        }
+        Ok(frozen)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(&self.0, self.1) {
+            eprintln!("cannot thaw {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// A process that does not run, until this is dropped.
+#[derive(Debug)]
+pub struct Stopped(i32);
+
+impl Stopped {
+    /// Stops a process.
+    pub fn process(pid: i32) -> Result<Stopped> {
+        kill(Pid::from_raw(pid), Signal::SIGSTOP)
+            .with_context(|| format!("cannot stop process {pid}"))?;
+        Ok(Stopped(pid))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        match kill(Pid::from_raw(self.0), Signal::SIGCONT) {
+            // Its watchdog may have ended it.
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(error) => eprintln!("cannot continue process {}: {error}", self.0),
+        }
+    }
+}
+
+/// Packets of one machine to one UDP port of this host are dropped, until this is dropped.
+#[derive(Debug)]
+pub struct Blocked(String);
+
+impl Blocked {
+    /// Drops what comes from `address` to UDP `port`.
+    pub fn udp(address: &str, port: u16) -> Result<Blocked> {
+        let table = format!("windlass_test_{}", std::process::id());
+        let blocked = Blocked(table.clone());
+        nft(&format!(
+            "table inet {table} {{ chain input {{ type filter hook input priority -300; \
+             ip saddr {address} udp dport {port} drop; }}; }}"
+        ))?;
+        Ok(blocked)
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        if let Err(error) = nft(&format!("delete table inet {}", self.0)) {
+            eprintln!("cannot let packets through again: {error:#}");
+        }
+    }
+}
+
+fn nft(rules: &str) -> Result<()> {
+    let output = Command::new("nft").arg(rules).output();
+    let output = output.context("cannot start nft")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    bail!(
+        "nft refuses {rules:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// Everything on this host that names `dir` or carries `prefix`: processes, mounts, links, network

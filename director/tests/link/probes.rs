@@ -191,7 +191,7 @@ async fn machines_of_another_cluster_are_not_asked_and_not_answered() {
         assert!(refused, "{through}: {found:?}");
     }
     let beating = director.gateway().probers(&alive.who.cluster);
-    assert_eq!(beating, [alive.who.clone()]);
+    assert_eq!(beating, std::slice::from_ref(&alive.who));
 
     // By itself it gets no answer either.
     let credentials = agent(&director.ca, &stranger, Timestamp::now());
@@ -403,7 +403,7 @@ async fn an_agent_of_protocol_1_is_not_asked() {
     assert!(director.gateway().probers(&old.who.cluster).is_empty());
     assert_eq!(
         director.gateway().beating(&old.who.cluster),
-        [old.who.clone()]
+        std::slice::from_ref(&old.who)
     );
     let about = about(&identity("demo-w-0", 1), nowhere(), nowhere());
     let found = director.gateway().probe(&old.who, &about, LIMIT).await;

@@ -5,6 +5,7 @@
 
 mod changes;
 mod crashes;
+mod health;
 mod lifecycle;
 mod load;
 mod reach;
@@ -69,6 +70,10 @@ fn main() -> ExitCode {
         trial(
             "killed_endpoints_and_monitors_come_back",
             lifecycle::helpers_come_back,
+        ),
+        trial(
+            "witnesses_tell_what_happened_to_a_machine",
+            health::witnesses_agree,
         ),
         trial("deleting_a_cluster_leaves_nothing_of_it", lifecycle::delete),
         trial(
