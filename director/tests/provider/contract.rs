@@ -15,6 +15,7 @@ pub(crate) const CASES: &[crate::Case] = &[
     ("create_and_delete_converge", create_and_delete),
     ("bad_requests_change_nothing", bad_requests),
     ("stop_start_reboot_converge", power),
+    ("a_look_at_power_changes_nothing", look_at_power),
     ("a_reboot_from_inside_comes_back", reboot_from_inside),
     ("a_power_off_from_inside_stays_off", power_off_from_inside),
     ("machines_talk_over_the_network", talk),
@@ -203,6 +204,27 @@ fn reboot_from_inside(rig: &Rig) -> anyhow::Result<()> {
     })?;
     rig.until_up(&machine.name)?;
     ensure!(rig.says(&machine.name, "cat /root/file")? == "kept");
+    Ok(())
+}
+
+/// Each incarnation is told whether it runs, and a machine that is off stays off.
+fn look_at_power(rig: &Rig) -> anyhow::Result<()> {
+    let provider = rig.provider();
+    let machine = rig.booted(10)?;
+    let (name, this) = (&machine.name, machine.incarnation);
+    let look = |name: &MachineName, incarnation| rig.wait(provider.power(name, incarnation));
+    let another = Incarnation(this.0 + 1);
+    ensure!(look(name, this)?.power == Some(Power::Running));
+    ensure!(look(name, another)?.power.is_none());
+    ensure!(look(&missing()?, this)?.power.is_none());
+    rig.wait(provider.stop_machine(name, Duration::ZERO))?;
+    for _ in 0..3 {
+        let seen = look(name, this)?;
+        ensure!(seen.power == Some(Power::Stopped), "{seen:?}");
+    }
+    rig.wait(provider.delete_machine(name))?;
+    let seen = look(name, this)?;
+    ensure!(seen.power.is_none(), "{seen:?}");
     Ok(())
 }
 

@@ -1,16 +1,19 @@
 //! What each witness says, by table.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use windlass_common::id::{ClusterName, DirectorId, Incarnation, MachineName};
+use windlass_common::id::{ClusterName, DirectorId, Epoch, Incarnation, MachineName};
+use windlass_common::report::{Heartbeat, Report, Scope, UnitReport, Vitals};
+use windlass_common::wire::message::Hello;
 
-use super::circle::link;
+use super::circle::{link, work};
 use super::lease::Watches;
 use super::peers::choose;
 use super::*;
-use crate::gateway::LinkView;
-use crate::resurrector::Lease;
+use crate::gateway::{LinkView, SessionTrust, SessionView};
+use crate::resurrector::{Lease, Work};
 use crate::rollout::world::LeaseMark;
 
 fn identity(machine: &str) -> MachineIdentity {
@@ -128,4 +131,83 @@ fn no_clock_of_a_machine_is_believed() {
     assert_eq!(read("1970-01-01T00:00:00Z", 2), Lease::Renewed);
     // A change counts by when it was seen.
     assert_eq!(read("1970-01-01T00:00:00Z", 43), Lease::Unknown);
+}
+
+fn session(report_age_s: u64, failing: bool, counted: u16) -> SessionView {
+    let now = jiff::Timestamp::from_second(1_000_000).unwrap();
+    let at = |age: u64| now - Duration::from_secs(age);
+    let unit = UnitReport {
+        active_state: if failing { "failed" } else { "active" }.to_owned(),
+        sub_state: "x".to_owned(),
+        restarts: 0,
+    };
+    let report = Report {
+        at_unix_ms: 0,
+        boot_id: String::new(),
+        uptime_s: 0,
+        agent_version: String::new(),
+        components: BTreeMap::new(),
+        units: BTreeMap::from([("kubelet.service".to_owned(), unit)]),
+        vitals: Vitals {
+            memory_used_bytes: 0,
+            memory_total_bytes: 0,
+            memory_scope: Scope::Machine,
+            cpu_used_ms: 0,
+            cpu_scope: Scope::Machine,
+            disk_used_bytes: 0,
+            disk_total_bytes: 0,
+            // The host's, and high: it says nothing about the machine.
+            load1_centi: 9_999,
+            load_scope: Scope::Host,
+        },
+    };
+    let heartbeat = Heartbeat {
+        sequence: 1,
+        at_unix_ms: 0,
+        units_unhealthy: counted,
+        memory_used_bp: 0,
+        disk_used_bp: 0,
+        epoch: Epoch(1),
+    };
+    SessionView {
+        identity: identity("demo-w-0"),
+        address: "127.0.0.1:1".parse().unwrap(),
+        since: at(1_000),
+        last_heartbeat: Some((at(1), heartbeat)),
+        protocol: 2,
+        hello: Arc::new(Hello {
+            protocols: vec![2],
+            agent_version: String::new(),
+            capabilities: Vec::new(),
+            boot_id: String::new(),
+            epoch: Epoch(1),
+            unfinished: Vec::new(),
+        }),
+        trust: SessionTrust {
+            certificate: None,
+            roots: None,
+        },
+        report: Some((at(report_age_s), Arc::new(report))),
+        suspect: false,
+    }
+}
+
+#[test]
+fn an_old_report_says_nothing_and_the_heartbeats_count_stands_for_it() {
+    let now = Timestamp::from_unix_ms(1_000_000_000);
+    let limit = REPORT_AGE_MAX.as_secs();
+    #[rustfmt::skip] // one case per line: age of the report, a unit fails in it, counted by the heartbeat
+    let cases = [
+        (1,         false, 0, Work::Well),
+        (1,         true,  0, Work::Impaired),
+        (1,         false, 1, Work::Impaired),
+        (limit,     true,  0, Work::Impaired),
+        (limit + 1, true,  0, Work::Well),
+        (limit + 1, false, 1, Work::Impaired),
+    ];
+    for (age, failing, counted, wanted) in cases {
+        let (found, said) = work(Some(&session(age, failing, counted)), now);
+        assert_eq!(found, wanted, "{age} {failing} {counted}: {}", said.says);
+    }
+    assert_eq!(work(None, now).0, Work::Well);
 }
