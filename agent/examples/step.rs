@@ -62,6 +62,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         artifacts: Arc::new(NoDirector),
         watched: watch::channel(history.units()).0,
         history: Arc::new(Mutex::new(history)),
+        leave: watch::channel(false).0,
     });
     for order in serde_json::Deserializer::from_reader(stdin()).into_iter::<Order>() {
         let order = order?;

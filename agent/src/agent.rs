@@ -129,12 +129,14 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let listen = peer_address(&settings);
     let link = Link::new(settings, paths(&host)).sharing(store.clone(), listen);
     let (watched, watched_receiver) = watch::channel(history.units());
+    let (leave, mut leaving) = watch::channel(false);
     let context = Context {
         host: host.clone(),
         units: Arc::new(Units::default()),
         artifacts: Arc::new(LinkArtifacts::new(link.handle(), store)),
         history: Arc::new(Mutex::new(history)),
         watched,
+        leave,
     };
     let (observer, reports) = Observer::new(&host);
     let (tune, tuned) = watch::channel(Tune2::default());
@@ -160,8 +162,11 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         )
     };
     let until_stopped = async {
-        stop_signals.wait().await;
-        tracing::info!("told to stop");
+        tokio::select! {
+            () = stop_signals.wait() => tracing::info!("told to stop"),
+            // The sender is in the context, which lives as long as the steps.
+            Ok(_) = leaving.wait_for(|leave| *leave) => tracing::info!("making room for another agent"),
+        }
         notify.stopping();
         stop.send_replace(true);
         std::future::pending::<()>().await;
@@ -264,7 +269,7 @@ impl Handler for Agent {
     fn hello(&self) -> HelloFacts {
         let unfinished: Vec<StepId> = lock(&self.runner.context().history).unfinished();
         HelloFacts {
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_version: crate::version(),
             capabilities: Vec::new(),
             boot_id: self.boot_id.clone(),
             epoch: self.runner.epoch(),

@@ -4,6 +4,9 @@
 //! * A step's `Begun` is on disk before its effect, its `Ended` before its result is sent.
 //! * The highest epoch is on disk before a step of that epoch begins.
 //! * The content of a step is not kept, only its digest: it may hold secrets.
+//! * Each release reads what the one before it and the one after it write: a new kind of entry is written
+//!   from the second release on that can read it. An agent that is rolled back ([`crate::steps::upgrade`])
+//!   finds a journal that its successor wrote.
 //!
 //! # After a crash
 //! [`History::open`] replays the journal. A begun step without an end converges when it is sent

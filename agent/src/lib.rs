@@ -28,3 +28,12 @@ pub mod settings;
 pub mod steps;
 pub mod units;
 pub mod vitals;
+
+/// The agent's version. A build with `WINDLASS_BUILD` in its environment carries that behind a plus sign.
+pub fn version() -> String {
+    let base = env!("CARGO_PKG_VERSION");
+    match option_env!("WINDLASS_BUILD") {
+        Some(build) if !build.is_empty() => format!("{base}+{build}"),
+        _ => base.to_owned(),
+    }
+}

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     windlass_agent::allocator::keep_small();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     if arguments.iter().any(|a| a == "--version") {
-        println!("windlass-agent {}", env!("CARGO_PKG_VERSION"));
+        println!("windlass-agent {}", windlass_agent::version());
         return ExitCode::SUCCESS;
     }
     if arguments.iter().any(|a| a == "--help" || a == "-h") {

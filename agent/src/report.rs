@@ -128,7 +128,7 @@ fn assemble(
         at_unix_ms: now_unix_ms(),
         boot_id: boot.id.clone(),
         uptime_s: boot.uptime_s(),
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        agent_version: crate::version(),
         components,
         units,
         vitals,

@@ -219,3 +219,11 @@ pub const SESSIONS_ON_MACHINE_MAX: usize = 32;
 /// Shortest and longest pause between two samples of usage, milliseconds. A sample costs the machine
 /// four small reads and 60 bytes.
 pub const VITALS_INTERVAL_MS: std::ops::RangeInclusive<u32> = 500..=60_000;
+/// Largest agent program, bytes: one that is shipped has 10 MiB, one built for debugging 150 MiB.
+pub const AGENT_BYTES_MAX: u64 = 256 << 20;
+/// How long a new agent may be on trial on one boot of its machine, seconds. It connects within two;
+/// the rest is for a director that restarts meanwhile. A machine whose new agent hangs is out of reach
+/// for as long.
+pub const AGENT_TRIAL_S: RangeInclusive<u32> = 10..=600;
+/// What a director asks for.
+pub const AGENT_TRIAL_DEFAULT_S: u32 = 60;

@@ -360,6 +360,12 @@ fn steps(golden: &mut Golden) {
     golden.pin(Exec {
         argv: vec!["true".to_owned()],
     });
+    golden.pin(AgentUpgrade {
+        digest: Digest::of(b"agent"),
+        bytes: 10_000_000,
+        origin: "debian12-1.37.2-0a1b2c3d".to_owned(),
+        trial_s: 60,
+    });
 }
 
 fn sessions(golden: &mut Golden) {

@@ -3,6 +3,7 @@
 //! The map of this crate is `docs/architecture.md`.
 
 pub mod api;
+pub mod artifacts;
 pub mod bench;
 pub mod client;
 pub mod config;

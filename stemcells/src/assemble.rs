@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use windlass_common::stemcell::{Component, ComponentFile, Export};
+use windlass_common::stemcell::{AGENT, Component, ComponentFile, Export};
 
 use crate::base::Base;
 use crate::digest::digest_of;
@@ -24,8 +24,6 @@ use crate::sources::Cached;
 
 /// Where components are, relative to the root file system.
 pub const COMPONENTS: &str = "opt/windlass/components";
-/// Where the agent is, relative to the root file system.
-pub const AGENT: &str = "opt/windlass/bin/windlass-agent";
 /// The version of a component that is in use: a link beside the versions.
 const CURRENT: &str = "current";
 const UNITS: &str = "etc/systemd/system";
@@ -166,7 +164,7 @@ fn configure_systemd(systemd: &Systemd, agent: bool, rootfs: &Path) -> Result<()
     for unit in systemd
         .enable
         .iter()
-        .filter(|unit| agent || *unit != "windlass-agent.service")
+        .filter(|unit| agent || !is_of_agent(unit))
     {
         let path = units.join(unit);
         let text = fs::read_to_string(&path).map_err(at("read", &path))?;
@@ -269,6 +267,11 @@ pub fn exports_of(parts: &Parts<'_>) -> Vec<Export> {
     exports
 }
 
+/// Whether a unit is the agent's own or its guard's.
+fn is_of_agent(unit: &str) -> bool {
+    unit.starts_with("windlass-agent")
+}
+
 /// Units of the static files that the agent starts and stops: all but its own and drop-ins.
 pub fn units_of(home: &Home) -> Result<Vec<String>, FileError> {
     let dir = home.path("rootfs").join(UNITS);
@@ -279,7 +282,7 @@ pub fn units_of(home: &Home) -> Result<Vec<String>, FileError> {
             .file_name()
             .to_string_lossy()
             .into_owned();
-        if name.ends_with(".service") && name != "windlass-agent.service" {
+        if name.ends_with(".service") && !is_of_agent(&name) {
             units.push(name);
         }
     }

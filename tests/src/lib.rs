@@ -7,5 +7,6 @@ pub mod damage;
 pub mod host;
 pub mod kubectl;
 pub mod load;
+pub mod stemcells;
 pub mod wait;
 pub mod world;

@@ -23,7 +23,8 @@ pub struct World {
     name: String,
 }
 
-fn required(variable: &str) -> Result<PathBuf> {
+/// A path that the suite is told in its environment.
+pub fn required(variable: &str) -> Result<PathBuf> {
     std::env::var_os(variable)
         .map(PathBuf::from)
         .with_context(|| format!("{variable} is not set: run this suite by `cargo xtask test`"))
@@ -32,7 +33,11 @@ fn required(variable: &str) -> Result<PathBuf> {
 impl World {
     /// Sets up and starts a director named `name` (at most 5 letters).
     pub fn start(name: &str) -> Result<World> {
-        let stemcells = required("WINDLASS_TEST_STEMCELLS")?;
+        World::start_with(name, &required("WINDLASS_TEST_STEMCELLS")?)
+    }
+
+    /// The same with other stemcells.
+    pub fn start_with(name: &str, stemcells: &Path) -> Result<World> {
         let dir = tempfile::Builder::new()
             .prefix(&format!("windlass-e2e-{name}-"))
             .tempdir_in("/var/tmp")

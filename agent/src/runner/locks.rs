@@ -41,6 +41,7 @@ pub(super) fn of(step: &Step) -> BTreeSet<Thing> {
             let units = service.units.iter();
             units.map(|goal| Thing::Unit(goal.unit.clone())).collect()
         }
+        Step::AgentUpgrade(_) => [Thing::Path(crate::steps::upgrade::PROGRAM.to_owned())].into(),
         Step::Gate(_) | Step::Collect(_) | Step::Exec(_) => BTreeSet::new(),
     }
 }

@@ -239,13 +239,14 @@ impl Runner {
         let begun = AtomicBool::new(false);
         let cancel_pending = cancel.clone();
         let work = async {
-            let _slot = self.slots.acquire().await;
+            let _slots = self.slots.acquire_many(slots(&request.step)).await;
             let held = self.locks.acquire(locks::of(&request.step)).await;
             if cancel_pending.is_cancelled() {
                 return std::future::pending().await;
             }
             begun.store(true, Ordering::Relaxed);
-            steps::run(&self.context, &run.holding(held), &request.step).await
+            let run = run.holding(held);
+            steps::run(&self.context, &run, &request.id, &request.step).await
         };
         let ended = {
             tokio::pin!(work);
@@ -292,6 +293,22 @@ impl Runner {
             // it is sent again, and one that cannot is reported as unknown.
             tracing::error!(step = %request.id, ?failure, "cannot remember how a step ended");
         }
+    }
+}
+
+/// How many of the places for steps one takes. The end of the agent would cut off what else runs: its
+/// upgrade waits for that, and what comes later waits for it.
+fn slots(step: &Step) -> u32 {
+    match step {
+        Step::AgentUpgrade(_) => STEPS_IN_FLIGHT_MAX,
+        Step::Fetch(_)
+        | Step::Keys(_)
+        | Step::Configure(_)
+        | Step::Disk(_)
+        | Step::Service(_)
+        | Step::Gate(_)
+        | Step::Collect(_)
+        | Step::Exec(_) => 1,
     }
 }
 

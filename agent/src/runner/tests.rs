@@ -32,6 +32,7 @@ fn runner(root: &Path, disk: &SimDisk) -> Runner {
         artifacts: Arc::new(NoArtifacts),
         history: Arc::new(Mutex::new(history)),
         watched: watch::channel(BTreeMap::new()).0,
+        leave: watch::channel(false).0,
     })
 }
 

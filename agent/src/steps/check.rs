@@ -2,9 +2,10 @@
 //!
 //! All faults of a step are named at once.
 
+use windlass_common::limits::{AGENT_BYTES_MAX, AGENT_TRIAL_S};
 use windlass_common::step::{
-    Check, Collect, Configure, Disk, Exec, Fetch, FileSpec, Gate, Keys, STEP_ID_MAX, Service, Step,
-    StepId,
+    AgentUpgrade, Check, Collect, Configure, Disk, Exec, Fetch, FileSpec, Gate, Keys, STEP_ID_MAX,
+    Service, Step, StepId,
 };
 
 use crate::host::STATE_DIR;
@@ -22,7 +23,7 @@ const WRITABLE: [&str; 7] = [
     "/run/",
 ];
 /// The agent's own; steps write here only through their own kind.
-const OURS: [&str; 4] = ["journal", "identity", "artifacts", "disks"];
+const OURS: [&str; 5] = ["journal", "identity", "artifacts", "disks", "upgrade"];
 
 /// Most files, links, absent paths, routes or sysctls of one `configure` step: a cluster of 1000
 /// machines needs 1000 routes.
@@ -47,6 +48,7 @@ pub fn check(id: &StepId, step: &Step) -> Vec<String> {
         Step::Gate(gate) => check_gate(&mut faults, gate),
         Step::Collect(collect) => check_collect(&mut faults, collect),
         Step::Exec(exec) => check_exec(&mut faults, exec),
+        Step::AgentUpgrade(upgrade) => check_upgrade(&mut faults, upgrade),
     }
     faults.0
 }
@@ -243,6 +245,26 @@ fn check_exec(faults: &mut Faults, exec: &Exec) {
     }
 }
 
+fn check_upgrade(faults: &mut Faults, upgrade: &AgentUpgrade) {
+    if !(1..=AGENT_BYTES_MAX).contains(&upgrade.bytes) {
+        let bytes = upgrade.bytes;
+        faults.add(format!(
+            "an agent of {bytes} bytes; 1 to {AGENT_BYTES_MAX} are allowed"
+        ));
+    }
+    let (least, most) = (AGENT_TRIAL_S.start(), AGENT_TRIAL_S.end());
+    if !AGENT_TRIAL_S.contains(&upgrade.trial_s) {
+        let seconds = upgrade.trial_s;
+        faults.add(format!(
+            "a trial of {seconds} s; {least} to {most} are allowed"
+        ));
+    }
+    let origin = &upgrade.origin;
+    if origin.is_empty() || origin.len() > 100 || origin.contains(char::is_control) {
+        faults.add("the origin of an agent must be 1 to 100 bytes of text");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,6 +302,7 @@ mod tests {
             ("/var/lib/windlass/journal/journal", 0o644, 1),
             ("/var/lib/windlass/identity/key.pem", 0o644, 1),
             ("/var/lib/windlass/artifacts/sha256/00", 0o644, 1),
+            ("/var/lib/windlass/upgrade/trial", 0o600, 1),
             ("/opt/windlass-evil/x", 0o644, 1),
             ("etc/x", 0o644, 1),
             ("/etc/x", 0o4755, 1),
@@ -328,6 +351,16 @@ mod tests {
         assert_eq!(device("/dev/vdb", "/var/lib/etcd"), 0);
         assert_eq!(device("/etc/x", "/"), 2);
         assert_eq!(device("/dev/vdb", "/var/lib/windlass/x"), 1);
+        let agent = |bytes, origin: &str, trial_s| {
+            faults(Step::AgentUpgrade(AgentUpgrade {
+                digest: windlass_common::id::Digest::of(b"agent"),
+                bytes,
+                origin: origin.to_owned(),
+                trial_s,
+            }))
+        };
+        assert_eq!(agent(10 << 20, "debian12-1.37.2-0a1b2c3d", 60), 0);
+        assert_eq!(agent(0, "a\nstep=b", 0), 3);
         assert_eq!(faults(Step::Exec(Exec { argv: Vec::new() })), 1);
         assert_eq!(
             check(&StepId(String::new()), &file("/etc/x", 0o644)).len(),

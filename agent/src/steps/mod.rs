@@ -23,13 +23,14 @@ pub mod gate;
 pub mod keys;
 mod progress;
 pub mod service;
+pub mod upgrade;
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use windlass_common::error::{ErrorChain, ErrorClass};
-use windlass_common::step::{Outcome, Payload, Step};
+use windlass_common::step::{Outcome, Payload, Step, StepId};
 
 pub use fetch::ArtifactSource;
 pub use progress::Reporter;
@@ -55,6 +56,8 @@ pub struct Context {
     pub history: Arc<Mutex<History>>,
     /// Units whose states are reported.
     pub watched: watch::Sender<Watched>,
+    /// Turned true, it ends the agent in peace; its unit starts it again.
+    pub leave: watch::Sender<bool>,
 }
 
 /// One run of one step.
@@ -117,6 +120,7 @@ failure_from!(
     disk::DiskError,
     fetch::FetchError,
     keys::KeysError,
+    upgrade::UpgradeError,
 );
 
 impl From<crate::history::HistoryError> for Failure {
@@ -203,7 +207,12 @@ impl Run {
 
 /// Runs a checked step. Dropping the future stops it where it may be stopped: between two effects;
 /// subprocesses are killed.
-pub async fn run(context: &Context, run: &Run, step: &Step) -> Result<Payload, Failure> {
+pub async fn run(
+    context: &Context,
+    run: &Run,
+    id: &StepId,
+    step: &Step,
+) -> Result<Payload, Failure> {
     match step {
         Step::Fetch(fetch) => fetch::run(context, run, fetch).await,
         Step::Keys(keys) => keys::run(context, run, keys).await,
@@ -213,6 +222,7 @@ pub async fn run(context: &Context, run: &Run, step: &Step) -> Result<Payload, F
         Step::Gate(gate) => gate::run(context, run, gate).await,
         Step::Collect(collect) => collect::run(context, run, collect).await,
         Step::Exec(exec) => exec::run(run, exec).await,
+        Step::AgentUpgrade(upgrade) => upgrade::run(context, run, id, upgrade).await,
     }
 }
 

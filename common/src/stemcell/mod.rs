@@ -37,6 +37,8 @@ pub use verify::{Installed, VerifyDepth, VerifyError, installed, verify};
 
 /// Name of the root file system inside a stemcell.
 pub const ROOTFS: &str = "rootfs";
+/// Where the agent is, relative to the root file system.
+pub const AGENT: &str = "opt/windlass/bin/windlass-agent";
 /// Name of the manifest.
 pub const MANIFEST: &str = "manifest.json";
 /// Name of the manifest's signature.

@@ -68,6 +68,8 @@ pub enum Step {
     Collect(Collect),
     /// Run a command for an operator, at most once; the output is streamed.
     Exec(Exec),
+    /// Put another agent into the place of the one that runs; of protocol 2.
+    AgentUpgrade(AgentUpgrade),
 }
 
 impl Step {
@@ -82,6 +84,7 @@ impl Step {
             Step::Gate(_) => "gate",
             Step::Collect(_) => "collect",
             Step::Exec(_) => "exec",
+            Step::AgentUpgrade(_) => "agent-upgrade",
         }
     }
 
@@ -94,7 +97,8 @@ impl Step {
             | Step::Disk(_)
             | Step::Service(_)
             | Step::Gate(_)
-            | Step::Collect(_) => true,
+            | Step::Collect(_)
+            | Step::AgentUpgrade(_) => true,
             Step::Exec(_) => false,
         }
     }
@@ -285,6 +289,24 @@ pub struct Collect {
 pub struct Exec {
     /// Program and arguments; at most 256.
     pub argv: Vec<String>,
+}
+
+/// Puts another agent into the place of the one that runs: fetched, staged, switched to by a restart of
+/// the agent's unit. The new one is on trial until this very step reaches it over a connection of its own,
+/// which confirms it; otherwise the machine itself brings the old one back, which then answers the step.
+///
+/// Runs alone on its machine. Pods and components are not touched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentUpgrade {
+    /// The agent's program, an artifact.
+    pub digest: Digest,
+    /// Its length in bytes, at most [`crate::limits::AGENT_BYTES_MAX`].
+    pub bytes: u64,
+    /// Where it is from, for people: the stemcell's version, at most 100 bytes.
+    pub origin: String,
+    /// How long the trial may last on one boot of the machine, seconds, in
+    /// [`crate::limits::AGENT_TRIAL_S`].
+    pub trial_s: u32,
 }
 
 /// What an agent sends while a step runs.

@@ -89,6 +89,7 @@ bodies! {
     0x0115 => step::Gate,
     0x0116 => step::Collect,
     0x0117 => step::Exec,
+    0x0118 => step::AgentUpgrade,
 }
 
 /// The oldest protocol version that has a kind: what is newer than the version agreed on is not sent.

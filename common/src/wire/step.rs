@@ -3,7 +3,8 @@
 use super::frame::{Frame, FrameError};
 use super::message::{Body, StepHeader};
 use crate::step::{
-    Collect, Configure, Disk, Exec, Fetch, Gate, Keys, STEP_ID_MAX, Service, Step, StepRequest,
+    AgentUpgrade, Collect, Configure, Disk, Exec, Fetch, Gate, Keys, STEP_ID_MAX, Service, Step,
+    StepRequest,
 };
 
 /// Most labels in a header.
@@ -32,6 +33,7 @@ pub fn to_frames(request: &StepRequest) -> Result<[Frame; 2], FrameError> {
         Step::Gate(body) => Frame::of(body),
         Step::Collect(body) => Frame::of(body),
         Step::Exec(body) => Frame::of(body),
+        Step::AgentUpgrade(body) => Frame::of(body),
     }?;
     Ok([Frame::of(&header)?, body])
 }
@@ -64,6 +66,7 @@ pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, Fram
         Gate::KIND => Step::Gate(body.body()?),
         Collect::KIND => Step::Collect(body.body()?),
         Exec::KIND => Step::Exec(body.body()?),
+        AgentUpgrade::KIND => Step::AgentUpgrade(body.body()?),
         got => {
             return Err(FrameError::Unexpected {
                 got,

@@ -50,6 +50,7 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("PUT",    "/v1/clusters/{name}",             Operator),
     ("DELETE", "/v1/clusters/{name}",             Operator),
     ("POST",   "/v1/clusters/{name}/credentials", Admin),
+    ("POST",   "/v1/clusters/{name}/agents",      Operator),
     ("*",      kubernetes::ROUTES[0],             Viewer),
     ("*",      kubernetes::ROUTES[1],             Viewer),
     ("GET",    "/v1/machines",                    Viewer),

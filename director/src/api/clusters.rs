@@ -243,7 +243,7 @@ pub(super) async fn credentials(
 }
 
 /// 202 with the task and where to find it.
-fn accepted(task: Task) -> Response {
+pub(super) fn accepted(task: Task) -> Response {
     let location = HeaderValue::from_str(&format!("/v1/tasks/{}", task.id));
     let mut response = (StatusCode::ACCEPTED, Json(task)).into_response();
     if let Ok(location) = location {

@@ -14,6 +14,7 @@
 //! What operations do ([`crate::service`]), who gets a certificate ([`crate::pki`]).
 
 mod access;
+mod agents;
 mod ca;
 mod clusters;
 mod director;
@@ -47,6 +48,7 @@ use utoipa_axum::routes;
 
 use crate::service::Director;
 
+pub use agents::UpgradeAgents;
 pub use ca::{RenewOperator, RenewedOperator, RotateCa};
 pub use director::Health;
 pub use identity::{CallerError, operator_of};
@@ -114,6 +116,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(clusters::list, clusters::create))
         .routes(routes!(clusters::show, clusters::apply, clusters::delete))
         .routes(routes!(clusters::credentials))
+        .routes(routes!(agents::upgrade))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show))
         .routes(routes!(machines::evidence))

@@ -21,11 +21,12 @@ use windlass_common::limits::HELLO_TIMEOUT;
 use windlass_common::pki::gateway_name;
 use windlass_common::{tls, transport};
 
+use crate::artifacts::Artifacts;
 use crate::config::{DataDir, Identity};
 use crate::gateway::{Gateway, GatewayConfig, Tickets};
 use crate::model::Machine;
 use crate::rollout::world::Registry;
-use crate::service::{Artifacts, Tokens, tickets};
+use crate::service::{Tokens, tickets};
 
 use super::commands;
 use super::peer;

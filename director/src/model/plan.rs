@@ -268,6 +268,14 @@ pub enum Action {
         #[schema(value_type = String)]
         machine: MachineName,
     },
+    /// Put a stemcell's agent into the place of the machine's own.
+    UpgradeAgent {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+        /// Version of the stemcell.
+        stemcell: String,
+    },
     /// Nothing but a place where steps meet.
     Checkpoint {
         /// What is so from here on.
@@ -299,7 +307,8 @@ impl Action {
             | Self::AddRoutes { machine }
             | Self::PruneRoutes { machine }
             | Self::AwaitGates { machine }
-            | Self::ForgetMachine { machine } => Some(machine),
+            | Self::ForgetMachine { machine }
+            | Self::UpgradeAgent { machine, .. } => Some(machine),
             Self::EnsureEndpoint
             | Self::AwaitApi
             | Self::Checkpoint { .. }
@@ -340,6 +349,7 @@ impl Action {
             Self::PruneRoutes { .. } => "prune-routes",
             Self::ForgetMachine { .. } => "forget-machine",
             Self::AwaitGates { .. } => "await-gates",
+            Self::UpgradeAgent { .. } => "upgrade-agent",
             Self::Checkpoint { .. } => "checkpoint",
         }
     }

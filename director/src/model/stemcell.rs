@@ -24,6 +24,9 @@ pub struct StemcellRecord {
     /// Digest of what it was built from.
     #[schema(value_type = String)]
     pub digest: Digest,
+    /// Digest of the agent inside; none in one without an agent.
+    #[schema(value_type = Option<String>)]
+    pub agent: Option<Digest>,
     /// Directory that holds it.
     #[schema(value_type = String)]
     pub path: PathBuf,

@@ -87,6 +87,8 @@ pub enum TaskKind {
     UpdateCluster,
     /// Replace machines of a cluster that is there, and touch nothing else.
     RepairCluster,
+    /// Upgrade the agents of a cluster's machines in place.
+    UpgradeAgents,
 }
 
 impl fmt::Display for TaskKind {
@@ -96,6 +98,7 @@ impl fmt::Display for TaskKind {
             Self::DeleteCluster => "delete-cluster",
             Self::UpdateCluster => "update-cluster",
             Self::RepairCluster => "repair-cluster",
+            Self::UpgradeAgents => "upgrade-agents",
         })
     }
 }

@@ -139,7 +139,9 @@ impl<'a> Checker<'a> {
             Action::CreateDisk { disk, machine } => self.create_disk(step, disk, machine),
             Action::CreateMachine { machine } => self.create_machine(step, machine),
             Action::AttachDisk { disk, machine } => self.attach_disk(step, disk, machine),
-            Action::AwaitAgent { machine } => self.needs_machine(step, machine),
+            Action::AwaitAgent { machine } | Action::UpgradeAgent { machine, .. } => {
+                self.needs_machine(step, machine);
+            }
             Action::MountDisk { machine }
             | Action::Configure { machine }
             | Action::StartComponents { machine }

@@ -91,6 +91,7 @@ impl<'a> Checker<'a> {
                 | Action::AddRoutes { .. }
                 | Action::PruneRoutes { .. }
                 | Action::ForgetMachine { .. }
+                | Action::UpgradeAgent { .. }
                 | Action::Checkpoint { .. } => {}
             }
         }

@@ -25,6 +25,7 @@
 
 mod absent;
 mod address;
+pub mod agents;
 pub mod inputs;
 mod present;
 mod steps;

@@ -202,7 +202,7 @@ impl Driver {
     async fn begin_to_cancel(&self, task: &mut Task, stop: Stop) {
         let cleans = match task.kind {
             TaskKind::CreateCluster | TaskKind::UpdateCluster | TaskKind::RepairCluster => true,
-            TaskKind::DeleteCluster => false,
+            TaskKind::DeleteCluster | TaskKind::UpgradeAgents => false,
         };
         let clean = stop == Stop::CleanUp && cleans;
         let runs = match task.state {
@@ -401,6 +401,8 @@ fn settle(cluster: &mut Cluster, task: &Task) {
                 (ClusterPhase::Ready, Some(left))
             }
         },
+        // The cluster is what it was, whichever agents its machines have.
+        TaskKind::UpgradeAgents => (cluster.phase, fault.or(cluster.message.take())),
         TaskKind::DeleteCluster => match task.state {
             TaskState::Queued
             | TaskState::Running

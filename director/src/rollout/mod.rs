@@ -336,6 +336,8 @@ fn limit(action: &Action) -> Duration {
         | Action::Fence { .. } => 180,
         Action::AwaitControlPlane { .. } | Action::AwaitNode { .. } => 300,
         Action::AwaitGates { .. } => GATES_MAX as u64 * u64::from(GATE_TIMEOUT_MAX_SECONDS) + 60,
+        // Fetching, the trial of a minute, and the way back from one that failed.
+        Action::UpgradeAgent { .. } => 300,
         // The longest time that a policy may give, the longest grace of pods in practice, and volumes.
         Action::Drain { .. } => 14_400 + 1200,
     };
@@ -373,7 +375,9 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::ForgetMachine { .. }
         | Action::LeaveEndpoint { .. }
         | Action::JoinEndpoint { .. }
-        | Action::Checkpoint { .. } => false,
+        | Action::Checkpoint { .. }
+        // On trial it would be rolled back for nothing.
+        | Action::UpgradeAgent { .. } => false,
     }
 }
 

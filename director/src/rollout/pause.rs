@@ -35,6 +35,7 @@ fn begins(action: &Action) -> bool {
         | Action::Drain { .. }
         | Action::LeaveEndpoint { .. }
         | Action::StopComponents { .. }
+        | Action::UpgradeAgent { .. }
         | Action::Fence { .. }
         | Action::DeleteMachine { .. }
         | Action::DeleteDisk { .. }

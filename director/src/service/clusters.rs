@@ -206,7 +206,7 @@ impl Inner {
         let (phase, action) = match kind {
             TaskKind::UpdateCluster => (ClusterPhase::Updating, "cluster.update"),
             TaskKind::RepairCluster => (ClusterPhase::Updating, "cluster.repair"),
-            TaskKind::CreateCluster | TaskKind::DeleteCluster => {
+            TaskKind::CreateCluster | TaskKind::DeleteCluster | TaskKind::UpgradeAgents => {
                 (ClusterPhase::Creating, "cluster.create")
             }
         };
@@ -319,6 +319,13 @@ impl Inner {
                 message: format!(
                     "{id} is a repair: the director tries again by itself, as `windlass node why NODE` says; \
                      `windlass node recreate NODE` does it now"
+                ),
+            }),
+            // Which machines and which stemcell were meant is the order's, and its plan knows what is left.
+            TaskKind::UpgradeAgents => Err(ServiceError::Conflict {
+                message: format!(
+                    "{id} upgrades agents: `windlass cluster upgrade-agents {}` goes on with those that are left",
+                    task.cluster
                 ),
             }),
             TaskKind::DeleteCluster => {
@@ -486,7 +493,7 @@ fn running(
         TaskKind::CreateCluster | TaskKind::UpdateCluster => {
             task.state != TaskState::Cancelling && same && order.plan.is_none()
         }
-        TaskKind::RepairCluster | TaskKind::DeleteCluster => false,
+        TaskKind::RepairCluster | TaskKind::DeleteCluster | TaskKind::UpgradeAgents => false,
     };
     if leads_there {
         return Ok(task);
@@ -494,6 +501,7 @@ fn running(
     let doing = match (task.kind, task.state) {
         (TaskKind::DeleteCluster, _) => "is being deleted",
         (TaskKind::RepairCluster, _) => "is being repaired",
+        (TaskKind::UpgradeAgents, _) => "has its agents upgraded",
         (_, TaskState::Cancelling) => "is being brought back by a cancel",
         (_, TaskState::Pausing | TaskState::Paused) => "has a paused change, carried out",
         _ => "is being changed",

@@ -1,15 +1,14 @@
-//! What the gateway asks of the director: tokens and artifacts.
+//! What the gateway asks of the director: enrollment tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 use windlass_common::id::{Digest, Incarnation, MachineName};
 use windlass_common::pki::MachineIdentity;
 
-use crate::gateway::{ArtifactSource, EnrollmentStore, RedeemError};
+use crate::gateway::{EnrollmentStore, RedeemError};
 use crate::health::from_jiff;
 use crate::model::{Machine, Revision};
 use crate::store::{Commit, Expect, Kind, Records, StoreError, Token};
@@ -181,25 +180,5 @@ impl EnrollmentStore for Tokens {
 
     fn spend(&self, machine: &MachineIdentity) -> Result<(), RedeemError> {
         self.runtime.block_on(self.spend_all(machine))
-    }
-}
-
-/// Artifacts in a directory, by digest: `sha256/<hex>`.
-#[derive(Debug)]
-pub struct Artifacts {
-    directory: PathBuf,
-}
-
-impl Artifacts {
-    /// Artifacts under `directory`.
-    pub fn new(directory: PathBuf) -> Self {
-        Self { directory }
-    }
-}
-
-impl ArtifactSource for Artifacts {
-    fn locate(&self, digest: &Digest, _machine: &MachineIdentity) -> Option<PathBuf> {
-        let path = self.directory.join("sha256").join(digest.hex());
-        path.is_file().then_some(path)
     }
 }

@@ -10,6 +10,7 @@
 //! # Not here
 //! HTTP, authentication and output formats (api); parsing of configuration files (config).
 
+mod agents;
 mod change;
 mod clusters;
 mod draft;
@@ -61,9 +62,10 @@ use crate::rotation::Rotations;
 use crate::stemcell::Catalogue;
 use crate::store::{Act, Commit, DirectoryLock, Records};
 
+pub use agents::{AT_A_TIME_MAX, AgentOrder};
 pub use change::StemcellChoice;
 pub use clusters::ChangeOrder;
-pub use enrollment::{Artifacts, Tokens};
+pub use enrollment::Tokens;
 pub use error::ServiceError;
 pub(crate) use kubernetes::ApiServer;
 pub(crate) use operators::CERTIFICATE_LIFE;
@@ -218,6 +220,22 @@ impl Director {
     ) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "change clusters")?;
         self.inner.apply_cluster(spec, order, caller).await
+    }
+
+    /// What upgrading agents would do, without doing it.
+    pub async fn plan_agents(&self, name: &ClusterName, order: &AgentOrder) -> ServiceResult<Plan> {
+        self.inner.plan_agents(name, order).await
+    }
+
+    /// Orders the upgrade of agents in place. Returns the task at once.
+    pub async fn upgrade_agents(
+        &self,
+        name: &ClusterName,
+        order: &AgentOrder,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        allow(caller, Role::Operator, "upgrade agents")?;
+        self.inner.upgrade_agents(name, order, caller).await
     }
 
     /// What creating, changing or deleting would do, without doing it.

@@ -7,11 +7,12 @@ use std::time::Duration;
 use windlass_common::error::ErrorClass;
 use windlass_common::stemcell::KeyError;
 
-use super::enrollment::{Artifacts, Tokens};
+use super::enrollment::Tokens;
 use super::kubernetes::Identities;
 use super::repair::{self, Repairs};
 use super::tickets::tickets;
 use super::{Director, Inner, operators, upkeep};
+use crate::artifacts::Artifacts;
 use crate::config::{Config, DataDir, Identity};
 use crate::gateway::{self, Gateway, GatewayConfig};
 use crate::model::{Machine, Timestamp};
@@ -82,12 +83,13 @@ pub(super) async fn start(
     settings.artifacts = config.gateway.artifacts;
     settings.lapsed_grace = config.gateway.lapsed_grace;
     settings.tickets = Some(tickets(&records, settings.clock.clone()).await);
+    let artifacts = Arc::new(Artifacts::new(data.artifacts()));
     let gateway = Gateway::start(
         settings,
         ca.clone(),
         tokens,
         registry.clone(),
-        Arc::new(Artifacts::new(data.artifacts())),
+        artifacts.clone(),
         epoch,
     )
     .await?;
@@ -106,6 +108,7 @@ pub(super) async fn start(
         agents,
         registry,
         stemcells: stemcells.clone(),
+        artifacts,
         birth: Birth {
             director: id.clone(),
             directors,

@@ -64,6 +64,16 @@ pub enum CatalogueError {
         /// The versions there are, with what is wrong with unusable stemcells.
         found: String,
     },
+    /// No verified stemcell has an agent.
+    #[error("no verified stemcell in {} has an agent{}", directory.display(),
+        if faults.is_empty() { String::new() } else { format!("; there are: {faults}") }
+    )]
+    NoAgent {
+        /// Where was looked.
+        directory: PathBuf,
+        /// What is wrong with unusable stemcells.
+        faults: String,
+    },
     /// The stemcell is not usable.
     #[error("stemcell {version} cannot be used")]
     Unusable {
@@ -165,6 +175,19 @@ impl Catalogue {
         Ok(record)
     }
 
+    /// The newest stemcell with an agent.
+    pub fn newest_agent(&self) -> Result<StemcellRecord, CatalogueError> {
+        let (usable, faults) = self.list()?;
+        let newest = usable
+            .into_iter()
+            .filter(|stemcell| stemcell.agent.is_some())
+            .max_by(|a, b| (&a.built_at, &a.version).cmp(&(&b.built_at, &b.version)));
+        newest.ok_or_else(|| CatalogueError::NoAgent {
+            directory: self.directory.clone(),
+            faults: faults.join(", "),
+        })
+    }
+
     /// The newest stemcell with this Kubernetes version.
     pub fn find(&self, kubernetes_version: &str) -> Result<StemcellRecord, CatalogueError> {
         let (usable, faults) = self.list()?;
@@ -214,6 +237,7 @@ fn record(dir: &Path, manifest: &Manifest) -> StemcellRecord {
         components,
         images,
         digest: manifest.inputs.digest,
+        agent: manifest.inputs.agent,
         path: dir.to_owned(),
     }
 }

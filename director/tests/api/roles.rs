@@ -27,6 +27,7 @@ const EXPECTED: &[(&str, Role)] = &[
     ("applyCluster",             Role::Operator),
     ("deleteCluster",            Role::Operator),
     ("createClusterCredentials", Role::Admin),
+    ("upgradeAgents",            Role::Operator),
     ("listMachines",             Role::Viewer),
     ("getMachine",               Role::Viewer),
     ("getMachineEvidence",       Role::Operator),

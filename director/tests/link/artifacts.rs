@@ -20,7 +20,7 @@ use windlass_common::id::{ClusterName, Digest, Epoch, Incarnation};
 use windlass_common::journal::DirStorage;
 use windlass_common::limits::FRAME_BYTES_MAX;
 use windlass_common::pki::MachineIdentity;
-use windlass_common::step::{Fetch, Step};
+use windlass_common::step::{Fetch, Step, StepId};
 use windlass_common::transport::Close;
 use windlass_common::wire::frame::{self, Frame};
 use windlass_common::wire::message::{
@@ -94,6 +94,7 @@ impl Peer {
             artifacts: Arc::new(LinkArtifacts::new(machine.link.clone(), store)),
             history: Arc::new(Mutex::new(history)),
             watched: watch::channel(BTreeMap::new()).0,
+            leave: watch::channel(false).0,
         };
         Peer {
             machine,
@@ -120,7 +121,9 @@ impl Peer {
             bytes: bytes as u64,
         });
         let run = Run::new(Reporter::new(ProgressSink::channel(1).0));
-        let done = tokio::time::timeout(3 * PATIENCE, steps::run(&self.context, &run, &step));
+        let id = StepId("t/fetch".to_owned());
+        let fetching = steps::run(&self.context, &run, &id, &step);
+        let done = tokio::time::timeout(3 * PATIENCE, fetching);
         done.await.expect("the fetch ends").unwrap();
     }
 

@@ -23,4 +23,5 @@ mod rotation;
 mod sessions;
 mod silence;
 mod tokens;
+mod upgrades;
 mod world;

@@ -22,10 +22,10 @@ use windlass_director::gateway::DeliveryError;
 use crate::world::{Director, exec, machine_name, no_progress, wait_for};
 
 /// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The agent's binary, built if it is not the newest.
-fn binary() -> &'static Path {
+pub(crate) fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         if let Some(binary) = std::env::var_os("WINDLASS_TEST_AGENT") {
@@ -86,7 +86,7 @@ impl Drop for Agent {
 }
 
 /// A machine's root with its settings.
-fn machine(director: &Director) -> tempfile::TempDir {
+pub(crate) fn machine(director: &Director) -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("etc/windlass");
     fs::create_dir_all(&dir).unwrap();
@@ -98,7 +98,7 @@ fn machine(director: &Director) -> tempfile::TempDir {
 }
 
 /// Runs a step, over as many connections as it takes: a killed agent's is noticed late.
-async fn step(director: &Director, request: StepRequest) -> StepResult {
+pub(crate) async fn step(director: &Director, request: StepRequest) -> StepResult {
     let deadline = Instant::now() + PATIENCE;
     let (name, incarnation) = (machine_name("demo-cp-0"), Incarnation::FIRST);
     let gateway = director.gateway();
@@ -116,7 +116,7 @@ async fn step(director: &Director, request: StepRequest) -> StepResult {
     }
 }
 
-fn write_file(id: &str, epoch: u64, content: &str) -> StepRequest {
+pub(crate) fn write_file(id: &str, epoch: u64, content: &str) -> StepRequest {
     StepRequest {
         labels: Default::default(),
         id: StepId(id.to_owned()),

@@ -278,7 +278,7 @@ fn older(world: &World, name: &str, members: &str, workers: &str) -> Result<Kube
     Ok(kubectl)
 }
 
-fn deploy(kubectl: &Kubectl, replicas: usize) -> Result<()> {
+pub(crate) fn deploy(kubectl: &Kubectl, replicas: usize) -> Result<()> {
     let labels = json!({"app": "web"});
     kubectl.apply(&json!({"apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"name": "web", "namespace": "default"},
@@ -292,7 +292,7 @@ fn deploy(kubectl: &Kubectl, replicas: usize) -> Result<()> {
 }
 
 /// Steps of this kind that succeeded.
-fn succeeded(task: &Value, verb: &str) -> usize {
+pub(crate) fn succeeded(task: &Value, verb: &str) -> usize {
     let steps = task["steps"].as_object().into_iter().flatten();
     steps
         .filter(|(key, step)| key.ends_with(verb) && step["state"] == "Succeeded")

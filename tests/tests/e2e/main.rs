@@ -3,6 +3,7 @@
 //! They run in the order given and share clusters where they can, with a health gate between two:
 //! building a cluster is the expensive part. `cargo xtask test end-to-end` runs them.
 
+mod agents;
 mod changes;
 mod crashes;
 mod health;
@@ -108,6 +109,11 @@ fn main() -> ExitCode {
         trial("repair_leaves_alone_what_is_cut_off", repair::cut_off),
         trial("repair_brings_members_back", repair::control_plane),
         trial("repair_gives_up_on_poison", repair::poison),
+        // Takes another build of the agent, and a minute for one that hangs.
+        long(
+            "agents_are_upgraded_in_place_and_rolled_back",
+            agents::in_place,
+        ),
         trial("a_reset_leaves_nothing_on_the_host", lifecycle::reset),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials.into());

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use windlass_tests::host;
 use windlass_tests::kubectl::Kubectl;
-use windlass_tests::load::{Connections, Load, Target};
+use windlass_tests::load::{Connections, Load, Method, Target};
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
@@ -122,6 +122,7 @@ fn service(world: &World, kubectl: &Kubectl) -> Result<Target> {
     let address = found.and_then(|machine| machine["address"].as_str());
     let target = Target {
         address: format!("{}:30080", address.context("a machine has an address")?).parse()?,
+        method: Method::Get,
         path: "/hostname".to_owned(),
         secure: None,
     };

@@ -75,6 +75,18 @@ pub(crate) fn fleet(profile: Profile) -> Result<PathBuf> {
 /// Compiles the agent as it is shipped: static, small. A target directory of its own keeps its
 /// compiler flags from invalidating every other build.
 pub(crate) fn agent() -> Result<PathBuf> {
+    agent_build("")
+}
+
+/// Another build of it, whose version ends with `+next`.
+pub(crate) fn next_agent() -> Result<PathBuf> {
+    let built = agent_build("next")?;
+    let kept = target().join("static/windlass-agent-next");
+    std::fs::copy(&built, &kept).with_context(|| format!("cannot copy {built:?}"))?;
+    Ok(kept)
+}
+
+fn agent_build(name: &str) -> Result<PathBuf> {
     const TRIPLE: &str = "x86_64-unknown-linux-gnu";
     let target = target().join("static");
     step(
@@ -91,6 +103,7 @@ pub(crate) fn agent() -> Result<PathBuf> {
             ])
             .args(["--target", TRIPLE, "--bins"])
             .env("CARGO_TARGET_DIR", &target)
+            .env("WINDLASS_BUILD", name)
             .env(
                 "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
                 "-C target-feature=+crt-static -C relocation-model=static",

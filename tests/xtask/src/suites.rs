@@ -213,7 +213,8 @@ fn end_to_end(full: bool) -> Result<()> {
     .env("WINDLASS_TEST_STEMCELLS", &stemcells)
     .env("WINDLASS_TEST_KUBECTL", build::kubectl(&stemcell));
     if full {
-        test.env("WINDLASS_TEST_FULL", "1");
+        test.env("WINDLASS_TEST_FULL", "1")
+            .env("WINDLASS_TEST_NEXT_AGENT", build::next_agent()?);
     }
     step("scenarios on real clusters", &mut test)
 }

@@ -35,6 +35,7 @@ fn context(root: &Path, disk: &SimDisk) -> Context {
         artifacts: Arc::new(NoArtifacts),
         history: Arc::new(Mutex::new(History::open(disk.clone()).unwrap())),
         watched: watch::channel(BTreeMap::new()).0,
+        leave: watch::channel(false).0,
     }
 }
 

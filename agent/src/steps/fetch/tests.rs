@@ -77,6 +77,7 @@ async fn fetch(
         artifacts: source.clone(),
         history: Arc::new(Mutex::new(History::open(SimDisk::default()).unwrap())),
         watched: watch::channel(BTreeMap::new()).0,
+        leave: watch::channel(false).0,
     };
     let this = Run::new(Reporter::quiet());
     let wanted = Fetch {

@@ -34,6 +34,7 @@ fn context(root: &Path) -> Context {
         artifacts: Arc::new(NoArtifacts),
         history: Arc::new(Mutex::new(History::open(SimDisk::default()).unwrap())),
         watched: watch::channel(BTreeMap::new()).0,
+        leave: watch::channel(false).0,
     }
 }
 

@@ -304,6 +304,28 @@ Examples:
         #[command(flatten)]
         change: ChangeArgs,
     },
+    /// Upgrade the agents of the machines in place; pods and components go on
+    #[command(after_help = "\
+The agent is that of a stemcell. Each new one is on trial until it has answered the director over a
+connection of its own; one that does not is replaced by the old one again, by the machine itself, and the
+task ends there. Workers go first, the first machine by itself.
+
+Examples:
+  windlass cluster upgrade-agents demo --dry-run
+  windlass cluster upgrade-agents demo --stemcell debian12-1.37.2-0a1b2c3d --at-a-time 5 --wait")]
+    UpgradeAgents {
+        /// The cluster
+        name: String,
+        /// Only of this machine; may be given several times
+        #[arg(long, value_name = "NAME")]
+        machine: Vec<String>,
+        /// How many machines at a time once the first has succeeded, 1 to 50
+        #[arg(long, value_name = "COUNT", default_value_t = 1,
+            value_parser = clap::value_parser!(u32).range(1..=50))]
+        at_a_time: u32,
+        #[command(flatten)]
+        upgrade: AgentArgs,
+    },
     /// Show what create, apply (or, with --delete, delete) would do and why; changes nothing
     #[command(after_help = "\
 Examples:
@@ -349,6 +371,24 @@ Examples:
         #[arg(long)]
         wait: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// Version of the stemcell whose agent is wanted, as in `stemcell list` [default: the newest]
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) stemcell: Option<String>,
+    /// Show what would be done and why; change nothing
+    #[arg(long, conflicts_with_all = ["plan", "wait"])]
+    pub(crate) dry_run: bool,
+    /// Carry out exactly the plan with this hash, or stop and say what changed
+    #[arg(long, value_name = "HASH")]
+    pub(crate) plan: Option<String>,
+    /// Wait for the end, showing what each machine is doing
+    ///
+    /// Ctrl-C ends the waiting, not the task.
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Args)]
@@ -512,6 +552,16 @@ Examples:
         /// Add processes, mounts, addresses, routes, disks and unit states
         #[arg(long)]
         diagnostics: bool,
+    },
+    /// Upgrade the agent of one machine in place; pods and components go on
+    ///
+    /// As `cluster upgrade-agents`, which see, with one machine.
+    #[command(after_help = "Example:\n  windlass node upgrade-agent demo-workers-0 --wait")]
+    UpgradeAgent {
+        /// The machine
+        name: String,
+        #[command(flatten)]
+        upgrade: AgentArgs,
     },
     /// Open a shell as root on a machine; exits with its code
     ///

@@ -15,7 +15,7 @@ use windlass_director::spec::{
 use crate::args::{ClusterCommand, SpecArgs};
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::output::{age, note, table};
-use crate::{Session, change, progress, shown};
+use crate::{Session, agents, change, progress, shown};
 
 pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -37,6 +37,12 @@ pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<Ex
             stemcell,
             change,
         } => change::upgrade(session, &client, &name, to.as_deref(), stemcell, &change).await,
+        ClusterCommand::UpgradeAgents {
+            name,
+            machine,
+            at_a_time,
+            upgrade,
+        } => agents::upgrade(session, &client, &name, machine, at_a_time, upgrade).await,
         ClusterCommand::Plan { spec, delete } => plan(session, &client, &spec, delete).await,
         ClusterCommand::Credentials {
             name,

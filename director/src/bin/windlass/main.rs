@@ -9,6 +9,7 @@
 //! Decisions: everything except `director init|start|stop|reset` and `stemcell build` is asked of the
 //! director's API.
 
+mod agents;
 mod args;
 mod bundle;
 mod change;

@@ -18,7 +18,7 @@ use crate::args::NodeCommand;
 use crate::cluster::{pairs, segment};
 use crate::failure::{FAILED, Failure, UNREACHABLE};
 use crate::output::{age, duration, line, table};
-use crate::{Session, collect, shell, top, why};
+use crate::{Session, agents, collect, shell, top, why};
 
 pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -57,6 +57,9 @@ pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitC
             );
             let lines = client.lines(Method::GET, &path, None, &[]).await?;
             stream(session, &client, lines).await
+        }
+        NodeCommand::UpgradeAgent { name, upgrade } => {
+            agents::upgrade_one(session, &client, &name, upgrade).await
         }
         NodeCommand::Shell { name } => shell::run(&client, &name).await,
         NodeCommand::Top {

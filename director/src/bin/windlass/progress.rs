@@ -53,6 +53,9 @@ pub(crate) async fn wait(
                 TaskKind::RepairCluster => {
                     "`windlass node why NODE` says what comes next".to_owned()
                 }
+                TaskKind::UpgradeAgents => format!(
+                    "`windlass node list --cluster {cluster}` shows whose agents are connected"
+                ),
                 TaskKind::DeleteCluster => {
                     format!("`windlass task retry {id}` tries again")
                 }
@@ -99,6 +102,7 @@ fn succeeded(task: &Task) -> String {
         }
         TaskKind::UpdateCluster => format!("cluster {cluster} is as it should be{took}"),
         TaskKind::RepairCluster => format!("cluster {cluster} is repaired{took}"),
+        TaskKind::UpgradeAgents => format!("the agents of cluster {cluster} are upgraded{took}"),
         TaskKind::DeleteCluster => format!("cluster {cluster} is deleted{took}"),
     }
 }

@@ -5,7 +5,7 @@ use windlass_common::cluster::{GateSpec, HttpGate};
 use super::*;
 
 /// A cluster that is as it should be at this version.
-fn serving(control_planes: usize, workers: usize) -> (Desired, Observed) {
+pub(super) fn serving(control_planes: usize, workers: usize) -> (Desired, Observed) {
     let desired = present(control_planes, workers);
     let mut observed = Observed {
         records: true,

@@ -1,5 +1,6 @@
 //! A model of what steps do, tables of new and deleted clusters, and how they may be broken.
 
+mod agents;
 mod change;
 mod properties;
 
@@ -201,6 +202,7 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             observed.surplus.remove(machine);
         }
         Action::AwaitGates { machine } => assert!(observed.machines[machine].ready),
+        Action::UpgradeAgent { machine, .. } => assert!(observed.machines[machine].complete),
         Action::Checkpoint { .. } => {}
         Action::DeleteDisk { disk } => {
             let gone = observed.disks.remove(disk).unwrap();

@@ -18,6 +18,7 @@ use windlass_common::id::{
 use self::sim::{Life, Sim};
 use super::world::{Birth, Registry, World, check};
 use super::{Rollouts, Stop, cluster_pki_name};
+use crate::artifacts::Artifacts;
 use crate::kubernetes::facts::HostTraits;
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{
@@ -39,7 +40,7 @@ struct Director {
 }
 
 struct Rig {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     stemcells: Catalogue,
     sim: Arc<Sim>,
 }
@@ -49,7 +50,7 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let stemcells = stemcell::tests::catalogue(dir.path(), VERSION);
         Self {
-            _dir: dir,
+            dir,
             stemcells,
             sim: Arc::default(),
         }
@@ -70,6 +71,7 @@ impl Rig {
             kubernetes: life.clone(),
             registry: Arc::new(Registry::new(director.clone(), &machines)),
             stemcells: self.stemcells.clone(),
+            artifacts: Arc::new(Artifacts::new(self.dir.path().join("artifacts"))),
             birth: Birth {
                 director,
                 directors: vec!["10.0.0.1:1".parse().unwrap()],

@@ -417,7 +417,7 @@ impl Vm {
                 self.started = true;
             }
             Step::Gate(_) => assert!(self.started),
-            Step::Fetch(_) | Step::Collect(_) | Step::Exec(_) => {
+            Step::Fetch(_) | Step::Collect(_) | Step::Exec(_) | Step::AgentUpgrade(_) => {
                 unreachable!("no plan has this step")
             }
         }

@@ -22,6 +22,7 @@ mod machines;
 mod node;
 mod registry;
 mod rehearse;
+mod upgrade;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, DirectorId, Epoch, MachineName};
 
 use super::{Done, EffectError, Effects, RecordChange, StepOrder};
+use crate::artifacts::Artifacts;
 use crate::kubernetes::facts::HostTraits;
 use crate::model::{Action, Plan, TaskKind};
 use crate::pki::DirectorCa;
@@ -59,6 +61,8 @@ pub struct World {
     pub registry: Arc<Registry>,
     /// Stemcells.
     pub stemcells: Catalogue,
+    /// What agents may fetch.
+    pub artifacts: Arc<Artifacts>,
     /// What machines are told at birth.
     pub birth: Birth,
     /// What the provider's machines cannot do.
@@ -92,6 +96,9 @@ impl Effects for World {
                 Action::ForgetCluster => Ok(self.forget(&order.cluster)),
                 Action::ForgetMachine { machine } => Ok(forget_machine(machine)),
                 Action::Checkpoint { .. } => Ok(Done::default()),
+                Action::UpgradeAgent { machine, stemcell } => {
+                    self.upgrade_agent(machine, stemcell, &order).await
+                }
                 Action::EnsureEndpoint
                 | Action::AwaitApi
                 | Action::AwaitGates { .. }
@@ -132,6 +139,10 @@ impl Effects for World {
                 TaskKind::UpdateCluster | TaskKind::RepairCluster => {
                     self.plan_return(cluster).await
                 }
+                TaskKind::UpgradeAgents => Err(EffectError::new(
+                    ErrorClass::Bug,
+                    "an upgrade of agents leaves nothing to clean up",
+                )),
             }
         })
     }
@@ -186,6 +197,7 @@ impl World {
             | Action::DeleteEndpoint
             | Action::ForgetMachine { .. }
             | Action::Checkpoint { .. }
+            | Action::UpgradeAgent { .. }
             | Action::ForgetCluster => Err(EffectError::new(
                 ErrorClass::Bug,
                 format!("{} is no step on a cluster", order.action.name()),

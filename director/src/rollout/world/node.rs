@@ -186,6 +186,18 @@ impl World {
         suffix: &str,
         step: Step,
     ) -> Result<StepResult, EffectError> {
+        let result = self.deliver(machine, order, suffix, step).await?;
+        succeeded(machine, result)
+    }
+
+    /// Sends one step; returns how it ended on the machine.
+    pub(super) async fn deliver(
+        &self,
+        machine: &Machine,
+        order: &StepOrder,
+        suffix: &str,
+        step: Step,
+    ) -> Result<StepResult, DeliveryError> {
         let attempt = match order.attempt {
             1 => String::new(),
             attempt => format!("~{attempt}"),
@@ -213,11 +225,10 @@ impl World {
             }
             std::future::pending::<Infallible>().await
         };
-        let result = tokio::select! {
-            result = call => result?,
+        tokio::select! {
+            result = call => result,
             never = show => match never {},
-        };
-        succeeded(machine, result)
+        }
     }
 }
 
@@ -232,7 +243,7 @@ fn configure_step(
         .map_err(|error| EffectError::of(error.class(), &error))
 }
 
-fn succeeded(machine: &Machine, result: StepResult) -> Result<StepResult, EffectError> {
+pub(super) fn succeeded(machine: &Machine, result: StepResult) -> Result<StepResult, EffectError> {
     let (class, message) = match &result.outcome {
         Outcome::Converged | Outcome::Changed => return Ok(result),
         Outcome::Failed { class, message } => (*class, message),
