@@ -2,7 +2,7 @@
 //!
 //! Pure parts, asked in this order. [`verdict()`] turns the evidence of independent witnesses into a
 //! [`Verdict`], by one exhaustive table. [`next`] climbs the ladder: which remedy comes next for a verdict,
-//! given what was tried. [`allow`] guards: whether it may be done now, given everything else. [`decide`]
+//! given what was tried. [`allow`] guards: whether it may be done now, given everything else. [`decide()`]
 //! puts the last two together for all machines at once. What is decided becomes changed desired state, which
 //! the planner plans like any other.
 //!
