@@ -41,7 +41,7 @@ fn verdict(world: &World, machine: &str, wanted: &str) -> Result<Duration> {
         let judged = said["case"]["history"].as_array();
         let was = judged.into_iter().flatten().any(|j| j["verdict"] == wanted);
         let is = said["verdict"] == wanted;
-        Ok((is || (was && wanted != "Healthy")).then_some(()))
+        Ok((is || (was && wanted != "healthy")).then_some(()))
     })?;
     Ok(began.elapsed())
 }
@@ -118,7 +118,7 @@ pub(crate) fn lost_worker() -> Result<()> {
     world.delete_behind(&machine)?;
     let began = Instant::now();
     let since = |what: &str| eprintln!("  {what}: {:.1} s", began.elapsed().as_secs_f64());
-    verdict(&world, &machine, "MachineGone")?;
+    verdict(&world, &machine, "machineGone")?;
     since("judged");
     let elsewhere = until("the StatefulSet's pod runs elsewhere", LONG, || {
         Ok(runs_on(&kubectl, "db-0")?.filter(|on| *on != node))
@@ -131,7 +131,7 @@ pub(crate) fn lost_worker() -> Result<()> {
     let nodes = kubectl.ready_nodes()?;
     ensure!(!nodes.contains(&node), "the dead node is left: {nodes:?}");
     ensure!(nodes.contains(&format!("{machine}-i2")), "nodes: {nodes:?}");
-    verdict(&world, &machine, "Healthy")?;
+    verdict(&world, &machine, "healthy")?;
     let task = repair_of(&world, "lost")?.context("there was a repair")?;
     ensure!(task["state"] == "Succeeded", "task: {task:#}");
     let plan = world.json(&["cluster", "plan", "lost"])?;
@@ -152,9 +152,9 @@ fn frozen_worker(world: &World, kubectl: &Kubectl) -> Result<()> {
     let before = incarnation(world, machine)?;
     world.freeze(machine)?;
     let began = Instant::now();
-    verdict(world, machine, "NodeHung")?;
+    verdict(world, machine, "nodeHung")?;
     eprintln!("  frozen, judged: {:.1} s", began.elapsed().as_secs_f64());
-    verdict(world, machine, "Healthy")?;
+    verdict(world, machine, "healthy")?;
     eprintln!(
         "  frozen, Healthy again: {:.1} s",
         began.elapsed().as_secs_f64()
@@ -186,7 +186,7 @@ fn killed_kubelet(world: &World, kubectl: &Kubectl) -> Result<()> {
         })?;
     }
     healthy(kubectl, 3)?;
-    verdict(world, machine, "Healthy")?;
+    verdict(world, machine, "healthy")?;
     ensure!(incarnation(world, machine)? == before, "it was replaced");
     Ok(())
 }
@@ -225,7 +225,7 @@ fn operators(world: &World) -> Result<()> {
     let before = incarnation(world, machine)?;
     world.run(&["node", "hold", machine, "--reason", "forensics"])?;
     world.delete_behind(machine)?;
-    verdict(world, machine, "MachineGone")?;
+    verdict(world, machine, "machineGone")?;
     let said = until("it is refused", LONG, || {
         let said = why(world, machine)?;
         Ok((said["outlook"]["kind"] == "refused").then_some(said))
@@ -265,10 +265,10 @@ pub(crate) fn cut_off() -> Result<()> {
         .collect();
     let (one, address) = all.last().context("there are machines")?;
     let cut = world.cut(std::slice::from_ref(address))?;
-    let took = verdict(&world, one, "Partitioned")?;
+    let took = verdict(&world, one, "partitioned")?;
     eprintln!("  cut off alone, judged: {:.1} s", took.as_secs_f64());
     drop(cut);
-    verdict(&world, one, "Healthy")?;
+    verdict(&world, one, "healthy")?;
     let addresses: Vec<String> = all.iter().map(|(_, address)| address.clone()).collect();
     let cut = world.cut(&addresses)?;
     for (name, _) in &all {
@@ -285,7 +285,7 @@ pub(crate) fn cut_off() -> Result<()> {
     )?;
     drop(cut);
     for (name, _) in &all {
-        verdict(&world, name, "Healthy")?;
+        verdict(&world, name, "healthy")?;
         let seen = why(&world, name)?;
         let tried = seen["case"]["case"]["attempts"].as_array();
         ensure!(
@@ -318,7 +318,7 @@ pub(crate) fn control_plane() -> Result<()> {
     kubectl.run(&["create", "configmap", "kept", "--from-literal=from=before"])?;
     world.delete_behind("heal-cp-1")?;
     let began = Instant::now();
-    verdict(&world, "heal-cp-1", "MachineGone")?;
+    verdict(&world, "heal-cp-1", "machineGone")?;
     eprintln!("  judged: {:.1} s", began.elapsed().as_secs_f64());
     reborn(&world, "heal-cp-1", 1)?;
     eprintln!("  member back: {:.1} s", began.elapsed().as_secs_f64());
@@ -326,8 +326,8 @@ pub(crate) fn control_plane() -> Result<()> {
     let kept = kubectl.get(&["configmap", "kept"])?;
     ensure!(kept["data"]["from"] == "before", "data of before: {kept}");
     world.freeze("heal-cp-2")?;
-    verdict(&world, "heal-cp-2", "NodeHung")?;
-    verdict(&world, "heal-cp-2", "Healthy")?;
+    verdict(&world, "heal-cp-2", "nodeHung")?;
+    verdict(&world, "heal-cp-2", "healthy")?;
     healthy(&kubectl, 4)
 }
 
