@@ -143,7 +143,8 @@ impl Connection {
         };
         let head = Head(String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase());
         let status = head.0.split_whitespace().nth(1).unwrap_or_default();
-        ensure!(status == "200", "the answer is {:?}", head.0);
+        let body = String::from_utf8_lossy(&answer[end + 4..]);
+        ensure!(status == "200", "the answer is {:?} {body:?}", head.0);
         Ok((head, answer.split_off(end + 4)))
     }
 

@@ -10,7 +10,7 @@ mod http;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,7 @@ pub enum Connections {
 pub struct Load {
     name: String,
     stop: Arc<AtomicBool>,
+    failed: Arc<AtomicU64>,
     workers: Vec<JoinHandle<Tally>>,
 }
 
@@ -67,6 +68,7 @@ impl Load {
         threads: u32,
     ) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
+        let failed = Arc::new(AtomicU64::new(0));
         let pause = Duration::from_secs(1) * threads / rate.max(1);
         let workers = (0..threads)
             .map(|number| {
@@ -77,6 +79,7 @@ impl Load {
                     // Spread, so that the threads do not send all at once.
                     first: pause * number / threads,
                     stop: Arc::clone(&stop),
+                    failed: Arc::clone(&failed),
                 };
                 std::thread::spawn(move || worker.run())
             })
@@ -84,8 +87,14 @@ impl Load {
         Load {
             name: name.to_owned(),
             stop,
+            failed,
             workers,
         }
+    }
+
+    /// Requests that have failed so far.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Lets the requests under way end, and counts.
@@ -149,6 +158,7 @@ struct Worker {
     pause: Duration,
     first: Duration,
     stop: Arc<AtomicBool>,
+    failed: Arc<AtomicU64>,
 }
 
 impl Worker {
@@ -165,7 +175,10 @@ impl Worker {
             tally.sent += 1;
             match self.request(&mut kept) {
                 Ok(()) => tally.slowest = tally.slowest.max(sent.elapsed()),
-                Err(error) => tally.fail(sent.duration_since(began), &error),
+                Err(error) => {
+                    tally.fail(sent.duration_since(began), &error);
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
         tally

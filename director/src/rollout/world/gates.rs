@@ -82,7 +82,8 @@ async fn pass(gate: &GateSpec, progress: &ProgressSink) -> Result<u32, String> {
 /// Asks a URL once; what it says when that is not 200.
 async fn look(url: &str) -> Result<(), String> {
     let uri: Uri = url.parse().map_err(|_| "is no URL".to_owned())?;
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let host = uri.host().ok_or("names no host")?;
+    let host = host.trim_matches(['[', ']']);
     let port = uri.port_u16().unwrap_or(80);
     let stream = TcpStream::connect((host, port))
         .await
