@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use windlass_common::report::Report;
+use windlass_common::report::{Report, UnitReport};
 
 use crate::gateway::SessionView;
 use crate::model::{AgentView, Machine, MachineHealth, MachineView, Timestamp};
@@ -71,12 +71,15 @@ fn health(
     }
 }
 
-/// The units that fail or restart, with systemd's word for each.
+/// The units that fail or restart.
+pub(crate) fn failing_units(report: &Report) -> impl Iterator<Item = (&String, &UnitReport)> {
+    let units = report.units.iter();
+    units.filter(|(_, unit)| unit.active_state == "failed" || unit.sub_state == "auto-restart")
+}
+
+/// The same, with systemd's word for each.
 pub(crate) fn failing(report: &Report) -> Vec<String> {
-    report
-        .units
-        .iter()
-        .filter(|(_, unit)| unit.active_state == "failed" || unit.sub_state == "auto-restart")
+    failing_units(report)
         .map(|(name, unit)| format!("{name} {}/{}", unit.active_state, unit.sub_state))
         .collect()
 }

@@ -145,6 +145,11 @@ impl CaseRecord {
         kind == Some(HoldKind::Ignore)
     }
 
+    /// Whether this incarnation of the machine serves nobody; what was said of another one does not count.
+    pub fn is_down(&self, incarnation: Incarnation) -> bool {
+        self.incarnation == incarnation && self.case.verdict.is_down()
+    }
+
     /// Takes a verdict with its evidence; true when it says something new, which is worth writing down.
     pub fn judge(
         &mut self,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use windlass_common::id::{ClusterName, MachineName, PoolName};
+use windlass_common::id::{ClusterName, Incarnation, MachineName, PoolName};
 
 use super::*;
 
@@ -350,6 +350,15 @@ fn a_pool_keeps_its_budget_and_what_is_down_costs_nothing() {
     ));
     set(&mut fleet, "w-1", |m| m.in_hand = true);
     assert_eq!(ask(&fleet, "w-0", Rung::Replace), Ok(()));
+}
+
+#[test]
+fn what_was_said_of_one_incarnation_says_nothing_of_the_next() {
+    let machine = MachineName::new("w-0").unwrap();
+    let mut record = CaseRecord::new(machine, Incarnation(1), 0);
+    record.case.verdict = Verdict::MachineGone;
+    assert!(record.is_down(Incarnation(1)));
+    assert!(!record.is_down(Incarnation(2)), "its successor is drained");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use windlass_common::step::{Outcome, Service, Step, StepId, StepRequest, UnitGoa
 
 use super::sight::Sight;
 use super::{ACTOR, Repairs, now_ms};
+use crate::health::failing_units;
 use crate::model::{Caller, Machine, Role};
 use crate::resurrector::{Begun, CaseRecord, Outlook, Rung};
 use crate::service::draft::random_u32;
@@ -248,10 +249,7 @@ fn failing(director: &Inner, machine: &Machine) -> Vec<String> {
     let Some((_, report)) = report else {
         return Vec::new();
     };
-    report
-        .units
-        .iter()
-        .filter(|(_, unit)| unit.active_state == "failed" || unit.sub_state == "auto-restart")
+    failing_units(&report)
         .map(|(name, _)| name.clone())
         .collect()
 }

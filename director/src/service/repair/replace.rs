@@ -42,12 +42,16 @@ impl Inner {
             });
         }
         let records: Vec<CaseRecord> = self.records.list().await?;
-        let down: BTreeSet<MachineName> = records
-            .iter()
-            .filter(|record| record.case.verdict.is_down())
-            .map(|record| record.machine.clone())
-            .collect();
         let mut machines = self.records.machines_of(cluster.spec.name.as_str()).await?;
+        let is_down = |machine: &Machine| {
+            let mut of_machine = records.iter().filter(|r| r.machine == machine.name);
+            of_machine.any(|record| record.is_down(machine.incarnation))
+        };
+        let down: BTreeSet<MachineName> = machines
+            .iter()
+            .filter(|machine| is_down(machine))
+            .map(|machine| machine.name.clone())
+            .collect();
         let before = machines.clone();
         for machine in machines.iter_mut().filter(|m| names.contains(&m.name)) {
             condemn(machine, down.contains(&machine.name));
