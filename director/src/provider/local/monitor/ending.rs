@@ -82,10 +82,14 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    /// Starts a shell script and says why its process ended. The child is reaped by [`of`].
+    /// Starts a shell script and says why its process ended. The child is reaped by [`of`]. Its signals end it,
+    /// also where whoever started the tests ignores them, as `nohup` does.
     #[expect(clippy::zombie_processes, reason = "what is tested reaps it")]
     fn ending(script: &str) -> Ending {
-        let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let child = Command::new("env")
+            .args(["--default-signal=HUP,INT", "sh", "-c", script])
+            .spawn()
+            .unwrap();
         let pid = child.id() as i32;
         let pidfd = PidFd::open(pid).unwrap();
         of(pid, &pidfd)
