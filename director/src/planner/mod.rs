@@ -327,7 +327,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
 /// Leaves of a cluster only what `machines` need: everything else is taken for as it should be, whatever is
 /// wanted of it, and for as it is. `down` are those that serve nobody, whatever the provider says.
 ///
-/// For repairs, which may not go on with changes that nobody has approved now.
+/// For repairs, which may not go on with changes that nobody has approved now. A pool has one machine to spare
+/// for them, whatever its budget says of changes: a machine that is to be replaced works badly, or an operator
+/// named it. PodDisruptionBudgets hold all the same.
 pub fn narrow(
     desired: &mut Desired,
     observed: &mut Observed,
@@ -336,12 +338,19 @@ pub fn narrow(
 ) {
     let DesiredState::Present {
         machines: wanted,
+        budgets,
         addons,
         ..
     } = &mut desired.state
     else {
         return;
     };
+    for name in machines {
+        if let Some(pool) = wanted.get(name).and_then(|machine| machine.pool.clone()) {
+            let budget = budgets.entry(pool).or_default();
+            budget.max_unavailable = budget.max_unavailable.max(1);
+        }
+    }
     let joined = |name: &MachineName, observed: &Observed| {
         observed.machines.contains_key(name) || observed.departed.contains_key(name)
     };

@@ -343,6 +343,28 @@ fn a_repair_touches_nothing_but_what_it_names() {
 }
 
 #[test]
+fn a_repair_takes_one_machine_of_a_pool_that_may_lack_none() {
+    let (mut desired, observed) = serving(1, 3);
+    budget(&mut desired, 0, 0);
+    reborn(&mut desired, "c-w-1", "1.37.2");
+    let only = BTreeSet::from([name("c-w-1")]);
+    assert!(matches!(
+        plan(&desired, &observed),
+        Err(PlanError::Spare { changing: 1, .. })
+    ));
+    let (mut narrowed, mut seen) = (desired.clone(), observed.clone());
+    super::super::narrow(&mut narrowed, &mut seen, &only, &BTreeSet::new());
+    assert_eq!(all_of(&checked(&narrowed, &seen), "drain"), ["c-w-1"]);
+    // Another one serves nobody: that was the one to spare.
+    let (mut narrowed, mut seen) = (desired, observed);
+    super::super::narrow(&mut narrowed, &mut seen, &only, &[name("c-w-2")].into());
+    assert!(matches!(
+        plan(&narrowed, &seen),
+        Err(PlanError::Spare { changing: 1, .. })
+    ));
+}
+
+#[test]
 fn canaries_come_before_the_others() {
     let (mut desired, observed) = serving(1, 4);
     budget(&mut desired, 2, 1);
