@@ -107,6 +107,14 @@ impl Default for DrainSpec {
     }
 }
 
+/// Fields of `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1) that replace those of the director, by name.
+pub type KubeletSettings = BTreeMap<String, serde_json::Value>;
+
+/// Most fields of [`KubeletSettings`]; the whole configuration has about 120.
+pub const KUBELET_SETTINGS_MAX: usize = 64;
+/// Largest [`KubeletSettings`] as JSON, bytes.
+pub const KUBELET_SETTINGS_BYTES_MAX: usize = 16 << 10;
+
 /// Control-plane machines of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -115,6 +123,9 @@ pub struct ControlPlaneSpec {
     pub count: u32,
     /// Shape of each machine.
     pub size: MachineSize,
+    /// What its kubelets are told besides.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kubelet: KubeletSettings,
 }
 
 /// A pool of equal workers.
@@ -128,6 +139,9 @@ pub struct PoolSpec {
     /// Node labels the director sets.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What its kubelets are told besides.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kubelet: KubeletSettings,
     /// How its machines are taken out of service for a change.
     #[serde(default)]
     pub update: UpdatePolicy,

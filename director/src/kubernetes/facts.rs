@@ -12,7 +12,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use windlass_common::cluster::{ClusterSpec, NODE_POD_PREFIX};
+use windlass_common::cluster::{ClusterSpec, KubeletSettings, NODE_POD_PREFIX};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{MachineName, NodeName, PoolName};
 
@@ -59,6 +59,8 @@ pub struct MachineFacts {
     pub pod_cidr: Ipv4Net,
     /// What its host or hypervisor restricts.
     pub host: HostTraits,
+    /// What its kubelet is told besides.
+    pub kubelet: KubeletSettings,
 }
 
 /// What a machine does in its cluster.

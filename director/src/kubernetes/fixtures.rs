@@ -49,6 +49,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
             address: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 88, 0, 10)) + index),
             pod_cidr: pod_cidr(network.pod_cidr, index).unwrap(),
             host,
+            kubelet: BTreeMap::new(),
         }
     };
     ClusterFacts {
@@ -59,6 +60,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
             control_plane: ControlPlaneSpec {
                 count: control_planes,
                 size,
+                kubelet: BTreeMap::new(),
             },
             pools: BTreeMap::from([(
                 pool,
@@ -66,6 +68,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
                     count: workers,
                     size,
                     labels,
+                    kubelet: BTreeMap::new(),
                     update: Default::default(),
                 },
             )]),

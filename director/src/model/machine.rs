@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use windlass_common::cluster::MachineSize;
+use windlass_common::cluster::{KubeletSettings, MachineSize};
 use windlass_common::id::{
     ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
 };
@@ -87,6 +87,18 @@ pub struct Machine {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub departed: Vec<NodeName>,
+    /// When its kubelet last said whether its node is Ready, as it stood before its configuration was written: what
+    /// one that is restarted since has to say anew. Absent once it did.
+    #[serde(default)]
+    pub heartbeat: Option<String>,
+    /// Kubelet settings with which its node was in service last; absent until it was for the first time.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub proven: Option<KubeletSettings>,
+    /// Whether it keeps to its proven kubelet settings, since a change of those of its pool was rolled back. The
+    /// next change of its cluster tries the pool's again.
+    #[serde(default)]
+    pub pinned: bool,
     /// What it is to become; absent while it is as it should be.
     #[serde(default)]
     pub wanted: Option<Wanted>,

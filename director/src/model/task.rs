@@ -114,6 +114,9 @@ pub enum TaskState {
     Pausing,
     /// Nothing of it runs, and every machine is in service or was not begun with.
     Paused,
+    /// A step failed for good, and machines that do not come back with what they were told are being given what
+    /// they had before; then it has failed.
+    RollingBack,
     /// Every step succeeded.
     Succeeded,
     /// A step failed for good.
@@ -130,7 +133,12 @@ impl TaskState {
     pub fn is_over(self) -> bool {
         match self {
             Self::Succeeded | Self::Failed | Self::Cancelled => true,
-            Self::Queued | Self::Running | Self::Pausing | Self::Paused | Self::Cancelling => false,
+            Self::Queued
+            | Self::Running
+            | Self::Pausing
+            | Self::Paused
+            | Self::RollingBack
+            | Self::Cancelling => false,
         }
     }
 }
@@ -142,6 +150,7 @@ impl fmt::Display for TaskState {
             Self::Running => "Running",
             Self::Pausing => "Pausing",
             Self::Paused => "Paused",
+            Self::RollingBack => "RollingBack",
             Self::Succeeded => "Succeeded",
             Self::Failed => "Failed",
             Self::Cancelling => "Cancelling",

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde_json::json;
+use windlass_common::cluster::KubeletSettings;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 
 use super::{
@@ -31,7 +32,7 @@ pub fn facts(
         },
         machines: machines
             .iter()
-            .map(|machine| machine_facts(machine, host))
+            .map(|machine| machine_facts(cluster, machine, host))
             .collect(),
         upstream_dns: Vec::new(),
         images: images(stemcell),
@@ -48,7 +49,7 @@ pub fn images(stemcell: &StemcellRecord) -> Images {
     }
 }
 
-fn machine_facts(machine: &Machine, host: HostTraits) -> MachineFacts {
+fn machine_facts(cluster: &Cluster, machine: &Machine, host: HostTraits) -> MachineFacts {
     MachineFacts {
         name: machine.name.clone(),
         node_name: machine.node_name.clone(),
@@ -59,7 +60,26 @@ fn machine_facts(machine: &Machine, host: HostTraits) -> MachineFacts {
         address: machine.address,
         pod_cidr: machine.pod_cidr,
         host,
+        kubelet: kubelet(cluster, machine),
     }
+}
+
+/// What the kubelet of a machine is told besides: what its pool says, or what it went back to.
+pub fn kubelet(cluster: &Cluster, machine: &Machine) -> KubeletSettings {
+    match &machine.proven {
+        Some(proven) if machine.pinned => proven.clone(),
+        _ => settings(cluster, machine),
+    }
+}
+
+/// What the spec says that the kubelet of a machine is told besides.
+pub fn settings(cluster: &Cluster, machine: &Machine) -> KubeletSettings {
+    let spec = &cluster.spec;
+    let settings = match &machine.role {
+        MachineRole::ControlPlane => Some(&spec.control_plane.kubelet),
+        MachineRole::Worker { pool } => spec.pools.get(pool).map(|pool| &pool.kubelet),
+    };
+    settings.cloned().unwrap_or_default() // a pool that the spec has no more has no machines that stay
 }
 
 /// Digests of what one machine is told.
@@ -121,7 +141,7 @@ impl<'a> Configurations<'a> {
             Role::Worker { .. } => serde_json::Value::Null,
         };
         let endpoint = &facts.endpoint;
-        let components = json!({
+        let mut components = json!({
             "rendering": render::REVISION,
             "cluster": facts.spec.name,
             "network": facts.spec.network,
@@ -131,6 +151,10 @@ impl<'a> Configurations<'a> {
             "member": member,
             "pause": images.pause,
         });
+        // Machines that are told nothing besides keep the digest that they had before this could be said.
+        if !machine.kubelet.is_empty() {
+            components["kubelet"] = json!(machine.kubelet);
+        }
         let components = Digest::of(components.to_string().as_bytes());
         let whole = json!([components, self.peers]).to_string();
         let labels = addons::node_patch(facts, machine).to_string();
@@ -162,7 +186,10 @@ pub fn present(
         .first()
         .map_or(HostTraits::default(), |m| m.host);
     let mut facts = facts.clone();
-    facts.machines = wanted.iter().map(|m| machine_facts(m, host)).collect();
+    facts.machines = wanted
+        .iter()
+        .map(|m| machine_facts(cluster, m, host))
+        .collect();
     let configurations = Configurations::new(&facts);
     let desired = wanted.iter().zip(&facts.machines).map(|(machine, of)| {
         let images = images.get(&machine.stemcell).unwrap_or(&facts.images);

@@ -46,6 +46,8 @@ use windlass_common::id::{
 use crate::model::{Goal, Plan, PlanStep};
 use steps::Steps;
 
+pub(crate) use steps::machine_key;
+
 pub use address::{AddressError, free_addresses, free_pod_cidrs};
 
 /// What a cluster should be.

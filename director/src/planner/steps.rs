@@ -66,7 +66,7 @@ impl Steps {
     }
 }
 
-pub(super) fn machine_key(machine: &MachineName, verb: &str) -> StepKey {
+pub(crate) fn machine_key(machine: &MachineName, verb: &str) -> StepKey {
     StepKey(format!("machine/{machine}/{verb}"))
 }
 

@@ -3,6 +3,7 @@
 //! # Invariants
 //! * What is not in service is made first, and costs nothing.
 //! * A control-plane machine begins when the one before it is back, its node included.
+//! * Components that are only restarted leave pods running: one machine of a pool at a time may always be.
 //! * Of a pool, at most *in service + coming − floor* machines are down at once, the floor being the number
 //!   wanted less what the budget lets be missing. Machines that go for good come last, each in a lane of its
 //!   own, so that they never add up with others.
@@ -98,6 +99,8 @@ fn quorum(site: &Site<'_>, name: &MachineName) -> Result<(), PlanError> {
 struct Crew<'a> {
     make: Vec<&'a MachineName>,
     change: Vec<&'a MachineName>,
+    /// Of them, those that are replaced.
+    replace: usize,
     remove: Vec<&'a MachineName>,
     /// Nodes that are opened again.
     open: Vec<&'a MachineName>,
@@ -150,7 +153,11 @@ fn crews<'a>(site: &Site<'a>) -> BTreeMap<&'a PoolName, Crew<'a>> {
         crew.count += 1;
         match site.needs[name] {
             Need::Make => crew.make.push(name),
-            Need::Replace | Need::Restart => crew.change.push(name),
+            Need::Replace => {
+                crew.change.push(name);
+                crew.replace += 1;
+            }
+            Need::Restart => crew.change.push(name),
             Need::Nothing => {}
         }
         if site.stays(name) && cordoned(site, name) {
@@ -222,7 +229,10 @@ fn in_lanes(
 /// How many machines of a pool may be down at once.
 fn lanes(pool: &PoolName, crew: &Crew<'_>, budget: Budget) -> Result<usize, PlanError> {
     let available = crew.available + crew.make.len();
-    let lanes = available.saturating_sub(crew.floor(budget));
+    let restarts = crew.replace == 0 && crew.remove.is_empty();
+    let lanes = available
+        .saturating_sub(crew.floor(budget))
+        .max(usize::from(restarts));
     if lanes == 0 || lanes < crew.remove.len() {
         return Err(spare(pool, crew, budget));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use windlass_common::cluster::KubeletSettings;
 use windlass_common::id::{ClusterName, Digest, MachineName, NodeName};
 
 use crate::model::{Action, Cluster, Machine, MachinePhase};
@@ -20,10 +21,14 @@ pub enum RecordChange {
     DiskMounted(MachineName),
     /// Its configuration was written.
     Configured(MachineName, Digest),
+    /// This is what its kubelet has said last before it is restarted.
+    Heartbeat(MachineName, Option<String>),
     /// Its components were started with this configuration.
     Started(MachineName, Digest),
     /// Its node is Ready, and was given these labels.
     NodeReady(MachineName, Digest),
+    /// It was in service with these kubelet settings.
+    Proven(MachineName, KubeletSettings),
     /// It is gone, and what was wanted instead may come.
     MachineDeleted(MachineName),
     /// Its node is about to be cordoned.
@@ -90,8 +95,10 @@ pub(super) async fn apply(
             | RecordChange::AgentConnected(name)
             | RecordChange::DiskMounted(name)
             | RecordChange::Configured(name, _)
+            | RecordChange::Heartbeat(name, _)
             | RecordChange::Started(name, _)
             | RecordChange::NodeReady(name, _)
+            | RecordChange::Proven(name, _)
             | RecordChange::MachineDeleted(name)
             | RecordChange::Cordoning(name)
             | RecordChange::Uncordoned(name)
@@ -158,6 +165,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         }
         RecordChange::DiskMounted(_) => record.mounted = true,
         RecordChange::Configured(_, digest) => record.configured = Some(*digest),
+        RecordChange::Heartbeat(_, heartbeat) => record.heartbeat.clone_from(heartbeat),
         RecordChange::Started(_, digest) => {
             if record.phase == MachinePhase::Ready {
                 // It has joined, whatever its Node was told.
@@ -169,7 +177,9 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         RecordChange::NodeReady(_, digest) => {
             record.phase = MachinePhase::Ready;
             record.labelled = Some(*digest);
+            record.heartbeat = None;
         }
+        RecordChange::Proven(_, settings) => record.proven = Some(settings.clone()),
         RecordChange::Cordoning(_) => record.cordoned = true,
         RecordChange::Uncordoned(_) => record.cordoned = false,
         RecordChange::Leaving(_) => record.serving = false,
@@ -199,6 +209,7 @@ fn reset(record: &mut Machine) {
     record.configured = None;
     record.started = None;
     record.labelled = None;
+    record.heartbeat = None;
     record.cordoned = false;
     record.condemned = false;
     record.fenced = false;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::task::{JoinError, JoinSet};
 use windlass_common::error::ErrorClass;
+use windlass_common::id::MachineName;
 
 use super::change;
 use super::pause;
@@ -79,6 +80,7 @@ impl Driver {
                     self.carry_out(&mut task).await;
                 }
                 TaskState::Cancelling => self.clean_up(&mut task).await,
+                TaskState::RollingBack => self.roll_back(&mut task).await,
                 TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => {}
             }
         }
@@ -102,14 +104,81 @@ impl Driver {
         }
         match outcome {
             Outcome::Succeeded => self.set_state(task, TaskState::Succeeded, None).await,
-            Outcome::Failed(fault) => self.set_state(task, TaskState::Failed, Some(fault)).await,
+            Outcome::Failed(fault) => {
+                let state = match task.kind {
+                    TaskKind::UpdateCluster => TaskState::RollingBack,
+                    TaskKind::CreateCluster
+                    | TaskKind::RepairCluster
+                    | TaskKind::DeleteCluster
+                    | TaskKind::UpgradeAgents => TaskState::Failed,
+                };
+                self.set_state(task, state, Some(fault)).await;
+            }
             Outcome::Stopped => self.set_state(task, TaskState::Cancelled, None).await,
         }
     }
 
+    /// Takes back what keeps machines from coming back, then fails as the task has failed. That it rolls back is
+    /// in the store before anything is, so that no crash makes it go on with what it takes back.
+    async fn roll_back(&self, task: &mut Task) {
+        if task.cleanup.is_none() {
+            match self.effects.plan_rollback(task).await {
+                Ok(Some(plan)) => {
+                    task.cleanup = Some(plan);
+                    let fault = task.error.clone();
+                    self.set_state(task, TaskState::RollingBack, fault).await;
+                }
+                Ok(None) => {
+                    let fault = task.error.clone();
+                    return self.set_state(task, TaskState::Failed, fault).await;
+                }
+                Err(error) if error.class == ErrorClass::Retry => {
+                    tracing::warn!(task = %task.id, %error, "cannot plan the way back yet");
+                    tokio::time::sleep(STORE_PAUSE).await;
+                    return;
+                }
+                Err(error) => return self.fail(task, &format!("no way back: {error}")).await,
+            }
+        }
+        let Some(plan) = task.cleanup.clone() else {
+            return;
+        };
+        let names: BTreeSet<&str> = plan
+            .steps
+            .iter()
+            .filter_map(|step| step.action.machine())
+            .map(MachineName::as_str)
+            .collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        let note = match self.run_plan(task, &plan, true).await {
+            Outcome::Succeeded => format!(
+                "rolled back: {names} serves with its former kubelet settings, and no machine takes those of the \
+                 spec before the next `windlass cluster apply`"
+            ),
+            Outcome::Stopped => format!("the way back of {names} was stopped"),
+            Outcome::Failed(fault) => format!("the way back of {names} failed: {}", fault.message),
+        };
+        self.fail(task, &note).await;
+    }
+
+    /// Fails a task as it has failed before, with what came of it since.
+    async fn fail(&self, task: &mut Task, note: &str) {
+        let before = task.error.clone();
+        let fault = Fault {
+            class: before
+                .as_ref()
+                .map_or(ErrorClass::Operator, |fault| fault.class),
+            message: before.map_or_else(
+                || note.to_owned(),
+                |fault| format!("{}; {note}", fault.message),
+            ),
+        };
+        self.set_state(task, TaskState::Failed, Some(fault)).await;
+    }
+
     async fn clean_up(&self, task: &mut Task) {
         if task.cleanup.is_none() {
-            match self.effects.plan_cleanup(task.kind, &task.cluster).await {
+            match self.effects.plan_cleanup(task).await {
                 Ok(plan) => {
                     task.cleanup = Some(plan);
                     self.set_state(task, TaskState::Cancelling, None).await;
@@ -208,6 +277,7 @@ impl Driver {
         let runs = match task.state {
             TaskState::Running | TaskState::Pausing | TaskState::Paused => true,
             TaskState::Queued
+            | TaskState::RollingBack
             | TaskState::Cancelling
             | TaskState::Succeeded
             | TaskState::Failed
@@ -367,6 +437,11 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             "{id} is paused; `windlass task resume {id}` goes on with it",
             id = task.id
         )),
+        TaskState::RollingBack => Some(format!(
+            "{} has failed, and machines get back what they had: {}",
+            task.id,
+            fault.as_deref().unwrap_or("no reason was given")
+        )),
         TaskState::Queued
         | TaskState::Running
         | TaskState::Cancelling
@@ -377,9 +452,11 @@ fn settle(cluster: &mut Cluster, task: &Task) {
     (cluster.phase, cluster.message) = match task.kind {
         TaskKind::CreateCluster => match task.state {
             TaskState::Succeeded => (ClusterPhase::Ready, None),
-            TaskState::Queued | TaskState::Running | TaskState::Pausing | TaskState::Paused => {
-                (ClusterPhase::Creating, rests)
-            }
+            TaskState::Queued
+            | TaskState::Running
+            | TaskState::Pausing
+            | TaskState::Paused
+            | TaskState::RollingBack => (ClusterPhase::Creating, rests),
             TaskState::Cancelling => (ClusterPhase::Deleting, None),
             TaskState::Failed => (ClusterPhase::Failed, fault),
             TaskState::Cancelled => (ClusterPhase::Failed, cancelled()),
@@ -390,6 +467,7 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             | TaskState::Running
             | TaskState::Pausing
             | TaskState::Paused
+            | TaskState::RollingBack
             | TaskState::Cancelling => (ClusterPhase::Updating, rests),
             TaskState::Failed => (ClusterPhase::Degraded, fault),
             TaskState::Cancelled => {
@@ -408,6 +486,7 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             | TaskState::Running
             | TaskState::Pausing
             | TaskState::Paused
+            | TaskState::RollingBack
             | TaskState::Cancelling => (ClusterPhase::Deleting, rests),
             TaskState::Failed => (ClusterPhase::Failed, fault),
             TaskState::Cancelled | TaskState::Succeeded => (ClusterPhase::Failed, cancelled()),

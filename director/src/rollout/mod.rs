@@ -7,6 +7,8 @@
 //!   an agent recognises it; a new attempt gets a new number, written down first.
 //! * Tasks of different clusters never wait for one another: each has its own driver.
 //! * While the store cannot be written nothing new begins.
+//! * An update that fails first gives the machines that do not come back with their new configuration the one
+//!   that they had, and has failed then. That too is written down before it begins.
 //! * A task that pauses finishes the machines that it has begun with, and then nothing of it runs until it is
 //!   told to go on; that is written down, and survives the director.
 //!
@@ -35,7 +37,7 @@ use windlass_common::cluster::{GATE_TIMEOUT_MAX_SECONDS, GATES_MAX};
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::{ClusterName, MachineName};
 
-use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId, TaskKind, TaskState};
+use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId, TaskState};
 use crate::store::{Records, StoreError};
 
 pub use change::RecordChange;
@@ -56,11 +58,14 @@ pub trait Effects: Send + Sync + fmt::Debug {
 
     /// The plan that ends a cancelled task: it removes everything a create has made, its fresh disks
     /// included, or brings what an update has begun back to service and leaves the rest as it is.
-    fn plan_cleanup<'a>(
+    fn plan_cleanup<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Plan, EffectError>>;
+
+    /// The plan that gives machines what they had before a change that has failed, as far as they do not come
+    /// back with the new; `None` when there are none. Repeating it is safe.
+    fn plan_rollback<'a>(
         &'a self,
-        kind: TaskKind,
-        cluster: &'a ClusterName,
-    ) -> BoxFuture<'a, Result<Plan, EffectError>>;
+        task: &'a Task,
+    ) -> BoxFuture<'a, Result<Option<Plan>, EffectError>>;
 }
 
 /// One step to carry out.

@@ -219,6 +219,7 @@ fn retarget(
         machine.wanted = Some(Wanted::Gone);
         return;
     };
+    machine.pinned = false;
     let exists = observed.machines.contains_key(&machine.name);
     if machine.is_surplus() && !exists {
         return; // what is left of it goes; another one may come under its name later

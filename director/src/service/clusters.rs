@@ -491,7 +491,8 @@ fn running(
     let same = cluster.spec == *spec && order.stemcell == StemcellChoice::Keep;
     let leads_there = match task.kind {
         TaskKind::CreateCluster | TaskKind::UpdateCluster => {
-            task.state != TaskState::Cancelling && same && order.plan.is_none()
+            let goes_back = matches!(task.state, TaskState::Cancelling | TaskState::RollingBack);
+            !goes_back && same && order.plan.is_none()
         }
         TaskKind::RepairCluster | TaskKind::DeleteCluster | TaskKind::UpgradeAgents => false,
     };
@@ -503,6 +504,7 @@ fn running(
         (TaskKind::RepairCluster, _) => "is being repaired",
         (TaskKind::UpgradeAgents, _) => "has its agents upgraded",
         (_, TaskState::Cancelling) => "is being brought back by a cancel",
+        (_, TaskState::RollingBack) => "gets back what it had before a change failed",
         (_, TaskState::Pausing | TaskState::Paused) => "has a paused change, carried out",
         _ => "is being changed",
     };

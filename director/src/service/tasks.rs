@@ -123,9 +123,11 @@ fn pauses(state: TaskState) -> Option<bool> {
     match state {
         TaskState::Queued | TaskState::Running => Some(false),
         TaskState::Pausing | TaskState::Paused => Some(true),
-        TaskState::Cancelling | TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => {
-            None
-        }
+        TaskState::RollingBack
+        | TaskState::Cancelling
+        | TaskState::Succeeded
+        | TaskState::Failed
+        | TaskState::Cancelled => None,
     }
 }
 

@@ -65,12 +65,17 @@ fn spec(name: &str) -> ClusterSpec {
         count: 2,
         size,
         labels: BTreeMap::new(),
+        kubelet: BTreeMap::new(),
         update: Default::default(),
     };
     ClusterSpec {
         name: ClusterName::new(name).unwrap(),
         kubernetes_version: VERSION.into(),
-        control_plane: ControlPlaneSpec { count: 1, size },
+        control_plane: ControlPlaneSpec {
+            count: 1,
+            size,
+            kubelet: Default::default(),
+        },
         pools: BTreeMap::from([(PoolName::new("w").unwrap(), pool)]),
         network: windlass_common::cluster::ClusterNetwork {
             pod_cidr: "10.244.0.0/16".parse().unwrap(),

@@ -11,6 +11,7 @@ mod drain;
 mod fault;
 mod fields;
 mod gates;
+mod kubelet;
 mod network;
 mod raw;
 #[cfg(test)]
@@ -189,6 +190,7 @@ fn control_plane(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Control
     let default = ControlPlaneSpec {
         count: 1,
         size: CONTROL_PLANE_SIZE,
+        kubelet: BTreeMap::new(),
     };
     let Some(value) = fields.take("controlPlane") else {
         return Some(default);
@@ -208,10 +210,12 @@ fn control_plane(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Control
         }
     };
     let size = size(&mut inner, default.size, &CONTROL_PLANE_MEMORY_MIB, faults);
+    let kubelet = kubelet::parse(&mut inner, faults);
     inner.close(faults);
     Some(ControlPlaneSpec {
         count: count?,
         size: size?,
+        kubelet,
     })
 }
 
@@ -250,6 +254,7 @@ fn pools(fields: &mut Fields<'_>, faults: &mut Faults) -> BTreeMap<PoolName, Poo
                 count: 2,
                 size: WORKER_SIZE,
                 labels: BTreeMap::new(),
+                kubelet: BTreeMap::new(),
                 update: UpdatePolicy::default(),
             };
             pools.insert(name, pool);
@@ -290,12 +295,14 @@ fn pool(value: &Value, path: &str, faults: &mut Faults) -> Option<PoolSpec> {
     let count = fields.number("count", 2, &(0..=POOL_COUNT_MAX), "machines", faults);
     let size = size(&mut fields, WORKER_SIZE, &WORKER_MEMORY_MIB, faults);
     let labels = labels(&mut fields, faults);
+    let kubelet = kubelet::parse(&mut fields, faults);
     let update = update::parse(&mut fields, faults);
     fields.close(faults);
     Some(PoolSpec {
         count: count?,
         size: size?,
         labels,
+        kubelet,
         update: update?,
     })
 }

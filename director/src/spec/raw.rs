@@ -115,6 +115,10 @@ pub struct RawControlPlane {
     /// Shape of each machine; at least 1024 MiB of memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<RawMachineSize>,
+    /// What its kubelets are told besides, as in a pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub kubelet: Option<BTreeMap<String, Value>>,
 }
 
 /// A worker pool as it is asked for.
@@ -131,6 +135,12 @@ pub struct RawPool {
     /// Node labels the director sets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<BTreeMap<String, String>>,
+    /// Fields of KubeletConfiguration (kubelet.config.k8s.io/v1beta1) that replace the director's; those that it
+    /// has to set itself are refused. Machines take a change over in place, one after the other, and one whose
+    /// kubelet does not come back with it gets its former settings again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>, example = json!({"maxPods": 60}))]
+    pub kubelet: Option<BTreeMap<String, Value>>,
     /// How its machines are taken out of service for a change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<RawUpdatePolicy>,

@@ -178,6 +178,7 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
         count: Some(1),
         size: size(),
         labels: Some(labels),
+        kubelet: Some([("maxPods".to_owned(), json!(60))].into()),
         update: Some(RawUpdatePolicy {
             max_unavailable: Some("25%".to_owned()),
             max_surge: Some("10%".to_owned()),
@@ -190,6 +191,7 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
         control_plane: Some(RawControlPlane {
             count: Some(1),
             size: size(),
+            kubelet: Some([("maxPods".to_owned(), json!(60))].into()),
         }),
         pools: Some([("w".to_owned(), pool)].into()),
         network: Some(RawNetwork {

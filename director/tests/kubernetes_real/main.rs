@@ -62,6 +62,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
                 read_only_conntrack: true,
                 shared_disk: true,
             },
+            kubelet: BTreeMap::new(),
         }
     };
     ClusterFacts {
@@ -79,6 +80,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
             control_plane: ControlPlaneSpec {
                 count: control_planes,
                 size,
+                kubelet: BTreeMap::new(),
             },
             pools: BTreeMap::from([(
                 pool,
@@ -86,6 +88,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
                     count: workers,
                     size,
                     labels: BTreeMap::new(),
+                    kubelet: BTreeMap::new(),
                     update: Default::default(),
                 },
             )]),

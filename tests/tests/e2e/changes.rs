@@ -42,6 +42,9 @@ pub(crate) fn scale() -> Result<()> {
         blocked(world, &kubectl)?;
         healthy(&kubectl, 2)?;
         kubectl.pods_ready("app=web", 3)?;
+        reconfigured(world, &kubectl)?;
+        healthy(&kubectl, 2)?;
+        kubectl.pods_ready("app=web", 3)?;
         let machines = world.json(&["node", "list", "--cluster", "size"])?;
         ensure!(items(&machines)?.len() == 2, "machines: {machines}");
         done(world, "size")?;
@@ -52,6 +55,86 @@ pub(crate) fn scale() -> Result<()> {
         world.run(&["cluster", "delete", "size", "--yes", "--wait"])?;
         Ok(())
     })
+}
+
+/// Kubelet settings are taken over in place; those that keep a node from being Ready are rolled back, the rest
+/// of the pool is not touched, and pods run all the while. Wants a cluster `size` of one worker, leaves it so.
+fn reconfigured(world: &World, kubectl: &Kubectl) -> Result<()> {
+    world.run(&["cluster", "scale", "size", "--pool", "workers=2", "--wait"])?;
+    healthy(kubectl, 3)?;
+    let told = |settings: Value| -> Result<String> {
+        let mut spec = world.json(&["cluster", "show", "size"])?["spec"].clone();
+        spec["pools"]["workers"]["kubelet"] = settings;
+        let file = world.dir().join("kubelet.json");
+        std::fs::write(&file, spec.to_string())?;
+        Ok(file.to_string_lossy().into_owned())
+    };
+    let pods = || kubectl.get(&["pods", "-l", "app=web"]);
+    let alive = |pods: &Value| -> Vec<Value> {
+        let pods = pods["items"].as_array().into_iter().flatten();
+        pods.map(|pod| {
+            json!([
+                pod["metadata"]["uid"],
+                pod["status"]["containerStatuses"][0]["restartCount"]
+            ])
+        })
+        .collect()
+    };
+    let capacity = || -> Result<Vec<Value>> {
+        let nodes = kubectl.get(&["nodes", "-l", "windlass.internal/pool=workers"])?;
+        let nodes = nodes["items"].as_array().cloned().context("nodes")?;
+        Ok(nodes
+            .iter()
+            .map(|node| node["status"]["capacity"]["pods"].clone())
+            .collect())
+    };
+    let before = alive(&pods()?);
+    let file = told(json!({"maxPods": 61}))?;
+    world.run(&["cluster", "apply", "-f", &file, "--wait"])?;
+    ensure!(capacity()? == ["61", "61"], "capacity: {:?}", capacity()?);
+    done(world, "size")?;
+    let began = std::time::Instant::now();
+    let file = told(json!({"systemReserved": {"memory": "999Ti"}}))?;
+    let failed = world.output(&["cluster", "apply", "-f", &file, "--wait"])?;
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    ensure!(
+        !failed.status.success(),
+        "no kubelet starts with that: {failed:?}"
+    );
+    ensure!(said.contains("rolled back: size-workers-"), "said: {said}");
+    eprintln!("  rolled back: {:.1} s", began.elapsed().as_secs_f64());
+    healthy(kubectl, 3)?;
+    ensure!(capacity()? == ["61", "61"], "capacity: {:?}", capacity()?);
+    ensure!(
+        alive(&pods()?) == before,
+        "pods were touched: {:#}",
+        pods()?
+    );
+    let shown = world.json(&["cluster", "show", "size"])?;
+    ensure!(shown["phase"] == "Degraded", "phase: {shown:#}");
+    let tasks = world.json(&["task", "list"])?;
+    let newest = items(&tasks)?.first().context("a task")?;
+    let starts = newest["steps"].as_object().context("it has steps")?;
+    let begun: Vec<_> = starts
+        .keys()
+        .filter(|key| key.starts_with("machine/") && key.ends_with("/start"))
+        .collect();
+    ensure!(
+        begun.len() == 1,
+        "more than one machine was touched: {begun:?}"
+    );
+    // The spec is mended, and the cluster is as it says again.
+    let file = told(json!({"maxPods": 62}))?;
+    world.run(&["cluster", "apply", "-f", &file, "--wait"])?;
+    ensure!(capacity()? == ["62", "62"], "capacity: {:?}", capacity()?);
+    ensure!(
+        alive(&pods()?) == before,
+        "pods were touched: {:#}",
+        pods()?
+    );
+    done(world, "size")?;
+    world.run(&["cluster", "scale", "size", "--pool", "workers=1", "--wait"])?;
+    Ok(())
 }
 
 /// A budget that lets nobody go is named before anything is touched, and what a policy does about it is

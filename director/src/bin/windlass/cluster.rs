@@ -405,7 +405,7 @@ fn body(spec: &SpecArgs) -> Result<String, Failure> {
         kubernetes_version: spec.kubernetes_version.clone(),
         control_plane: spec.control_plane.map(|count| RawControlPlane {
             count: Some(count),
-            size: None,
+            ..RawControlPlane::default()
         }),
         pools: (!pools.is_empty()).then_some(pools),
         network: (network != RawNetwork::default()).then_some(network),

@@ -211,14 +211,26 @@ pub struct NodeCondition {
     /// Why, for people.
     #[serde(default)]
     pub message: String,
+    /// When its kubelet said so last, by the machine's clock (RFC 3339). A kubelet says it when it starts, when
+    /// something changes, and every `nodeStatusReportFrequency`.
+    #[serde(default, rename = "lastHeartbeatTime")]
+    pub last_heartbeat: Option<String>,
 }
 
 impl Node {
+    /// Its `Ready` condition.
+    pub fn ready(&self) -> Option<&NodeCondition> {
+        self.conditions.iter().find(|c| c.r#type == "Ready")
+    }
+
+    /// When its kubelet last said whether it is Ready, as it wrote it.
+    pub fn heartbeat(&self) -> Option<&str> {
+        self.ready()?.last_heartbeat.as_deref()
+    }
+
     /// Whether its `Ready` condition is true.
     pub fn is_ready(&self) -> bool {
-        self.conditions
-            .iter()
-            .any(|c| c.r#type == "Ready" && c.status == "True")
+        self.ready().is_some_and(|ready| ready.status == "True")
     }
 }
 

@@ -101,9 +101,21 @@ struct Taint<'a> {
     effect: &'a str,
 }
 
-/// The configuration file.
+/// The configuration file: the director's fields, replaced by those that the machine is told besides.
 pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
-    yaml(&KubeletConfiguration {
+    if machine.kubelet.is_empty() {
+        return yaml(&directors(cluster, machine));
+    }
+    let mut config =
+        serde_json::to_value(directors(cluster, machine)).expect("plain values serialise to JSON");
+    for (field, value) in &machine.kubelet {
+        config[field] = value.clone();
+    }
+    yaml(&config)
+}
+
+fn directors<'a>(cluster: &ClusterFacts, machine: &MachineFacts) -> KubeletConfiguration<'a> {
+    KubeletConfiguration {
         api_version: "kubelet.config.k8s.io/v1beta1",
         kind: "KubeletConfiguration",
         address: "0.0.0.0",
@@ -149,7 +161,7 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
             }],
             Role::Worker { .. } => Vec::new(),
         },
-    })
+    }
 }
 
 /// Thresholds at which pods are evicted; empty means Kubernetes' defaults, 10 and 15 percent of the

@@ -383,6 +383,44 @@ fn canaries_come_before_the_others() {
 }
 
 #[test]
+fn components_are_restarted_in_place_one_machine_of_a_pool_at_a_time() {
+    let (mut desired, observed) = serving(3, 3);
+    budget(&mut desired, 0, 0);
+    for machine in machines(&mut desired).values_mut() {
+        machine.configuration = Digest::of(b"other");
+        machine.components = Digest::of(b"other");
+    }
+    let plan = checked(&desired, &observed);
+    assert!(all_of(&plan, "drain").is_empty() && all_of(&plan, "delete").is_empty());
+    assert_eq!(all_of(&plan, "start-components").len(), 6);
+    for (machine, before) in [("c-w-1", "c-w-0"), ("c-w-2", "c-w-1"), ("c-cp-1", "c-cp-0")] {
+        let after = after(&plan, &format!("machine/{machine}/start"));
+        let agent = self::after(&plan, &format!("machine/{machine}/await-agent"));
+        let ends = format!("machine/{before}/await-node");
+        let leaves = format!("machine/{machine}/leave-endpoint");
+        let waits = [after, agent].concat();
+        let left = keys(&plan).contains(&leaves.as_str());
+        let gated = left && self::after(&plan, &leaves).contains(&ends.as_str());
+        assert!(
+            gated || waits.contains(&ends.as_str()),
+            "{machine}: {waits:?}"
+        );
+    }
+    // Two at once break the budget of none.
+    let mut broken = plan;
+    for step in broken
+        .steps
+        .iter_mut()
+        .filter(|s| s.key.0.starts_with("machine/c-w-1/"))
+    {
+        step.after
+            .retain(|key| !key.0.starts_with("machine/c-w-0/"));
+    }
+    broken.hash = super::super::hash(&desired, broken.goal, &broken.steps);
+    assert_eq!(why(&broken, &desired, &observed), [Invariant::Budget]);
+}
+
+#[test]
 fn quorum_is_not_spent_on_a_change() {
     let (mut desired, mut observed) = serving(3, 0);
     reborn(&mut desired, "c-cp-0", "1.37.2");

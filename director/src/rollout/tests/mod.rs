@@ -213,13 +213,18 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
     let spec = ClusterSpec {
         name: name(),
         kubernetes_version: VERSION.into(),
-        control_plane: ControlPlaneSpec { count: 1, size },
+        control_plane: ControlPlaneSpec {
+            count: 1,
+            size,
+            kubelet: Default::default(),
+        },
         pools: BTreeMap::from([(
             pool.clone(),
             PoolSpec {
                 count: 1,
                 size,
                 labels: BTreeMap::new(),
+                kubelet: BTreeMap::new(),
                 update: Default::default(),
             },
         )]),
@@ -258,6 +263,9 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             condemned: false,
             fenced: false,
             departed: Vec::new(),
+            heartbeat: None,
+            proven: None,
+            pinned: false,
             wanted: None,
             revision: Revision(0),
             created_at: Timestamp::now(),

@@ -16,7 +16,9 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName};
 use windlass_common::pki::{MachineIdentity, PrivateKey};
 use windlass_common::settings::Settings;
-use windlass_common::step::{Outcome, Payload, Progress, Step, StepRequest, StepResult, UnitState};
+use windlass_common::step::{
+    FileContent, FileSpec, Outcome, Payload, Progress, Step, StepRequest, StepResult, UnitState,
+};
 
 use crate::drain::{DrainPolicy, NodeRehearsal, Rehearsal};
 use crate::gateway::DeliveryError;
@@ -67,7 +69,12 @@ pub(crate) struct Vm {
     pub(crate) mounted: bool,
     pub(crate) configured: bool,
     pub(crate) started: bool,
+    /// Its kubelet's configuration.
+    pub(crate) kubelet: String,
 }
+
+/// What no kubelet of this world starts with.
+pub(crate) const BROKEN: &str = "999Ti";
 
 /// One life of a director.
 #[derive(Debug)]
@@ -195,6 +202,7 @@ impl Provider for Life {
                 mounted: false,
                 configured: false,
                 started: false,
+                kubelet: String::new(),
             };
             state.machines.insert(request.name, vm);
             Ok(view)
@@ -394,6 +402,13 @@ impl Vm {
             Step::Disk(_) => self.mounted = true,
             Step::Configure(configure) => {
                 assert!(!configure.files.is_empty());
+                let text = |file: &FileSpec| match &file.content {
+                    FileContent::Text(text) if file.path.ends_with("/kubelet.yaml") => {
+                        Some(text.clone())
+                    }
+                    _ => None,
+                };
+                self.kubelet = configure.files.iter().find_map(text).unwrap();
                 self.configured = true;
             }
             Step::Service(service) => {
@@ -487,6 +502,14 @@ impl Agents for Life {
                     };
                     (outcome, Payload::None)
                 }
+                None if matches!(request.step, Step::Service(_)) && vm.kubelet.contains(BROKEN) => {
+                    vm.started = false;
+                    let outcome = Outcome::Failed {
+                        class: ErrorClass::Operator,
+                        message: "the kubelet ends at once".into(),
+                    };
+                    (outcome, Payload::None)
+                }
                 None => (Outcome::Changed, vm.carry_out(&request.step)),
             };
             let result = StepResult {
@@ -555,6 +578,14 @@ impl KubeApi for Life {
                 )],
             })
         })
+    }
+
+    fn heartbeat<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _machine: &'a MachineName,
+    ) -> BoxFuture<'a, Result<Option<String>, EffectError>> {
+        Box::pin(async { Ok(None) })
     }
 
     fn drop_node<'a>(

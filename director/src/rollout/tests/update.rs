@@ -1,7 +1,10 @@
 //! Updates that die at every point there is, and end the same.
 
+use serde_json::json;
+use windlass_common::cluster::KubeletSettings;
 use windlass_common::id::NodeName;
 
+use super::sim::BROKEN;
 use super::*;
 use crate::model::Wanted;
 use crate::planner::DesiredState;
@@ -30,6 +33,30 @@ impl Rig {
             budgets.values_mut().for_each(|b| b.max_unavailable = 1);
         }
         order(&director, TaskKind::UpdateCluster, &desired, commit, 2).await
+    }
+
+    /// A cluster in service, and the order to tell its worker's kubelet this besides.
+    async fn order_settings(&self, kubelet: &KubeletSettings, number: u64) -> TaskId {
+        let director = self.immortal().await;
+        let mut commit = Commit::default();
+        let mut cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
+        for pool in cluster.spec.pools.values_mut() {
+            pool.kubelet.clone_from(kubelet);
+        }
+        commit.put(&cluster).unwrap();
+        let mut machines = director.records.machines_of("demo").await.unwrap();
+        for machine in &mut machines {
+            machine.pinned = false;
+            commit.put(machine).unwrap();
+        }
+        let desired = director.world.desired(&cluster, &machines).unwrap();
+        order(&director, TaskKind::UpdateCluster, &desired, commit, number).await
+    }
+
+    fn told(&self, machine: &str, what: &str) -> bool {
+        let state = self.sim.state.lock().unwrap();
+        let vm = &state.machines[&MachineName::new(machine).unwrap()];
+        vm.kubelet.contains(what)
     }
 
     pub(super) async fn settled(&self) -> (Cluster, Vec<Machine>) {
@@ -111,5 +138,73 @@ async fn a_cancelled_update_that_dies_at_any_point_leaves_a_cluster_that_serves(
             through
         })
         .await;
+    }
+}
+
+fn settings(field: &str, value: serde_json::Value) -> KubeletSettings {
+    [(field.to_owned(), value)].into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn kubelet_settings_that_work_are_taken_over_in_place() {
+    at_every_point(async |dies_at| {
+        let rig = Rig::new();
+        let create = rig.order_create().await;
+        rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+        let task = rig.order_settings(&settings("maxPods", json!(61)), 2).await;
+        let (through, task) = rig.through_death(&task, dies_at, Stop::No).await;
+        assert_eq!(task.state, TaskState::Succeeded, "{:?}", task.error);
+        let (_, machines) = rig.settled().await;
+        assert!(machines.iter().all(|m| m.incarnation == Incarnation::FIRST));
+        assert!(rig.told("demo-w-0", "maxPods: 61") && rig.told("demo-cp-0", "maxPods: 110"));
+        through
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn kubelet_settings_that_do_not_work_are_rolled_back_whenever_the_director_dies() {
+    let points = at_every_point(async |dies_at| {
+        let rig = Rig::new();
+        let create = rig.order_create().await;
+        rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+        let good = rig.order_settings(&settings("maxPods", json!(61)), 2).await;
+        rig.run(&good, usize::MAX, Stop::No).await.unwrap();
+        let broken = settings("systemReserved", json!({"memory": BROKEN}));
+        let task = rig.order_settings(&broken, 3).await;
+        let (through, task) = rig.through_death(&task, dies_at, Stop::No).await;
+        let said = task.error.unwrap().message;
+        assert_eq!(task.state, TaskState::Failed, "died at {dies_at}: {said}");
+        assert!(said.contains("the kubelet ends at once"), "{said}");
+        assert!(said.contains("rolled back: demo-w-0 serves"), "{said}");
+        let (cluster, machines) = rig.settled().await;
+        assert_eq!(cluster.phase, ClusterPhase::Degraded);
+        assert!(rig.told("demo-w-0", "maxPods: 61") && !rig.told("demo-w-0", BROKEN));
+        // Nobody takes them again by himself: what is wanted of the machine is what it has.
+        let director = rig.immortal().await;
+        let desired = director.world.desired(&cluster, &machines).unwrap();
+        let observed = director.world.observe(&name()).await.unwrap();
+        assert_eq!(planner::plan(&desired, &observed).unwrap().steps, []);
+        through
+    })
+    .await;
+    assert!(points > 20, "only {points} points");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_gives_back_the_kubelet_settings_that_worked() {
+    for head_start in [1, 4, 8, 12] {
+        let rig = Rig::new();
+        let create = rig.order_create().await;
+        rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+        let task = rig.order_settings(&settings("maxPods", json!(61)), 2).await;
+        let Some(_) = rig.run(&task, head_start, Stop::No).await else {
+            let over = rig.run(&task, usize::MAX, Stop::CleanUp).await.unwrap();
+            assert_eq!(over.state, TaskState::Cancelled, "{:?}", over.error);
+            rig.settled().await;
+            assert!(rig.told("demo-w-0", "maxPods: 110"), "after {head_start}");
+            continue;
+        };
+        panic!("it was over after {head_start} points");
     }
 }

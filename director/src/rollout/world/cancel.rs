@@ -1,22 +1,25 @@
-//! What is done about a cancelled task.
+//! What is done about a task that is cancelled, or has failed.
 //!
 //! A cancelled create is removed. A cancelled update goes back to service: machines that still are what they
 //! were stay so, those whose old incarnation is gone already become what was wanted, and machines that were
-//! only about to join are given up.
+//! only about to join are given up. Kubelet settings that are not proven are given up in both cases: machines
+//! keep to those with which they were in service, or get them again, until somebody orders a change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
 use super::{World, check};
-use crate::model::{Cluster, Machine, MachinePhase, Plan, StepKey, Wanted};
-use crate::planner::{self, DesiredState, Observed, ObservedMachine, inputs};
+use crate::model::{Cluster, Machine, MachinePhase, Plan, StepKey, Task, Wanted};
+use crate::planner::{self, DesiredState, Observed, ObservedMachine, inputs, machine_key};
 use crate::rollout::EffectError;
 use crate::store::Commit;
 
 /// Begins the keys of a plan that ends a cancelled task, so that none is taken for a step of the first plan.
-const PREFIX: &str = "cancel/";
+const CANCEL: &str = "cancel/";
+/// The same of one that takes back what has failed.
+const ROLLBACK: &str = "rollback/";
 
 impl World {
     pub(super) async fn plan_removal(&self, cluster: &ClusterName) -> Result<Plan, EffectError> {
@@ -30,20 +33,17 @@ impl World {
     }
 
     /// Gives up what was wanted of machines that are not touched yet, and plans the way back to service.
-    pub(super) async fn plan_return(&self, name: &ClusterName) -> Result<Plan, EffectError> {
-        let cluster: Cluster = self.records.get(name.as_str()).await?.ok_or_else(|| {
-            EffectError::new(
-                ErrorClass::Bug,
-                format!("cluster {name} is not in the store although it is being changed"),
-            )
-        })?;
+    pub(super) async fn plan_return(&self, task: &Task) -> Result<Plan, EffectError> {
+        let name = &task.cluster;
+        let cluster = self.changing(name).await?;
         let observed = self.observe(name).await?;
         let mut machines = self.records.machines_of(name.as_str()).await?;
         let mut commit = Commit::default();
         for machine in &mut machines {
-            let kept = give_up(machine, &observed);
-            if kept != machine.wanted {
-                machine.wanted = kept;
+            let before = machine.clone();
+            machine.wanted = give_up(machine, &observed);
+            pin(&cluster, machine, task);
+            if *machine != before {
                 commit.put(machine)?;
             }
         }
@@ -60,7 +60,70 @@ impl World {
         let plan = planner::plan(&desired, &observed)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;
-        Ok(renamed(plan))
+        Ok(renamed(plan, CANCEL))
+    }
+
+    /// Has machines keep to the kubelet settings that are proven, and plans their way back to them.
+    pub(super) async fn plan_way_back(&self, task: &Task) -> Result<Option<Plan>, EffectError> {
+        let name = &task.cluster;
+        let cluster = self.changing(name).await?;
+        let mut machines = self.records.machines_of(name.as_str()).await?;
+        let mut commit = Commit::default();
+        for machine in &mut machines {
+            let before = machine.clone();
+            pin(&cluster, machine, task);
+            if *machine != before {
+                commit.put(machine)?;
+            }
+        }
+        self.records.commit(commit).await?;
+        let machines = self.records.machines_of(name.as_str()).await?;
+        let lost: BTreeSet<MachineName> = machines
+            .iter()
+            .filter(|machine| machine.pinned && machine.started.is_none())
+            .map(|machine| machine.name.clone())
+            .collect();
+        if lost.is_empty() {
+            return Ok(None);
+        }
+        let (mut desired, mut observed) = (
+            self.desired(&cluster, &machines)?,
+            self.observe(name).await?,
+        );
+        if let DesiredState::Present { gates, .. } = &mut desired.state {
+            gates.clear();
+        }
+        planner::narrow(&mut desired, &mut observed, &lost, &BTreeSet::new());
+        let plan = planner::plan(&desired, &observed)
+            .map_err(|error| EffectError::of(error.class(), &error))?;
+        check(&plan, &desired, &observed)?;
+        Ok(Some(renamed(plan, ROLLBACK)))
+    }
+
+    async fn changing(&self, name: &ClusterName) -> Result<Cluster, EffectError> {
+        self.records.get(name.as_str()).await?.ok_or_else(|| {
+            EffectError::new(
+                ErrorClass::Bug,
+                format!("cluster {name} is not in the store although it is being changed"),
+            )
+        })
+    }
+}
+
+/// Has a machine keep to its proven kubelet settings when it is told others. What the task has begun to tell it
+/// is told anew, whatever came of it.
+fn pin(cluster: &Cluster, machine: &mut Machine, task: &Task) {
+    let proven = machine.proven.as_ref();
+    if machine.pinned || proven.is_none_or(|proven| *proven == inputs::settings(cluster, machine)) {
+        return;
+    }
+    machine.pinned = true;
+    if task
+        .steps
+        .contains_key(&machine_key(&machine.name, "configure"))
+    {
+        machine.configured = None;
+        machine.started = None;
     }
 }
 
@@ -81,8 +144,8 @@ fn give_up(machine: &Machine, observed: &Observed) -> Option<Wanted> {
     }
 }
 
-fn renamed(mut plan: Plan) -> Plan {
-    let rename = |key: &mut StepKey| key.0.insert_str(0, PREFIX);
+fn renamed(mut plan: Plan, prefix: &str) -> Plan {
+    let rename = |key: &mut StepKey| key.0.insert_str(0, prefix);
     for step in &mut plan.steps {
         rename(&mut step.key);
         step.after.iter_mut().for_each(rename);

@@ -13,8 +13,8 @@ use crate::kubernetes::pki::ClusterPki;
 use crate::model::{Cluster, Machine, StemcellRecord};
 use crate::planner::inputs::{Configuration, Configurations};
 use crate::planner::{Desired, Observed, inputs};
-use crate::rollout::EffectError;
 use crate::rollout::change::cluster_pki_name;
+use crate::rollout::{EffectError, RecordChange};
 
 /// A cluster with all that belongs to it.
 pub struct ClusterContext {
@@ -71,6 +71,12 @@ impl ClusterContext {
             facts.images = inputs::images(stemcell);
         }
         facts
+    }
+
+    /// That a machine is in service with the kubelet settings that it has now.
+    pub fn proven(&self, name: &MachineName) -> Result<RecordChange, EffectError> {
+        let settings = inputs::kubelet(&self.cluster, self.machine(name)?);
+        Ok(RecordChange::Proven(name.clone(), settings))
     }
 
     /// Digests of what a machine is told now.

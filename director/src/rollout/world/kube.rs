@@ -28,6 +28,9 @@ use crate::rollout::{Done, EffectError, ProgressSink, RecordChange};
 /// Pause between two looks at a node that is not Ready yet: a look costs the API server a fraction of a
 /// millisecond, and its answer is what a create waits for.
 const NODE_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a node may take to be Ready again whose kubelet was only started anew; it takes seconds, on a busy
+/// host tens of them.
+const RESTART_LIMIT: Duration = Duration::from_secs(90);
 
 /// How long before its certificate expires a client is replaced: longer than any step may take.
 const RENEW_BEFORE: Duration = Duration::from_secs(6 * 3600);
@@ -47,6 +50,14 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         machine: &'a MachineName,
         limit: Duration,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
+    /// When the kubelet of a machine last said whether its node is Ready, in its own words; `None` when it never
+    /// did.
+    fn heartbeat<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
+    ) -> BoxFuture<'a, Result<Option<String>, EffectError>>;
 
     /// Deletes the Node object of an incarnation that is off, and the pods that were bound to it.
     fn drop_node<'a>(
@@ -207,6 +218,13 @@ impl KubeApi for KubeClient {
         Box::pin(async move {
             let facts = context.machine_facts(machine)?;
             let client = self.client(context)?;
+            // What the kubelet that was there before has said does not count.
+            let before = context.machine(machine)?.heartbeat.as_deref();
+            let limit = if before.is_some() {
+                limit.min(RESTART_LIMIT)
+            } else {
+                limit
+            };
             let deadline = Instant::now() + limit;
             let patch = addons::node_patch(&context.facts, facts);
             let labels = context.configuration(context.machine(machine)?)?.labels;
@@ -224,7 +242,7 @@ impl KubeApi for KubeClient {
                             .map_err(of_api)?;
                         patched = true;
                     }
-                    if node.is_ready() {
+                    if node.is_ready() && (before.is_none() || node.heartbeat() != before) {
                         return Ok(Done {
                             changes: vec![format!("node {} is Ready", node.name)],
                             records: vec![RecordChange::NodeReady(machine.clone(), labels)],
@@ -232,7 +250,7 @@ impl KubeApi for KubeClient {
                     }
                 }
                 if Instant::now() + NODE_INTERVAL >= deadline {
-                    return Err(not_ready(&facts.node_name, found.as_ref()));
+                    return Err(not_ready(&facts.node_name, found.as_ref(), before));
                 }
                 tokio::time::sleep(NODE_INTERVAL).await;
             }
@@ -307,6 +325,19 @@ impl KubeApi for KubeClient {
         })
     }
 
+    fn heartbeat<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
+    ) -> BoxFuture<'a, Result<Option<String>, EffectError>> {
+        Box::pin(async move {
+            let node = &context.machine_facts(machine)?.node_name;
+            let client = self.client(context)?;
+            let found = Self::look(&client, node).await.map_err(of_api)?;
+            Ok(found.and_then(|node| node.heartbeat().map(str::to_owned)))
+        })
+    }
+
     fn drop_node<'a>(
         &'a self,
         context: &'a ClusterContext,
@@ -363,16 +394,17 @@ fn of_api(error: ApiError) -> EffectError {
     EffectError::of(class, &error)
 }
 
-fn not_ready(name: &NodeName, found: Option<&Node>) -> EffectError {
+fn not_ready(name: &NodeName, found: Option<&Node>, before: Option<&str>) -> EffectError {
     let state = match found {
         None => "has not registered; look at its kubelet's log".to_owned(),
-        Some(node) => {
-            let condition = node.conditions.iter().find(|c| c.r#type == "Ready");
-            format!(
-                "is not Ready: {}",
-                condition.map_or("its kubelet says nothing", |c| c.message.as_str())
-            )
+        Some(node) if before.is_some() && node.heartbeat() == before => {
+            "says nothing since its kubelet was started again; look at its kubelet's log".to_owned()
         }
+        Some(node) => format!(
+            "is not Ready: {}",
+            node.ready()
+                .map_or("its kubelet says nothing", |c| c.message.as_str())
+        ),
     };
     EffectError::new(ErrorClass::Operator, format!("node {name} {state}"))
 }

@@ -33,7 +33,7 @@ use windlass_common::id::{ClusterName, DirectorId, Epoch, MachineName};
 use super::{Done, EffectError, Effects, RecordChange, StepOrder};
 use crate::artifacts::Artifacts;
 use crate::kubernetes::facts::HostTraits;
-use crate::model::{Action, Plan, TaskKind};
+use crate::model::{Action, Plan, Task, TaskKind};
 use crate::pki::DirectorCa;
 use crate::planner;
 use crate::provider::Provider;
@@ -126,25 +126,26 @@ impl Effects for World {
         })
     }
 
-    fn plan_cleanup<'a>(
-        &'a self,
-        kind: TaskKind,
-        cluster: &'a ClusterName,
-    ) -> BoxFuture<'a, Result<Plan, EffectError>> {
+    fn plan_cleanup<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Plan, EffectError>> {
         Box::pin(async move {
-            match kind {
+            match task.kind {
                 TaskKind::CreateCluster | TaskKind::DeleteCluster => {
-                    self.plan_removal(cluster).await
+                    self.plan_removal(&task.cluster).await
                 }
-                TaskKind::UpdateCluster | TaskKind::RepairCluster => {
-                    self.plan_return(cluster).await
-                }
+                TaskKind::UpdateCluster | TaskKind::RepairCluster => self.plan_return(task).await,
                 TaskKind::UpgradeAgents => Err(EffectError::new(
                     ErrorClass::Bug,
                     "an upgrade of agents leaves nothing to clean up",
                 )),
             }
         })
+    }
+
+    fn plan_rollback<'a>(
+        &'a self,
+        task: &'a Task,
+    ) -> BoxFuture<'a, Result<Option<Plan>, EffectError>> {
+        Box::pin(self.plan_way_back(task))
     }
 }
 
@@ -161,15 +162,23 @@ impl World {
             Action::CreateMachine { machine } => self.create_machine(context, machine).await,
             Action::AwaitAgent { machine } => self.await_agent(context, machine, order.limit).await,
             Action::MountDisk { machine } => self.mount_disk(context, machine, order).await,
-            Action::Configure { machine }
-            | Action::AddRoutes { machine }
-            | Action::PruneRoutes { machine } => self.configure(context, machine, order).await,
+            Action::Configure { machine } => {
+                let mut done = self.configure(context, machine, order).await?;
+                done.records.extend(self.heartbeat(context, machine).await?);
+                Ok(done)
+            }
+            Action::AddRoutes { machine } | Action::PruneRoutes { machine } => {
+                self.configure(context, machine, order).await
+            }
             Action::StopComponents { machine } => self.stop(context, machine, order).await,
             Action::LeaveEndpoint { machine } => self.leave_endpoint(context, machine).await,
             Action::JoinEndpoint { machine } => self.join_endpoint(context, machine).await,
             Action::AwaitApi => self.kubernetes.await_api(context).await,
             Action::AwaitGates { machine } => {
-                gates::open(&context.cluster.spec.gates, machine, &order.progress).await
+                let gates = &context.cluster.spec.gates;
+                let mut done = gates::open(gates, machine, &order.progress).await?;
+                done.records.push(context.proven(machine)?);
+                Ok(done)
             }
             Action::Drain { node, .. } => {
                 self.kubernetes.drain(context, node, &order.progress).await
@@ -183,9 +192,14 @@ impl World {
             }
             Action::ApplyAddons => self.kubernetes.apply_addons(context).await,
             Action::AwaitNode { machine, .. } => {
-                self.kubernetes
-                    .await_node(context, machine, order.limit)
-                    .await
+                let kubernetes = &self.kubernetes;
+                let mut done = kubernetes.await_node(context, machine, order.limit).await?;
+                // Where gates stand, these have to be open too before there is no way back.
+                let gated = !context.cluster.spec.gates.is_empty();
+                if !gated || context.machine(machine)?.proven.is_none() {
+                    done.records.push(context.proven(machine)?);
+                }
+                Ok(done)
             }
             Action::DropNode { machine, node } => {
                 self.kubernetes.drop_node(context, machine, node).await

@@ -82,6 +82,26 @@ impl World {
         Ok(done(result, RecordChange::Configured(name.clone(), digest)))
     }
 
+    /// What the kubelet of a machine that is in the cluster has said last, before it is restarted. A cluster whose
+    /// API does not answer is not asked: a kubelet has nobody to have told anything then.
+    pub(super) async fn heartbeat(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+    ) -> Result<Option<RecordChange>, EffectError> {
+        if context.machine(name)?.labelled.is_none() {
+            return Ok(None); // it never joined
+        }
+        let before = match self.kubernetes.heartbeat(context, name).await {
+            Ok(before) => before,
+            Err(error) => {
+                tracing::warn!(machine = %name, %error, "what its kubelet has said last is not known");
+                None
+            }
+        };
+        Ok(Some(RecordChange::Heartbeat(name.clone(), before)))
+    }
+
     /// Certificates that were issued to this incarnation.
     async fn issued(&self, machine: &Machine) -> Result<Option<Certificates>, EffectError> {
         let found: Option<(_, (u32, Certificates))> = self
