@@ -107,8 +107,8 @@ fn main() -> ExitCode {
         long("a_whole_cluster_is_made_anew_under_load", load::replacement),
         trial("repair_replaces_a_worker_that_is_gone", repair::lost_worker),
         long("repair_leaves_alone_what_is_cut_off", repair::cut_off),
-        long("repair_brings_members_back", repair::control_plane),
-        long("repair_gives_up_on_poison", repair::poison),
+        trial("repair_brings_members_back", repair::control_plane),
+        trial("repair_gives_up_on_poison", repair::poison),
         // Takes another build of the agent, and a minute for one that hangs.
         long(
             "agents_are_upgraded_in_place_and_rolled_back",

@@ -284,7 +284,7 @@ pub(crate) fn cut_off() -> Result<()> {
     let addresses: Vec<String> = all.iter().map(|(_, address)| address.clone()).collect();
     let cut = world.cut(&addresses)?;
     for (name, _) in &all {
-        verdict(&world, name, "Unknown")?;
+        verdict(&world, name, "unknown")?;
     }
     // Longer than any patience of this director.
     until(
