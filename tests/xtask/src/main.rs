@@ -33,8 +33,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: checks, unit and integration tests, stemcells, end-to-end scenarios.
     Test(suites::Options),
-    /// Measure: `create` (phases of a create beside the floor), `agent` (size, memory, idle CPU) or
-    /// `fleet` (what thousands of agents cost a director).
+    /// Measure: `create` (phases of a create beside the floor), `agent` (size, memory, idle CPU), `repair`
+    /// (from the death of a machine to its replacement) or `fleet` (what thousands of agents cost a director).
     Bench(bench::Options),
     /// Formatting, lints, documentation, licences and bans; no test is run.
     Check,

@@ -7,6 +7,7 @@ mod create;
 mod director;
 mod fleet;
 mod floor;
+mod repair;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -38,6 +39,9 @@ enum What {
     Create,
     /// Size, memory and idle CPU time of the agent.
     Agent,
+    /// From the death of a machine to its replacement being Ready, by moment, beside what a fresh machine
+    /// takes to boot and join.
+    Repair,
     /// What a fleet of agents costs its director: `windlass-director bench fleet`, built and run with
     /// the options after `--`, such as `-- --agents 10000 --nats`.
     Fleet,
@@ -47,6 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let report = match options.what {
         What::Create => create::run(options.runs)?,
         What::Agent => agent::run()?,
+        What::Repair => repair::run(options.runs)?,
         What::Fleet => return fleet::run(Profile::Release, options.json, &options.fleet),
     };
     if options.json {

@@ -1,0 +1,155 @@
+//! `windlass-repair`: kills machines of a real cluster and measures their repair, for `cargo xtask bench repair`.
+//!
+//! Prints one JSON object: for each run seconds from the kill to each moment of the repair, beside what a
+//! fresh machine took to boot and join in the same run. It is told where things are as the scenarios are, in
+//! its environment. Nothing is judged here.
+
+#![allow(clippy::print_stdout, reason = "its result")]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use serde_json::{Value, json};
+use windlass_tests::wait::until;
+use windlass_tests::world::World;
+
+/// Kills machines of a real cluster and measures their repair.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Machines that are killed, one after the other.
+    #[arg(long, default_value_t = 3)]
+    runs: u32,
+    /// Machines of the control plane.
+    #[arg(long, default_value_t = 1)]
+    control_plane: u32,
+    /// Workers of the cluster: the two that are not killed witness the third.
+    #[arg(long, default_value_t = 3)]
+    workers: u32,
+}
+
+const CLUSTER: &str = "bench";
+/// A repair that takes longer on any host has failed.
+const LONG: Duration = Duration::from_secs(600);
+/// A director heals nothing in its first minute, and says nothing about speed there.
+const FIRST_MINUTE: Duration = Duration::from_secs(65);
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let world = World::start("mend")?;
+    let started = Instant::now();
+    let (control_plane, workers) = (arguments.control_plane, arguments.workers);
+    world.run(&[
+        "cluster",
+        "create",
+        CLUSTER,
+        "--control-plane",
+        &control_plane.to_string(),
+        "--workers",
+        &workers.to_string(),
+        "--wait",
+    ])?;
+    until("the director watches for long enough", LONG, || {
+        Ok((started.elapsed() > FIRST_MINUTE).then_some(()))
+    })?;
+    let mut runs = Vec::new();
+    for run in 0..arguments.runs {
+        let fresh = fresh(&world, workers + run)?;
+        let machine = format!("{CLUSTER}-workers-{}", run % workers);
+        let times = killed(&world, &machine)?;
+        eprintln!("run {}: fresh machine {fresh:.1} s, {times:?}", run + 1);
+        runs.push(json!({"fresh": fresh, "times": times}));
+    }
+    println!("{}", json!({"runs": runs}));
+    Ok(())
+}
+
+/// Seconds that a machine takes which joins the cluster, from the order of it to its node being Ready.
+fn fresh(world: &World, there: u32) -> Result<f64> {
+    let size = format!("workers={}", there + 1);
+    world.run(&["cluster", "scale", CLUSTER, "--pool", &size, "--wait"])?;
+    let task = newest(world, "")?.context("there is a task")?;
+    let machine = format!("{CLUSTER}-workers-{there}");
+    let began = step(&task, &machine, "create", "startedAt").context("it was created")?;
+    let ready = step(&task, &machine, "await-node", "endedAt").context("it is Ready")?;
+    Ok(ready - began)
+}
+
+/// Kills a machine; seconds from then on to each moment.
+fn killed(world: &World, machine: &str) -> Result<BTreeMap<&'static str, f64>> {
+    let last = newest(world, "repairCluster")?.map(|task| task["id"].clone());
+    let began = now();
+    let incarnation = world.json(&["node", "show", machine])?["incarnation"].clone();
+    let mut times = BTreeMap::new();
+    std::thread::scope(|scope| -> Result<()> {
+        // The platform takes a while to remove what is left of it; it is dead from the first moment on.
+        let deleted = scope.spawn(|| world.delete_behind(machine));
+        until("it is suspected", LONG, || {
+            let agent = world.json(&["node", "show", machine])?["agent"].clone();
+            Ok((agent["suspect"] == true || agent["connected"] == false).then_some(()))
+        })?;
+        times.insert("suspected", now() - began);
+        deleted
+            .join()
+            .map_err(|_| anyhow::anyhow!("the deletion panicked"))?
+    })?;
+    let judged = until("it is judged", LONG, || {
+        let why = world.json(&["node", "why", machine])?;
+        let history = why["case"]["history"].as_array();
+        let mut gone = history.into_iter().flatten().filter(|change| {
+            change["incarnation"] == incarnation && change["verdict"] == "machineGone"
+        });
+        Ok(gone.find_map(|change| Some(change["atMs"].as_f64()? / 1000.0)))
+    })?;
+    times.insert("judged", judged - began);
+    let task = until("it is replaced", LONG, || {
+        let task = newest(world, "repairCluster")?;
+        let task = task.filter(|task| Some(&task["id"]) != last.as_ref());
+        let id = task.as_ref().and_then(|task| task["id"].as_str());
+        let Some(id) = id else { return Ok(None) };
+        let task = world.task_ended(id, LONG)?;
+        Ok(Some(task))
+    })?;
+    anyhow::ensure!(task["state"] == "Succeeded", "the repair failed: {task:#}");
+    let moment = |name: &str, at: &str| step(&task, machine, name, at).map(|at| at - began);
+    for (what, name, at) in [
+        ("fence begun", "fence", "startedAt"),
+        ("fenced", "fence", "endedAt"),
+        ("replacement begun", "create", "startedAt"),
+        ("replacement made", "create", "endedAt"),
+        ("replacement Ready", "await-node", "endedAt"),
+    ] {
+        let at = moment(name, at).with_context(|| format!("no step {name}: {task:#}"))?;
+        times.insert(what, at);
+    }
+    until("it is healthy", LONG, || {
+        let why = world.json(&["node", "why", machine])?;
+        Ok((why["verdict"] == "healthy").then_some(()))
+    })?;
+    Ok(times)
+}
+
+/// The newest task of the cluster, of a kind if one is named.
+fn newest(world: &World, kind: &str) -> Result<Option<Value>> {
+    let list = world.json(&["task", "list"])?;
+    let tasks = list["items"].as_array().context("a list of tasks")?;
+    let of_kind = |task: &&Value| kind.is_empty() || task["kind"] == kind;
+    let Some(found) = tasks.iter().find(of_kind) else {
+        return Ok(None);
+    };
+    let id = found["id"].as_str().context("a task has an id")?;
+    Ok(Some(world.json(&["task", "show", id])?))
+}
+
+/// When a step of a machine began or ended, seconds since the Unix epoch.
+fn step(task: &Value, machine: &str, name: &str, at: &str) -> Option<f64> {
+    let at = task["steps"][format!("machine/{machine}/{name}")][at].as_str()?;
+    let at: jiff::Timestamp = at.parse().ok()?;
+    Some(at.as_millisecond() as f64 / 1000.0)
+}
+
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
