@@ -13,6 +13,7 @@ mod reach;
 mod repair;
 mod rotation;
 mod workloads;
+mod zombie;
 
 use std::process::ExitCode;
 

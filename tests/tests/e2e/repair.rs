@@ -11,6 +11,7 @@ use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
 use crate::lifecycle::{healthy, items};
+use crate::zombie::Zombie;
 
 const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 /// Patience for a whole repair on a busy host.
@@ -115,6 +116,7 @@ pub(crate) fn lost_worker() -> Result<()> {
         .context("nodes carry their incarnation")?
         .0
         .to_owned();
+    let zombie = Zombie::of(&machine, &node, &kubectl)?;
     world.delete_behind(&machine)?;
     let began = Instant::now();
     let since = |what: &str| eprintln!("  {what}: {:.1} s", began.elapsed().as_secs_f64());
@@ -139,6 +141,9 @@ pub(crate) fn lost_worker() -> Result<()> {
         plan["steps"].as_array().is_some_and(Vec::is_empty),
         "left to do: {plan:#}"
     );
+    let etcd = world.json(&["node", "show", "lost-cp-0"])?;
+    let etcd = etcd["address"].as_str().context("an address")?;
+    zombie.is_refused(&world, &kubectl, etcd)?;
     frozen_worker(&world, &kubectl)?;
     killed_kubelet(&world, &kubectl)?;
     crash_in_the_middle(&world, &kubectl)?;

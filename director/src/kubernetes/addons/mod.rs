@@ -1,4 +1,5 @@
-//! Objects that make a set of machines a usable cluster: rights, DNS, and what Nodes are told.
+//! Objects that make a set of machines a usable cluster: rights, DNS, what Nodes are told, and who is no node
+//! any more.
 //!
 //! # Invariants
 //! * Everything here is applied with server-side apply and can be applied again at any time.
@@ -12,6 +13,7 @@
 //! # Not here
 //! Applying them: the rollout, with [`super::client`].
 
+mod admission;
 mod dns;
 mod nodes;
 mod rbac;
@@ -20,6 +22,7 @@ use serde_json::{Value, json};
 
 use super::facts::ClusterFacts;
 
+pub use self::admission::{GONE_NODES, admission_objects, anew_patch, gone_patch};
 pub use self::nodes::{POOL_LABEL, node_patch};
 
 /// Namespace of cluster services.
@@ -35,6 +38,7 @@ pub fn bootstrap_objects(cluster: &ClusterFacts) -> Vec<Value> {
         "metadata": {"name": SYSTEM_NAMESPACE},
     })];
     objects.extend(rbac::objects());
+    objects.extend(admission_objects());
     objects.extend(dns::rights());
     objects.extend(dns::objects(cluster));
     objects

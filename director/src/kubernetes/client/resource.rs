@@ -48,6 +48,7 @@ const fn namespaced(
 }
 
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
+const ADMISSION: &str = "admissionregistration.k8s.io/v1";
 
 impl Resource {
     /// Nodes.
@@ -83,6 +84,18 @@ impl Resource {
     /// Cluster role bindings.
     pub const CLUSTER_ROLE_BINDING: Resource =
         cluster_wide(RBAC, "ClusterRoleBinding", "clusterrolebindings");
+    /// Admission policies that API servers evaluate themselves.
+    pub const ADMISSION_POLICY: Resource = cluster_wide(
+        ADMISSION,
+        "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicies",
+    );
+    /// Where such policies hold.
+    pub const ADMISSION_POLICY_BINDING: Resource = cluster_wide(
+        ADMISSION,
+        "ValidatingAdmissionPolicyBinding",
+        "validatingadmissionpolicybindings",
+    );
     /// What the caller itself may do.
     pub const SELF_SUBJECT_ACCESS_REVIEW: Resource = cluster_wide(
         "authorization.k8s.io/v1",
@@ -90,7 +103,7 @@ impl Resource {
         "selfsubjectaccessreviews",
     );
 
-    const ALL: [&'static Resource; 16] = [
+    const ALL: [&'static Resource; 18] = [
         &Self::NODE,
         &Self::NAMESPACE,
         &Self::POD,
@@ -106,6 +119,8 @@ impl Resource {
         &Self::ROLE_BINDING,
         &Self::CLUSTER_ROLE,
         &Self::CLUSTER_ROLE_BINDING,
+        &Self::ADMISSION_POLICY,
+        &Self::ADMISSION_POLICY_BINDING,
         &Self::SELF_SUBJECT_ACCESS_REVIEW,
     ];
 

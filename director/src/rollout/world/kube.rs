@@ -59,7 +59,8 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         machine: &'a MachineName,
     ) -> BoxFuture<'a, Result<Option<String>, EffectError>>;
 
-    /// Deletes the Node object of an incarnation that is off, and the pods that were bound to it.
+    /// Has API servers refuse an incarnation that is off, then deletes its Node object and the pods that were
+    /// bound to it.
     fn drop_node<'a>(
         &'a self,
         context: &'a ClusterContext,
@@ -176,6 +177,52 @@ impl KubeClient {
             .map_err(|error| EffectError::of(error.class(), &error))
     }
 
+    /// Has API servers refuse what an incarnation writes that is gone. A cluster that was made by a director
+    /// that knew no such list is given it first.
+    async fn bar(
+        &self,
+        context: &ClusterContext,
+        client: &Client,
+        machine: &MachineName,
+        node: &NodeName,
+    ) -> Result<(), EffectError> {
+        let incarnation = node.as_str().rsplit_once("-i");
+        let Some(incarnation) = incarnation.and_then(|(_, number)| number.parse().ok()) else {
+            let what = format!("node {node} does not carry its incarnation");
+            return Err(EffectError::new(ErrorClass::Bug, what));
+        };
+        let patch = addons::gone_patch(machine, incarnation);
+        match Self::patch_gone(client, &patch).await {
+            Err(error) if matches!(error.code(), Some(403 | 404)) => {}
+            done => return done.map_err(of_api),
+        }
+        let name = &context.cluster.spec.name;
+        let identity = bootstrap_identity(&context.pki, name, jiff::Timestamp::now())
+            .map_err(|error| EffectError::of(error.class(), &error))?;
+        let bootstrap = self.connect_as(context, &identity)?;
+        for object in addons::admission_objects() {
+            bootstrap.apply(&object).await.map_err(of_api)?;
+        }
+        Self::patch_gone(&bootstrap, &patch).await.map_err(of_api)
+    }
+
+    /// The name of a machine that is gone for good may be given to a new one, which begins to count anew.
+    async fn begin_anew(client: &Client, machine: &MachineName) -> Result<(), EffectError> {
+        match Self::patch_gone(client, &addons::anew_patch(machine)).await {
+            // Without a list nobody is barred; and the right to it is there a moment after the list.
+            Err(error) if matches!(error.code(), Some(403 | 404)) => Ok(()),
+            done => done.map_err(of_api),
+        }
+    }
+
+    async fn patch_gone(client: &Client, patch: &serde_json::Value) -> Result<(), ApiError> {
+        let namespace = Some(addons::SYSTEM_NAMESPACE);
+        client
+            .merge_patch(&Resource::CONFIG_MAP, namespace, addons::GONE_NODES, patch)
+            .await
+            .map(drop)
+    }
+
     async fn look(client: &Client, node: &NodeName) -> Result<Option<Node>, ApiError> {
         match client
             .get::<Node>(&Resource::NODE, None, node.as_str())
@@ -226,6 +273,9 @@ impl KubeApi for KubeClient {
                 limit
             };
             let deadline = Instant::now() + limit;
+            if context.machine(machine)?.incarnation == Incarnation::FIRST {
+                Self::begin_anew(&client, machine).await?;
+            }
             let patch = addons::node_patch(&context.facts, facts);
             let labels = context.configuration(context.machine(machine)?)?.labels;
             let mut patched = false;
@@ -346,6 +396,7 @@ impl KubeApi for KubeClient {
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
             let client = self.client(context)?;
+            self.bar(context, &client, machine, node).await?;
             let there = client
                 .delete(&Resource::NODE, None, node.as_str())
                 .await
@@ -359,9 +410,13 @@ impl KubeApi for KubeClient {
             let left = drain::remove_pods(&client, node).await.map_err(of_drain)?;
             let pods = left.iter().map(|pod| format!("removed {pod}"));
             Ok(Done {
-                changes: std::iter::once(format!("node {node} {what}"))
-                    .chain(pods)
-                    .collect(),
+                changes: [
+                    format!("nothing is taken from {node} any more"),
+                    format!("node {node} {what}"),
+                ]
+                .into_iter()
+                .chain(pods)
+                .collect(),
                 records: vec![RecordChange::NodeDropped(machine.clone(), node.clone())],
             })
         })

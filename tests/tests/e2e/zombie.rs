@@ -1,0 +1,170 @@
+//! A machine that was replaced comes back: with its old keys it is refused at each door.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use windlass_tests::host;
+use windlass_tests::kubectl::Kubectl;
+use windlass_tests::wait::until;
+use windlass_tests::world::World;
+
+/// What a machine could prove its identity with, copied while it still ran.
+pub(crate) struct Zombie {
+    /// A root directory that holds nothing but its keys, its settings and its agent.
+    root: tempfile::TempDir,
+    /// Its node.
+    node: String,
+    /// Its cluster's API, as its kubelet.
+    kubectl: Kubectl,
+}
+
+/// Its kubelet's identity, in its own file system.
+const CERTIFICATE: &str = "etc/kubernetes/pki/kubelet-client.crt";
+const KEY: &str = "etc/kubernetes/pki/kubelet-client.key";
+/// Its agent's settings and identity.
+const SETTINGS: &str = "etc/windlass/settings.json";
+const IDENTITY: &str = "var/lib/windlass/identity";
+
+impl Zombie {
+    /// Copies the keys of a machine, and shows that they open its doors as long as it is not replaced.
+    pub(crate) fn of(machine: &str, node: &str, operator: &Kubectl) -> Result<Zombie> {
+        let agents = host::machine_processes(machine, "windlass-agent")?;
+        let agent = agents.first().context("its agent runs")?;
+        let from = PathBuf::from(format!("/proc/{agent}/root"));
+        let root = tempfile::tempdir()?;
+        for file in [CERTIFICATE, KEY, SETTINGS] {
+            copy(&from.join(file), &root.path().join(file))?;
+        }
+        for entry in fs::read_dir(from.join(IDENTITY))? {
+            let name = entry?.file_name();
+            let (from, to) = (from.join(IDENTITY), root.path().join(IDENTITY));
+            copy(&from.join(&name), &to.join(&name))?;
+        }
+        let program = root.path().join("windlass-agent");
+        copy(Path::new(&format!("/proc/{agent}/exe")), &program)?;
+        let kubectl = kubelets(operator, root.path())?;
+        kubectl
+            .run(&["annotate", "node", node, "zombie=not-yet"])
+            .context("its kubelet may write as long as it is current")?;
+        Ok(Zombie {
+            root,
+            node: node.to_owned(),
+            kubectl,
+        })
+    }
+
+    /// Tries all doors after its replacement.
+    pub(crate) fn is_refused(&self, world: &World, operator: &Kubectl, etcd: &str) -> Result<()> {
+        self.at_the_api_server(operator)?;
+        self.at_etcd(etcd)?;
+        self.at_the_link(world)
+    }
+
+    fn at_the_api_server(&self, operator: &Kubectl) -> Result<()> {
+        let node = &self.node;
+        let again = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": node, "namespace": "kube-node-lease"},
+            "spec": {"holderIdentity": node, "leaseDurationSeconds": 40}});
+        for object in [again, lease] {
+            let file = self.root.path().join("object.json");
+            fs::write(&file, object.to_string())?;
+            let path = file.to_string_lossy().into_owned();
+            let said = self
+                .kubectl
+                .refused(&["create", "--validate=false", "-f", &path])?;
+            ensure!(
+                said.contains("was replaced"),
+                "refused for another reason: {said}"
+            );
+        }
+        let nodes = operator.get(&["nodes"])?;
+        ensure!(
+            !nodes.to_string().contains(&format!("\"{node}\"")),
+            "its Node is back"
+        );
+        Ok(())
+    }
+
+    /// A worker never had a key that counts there; what it has does not either.
+    fn at_etcd(&self, address: &str) -> Result<()> {
+        let output = Command::new("curl")
+            .args(["--verbose", "--insecure", "--max-time", "10"])
+            .arg("--cert")
+            .arg(self.root.path().join(CERTIFICATE))
+            .arg("--key")
+            .arg(self.root.path().join(KEY))
+            .arg(format!("https://{address}:2379/v3/cluster/member/list"))
+            .output()
+            .context("cannot run curl")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success(), "etcd took its certificate");
+        // It was reached and named itself; the alert with which it refuses may be lost in the reset after it.
+        ensure!(
+            said.contains("SSL connection using TLSv1.3"),
+            "refused for another reason: {said}"
+        );
+        Ok(())
+    }
+
+    fn at_the_link(&self, world: &World) -> Result<()> {
+        let log = self.root.path().join("agent.log");
+        let mut agent = Command::new(self.root.path().join("windlass-agent"))
+            .arg("--root")
+            .arg(self.root.path())
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(&log)?)
+            .spawn()
+            .context("cannot start its agent")?;
+        let told = until(
+            "the director refuses its agent",
+            Duration::from_secs(30),
+            || {
+                let said = fs::read_to_string(&log)?;
+                let lines: Vec<&str> = said.lines().collect();
+                let told = lines.iter().find(|line| line.contains("the link broke"));
+                Ok(told.map(|line| (*line).to_owned()))
+            },
+        );
+        // It would try for ever.
+        agent.kill()?;
+        agent.wait()?;
+        let told = told.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+        ensure!(
+            told.to_lowercase().contains("revoked") || told.contains("not current"),
+            "refused for another reason: {told}"
+        );
+        let list = world.json(&["node", "list"])?;
+        ensure!(
+            !list.to_string().contains(&format!("\"{}\"", self.node)),
+            "the director has its node: {list:#}"
+        );
+        Ok(())
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to.parent().context("a file has a directory")?)?;
+    fs::copy(from, to).with_context(|| format!("cannot copy {from:?}"))?;
+    Ok(())
+}
+
+/// The operator's way to the API, with the kubelet's certificate in the place of the operator's.
+fn kubelets(operator: &Kubectl, root: &Path) -> Result<Kubectl> {
+    let text = operator.run(&["config", "view", "--raw", "-o", "json"])?;
+    let mut config: Value = serde_json::from_str(&text)?;
+    config["users"][0]["user"] = json!({
+        "client-certificate": root.join(CERTIFICATE),
+        "client-key": root.join(KEY),
+    });
+    let kubeconfig = root.join("kubeconfig");
+    fs::write(&kubeconfig, config.to_string())?;
+    Ok(Kubectl {
+        kubeconfig,
+        ..operator.clone()
+    })
+}
