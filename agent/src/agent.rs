@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use windlass_common::condition::Conditions;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::Epoch;
 use windlass_common::journal::{DirStorage, JournalError};
@@ -29,6 +30,7 @@ use windlass_common::step::{StepId, StepRequest};
 use windlass_common::wire::message::Tune2;
 
 use crate::artifacts::ArtifactStore;
+use crate::conditions;
 use crate::history::{History, HistoryError};
 use crate::host::tree::TreeError;
 use crate::host::{Host, STATE_DIR};
@@ -140,11 +142,13 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     };
     let (observer, reports) = Observer::new(&host);
     let (tune, tuned) = watch::channel(Tune2::default());
+    let (looked, found) = watch::channel(Arc::<Conditions>::default());
     let agent = Arc::new(Agent {
         boot_id: observer.boot().id.clone(),
         gauge: Gauge::new(&host),
         runner: Runner::new(context),
         reports,
+        conditions: found,
         seen: observer.seen(),
         tune,
     });
@@ -155,6 +159,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let changed = agent.runner.changed();
     let background = async {
         tokio::join!(
+            conditions::run(host.clone(), watched_receiver.clone(), looked),
             unit_watch::run(watched_receiver, states),
             observer.run(states_receiver, tuned, changed),
             agent.runner.restore(),
@@ -252,6 +257,7 @@ struct Agent {
     gauge: Gauge,
     runner: Runner,
     reports: watch::Receiver<Arc<Report>>,
+    conditions: watch::Receiver<Arc<Conditions>>,
     seen: watch::Receiver<Arc<Report>>,
     tune: watch::Sender<Tune2>,
 }
@@ -279,6 +285,10 @@ impl Handler for Agent {
 
     fn reports(&self) -> watch::Receiver<Arc<Report>> {
         self.reports.clone()
+    }
+
+    fn conditions(&self) -> Option<watch::Receiver<Arc<Conditions>>> {
+        Some(self.conditions.clone())
     }
 
     fn heartbeat(&self) -> Heartbeat {

@@ -16,6 +16,7 @@
 pub mod agent;
 pub mod allocator;
 pub mod artifacts;
+mod conditions;
 pub mod history;
 pub mod host;
 pub mod link;

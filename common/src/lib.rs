@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod cluster;
+pub mod condition;
 pub mod error;
 pub mod id;
 pub mod journal;

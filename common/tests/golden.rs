@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write};
 use std::path::PathBuf;
 
+use windlass_common::condition::{Condition, Conditions, State};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
 use windlass_common::probe::Nonce;
@@ -90,6 +91,7 @@ fn every_kind_is_encoded_as_it_was_when_it_was_published() {
     enrollment(&mut golden);
     control(&mut golden);
     probes(&mut golden);
+    conditions(&mut golden);
     streams(&mut golden);
     steps(&mut golden);
     for (kind, name) in KINDS {
@@ -123,6 +125,27 @@ fn enrollment(golden: &mut Golden) {
     golden.pin(Refusal {
         code: RefusalCode::Unreachable,
         message: "cannot connect".to_owned(),
+    });
+}
+
+fn conditions(golden: &mut Golden) {
+    let condition = |name: &str, state, scope| Condition {
+        name: name.to_owned(),
+        subject: "/var/lib/etcd".to_owned(),
+        state,
+        says: "4.20 % of its space are free".to_owned(),
+        source: "statvfs /var/lib/etcd".to_owned(),
+        scope,
+        at_unix_ms: 1_795_000_000_000,
+        since_unix_ms: 1_794_999_000_000,
+    };
+    golden.pin(Conditions {
+        at_unix_ms: 1_795_000_000_500,
+        conditions: vec![
+            condition("disk-space", State::Good, Scope::Machine),
+            condition("disk-inodes", State::Bad, Scope::Host),
+            condition("etcd", State::Unknown, Scope::Machine),
+        ],
     });
 }
 

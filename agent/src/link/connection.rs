@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use windlass_common::clock::{Clock, later};
+use windlass_common::condition::Conditions;
 use windlass_common::error::ErrorClass;
 use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT};
 use windlass_common::pki::{MachineIdentity, RequestError};
@@ -344,6 +345,11 @@ async fn tell(
     if let Some(announcement) = &mut announcement {
         announcement.mark_changed();
     }
+    let looked = context.handler.conditions();
+    let mut conditions = looked.filter(|_| since(Conditions::KIND) <= protocol);
+    if let Some(conditions) = &mut conditions {
+        conditions.mark_changed();
+    }
     let mut pause = context.clock.now();
     loop {
         let said = tokio::select! {
@@ -355,6 +361,7 @@ async fn tell(
                 frame::write(&mut send, &*report).await
             }
             Some(answer) = probed.recv() => frame::write(&mut send, &answer).await,
+            found = looked_at(&mut conditions) => frame::write(&mut send, &*found).await,
             held = announced(&mut announcement) => frame::write(&mut send, &held).await,
             () = renewal.due(context.clock, pause) => {
                 pause = later(context.clock.now(), RENEWAL_PAUSE);
@@ -370,6 +377,17 @@ async fn tell(
             return Ended::Frame(error);
         }
     }
+}
+
+/// The conditions of the machine, when they are said anew. Cancellation safe.
+async fn looked_at(conditions: &mut Option<watch::Receiver<Arc<Conditions>>>) -> Arc<Conditions> {
+    if let Some(conditions) = conditions
+        && conditions.changed().await.is_ok()
+    {
+        return conditions.borrow_and_update().clone();
+    }
+    // Nobody looks, or nobody looks any more.
+    std::future::pending().await
 }
 
 /// What this machine shares, when it has changed. Cancellation safe.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
+use windlass_common::condition::Conditions;
 use windlass_common::id::Epoch;
 use windlass_common::report::{Heartbeat, Report, Vitals};
 use windlass_common::step::{Progress, StepId, StepRequest, StepResult};
@@ -28,6 +29,11 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The newest report; each change is sent.
     fn reports(&self) -> watch::Receiver<Arc<Report>>;
+
+    /// The newest conditions, if somebody looks at them; each change is sent.
+    fn conditions(&self) -> Option<watch::Receiver<Arc<Conditions>>> {
+        None
+    }
 
     /// The next heartbeat; the link sets its sequence number. Quick: it is called on the loop.
     fn heartbeat(&self) -> Heartbeat;

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::{probe, session};
+use crate::condition::Conditions;
 use crate::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
 use crate::limits::{
     HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL_MS, REPORT_INTERVAL, REPORT_INTERVAL_MS,
@@ -51,6 +52,7 @@ bodies! {
     0x0014 => RenewResponse,
     0x0020 => Report,
     0x0021 => Heartbeat,
+    0x0022 => Conditions,
     0x0030 => ArtifactRequest,
     0x0031 => ArtifactHeader,
     0x0040 => TunnelRequest,

@@ -58,11 +58,22 @@ impl Refusals {
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
     let verdicts = state.director.verdicts();
-    let text = exposition(&state.director.counters(), &verdicts, &state.refusals);
+    let conditions = state.director.conditions();
+    let text = exposition(
+        &state.director.counters(),
+        &verdicts,
+        &conditions,
+        &state.refusals,
+    );
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
-fn exposition(gateway: &CounterView, verdicts: &BTreeMap<Verdict, u64>, api: &Refusals) -> String {
+fn exposition(
+    gateway: &CounterView,
+    verdicts: &BTreeMap<Verdict, u64>,
+    conditions: &BTreeMap<&'static str, u64>,
+    api: &Refusals,
+) -> String {
     let mut text = String::with_capacity(8 << 10);
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {
         // Writing into a string does not fail.
@@ -109,6 +120,16 @@ fn exposition(gateway: &CounterView, verdicts: &BTreeMap<Verdict, u64>, api: &Re
         "gauge",
         "Machines that are judged, by verdict.",
         &verdicts,
+    );
+    let conditions: Vec<_> = conditions
+        .iter()
+        .map(|(name, count)| (format!("{{condition=\"{name}\"}}"), *count))
+        .collect();
+    family(
+        "windlass_machines_with_condition",
+        "gauge",
+        "Connected machines that a condition speaks against, by condition.",
+        &conditions,
     );
     let refusals = Refusal::ALL.map(|(why, name)| (reason(name), api.get(why)));
     family(
@@ -161,11 +182,12 @@ mod tests {
             }
         }
         let verdicts = [(Verdict::NodeHung, 2)].into();
-        let text = exposition(&view, &verdicts, &api);
+        let conditions = [("disk-space", 4), ("kubelet", 0)].into();
+        let text = exposition(&view, &verdicts, &conditions, &api);
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
             samples.len(),
-            2 + Total::ALL.len() + Reason::ALL.len() + 3 + Verdict::ALL.len()
+            2 + Total::ALL.len() + Reason::ALL.len() + 3 + Verdict::ALL.len() + conditions.len()
         );
         let names: BTreeSet<_> = samples
             .iter()
@@ -180,8 +202,27 @@ mod tests {
             "windlass_api_refusals_total{reason=\"caller\"} 3",
             "windlass_machines{verdict=\"NodeHung\"} 2",
             "windlass_machines{verdict=\"MachineGone\"} 0",
+            "windlass_machines_with_condition{condition=\"disk-space\"} 4",
         ] {
             assert!(samples.contains(&wanted), "{wanted}");
+        }
+        // What the shipped rules look at is there, by name and label.
+        let rules = include_str!("../../../docs/alerts.yaml");
+        let looked_at: Vec<&str> = rules
+            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+            .filter(|word| word.starts_with("windlass_"))
+            .collect();
+        assert!(looked_at.len() >= 5, "{looked_at:?}");
+        for name in looked_at {
+            assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
+        }
+        for quoted in rules.split('"').skip(1).step_by(2) {
+            let known = Verdict::ALL
+                .iter()
+                .any(|verdict| verdict.to_string() == quoted)
+                || windlass_common::condition::NAMES.contains(&quoted)
+                || Reason::ALL.iter().any(|reason| reason.name() == quoted);
+            assert!(known, "{quoted} is no label's value");
         }
         // Each family is announced once, before its samples.
         let mut announced = BTreeSet::new();

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use windlass_common::clock::{Clock, later};
+use windlass_common::condition::Conditions;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Digest;
 use windlass_common::limits::{
@@ -370,7 +371,7 @@ async fn listen(
             Err(error) => return broken(&session.connection, error),
         };
         let passed = frames.pass().and_then(|()| match frame.kind {
-            Report::KIND => reports.pass(),
+            Report::KIND | Conditions::KIND => reports.pass(),
             RenewRequest::KIND => renewals.pass(),
             _ => Ok(()),
         });
@@ -388,6 +389,9 @@ async fn listen(
                 },
                 Err(error) => Err(error),
             },
+            Conditions::KIND => frame
+                .body()
+                .map(|conditions| took_conditions(shared, session, conditions)),
             ArtifactsHeld::KIND => frame
                 .body()
                 .map(|held| shared.artifacts.held(session, held)),
@@ -423,6 +427,13 @@ async fn tell(session: &Session, mut send: SendStream, mut pushed: mpsc::Receive
 fn took_report(shared: &Shared, session: &Session, report: Report) {
     shared.count(Total::Reports);
     session.report(report, shared.config.clock.now());
+    shared.sessions.emit(Event::ReportChanged {
+        identity: session.identity.clone(),
+    });
+}
+
+fn took_conditions(shared: &Shared, session: &Session, conditions: Conditions) {
+    session.conditions(conditions, shared.config.clock.now());
     shared.sessions.emit(Event::ReportChanged {
         identity: session.identity.clone(),
     });

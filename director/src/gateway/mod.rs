@@ -52,6 +52,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use windlass_common::clock::Clock;
+use windlass_common::condition::Conditions;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
 use windlass_common::limits;
@@ -221,6 +222,8 @@ pub struct SessionView {
     pub trust: SessionTrust,
     /// Its last report and when it arrived.
     pub report: Option<(Timestamp, Arc<Report>)>,
+    /// What it said of its conditions last, and when that arrived.
+    pub conditions: Option<(Timestamp, Arc<Conditions>)>,
     /// Whether it missed so many heartbeats that it may be dead; see [`limits::suspect_after`].
     pub suspect: bool,
 }

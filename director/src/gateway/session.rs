@@ -9,6 +9,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
+use windlass_common::condition::{CONDITIONS_MAX, Conditions, shown};
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
 use windlass_common::limits::{
     CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE, SESSIONS_MAX, suspect_after,
@@ -45,6 +46,7 @@ pub(super) struct Session {
 struct Seen {
     heartbeat: Option<(Timestamp, Heartbeat)>,
     report: Option<(Timestamp, Arc<Report>)>,
+    conditions: Option<(Timestamp, Arc<Conditions>)>,
     /// When it was last heard of.
     heard: Instant,
     /// What it was told.
@@ -74,6 +76,7 @@ impl Session {
             seen: Mutex::new(Seen {
                 heartbeat: None,
                 report: None,
+                conditions: None,
                 heard: Instant::now(),
                 beats_every: beats_every(tune),
                 suspect: false,
@@ -174,6 +177,23 @@ impl Session {
         lock(&self.seen).report = Some((now, Arc::new(report)));
     }
 
+    /// Takes what the agent says of its conditions; what is more or longer than an agent says is cut.
+    pub(super) fn conditions(&self, mut conditions: Conditions, now: Timestamp) {
+        conditions.conditions.truncate(CONDITIONS_MAX);
+        for condition in &mut conditions.conditions {
+            let texts = [
+                &mut condition.name,
+                &mut condition.subject,
+                &mut condition.says,
+                &mut condition.source,
+            ];
+            for text in texts {
+                *text = shown(text);
+            }
+        }
+        lock(&self.seen).conditions = Some((now, Arc::new(conditions)));
+    }
+
     /// What is known of the agent's certificate and roots.
     pub(super) fn standing(&self) -> MutexGuard<'_, Standing> {
         lock(&self.standing)
@@ -190,6 +210,7 @@ impl Session {
             hello: Arc::clone(&self.hello),
             trust: self.standing().view(),
             report: seen.report.clone(),
+            conditions: seen.conditions.clone(),
             suspect: seen.suspect,
         }
     }

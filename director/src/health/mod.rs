@@ -1,7 +1,9 @@
-//! What the director makes of sessions and reports: minimal, for lists of machines.
+//! What the director makes of sessions, reports and conditions.
 //!
 //! # Not here
 //! Verdicts from independent witnesses, and repair: a silent agent is shown as lost, and nothing is done.
+
+mod conditions;
 
 use std::time::Duration;
 
@@ -9,6 +11,9 @@ use windlass_common::report::{Report, UnitReport};
 
 use crate::gateway::SessionView;
 use crate::model::{AgentView, Machine, MachineHealth, MachineView, Timestamp};
+
+pub use conditions::ConditionView;
+pub(crate) use conditions::{Mends, mends, of_session};
 
 /// A suspect that is silent for this long is shown as lost.
 const SILENT: Duration = Duration::from_secs(5);
@@ -20,7 +25,8 @@ pub fn view(machine: Machine, session: Option<&SessionView>, now: Timestamp) -> 
         .and_then(|s| s.report.as_ref())
         .map(|(_, report)| (**report).clone());
     let suspect = session.is_some_and(|session| session.suspect);
-    let health = health(&machine, &agent, suspect, report.as_ref());
+    let conditions = session.map_or_else(Vec::new, |session| of_session(session, now));
+    let health = health(&machine, &agent, suspect, report.as_ref(), &conditions);
     MachineView {
         machine,
         agent,
@@ -28,6 +34,7 @@ pub fn view(machine: Machine, session: Option<&SessionView>, now: Timestamp) -> 
         verdict: None,
         hold: None,
         report,
+        conditions,
     }
 }
 
@@ -49,6 +56,7 @@ fn health(
     agent: &AgentView,
     suspect: bool,
     report: Option<&Report>,
+    conditions: &[ConditionView],
 ) -> MachineHealth {
     let silent_ms = u64::try_from(SILENT.as_millis()).unwrap_or(u64::MAX);
     // How often it beats is tuned: slow heartbeats are no silence.
@@ -63,7 +71,8 @@ fn health(
             MachineHealth::Unknown
         };
     }
-    let units = report.map(failing).unwrap_or_default();
+    let mut units = report.map(failing).unwrap_or_default();
+    units.extend(counting(conditions).map(ConditionView::told));
     if units.is_empty() {
         MachineHealth::Healthy
     } else {
@@ -75,6 +84,12 @@ fn health(
 pub(crate) fn failing_units(report: &Report) -> impl Iterator<Item = (&String, &UnitReport)> {
     let units = report.units.iter();
     units.filter(|(_, unit)| unit.active_state == "failed" || unit.sub_state == "auto-restart")
+}
+
+/// The conditions that speak against a machine, and that this release knows what to do about.
+pub(crate) fn counting(conditions: &[ConditionView]) -> impl Iterator<Item = &ConditionView> {
+    let known = |one: &&ConditionView| mends(&one.name) != Mends::Nothing;
+    conditions.iter().filter(|one| one.counts()).filter(known)
 }
 
 /// The same, with systemd's word for each.

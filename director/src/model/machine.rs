@@ -12,6 +12,7 @@ use windlass_common::id::{
 use windlass_common::report::Report;
 
 use super::{Revision, Timestamp};
+use crate::health::ConditionView;
 use crate::resurrector::{HoldKind, Verdict};
 
 /// One machine; its addresses are reserved for as long as this record exists.
@@ -269,6 +270,9 @@ pub struct MachineView {
     /// The agent's last report.
     #[schema(value_type = Option<Object>)]
     pub report: Option<Report>,
+    /// What was looked at beyond its units.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<ConditionView>,
 }
 
 /// An agent's connection.
@@ -299,9 +303,9 @@ pub struct AgentView {
 pub enum MachineHealth {
     /// Connected, and no unit it watches fails.
     Healthy,
-    /// Connected, and these units fail or restart.
+    /// Connected, and these units fail or restart, or conditions are bad.
     Degraded {
-        /// Units, with systemd's word for each.
+        /// Units, with systemd's word for each; then conditions, with what they say.
         units: Vec<String>,
     },
     /// Its agent is not connected or silent; the machine may live.

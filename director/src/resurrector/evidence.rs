@@ -114,11 +114,15 @@ pub enum Power {
 }
 
 /// What an agent reports of its machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Work {
     /// All that it watches is as it should be.
+    #[default]
     Well,
     /// Something it watches is not.
     Impaired,
+    /// Something is not that no restart and no other machine in its place would mend: a full disk, an alarm
+    /// of etcd, a clock that is wrong.
+    Strained,
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Power, Verdict};
+use super::{Power, Verdict, Work};
 
 /// A remedy, mildest first.
 #[derive(
@@ -42,6 +42,9 @@ pub struct Case {
     pub verdict: Verdict,
     /// The provider's word when it was given.
     pub power: Power,
+    /// What its agent said of its units and conditions when it was given.
+    #[serde(default)]
+    pub work: Work,
     /// Since when the verdict stands, Unix milliseconds.
     pub since_ms: u64,
     /// What was tried, oldest first; at most [`ATTEMPTS_MAX`].
@@ -133,6 +136,7 @@ impl Case {
         Case {
             verdict: Verdict::Unknown,
             power: Power::Unknown,
+            work: Work::Well,
             since_ms: now_ms,
             attempts: Vec::new(),
             stillborn: 0,
@@ -164,7 +168,8 @@ impl Case {
 
     /// Replacements that died before they had proven themselves, in a row, with the one there is.
     pub fn stillborn(&self) -> u32 {
-        let down = self.verdict.is_down() || self.verdict == Verdict::Degraded;
+        let degraded = self.verdict == Verdict::Degraded && self.work != Work::Strained;
+        let down = self.verdict.is_down() || degraded;
         let died = down && !self.proven && self.times(Rung::Replace) > 0;
         self.stillborn.saturating_add(u32::from(died))
     }
@@ -203,6 +208,11 @@ impl Case {
 pub fn next(case: &Case, now_ms: u64, policy: &LadderPolicy) -> Move {
     let rungs: &[Rung] = match (case.verdict, case.power) {
         (Verdict::Healthy, _) => return Move::Rest,
+        (Verdict::Degraded, _) if case.work == Work::Strained => {
+            return Move::Stay {
+                why: "what is wrong with it is not mended by a restart, nor by another machine in its place",
+            };
+        }
         (Verdict::Degraded, _) => &[Rung::Units, Rung::Runtime, Rung::Reboot, Rung::Replace],
         (Verdict::MachineGone, Power::Absent) => &[Rung::Replace],
         (Verdict::AgentLost | Verdict::NodeHung, _) | (Verdict::MachineGone, _) => {

@@ -164,6 +164,7 @@ impl CaseRecord {
         let fresh = self.history.is_empty();
         self.incarnation = incarnation;
         self.case.judge(verdict, evidence.power, now_ms, ladder);
+        self.case.work = evidence.work;
         self.case.prove(now_ms, poison_ms);
         if fresh || self.case.verdict != before.0.verdict || incarnation != before.1 {
             if self.history.len() >= HISTORY_MAX {

@@ -14,7 +14,7 @@ const POWERS: [Power; 4] = [
 ];
 const PEERS: [Peers; 4] = [Peers::Agent, Peers::Kubelet, Peers::Nobody, Peers::Unknown];
 const LEASES: [Lease; 2] = [Lease::Renewed, Lease::Unknown];
-const WORKS: [Work; 2] = [Work::Well, Work::Impaired];
+const WORKS: [Work; 3] = [Work::Well, Work::Impaired, Work::Strained];
 
 #[test]
 #[rustfmt::skip] // the table as a table
@@ -71,7 +71,7 @@ fn every_row_of_a_machine_that_beats() {
                     let wanted = match (power, work) {
                         (Power::Stopped | Power::Absent, _) => Verdict::Unknown,
                         (_, Work::Well) => Verdict::Healthy,
-                        (_, Work::Impaired) => Verdict::Degraded,
+                        (_, Work::Impaired | Work::Strained) => Verdict::Degraded,
                     };
                     let evidence = Evidence {
                         link: Link::Beating,
@@ -130,6 +130,30 @@ fn peers_are_summed_up() {
     for (probes, wanted) in cases {
         assert_eq!(Peers::of(probes), wanted, "{probes:?}");
     }
+}
+
+#[test]
+fn what_no_remedy_mends_is_left_to_an_operator() {
+    let policy = LadderPolicy::default();
+    let mut case = case(Verdict::Degraded, Power::Running);
+    case.work = Work::Strained;
+    for at in [0, policy.degraded_ms, 1 << 40] {
+        assert!(
+            matches!(next(&case, at, &policy), Move::Stay { .. }),
+            "{at}"
+        );
+    }
+    // What comes on top of it and can be mended is.
+    case.work = Work::Impaired;
+    assert_eq!(
+        next(&case, policy.degraded_ms, &policy),
+        Move::Act(Rung::Units)
+    );
+    // A disk that fills after a replacement does not make the replacement stillborn.
+    case.tried(Rung::Replace, 0);
+    assert_eq!(case.stillborn(), 1);
+    case.work = Work::Strained;
+    assert_eq!(case.stillborn(), 0);
 }
 
 fn case(verdict: Verdict, power: Power) -> Case {

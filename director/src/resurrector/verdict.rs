@@ -84,9 +84,11 @@ pub fn verdict(evidence: &Evidence) -> Verdict {
 fn beating(power: Power, work: Work) -> Verdict {
     match (power, work) {
         (Power::Running | Power::Unknown, Work::Well) => Verdict::Healthy,
-        (Power::Running | Power::Unknown, Work::Impaired) => Verdict::Degraded,
+        (Power::Running | Power::Unknown, Work::Impaired | Work::Strained) => Verdict::Degraded,
         // Authenticated signs of life from what the provider says is off: somebody is wrong.
-        (Power::Stopped | Power::Absent, Work::Well | Work::Impaired) => Verdict::Unknown,
+        (Power::Stopped | Power::Absent, Work::Well | Work::Impaired | Work::Strained) => {
+            Verdict::Unknown
+        }
     }
 }
 

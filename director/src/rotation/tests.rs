@@ -142,6 +142,7 @@ fn view(name: &MachineName, agent: &Agent) -> SessionView {
             roots: Some(agent.roots.clone()),
         },
         report: None,
+        conditions: None,
         suspect: false,
     }
 }

@@ -29,7 +29,7 @@ mod tests;
 mod tickets;
 mod upkeep;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,6 +38,7 @@ use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::cluster::ClusterSpec;
+use windlass_common::condition::NAMES;
 use windlass_common::id::{ClusterName, DirectorId, DiskName, Epoch, MachineName, OperatorName};
 use windlass_common::secret::Secret;
 use windlass_common::step::{Collect, Progress, StepResult};
@@ -405,6 +406,22 @@ impl Director {
     /// How many machines there are of each verdict.
     pub fn verdicts(&self) -> BTreeMap<Verdict, u64> {
         self.inner.repairs.verdicts()
+    }
+
+    /// How many connected machines a condition speaks against, by its name; every name is there.
+    pub fn conditions(&self) -> BTreeMap<&'static str, u64> {
+        let now = Timestamp::now();
+        let mut counts: BTreeMap<_, _> = NAMES.into_iter().map(|name| (name, 0)).collect();
+        for session in self.inner.gateway.connected().values() {
+            let conditions = health::of_session(session, now);
+            let bad: BTreeSet<&str> = health::counting(&conditions)
+                .map(|one| one.name.as_str())
+                .collect();
+            for (name, count) in &mut counts {
+                *count += u64::from(bad.contains(name));
+            }
+        }
+        counts
     }
 
     /// Logs and diagnostics of a machine.

@@ -83,11 +83,22 @@ async fn look(context: &Context, check: &Check) -> Result<(), String> {
             ca_path,
             client,
         } => {
-            let stream = connect(*address).await?;
-            let config = tls_config(&context.host, ca_path, client.as_ref())?;
-            get(stream, config, server_name, path).await
+            let end = (*address, server_name.as_str(), path.as_str());
+            look_https(&context.host, end, ca_path, client.as_ref()).await
         }
     }
+}
+
+/// Looks at `path` of what listens at an address under a name; anything but 200 is the reason why not.
+pub(crate) async fn look_https(
+    host: &Host,
+    (address, server_name, path): (SocketAddr, &str, &str),
+    ca_path: &str,
+    client: Option<&ClientFiles>,
+) -> Result<(), String> {
+    let stream = connect(address).await?;
+    let config = tls_config(host, ca_path, client)?;
+    get(stream, config, server_name, path).await
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, String> {

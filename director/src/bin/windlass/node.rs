@@ -7,9 +7,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::Method;
 use serde_json::{Value, json};
+use windlass_common::condition::State;
 use windlass_common::error::ErrorClass;
+use windlass_common::report::Scope;
 use windlass_director::api::{NodeOutput, RecreateNode, Source};
 use windlass_director::client::{Client, Lines};
+use windlass_director::health::ConditionView;
 use windlass_director::model::{MachineHealth, MachineView};
 use windlass_director::resurrector::HoldKind;
 use windlass_director::resurrector::witness::Judgement;
@@ -196,7 +199,36 @@ fn describe(view: &MachineView) -> String {
         ]
     });
     let units = table(&["UNIT", "STATE", "SUBSTATE", "RESTARTS"], units);
-    format!("{}\n\n{units}", pairs(rows))
+    let mut text = format!("{}\n\n{units}", pairs(rows));
+    if !view.conditions.is_empty() {
+        let rows = view.conditions.iter().map(condition);
+        let heads = ["CONDITION", "STATE", "SAYS", "WHOSE", "AGE"];
+        text = format!("{text}\n\n{}", table(&heads, rows));
+    }
+    text
+}
+
+fn condition(one: &ConditionView) -> Vec<String> {
+    let name = match one.subject.as_str() {
+        "" => one.name.clone(),
+        subject => format!("{} {subject}", one.name),
+    };
+    let state = match one.state {
+        State::Good => "good",
+        State::Bad => "BAD",
+        State::Unknown => "unknown",
+    };
+    let whose = match one.scope {
+        Scope::Machine => "machine",
+        Scope::Host => "host",
+    };
+    vec![
+        name,
+        state.to_owned(),
+        one.says.clone(),
+        whose.to_owned(),
+        duration(one.age_ms),
+    ]
 }
 
 async fn evidence(session: &Session, client: &Client, name: &str) -> Result<ExitCode, Failure> {

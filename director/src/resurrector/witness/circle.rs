@@ -18,7 +18,7 @@ use super::{
     Witness, Witnesses, peers,
 };
 use crate::gateway::{Event, Gateway, LinkView, SessionView};
-use crate::health::{failing, from_jiff};
+use crate::health::{ConditionView, Mends, counting, failing, from_jiff, mends, of_session};
 use crate::model::{Machine, Timestamp};
 use crate::provider;
 use crate::resurrector::{Evidence, Lease, Link, Peers, Power, Work};
@@ -291,11 +291,26 @@ pub(super) fn work(session: Option<&SessionView>, now: Timestamp) -> (Work, Stat
         let says = format!("failing: {}", units.join(", "));
         return (Work::Impaired, statement(says, report_age));
     }
+    let conditions = of_session(session, now);
+    let bad: Vec<&ConditionView> = counting(&conditions).collect();
+    let mendable = |one: &&ConditionView| mends(&one.name) != Mends::Operator;
+    let impaired = bad.iter().copied().filter(mendable).collect::<Vec<_>>();
+    let tell = |bad: &[&ConditionView]| {
+        let told: Vec<String> = bad.iter().map(|one| one.told()).collect();
+        let age_ms = bad.iter().map(|one| one.age_ms).max();
+        statement(told.join("; "), age_ms)
+    };
+    if !impaired.is_empty() {
+        return (Work::Impaired, tell(&impaired));
+    }
     let beat = session.last_heartbeat.as_ref();
     let counted = beat.map_or(0, |(_, beat)| beat.units_unhealthy);
     if counted > 0 {
         let says = format!("{counted} of its units are not as they should be");
         return (Work::Impaired, statement(says, beat.map(|(at, _)| age(at))));
+    }
+    if !bad.is_empty() {
+        return (Work::Strained, tell(&bad));
     }
     let says = match fresh {
         Some(_) => "all that it watches is well",

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use windlass_common::condition::{Condition, Conditions, State};
 use windlass_common::id::{ClusterName, DirectorId, Epoch, Incarnation, MachineName};
 use windlass_common::report::{Heartbeat, Report, Scope, UnitReport, Vitals};
 use windlass_common::wire::message::Hello;
@@ -188,6 +189,7 @@ fn session(report_age_s: u64, failing: bool, counted: u16) -> SessionView {
             roots: None,
         },
         report: Some((at(report_age_s), Arc::new(report))),
+        conditions: None,
         suspect: false,
     }
 }
@@ -210,4 +212,56 @@ fn an_old_report_says_nothing_and_the_heartbeats_count_stands_for_it() {
         assert_eq!(found, wanted, "{age} {failing} {counted}: {}", said.says);
     }
     assert_eq!(work(None, now).0, Work::Well);
+}
+
+#[test]
+fn conditions_speak_against_a_machine_whose_units_run() {
+    let now = Timestamp::from_unix_ms(1_000_000_000);
+    let at = jiff::Timestamp::from_second(999_999).unwrap();
+    let condition = |name: &str, scope| Condition {
+        name: name.to_owned(),
+        subject: String::new(),
+        state: State::Bad,
+        says: "no answer".to_owned(),
+        source: String::new(),
+        scope,
+        at_unix_ms: 0,
+        since_unix_ms: 0,
+    };
+    let (own, host) = (Scope::Machine, Scope::Host);
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases: [(&[(&str, Scope)], Work); 7] = [
+        (&[],                                    Work::Well),
+        (&[("containerd", own)],                 Work::Impaired),
+        (&[("disk-space", own)],                 Work::Strained),
+        (&[("disk-space", own), ("etcd", own)],  Work::Impaired),
+        (&[("disk-space", host)],                Work::Well),
+        (&[("kubelet", host)],                   Work::Well),
+        (&[("of-a-newer-release", own)],         Work::Well),
+    ];
+    for (bad, wanted) in cases {
+        let mut session = session(1, false, 0);
+        let conditions = bad.iter().map(|(name, scope)| condition(name, *scope));
+        let said = Conditions {
+            at_unix_ms: 0,
+            conditions: conditions.collect(),
+        };
+        session.conditions = Some((at, Arc::new(said)));
+        let (found, says) = work(Some(&session), now);
+        assert_eq!(found, wanted, "{bad:?}: {}", says.says);
+        assert_eq!(
+            says.says.contains("no answer"),
+            wanted != Work::Well,
+            "{}",
+            says.says
+        );
+    }
+    // What is worse counts first: a unit that fails is named, whatever the disk.
+    let mut session = session(1, true, 0);
+    let said = Conditions {
+        at_unix_ms: 0,
+        conditions: vec![condition("disk-space", own)],
+    };
+    session.conditions = Some((at, Arc::new(said)));
+    assert_eq!(work(Some(&session), now).0, Work::Impaired);
 }

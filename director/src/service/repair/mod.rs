@@ -281,7 +281,9 @@ fn suspicious(
         .is_some_and(|session| {
             let counted = session.last_heartbeat.as_ref();
             let named = session.report.as_ref();
+            let conditions = crate::health::of_session(&session, Timestamp::now());
             counted.is_some_and(|(_, beat)| beat.units_unhealthy > 0)
+                || crate::health::counting(&conditions).next().is_some()
                 || named.is_some_and(|(_, report)| !crate::health::failing(report).is_empty())
         })
 }

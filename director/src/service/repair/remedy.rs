@@ -11,8 +11,8 @@ use windlass_common::step::{Outcome, Service, Step, StepId, StepRequest, UnitGoa
 
 use super::sight::Sight;
 use super::{ACTOR, Repairs, now_ms};
-use crate::health::failing_units;
-use crate::model::{Caller, Machine, Role};
+use crate::health::{Mends, counting, failing_units, mends, of_session};
+use crate::model::{Caller, Machine, Role, Timestamp};
 use crate::resurrector::{Begun, CaseRecord, Outlook, Rung};
 use crate::service::draft::random_u32;
 use crate::service::{Inner, ServiceError, ServiceResult};
@@ -245,13 +245,24 @@ async fn reboot(director: &Inner, machine: &Machine, down: bool) -> Result<(), S
 
 fn failing(director: &Inner, machine: &Machine) -> Vec<String> {
     let session = director.gateway.session(&machine.name, machine.incarnation);
-    let report = session.and_then(|session| session.report);
-    let Some((_, report)) = report else {
+    let Some(session) = session else {
         return Vec::new();
     };
-    failing_units(&report)
+    let report = session.report.as_ref();
+    let mut units: Vec<String> = report
+        .into_iter()
+        .flat_map(|(_, report)| failing_units(report))
         .map(|(name, _)| name.clone())
-        .collect()
+        .collect();
+    // Those that run and do not answer.
+    for condition in counting(&of_session(&session, Timestamp::now())) {
+        if let Mends::Unit(unit) = mends(&condition.name)
+            && !units.iter().any(|name| name == unit)
+        {
+            units.push(unit.to_owned());
+        }
+    }
+    units
 }
 
 /// Has the agent stop these units and start them again, the last one first.

@@ -1,0 +1,162 @@
+//! Conditions: looks at what units cannot show, and says what is not as it should be.
+//!
+//! Every five seconds each thing is looked at, all at once, each with a limit. What fails for fifteen seconds in
+//! every look is bad. A change is published at once, and all of it every half minute.
+//!
+//! # Invariants
+//! * Only what the machine is told to run is asked: a kubelet that should not run is not missed.
+//! * What is the host's says so ([`Scope`]).
+//!
+//! # After a crash
+//! Nothing is kept: what is bad is found again after fifteen seconds.
+//!
+//! # Not here
+//! What a bad condition means: the director decides.
+
+mod answers;
+mod disks;
+mod kernel;
+mod track;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use windlass_common::condition::{
+    CONDITIONS_MAX, CONTAINERD, Conditions, ETCD, ETCD_ALARM, KUBELET, LOOK_INTERVAL_MS,
+    LOOK_LIMIT_MS,
+};
+use windlass_common::report::Scope;
+
+use crate::host::Host;
+use crate::report::now_unix_ms;
+use crate::steps::blocking;
+use crate::units::watch::Watched;
+
+use self::kernel::KernelLog;
+use self::track::{Look, Seen, Tracks};
+
+/// All is said again after this long, changed or not, so that its age says something.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// Looks until the sender of `watched` is gone; publishes to `conditions`.
+pub(crate) async fn run(
+    host: Host,
+    watched: watch::Receiver<Watched>,
+    conditions: watch::Sender<Arc<Conditions>>,
+) {
+    let mut tracks = Tracks::default();
+    let mut kernel = KernelLog::open(&host);
+    let mut said = Instant::now();
+    let mut ticks = interval(Duration::from_millis(LOOK_INTERVAL_MS.into()));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if watched.has_changed().is_err() {
+            return;
+        }
+        let wanted = watched.borrow().clone();
+        let mut looks = answers(&host, &wanted).await;
+        if let Some(log) = &mut kernel {
+            looks.push(log.look());
+        }
+        looks.extend(filesystems(&host).await);
+        looks.truncate(CONDITIONS_MAX);
+        let now = Conditions {
+            at_unix_ms: now_unix_ms(),
+            conditions: tracks.take(looks, now_unix_ms()),
+        };
+        if differs(&conditions.borrow(), &now) || said.elapsed() >= AGAIN {
+            said = Instant::now();
+            conditions.send_replace(Arc::new(now));
+        }
+    }
+}
+
+/// Whether somebody who acts on states would act otherwise.
+fn differs(old: &Conditions, new: &Conditions) -> bool {
+    let states = |all: &Conditions| -> Vec<_> {
+        let all = all.conditions.iter();
+        all.map(|c| (c.name.clone(), c.subject.clone(), c.state))
+            .collect()
+    };
+    states(old) != states(new)
+}
+
+/// Asks every program that should run for an answer.
+async fn answers(host: &Host, wanted: &Watched) -> Vec<Look> {
+    let runs = |unit: &str| wanted.get(unit) == Some(&true);
+    let kubelet = async {
+        if !runs("kubelet.service") {
+            return Vec::new();
+        }
+        let seen = limited(answers::kubelet()).await;
+        vec![look(KUBELET, "GET http://127.0.0.1:10248/healthz", seen)]
+    };
+    let containerd = async {
+        if !runs("containerd.service") {
+            return Vec::new();
+        }
+        let seen = limited(answers::containerd(host)).await;
+        vec![look(
+            CONTAINERD,
+            "Version at /run/containerd/containerd.sock",
+            seen,
+        )]
+    };
+    let etcd = async {
+        if !runs("etcd.service") {
+            return Vec::new();
+        }
+        let source = "GET https://127.0.0.1:2379/health?serializable=true";
+        let asked = timeout(limit(), answers::etcd(host)).await;
+        let (member, alarm) = match asked {
+            Ok(health) => answers::of_etcd(health),
+            Err(_) => (Seen::Bad(too_slow()), Seen::Unknown(too_slow())),
+        };
+        vec![look(ETCD, source, member), look(ETCD_ALARM, source, alarm)]
+    };
+    let (kubelet, containerd, etcd) = tokio::join!(kubelet, containerd, etcd);
+    [kubelet, containerd, etcd].concat()
+}
+
+fn look(name: &'static str, source: &str, seen: Seen) -> Look {
+    Look {
+        name,
+        subject: String::new(),
+        source: source.to_owned(),
+        scope: Scope::Machine,
+        seen,
+    }
+}
+
+fn limit() -> Duration {
+    Duration::from_millis(LOOK_LIMIT_MS.into())
+}
+
+fn too_slow() -> String {
+    format!("no answer within {LOOK_LIMIT_MS} ms")
+}
+
+async fn limited(asked: impl Future<Output = Result<String, String>>) -> Seen {
+    match timeout(limit(), asked).await {
+        Ok(Ok(says)) => Seen::Good(says),
+        Ok(Err(why)) => Seen::Bad(why),
+        Err(_) => Seen::Bad(too_slow()),
+    }
+}
+
+/// Looks at file systems off the loop: one whose server hangs would hold up everything.
+async fn filesystems(host: &Host) -> Vec<Look> {
+    let of = host.clone();
+    let looked = timeout(limit(), blocking(move || Ok(disks::look(&of)))).await;
+    match looked {
+        Ok(Ok(looks)) => looks,
+        // The last word on them grows old, and its age shows.
+        Ok(Err(_)) | Err(_) => {
+            tracing::warn!("file systems cannot be looked at");
+            Vec::new()
+        }
+    }
+}
