@@ -6,6 +6,7 @@
 mod agents;
 mod changes;
 mod crashes;
+mod faults;
 mod health;
 mod lifecycle;
 mod load;
@@ -110,6 +111,10 @@ fn main() -> ExitCode {
         long("repair_leaves_alone_what_is_cut_off", repair::cut_off),
         trial("repair_brings_members_back", repair::control_plane),
         trial("repair_gives_up_on_poison", repair::poison),
+        trial(
+            "faults_are_borne_healed_or_left_to_an_operator",
+            faults::borne_or_healed,
+        ),
         // Takes another build of the agent, and a minute for one that hangs.
         long(
             "agents_are_upgraded_in_place_and_rolled_back",

@@ -15,10 +15,10 @@ use crate::zombie::Zombie;
 
 const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 /// Patience for a whole repair on a busy host.
-const LONG: Duration = Duration::from_secs(240);
+pub(crate) const LONG: Duration = Duration::from_secs(240);
 
 /// A director of its own, less patient than by default so that a scenario does not wait for minutes.
-fn world(name: &str) -> Result<World> {
+pub(crate) fn world(name: &str) -> Result<World> {
     let world = World::start(name)?;
     world.configure(&[
         ("watch_first_s", "3"),
@@ -30,12 +30,12 @@ fn world(name: &str) -> Result<World> {
     Ok(world)
 }
 
-fn why(world: &World, machine: &str) -> Result<Value> {
+pub(crate) fn why(world: &World, machine: &str) -> Result<Value> {
     world.json(&["node", "why", machine])
 }
 
 /// Waits until a machine is healthy, or until it was judged to be something else, which may be over soon.
-fn verdict(world: &World, machine: &str, wanted: &str) -> Result<Duration> {
+pub(crate) fn verdict(world: &World, machine: &str, wanted: &str) -> Result<Duration> {
     let began = Instant::now();
     until(&format!("{machine} is {wanted}"), LONG, || {
         let said = why(world, machine)?;
@@ -56,7 +56,7 @@ fn reborn(world: &World, machine: &str, before: u64) -> Result<u64> {
     })
 }
 
-fn incarnation(world: &World, machine: &str) -> Result<u64> {
+pub(crate) fn incarnation(world: &World, machine: &str) -> Result<u64> {
     let seen = world.json(&["node", "show", machine])?;
     seen["incarnation"]
         .as_u64()

@@ -1,0 +1,180 @@
+//! Faults that no unit shows, and faults that a machine bears: what is judged, what is healed, and what is
+//! left to an operator. One cluster, several faults at a time. Times are printed, not asserted.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use windlass_tests::host::{self, Stopped};
+use windlass_tests::kubectl::Kubectl;
+use windlass_tests::wait::until;
+use windlass_tests::world::World;
+
+use crate::lifecycle::healthy;
+use crate::repair::{LONG, incarnation, verdict, why, world};
+
+const CONTROL: &str = "fault-cp-0";
+const HUNG: &str = "fault-workers-0";
+const KILLED: &str = "fault-workers-1";
+
+/// One condition of a machine, as its agent says.
+fn condition(world: &World, machine: &str, name: &str, subject: &str) -> Result<Option<Value>> {
+    let seen = world.json(&["node", "show", machine])?;
+    let all = seen["conditions"].as_array();
+    let found = all
+        .into_iter()
+        .flatten()
+        .find(|one| one["name"] == name && one["subject"] == subject);
+    Ok(found.cloned())
+}
+
+fn is(world: &World, machine: &str, what: (&str, &str), state: &str) -> Result<()> {
+    let (name, subject) = what;
+    until(&format!("{name} of {machine} is {state}"), LONG, || {
+        let found = condition(world, machine, name, subject)?;
+        Ok(found.filter(|one| one["state"] == state).map(drop))
+    })
+}
+
+/// What was tried with a machine, one word a remedy.
+fn tried(world: &World, machine: &str) -> Result<Vec<String>> {
+    let said = why(world, machine)?;
+    let attempts = said["case"]["case"]["attempts"].as_array();
+    let rungs = attempts.into_iter().flatten();
+    Ok(rungs
+        .filter_map(|attempt| Some(attempt["rung"].as_str()?.to_owned()))
+        .collect())
+}
+
+/// The main process of a machine's program.
+fn process(machine: &str, program: &str) -> Result<i32> {
+    let found = host::machine_processes(machine, program)?;
+    found
+        .first()
+        .copied()
+        .with_context(|| format!("{program} runs on {machine}"))
+}
+
+pub(crate) fn borne_or_healed() -> Result<()> {
+    let world = world("fault")?;
+    world.run(&["cluster", "create", "fault", "--workers", "2", "--wait"])?;
+    let kubectl = world.kubectl("fault")?;
+    healthy(&kubectl, 3)?;
+    for machine in [CONTROL, HUNG, KILLED] {
+        is(&world, machine, ("kubelet", ""), "good")?;
+        is(&world, machine, ("containerd", ""), "good")?;
+        is(&world, machine, ("clock", ""), "good")?;
+    }
+    is(&world, CONTROL, ("etcd", ""), "good")?;
+    is(&world, CONTROL, ("etcd-alarm", ""), "good")?;
+
+    // It takes a while until these count; meanwhile other things happen.
+    let began = Instant::now();
+    let hung = Stopped::process(process(HUNG, "containerd")?)?;
+    let disk = fill(&world)?;
+    agent_killed_again_and_again(&world)?;
+    out_of_memory(&world, &kubectl)?;
+    containerd_hangs(&world, began)?;
+    // systemd has ended what was stopped.
+    drop(hung);
+    disk_full(&world, &disk, began)?;
+    for machine in [CONTROL, HUNG, KILLED] {
+        verdict(&world, machine, "healthy")?;
+        ensure!(incarnation(&world, machine)? == 1, "{machine} was replaced");
+    }
+    healthy(&kubectl, 3)
+}
+
+/// A containerd that hangs holds its socket, and its unit is active: only its silence tells.
+fn containerd_hangs(world: &World, began: Instant) -> Result<()> {
+    verdict(world, HUNG, "degraded")?;
+    eprintln!(
+        "  containerd hangs, judged: {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    verdict(world, HUNG, "healthy")?;
+    eprintln!(
+        "  containerd hangs, healed: {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    let tried = tried(world, HUNG)?;
+    ensure!(tried == ["units"], "tried: {tried:?}");
+    Ok(())
+}
+
+/// Fills the disk of etcd but for what etcd itself is going to need; returns the file that does.
+fn fill(world: &World) -> Result<String> {
+    let file = "/var/lib/etcd/filler".to_owned();
+    let script = format!(
+        "set -e; free=$(df --output=avail -k /var/lib/etcd | tail -1); all=$(df --output=size -k \
+         /var/lib/etcd | tail -1); fallocate -l $((free - all / 50))K {file}"
+    );
+    world.run(&["node", "exec", CONTROL, "--", "sh", "-c", &script])?;
+    Ok(file)
+}
+
+/// What no restart mends is shown, and nothing is restarted.
+fn disk_full(world: &World, file: &str, began: Instant) -> Result<()> {
+    is(world, CONTROL, ("disk-space", "/var/lib/etcd"), "bad")?;
+    verdict(world, CONTROL, "degraded")?;
+    eprintln!(
+        "  disk full, judged: {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    let said = until("it is left to an operator", LONG, || {
+        let said = why(world, CONTROL)?;
+        let full = said["gathered"]
+            .to_string()
+            .contains("disk-space /var/lib/etcd");
+        Ok(full.then_some(said))
+    })?;
+    ensure!(said["outlook"]["kind"] != "act", "{said:#}");
+    world.run(&["node", "exec", CONTROL, "--", "rm", file])?;
+    verdict_now(world, CONTROL, "healthy")?;
+    let tried = tried(world, CONTROL)?;
+    ensure!(tried.is_empty(), "tried: {tried:?}");
+    Ok(())
+}
+
+fn verdict_now(world: &World, machine: &str, wanted: &str) -> Result<()> {
+    until(&format!("{machine} is {wanted}"), LONG, || {
+        Ok((why(world, machine)?["verdict"] == wanted).then_some(()))
+    })
+}
+
+/// systemd starts it again each time, and nobody else does anything.
+fn agent_killed_again_and_again(world: &World) -> Result<()> {
+    for _ in 0..4 {
+        let agent = until("the agent runs", Duration::from_secs(60), || {
+            Ok(process(KILLED, "windlass-agent").ok())
+        })?;
+        host::kill_hard(agent)?;
+        until("it is gone", Duration::from_secs(10), || {
+            let left = host::machine_processes(KILLED, "windlass-agent")?;
+            Ok((!left.contains(&agent)).then_some(()))
+        })?;
+    }
+    verdict_now(world, KILLED, "healthy")?;
+    let tried = tried(world, KILLED)?;
+    ensure!(tried.is_empty(), "tried: {tried:?}");
+    Ok(())
+}
+
+/// One machine uses all of its memory: the kernel ends what does, and the others notice nothing.
+fn out_of_memory(world: &World, kubectl: &Kubectl) -> Result<()> {
+    let ended = world.output(&["node", "exec", KILLED, "--", "tail", "/dev/zero"])?;
+    if ended.status.success() {
+        bail!("a program may use more memory than there is");
+    }
+    ensure!(kubectl.ready_nodes()?.len() >= 2, "others suffered");
+    verdict_now(world, KILLED, "healthy")?;
+    let neighbour = why(world, CONTROL)?;
+    let judged = neighbour["case"]["history"].to_string();
+    for bad in ["agentLost", "nodeHung", "machineGone", "partitioned"] {
+        ensure!(
+            !judged.contains(bad),
+            "the neighbour was judged: {neighbour:#}"
+        );
+    }
+    Ok(())
+}
