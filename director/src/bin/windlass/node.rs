@@ -289,7 +289,8 @@ fn verdict(view: &MachineView) -> String {
     }
 }
 
-fn health(health: &MachineHealth) -> String {
+/// How a machine is, and why it is not well.
+pub(crate) fn health(health: &MachineHealth) -> String {
     match health {
         MachineHealth::Degraded { units } => format!("{health}: {}", units.join(", ")),
         MachineHealth::Healthy | MachineHealth::AgentLost | MachineHealth::Unknown => {

@@ -13,6 +13,7 @@ use windlass_director::model::{
 use crate::Session;
 use crate::cluster::{describe, segment};
 use crate::failure::Failure;
+use crate::node::health;
 use crate::output::table;
 
 pub(crate) async fn run(
@@ -55,7 +56,7 @@ pub(crate) async fn run(
                 machine.role.to_string(),
                 version(&cluster, machine),
                 machine.phase.to_string(),
-                view.health.to_string(),
+                health(&view.health),
                 next(machine).unwrap_or_else(|| "-".to_owned()),
             ]
         });

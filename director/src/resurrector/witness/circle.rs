@@ -14,8 +14,8 @@ use windlass_common::pki::MachineIdentity;
 
 use super::lease::Watches;
 use super::{
-    Gathered, LEASE_DEADLINE, LinkChange, POWER_DEADLINE, ProbeView, REPORT_AGE_MAX, Statement,
-    Witness, Witnesses, peers,
+    Gathered, LEASE_DEADLINE, LinkChange, POWER_DEADLINE, POWER_EARLY, ProbeView, REPORT_AGE_MAX,
+    Statement, Witness, Witnesses, peers,
 };
 use crate::gateway::{Event, Gateway, LinkView, SessionView};
 use crate::health::{ConditionView, Mends, counting, failing, from_jiff, mends, of_session};
@@ -71,16 +71,32 @@ impl Circle {
         let session = self.gateway.session(&machine.name, machine.incarnation);
         let (link, of_link) = link(heard);
         let (work, of_report) = work(session.as_ref(), at);
-        let silent = async {
-            match link {
-                Link::Beating => {
-                    self.watches().heard(&machine.name);
-                    None
+        let power = self.power(machine);
+        tokio::pin!(power);
+        let ((power, of_provider), silent) = match link {
+            Link::Beating => {
+                self.watches().heard(&machine.name);
+                (power.await, None)
+            }
+            Link::Silent => {
+                // Most providers answer at once, and what they say decides how long peers are waited for.
+                let early = timeout(POWER_EARLY, &mut power).await.ok();
+                let gone = early.as_ref().is_some_and(|(power, _)| is_off(*power));
+                let deadline = if gone {
+                    peers::PROBE_DEADLINE_GONE
+                } else {
+                    peers::PROBE_DEADLINE
+                };
+                let silent = self.of_silent(machine, heard, deadline);
+                match early {
+                    Some(answer) => (answer, Some(silent.await)),
+                    None => {
+                        let (answer, silent) = tokio::join!(power, silent);
+                        (answer, Some(silent))
+                    }
                 }
-                Link::Silent => Some(self.of_silent(machine, heard).await),
             }
         };
-        let ((power, of_provider), silent) = tokio::join!(self.power(machine), silent);
         let mut gathered = Gathered {
             evidence: Evidence {
                 link,
@@ -108,7 +124,7 @@ impl Circle {
     }
 
     /// Asks those who are asked about a silent machine alone.
-    async fn of_silent(&self, machine: &Machine, heard: LinkView) -> Silent {
+    async fn of_silent(&self, machine: &Machine, heard: LinkView, deadline: Duration) -> Silent {
         let identity = MachineIdentity {
             director: self.world.birth.director.clone(),
             cluster: machine.cluster.clone(),
@@ -116,7 +132,7 @@ impl Circle {
             incarnation: machine.incarnation,
         };
         let ((peers, of_peers, probes), (lease, lease_watched_ms, of_lease)) = tokio::join!(
-            peers::ask(&self.gateway, machine, identity),
+            peers::ask(&self.gateway, machine, identity, deadline),
             self.lease(machine, heard),
         );
         Silent {
@@ -317,6 +333,14 @@ pub(super) fn work(session: Option<&SessionView>, now: Timestamp) -> (Work, Stat
         None => "its last report is too old to count; its heartbeats name nothing",
     };
     (Work::Well, statement(says.to_owned(), report_age))
+}
+
+/// Whether the provider says that nothing of the machine runs.
+fn is_off(power: Power) -> bool {
+    match power {
+        Power::Stopped | Power::Absent => true,
+        Power::Running | Power::Unknown => false,
+    }
 }
 
 fn power(found: Option<provider::Power>) -> Power {

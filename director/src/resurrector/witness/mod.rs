@@ -5,10 +5,10 @@
 //! | link | the gateway's sessions, in memory | at once |
 //! | provider | always | [`POWER_DEADLINE`] |
 //! | report | the agent's last report and heartbeat, in memory | at once |
-//! | peers | three machines of the cluster, once the link is silent | [`PROBE_DEADLINE`] |
+//! | peers | three machines of the cluster, once the link is silent | [`PROBE_DEADLINE`], [`PROBE_DEADLINE_GONE`] once the provider says that it is off |
 //! | lease | the API server, through a control-plane machine that is heard of, once the link is silent | [`LEASE_DEADLINE`] |
 //!
-//! All are asked in parallel. Of a machine that is heard of nothing is asked but the provider.
+//! All are asked in parallel, but for the provider's head start of [`POWER_EARLY`]. Of a machine that is heard of nothing is asked but the provider.
 //!
 //! # Invariants
 //! * A witness that does not answer in time, or fails, says "unknown"; why is in its statement.
@@ -43,11 +43,14 @@ use crate::model::{Machine, Timestamp};
 
 pub use circle::Circle;
 pub use lease::RENEWAL_AGE_MAX;
-pub use peers::{PEERS_MAX, PROBE_DEADLINE};
+pub use peers::{PEERS_MAX, PROBE_DEADLINE, PROBE_DEADLINE_GONE};
 
 /// How long the provider may take to say whether a machine runs: a look at the local one takes
 /// milliseconds, a cloud's API a second.
 pub const POWER_DEADLINE: Duration = Duration::from_secs(2);
+/// How long its word is waited for before others are asked about a silent machine: what it says decides how
+/// long they get.
+pub const POWER_EARLY: Duration = Duration::from_millis(100);
 /// How long reading a Lease may take, the wait for a turn included.
 pub const LEASE_DEADLINE: Duration = Duration::from_millis(2_500);
 /// A report older than this says nothing about units any more; the heartbeat's count stands for it.

@@ -19,6 +19,9 @@ use crate::resurrector::{Peers, Probe};
 /// How long a peer may try. With 1.75 s until a machine is suspect, a death is judged within 5 s; a bad path
 /// gets four tries of each packet in it.
 pub const PROBE_DEADLINE: Duration = Duration::from_millis(2_500);
+/// The same once the provider has said that the machine is off or gone: its agent would answer within
+/// milliseconds, and two packets may be lost on the way.
+pub const PROBE_DEADLINE_GONE: Duration = Duration::from_millis(750);
 /// Peers that are asked. With three, one may lie and one be cut off by itself.
 pub const PEERS_MAX: usize = 3;
 /// TCP port of a kubelet.
@@ -49,6 +52,7 @@ pub(super) async fn ask(
     gateway: &Gateway,
     machine: &Machine,
     identity: MachineIdentity,
+    deadline: Duration,
 ) -> (Peers, Statement, Vec<ProbeView>) {
     let began = Instant::now();
     let chosen = choose(&machine.name, gateway.probers(&machine.cluster));
@@ -58,7 +62,12 @@ pub(super) async fn ask(
         agent: at(PEER_PORT),
         kubelet: at(KUBELET_PORT),
     };
-    let probes = join_all(chosen.iter().map(|peer| look(gateway, peer, &about))).await;
+    let probes = join_all(
+        chosen
+            .iter()
+            .map(|peer| look(gateway, peer, &about, deadline)),
+    )
+    .await;
     let found: Vec<Probe> = probes.iter().map(|probe| probe.found).collect();
     let statement = Statement {
         witness: Witness::Peers,
@@ -69,9 +78,14 @@ pub(super) async fn ask(
     (Peers::of(&found), statement, probes)
 }
 
-async fn look(gateway: &Gateway, peer: &MachineIdentity, about: &About) -> ProbeView {
+async fn look(
+    gateway: &Gateway,
+    peer: &MachineIdentity,
+    about: &About,
+    deadline: Duration,
+) -> ProbeView {
     let began = Instant::now();
-    let answer = gateway.probe(peer, about, PROBE_DEADLINE).await;
+    let answer = gateway.probe(peer, about, deadline).await;
     let (found, why) = match answer {
         Ok(Found::Agent) => (Probe::Agent, None),
         Ok(Found::Kubelet) => (Probe::Kubelet, None),
