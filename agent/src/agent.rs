@@ -14,13 +14,13 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use windlass_common::condition::Conditions;
-use windlass_common::error::ErrorClass;
+use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Epoch;
 use windlass_common::journal::{DirStorage, JournalError};
 use windlass_common::limits::PEER_PORT;
@@ -43,7 +43,7 @@ use crate::report::{Observer, heartbeat};
 use crate::runner::Runner;
 use crate::settings::{self, SettingsError, Source};
 use crate::steps::{Context, Reporter, lock};
-use crate::units::{Units, watch as unit_watch};
+use crate::units::{Job, Units, watch as unit_watch};
 use crate::vitals::Gauge;
 
 /// Command line of the agent.
@@ -142,6 +142,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     };
     let (observer, reports) = Observer::new(&host);
     let (tune, tuned) = watch::channel(Tune2::default());
+    let (replaced, told) = watch::channel(false);
     let (looked, found) = watch::channel(Arc::<Conditions>::default());
     let agent = Arc::new(Agent {
         boot_id: observer.boot().id.clone(),
@@ -149,6 +150,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         runner: Runner::new(context),
         reports,
         conditions: found,
+        replaced,
         seen: observer.seen(),
         tune,
     });
@@ -163,6 +165,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             unit_watch::run(watched_receiver, states),
             observer.run(states_receiver, tuned, changed),
             agent.runner.restore(),
+            give_way(&host, &agent.runner.context().units, told),
             keep_watchdog_quiet(&notify),
         )
     };
@@ -219,6 +222,33 @@ fn peer_address(settings: &Settings) -> SocketAddr {
     SocketAddr::new(any, PEER_PORT)
 }
 
+/// Stops the kubelet once the director has said that a later incarnation of this machine is there: its pods run
+/// elsewhere, and the API server takes nothing from this one. A kubelet that is started again is stopped again
+/// after the next start of the agent.
+async fn give_way(host: &Host, units: &Units, mut told: watch::Receiver<bool>) {
+    const AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
+    if told.wait_for(|replaced| *replaced).await.is_err() || host.root() != Path::new("/") {
+        // In a directory of tests, systemd is somebody else's.
+        return;
+    }
+    loop {
+        let stopped = async { units.queue(Job::Stop, KUBELET).await?.done().await };
+        match stopped.await {
+            Ok(()) => {
+                tracing::warn!("the kubelet is stopped: this machine was replaced");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "the kubelet of a replaced machine cannot be stopped");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// What runs the pods of a machine.
+const KUBELET: &str = "kubelet.service";
+
 /// Tells systemd that the agent's one thread still gets to its work.
 async fn keep_watchdog_quiet(notify: &Notify) {
     let Some(interval) = notify.watchdog_interval() else {
@@ -258,6 +288,7 @@ struct Agent {
     runner: Runner,
     reports: watch::Receiver<Arc<Report>>,
     conditions: watch::Receiver<Arc<Conditions>>,
+    replaced: watch::Sender<bool>,
     seen: watch::Receiver<Arc<Report>>,
     tune: watch::Sender<Tune2>,
 }
@@ -303,6 +334,10 @@ impl Handler for Agent {
 
     fn epoch_seen(&self, epoch: Epoch) {
         self.runner.see_epoch(epoch);
+    }
+
+    fn replaced(&self) {
+        self.replaced.send_replace(true);
     }
 
     fn tuned(&self, tune: Tune2) {

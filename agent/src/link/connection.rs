@@ -69,6 +69,22 @@ pub enum ConnectError {
     },
 }
 
+/// Whether a handshake was ended with the alert for a machine that was replaced. TLS lets a client see it after
+/// the director has proven itself, so that nobody else can say it.
+fn told_replaced(error: &ConnectionError) -> bool {
+    // RFC 9001: a TLS alert, here certificate_revoked, in the range of QUIC's codes for them.
+    const CERTIFICATE_REVOKED: u64 = 0x100 + 44;
+    matches!(error, ConnectionError::ConnectionClosed(closed)
+        if u64::from(closed.error_code) == CERTIFICATE_REVOKED)
+}
+
+impl ConnectError {
+    /// See [`Ended::replaced`].
+    pub(super) fn replaced(&self) -> bool {
+        matches!(self, ConnectError::Handshake { source, .. } if told_replaced(source))
+    }
+}
+
 /// Connects from a socket of its own: a new attempt starts with nothing of an old one.
 pub(super) async fn connect(
     config: quinn::ClientConfig,
@@ -137,6 +153,11 @@ impl Ended {
             Close::of(error),
             Some(Close::Unauthenticated | Close::Expired | Close::Revoked)
         )
+    }
+
+    /// Whether the director says that a later incarnation of this machine is there.
+    pub(super) fn replaced(&self) -> bool {
+        matches!(self, Ended::Connection(error) if told_replaced(error))
     }
 
     /// Whether the director says that the certificate is over, whatever the clock of this machine shows.

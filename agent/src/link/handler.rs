@@ -46,6 +46,9 @@ pub trait Handler: Send + Sync + 'static {
     /// The director said its epoch. Called before any of its steps.
     fn epoch_seen(&self, epoch: Epoch);
 
+    /// The director has refused this machine several times in a row because a later incarnation of it is there.
+    fn replaced(&self) {}
+
     /// The director said how to report, in the ranges there are.
     fn tuned(&self, tune: Tune2);
 }

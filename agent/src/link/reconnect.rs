@@ -25,6 +25,9 @@ use crate::peer;
 /// A connection that held this long was a good one: the next failure starts with a short wait.
 const GOOD_AFTER: Duration = RECONNECT_CAP;
 
+/// Refusals in a row, each because this machine was replaced, after which it is believed.
+const REPLACED_AFTER: u32 = 3;
+
 /// Why the link gives up: what waiting does not mend.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -101,6 +104,7 @@ async fn keep(
     let mut turn = 0;
     // The director knows better whether the certificate is over than a clock that may be wrong.
     let mut told_lapsed = false;
+    let mut told_replaced = 0_u32;
     loop {
         let address = directors[turn % directors.len()];
         let began = Instant::now();
@@ -110,6 +114,20 @@ async fn keep(
             // Not answered yet.
             Err(_) => told_lapsed,
         };
+        told_replaced = match &ended {
+            Ok(ended) if ended.replaced() => told_replaced.saturating_add(1),
+            Err(AttemptError::Connect(error)) if error.replaced() => {
+                told_replaced.saturating_add(1)
+            }
+            // Served again, or refused for another reason.
+            Ok(_) => 0,
+            // Not answered.
+            Err(_) => told_replaced,
+        };
+        if told_replaced == REPLACED_AFTER {
+            tracing::error!(machine = %context.me, "this machine was replaced by a later incarnation");
+            context.handler.replaced();
+        }
         match ended {
             Ok(Ended::Stopped) => return Ok(()),
             Ok(ended) if ended.director_restarts() => {

@@ -34,6 +34,8 @@ pub(super) enum Unauthorized {
     OtherDirector(MachineIdentity),
     #[error("{0} is not current; this incarnation was replaced or deleted")]
     NotCurrent(MachineIdentity),
+    #[error("{0} is not current; this incarnation was replaced by a later one")]
+    Replaced(MachineIdentity),
 }
 
 impl Unauthorized {
@@ -45,7 +47,7 @@ impl Unauthorized {
             Unauthorized::Expired(_) => Reason::CertificateExpired,
             Unauthorized::NoMachine(_) => Reason::CertificatePurpose,
             Unauthorized::OtherDirector(_) => Reason::OtherDirector,
-            Unauthorized::NotCurrent(_) => Reason::NotCurrent,
+            Unauthorized::NotCurrent(_) | Unauthorized::Replaced(_) => Reason::NotCurrent,
         }
     }
 
@@ -53,10 +55,13 @@ impl Unauthorized {
     fn alert(self) -> Error {
         Error::InvalidCertificate(match self {
             Unauthorized::Chain(error) | Unauthorized::Expired(error) => return error,
-            Unauthorized::NotCurrent(_) => CertificateError::Revoked,
+            // The one alert that makes an agent stop its kubelet.
+            Unauthorized::Replaced(_) => CertificateError::Revoked,
             Unauthorized::OtherDirector(_) => CertificateError::ApplicationVerificationFailure,
             Unauthorized::NoMachine(_) => CertificateError::InvalidPurpose,
-            Unauthorized::NoCertificate => CertificateError::Other(OtherError(Arc::new(self))),
+            Unauthorized::NotCurrent(_) | Unauthorized::NoCertificate => {
+                CertificateError::Other(OtherError(Arc::new(self)))
+            }
         })
     }
 }
@@ -121,7 +126,11 @@ impl AgentVerifier {
             return Err(Unauthorized::OtherDirector(identity));
         }
         if !self.registry.is_current(&identity) {
-            return Err(Unauthorized::NotCurrent(identity));
+            return Err(if self.registry.is_replaced(&identity) {
+                Unauthorized::Replaced(identity)
+            } else {
+                Unauthorized::NotCurrent(identity)
+            });
         }
         Ok((identity, leaf))
     }

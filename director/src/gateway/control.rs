@@ -171,7 +171,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection, p
                 .refusals
                 .refuse(error.reason(), stranger, ErrorClass::Operator, &error);
             let why = match error {
-                Unauthorized::NotCurrent(_) => Close::Revoked,
+                Unauthorized::NotCurrent(_) | Unauthorized::Replaced(_) => Close::Revoked,
                 Unauthorized::Expired(_) => Close::Expired,
                 Unauthorized::NoCertificate
                 | Unauthorized::Chain(_)

@@ -141,6 +141,11 @@ impl RedeemError {
 pub trait IncarnationRegistry: Send + Sync + 'static {
     /// Whether this very incarnation of this machine of this cluster may connect now.
     fn is_current(&self, identity: &MachineIdentity) -> bool;
+
+    /// Whether a later incarnation of this machine of this cluster is there instead. Its machine is told so, and
+    /// ends what it runs: true only where a record says it. A machine that nobody knows, or that is newer than
+    /// what a director knows that was restored from an old backup, is refused and not told.
+    fn is_replaced(&self, identity: &MachineIdentity) -> bool;
 }
 
 /// Knows where artifacts are. Called on a blocking thread.

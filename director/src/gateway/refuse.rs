@@ -122,6 +122,8 @@ pub(super) fn handshake_reason(error: &ConnectionError) -> Reason {
     };
     // RFC 9001: a TLS alert is the low byte of this range of codes. RFC 8446 numbers the alerts.
     match u64::from(fault.code).checked_sub(0x100) {
+        // An alert of many meanings; the words are ours (`authorize`).
+        Some(46) if fault.reason.contains("is not current") => Reason::NotCurrent,
         Some(42 | 46 | 51) => Reason::CertificateInvalid,
         Some(43) => Reason::CertificatePurpose,
         Some(44) => Reason::NotCurrent,

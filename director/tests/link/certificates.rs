@@ -304,6 +304,33 @@ async fn revocation_closes_an_open_connection_and_the_door() {
     assert_eq!(machine.steps.begun("t1/x"), 0);
 }
 
+/// What it is told ends its kubelet: so nobody is told whom a director refuses that knows less than it did.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_machine_that_was_replaced_is_told_so() {
+    const REFUSALS: u64 = 5;
+    for (now_current, told) in [("demo-w-0", 4, 1), ("demo-w-0", 2, 0), ("demo-w-1", 4, 0)]
+        .map(|(machine, incarnation, told)| (identity(machine, incarnation), told))
+    {
+        let director = Director::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Machine::boot(director.settings("demo-w-0", 3), dir.path());
+        director.connected(&machine).await;
+        director.records.forget("demo-w-0");
+        director.records.make_current(&now_current);
+        director.gateway().revoke(&identity("demo-w-0", 3));
+        wait_for("it to knock again and again", || {
+            (director.refused(Reason::NotCurrent) >= REFUSALS).then_some(())
+        })
+        .await;
+        assert_eq!(
+            *machine.steps.replaced.lock().unwrap(),
+            told,
+            "{now_current}"
+        );
+        machine.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_newest_connection_of_a_machine_wins() {
     let director = Director::start().await;

@@ -104,6 +104,12 @@ impl Records {
         current.insert(identity.clone());
     }
 
+    /// Lets no incarnation of a machine connect.
+    pub(crate) fn forget(&self, machine: &str) {
+        let mut current = self.current.lock().unwrap();
+        current.retain(|held| held.machine.as_str() != machine);
+    }
+
     pub(crate) fn redemptions(&self) -> Vec<Result<(), String>> {
         self.redeemed.lock().unwrap().clone()
     }
@@ -171,6 +177,15 @@ impl EnrollmentStore for Records {
 impl IncarnationRegistry for Records {
     fn is_current(&self, identity: &MachineIdentity) -> bool {
         self.current.lock().unwrap().contains(identity)
+    }
+
+    fn is_replaced(&self, identity: &MachineIdentity) -> bool {
+        let current = self.current.lock().unwrap();
+        let later = |one: &MachineIdentity| one.incarnation > identity.incarnation;
+        let same = |one: &&MachineIdentity| {
+            one.machine == identity.machine && one.cluster == identity.cluster
+        };
+        current.iter().filter(same).any(later)
     }
 }
 
@@ -322,6 +337,8 @@ pub(crate) struct Steps {
     pub(crate) flooded: Mutex<u64>,
     /// What it was told about reporting.
     pub(crate) tunes: Mutex<Vec<Tune2>>,
+    /// How often it was told that it was replaced.
+    pub(crate) replaced: Mutex<u32>,
     running: Mutex<u32>,
     pub(crate) running_most: Mutex<u32>,
 }
@@ -336,6 +353,7 @@ impl Steps {
             epochs: Mutex::default(),
             flooded: Mutex::default(),
             tunes: Mutex::default(),
+            replaced: Mutex::default(),
             running: Mutex::default(),
             running_most: Mutex::default(),
         }
@@ -479,6 +497,10 @@ impl Handler for Steps {
 
     fn epoch_seen(&self, epoch: Epoch) {
         self.epochs.lock().unwrap().push(epoch);
+    }
+
+    fn replaced(&self) {
+        *self.replaced.lock().unwrap() += 1;
     }
 
     fn tuned(&self, tune: Tune2) {

@@ -67,4 +67,14 @@ impl IncarnationRegistry for Registry {
                     *cluster == identity.cluster && *incarnation == identity.incarnation
                 })
     }
+
+    fn is_replaced(&self, identity: &MachineIdentity) -> bool {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        identity.director == self.director
+            && current
+                .get(&identity.machine)
+                .is_some_and(|(cluster, incarnation)| {
+                    *cluster == identity.cluster && *incarnation > identity.incarnation
+                })
+    }
 }
