@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use windlass_common::cluster::ClusterSpec;
-use windlass_common::id::{ClusterName, Digest, DiskName};
+use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 
 use super::change::StemcellChoice;
 use super::draft::{Draft, random_u32};
@@ -14,6 +14,7 @@ use crate::model::{
     Plan, PlanStep, Revision, Task, TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::planner::{self, Desired, Observed, inputs};
+use crate::resurrector::CaseRecord;
 use crate::rollout::{Stop, cluster_pki_name, world};
 use crate::store::{Act, Commit, Expect, Kind, Record};
 
@@ -112,8 +113,20 @@ impl Inner {
         spec: &ClusterSpec,
         stemcell: &StemcellChoice,
     ) -> ServiceResult<Change> {
-        let observed = self.world.observe(&spec.name).await?;
-        let draft = self.change(cluster, spec, stemcell, &observed).await?;
+        let mut observed = self.world.observe(&spec.name).await?;
+        let cases: Vec<CaseRecord> = self.records.list().await?;
+        // A machine that hangs is powered on, and serves nobody: it goes first, and cannot be drained.
+        let down = |name: &MachineName, incarnation| {
+            let mut of_machine = cases.iter().filter(|case| case.machine == *name);
+            of_machine.any(|case| case.is_down(incarnation))
+        };
+        for (name, found) in &mut observed.machines {
+            found.running &= !down(name, found.incarnation);
+        }
+        let mut draft = self.change(cluster, spec, stemcell, &observed).await?;
+        for machine in draft.machines.iter_mut().filter(|m| m.wanted.is_some()) {
+            machine.condemned |= down(&machine.name, machine.incarnation);
+        }
         let (desired, observed) = self.state(&draft.cluster, &draft.machines).await?;
         Ok(Change {
             draft,

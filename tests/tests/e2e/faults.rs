@@ -82,7 +82,40 @@ pub(crate) fn borne_or_healed() -> Result<()> {
         verdict(&world, machine, "healthy")?;
         ensure!(incarnation(&world, machine)? == 1, "{machine} was replaced");
     }
-    healthy(&kubectl, 3)
+    healthy(&kubectl, 3)?;
+    change_meets_a_dead_machine(&world, &kubectl)
+}
+
+/// A change takes a machine that hangs first, and shuts it out where others are drained. Its name is given to
+/// another machine later, which begins with the first incarnation and is not taken for the old one.
+fn change_meets_a_dead_machine(world: &World, kubectl: &Kubectl) -> Result<()> {
+    let began = Instant::now();
+    world.run(&[
+        "node",
+        "hold",
+        HUNG,
+        "--reason",
+        "what a change does about it",
+    ])?;
+    world.freeze(HUNG)?;
+    verdict(world, HUNG, "nodeHung")?;
+    world.run(&["cluster", "scale", "fault", "--pool", "workers=1", "--wait"])?;
+    let tasks = world.json(&["task", "list"])?;
+    let newest = tasks["items"][0]["id"].as_str().context("a task")?;
+    let task = world.json(&["task", "show", newest])?;
+    let step = |name: &str| !task["steps"][format!("machine/{HUNG}/{name}")].is_null();
+    ensure!(step("fence") && !step("drain"), "it was drained: {task:#}");
+    eprintln!(
+        "  hangs, taken out by a change: {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    healthy(kubectl, 2)?;
+    world.run(&["cluster", "scale", "fault", "--pool", "workers=2", "--wait"])?;
+    healthy(kubectl, 3)?;
+    let nodes = kubectl.ready_nodes()?;
+    let again = format!("{HUNG}-i1");
+    ensure!(nodes.contains(&again), "nodes: {nodes:?}");
+    Ok(())
 }
 
 /// A containerd that hangs holds its socket, and its unit is active: only its silence tells.
