@@ -9,6 +9,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod drain;
+mod gate;
 pub mod gateway;
 pub mod health;
 pub mod kubernetes;

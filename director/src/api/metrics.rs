@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::header;
@@ -12,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::ApiState;
 use super::problem::Problem;
+use crate::gate::Gate;
 use crate::gateway::{CounterView, Total};
 use crate::resurrector::Verdict;
 
@@ -37,17 +40,24 @@ impl Refusal {
     ];
 }
 
-/// The API's own counters.
+/// The API's own counters, and how much of what they count is written to the log.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals([AtomicU64; Refusal::ALL.len()]);
+pub(crate) struct Refusals {
+    counts: [AtomicU64; Refusal::ALL.len()],
+    gates: Mutex<[Gate; Refusal::ALL.len()]>,
+}
 
 impl Refusals {
-    pub(super) fn count(&self, refusal: Refusal) {
-        self.0[refusal as usize].fetch_add(1, Ordering::Relaxed);
+    /// Counts a refusal. If its line is to be written, how many before it had none.
+    pub(super) fn count(&self, refusal: Refusal, now: Instant) -> Option<u64> {
+        self.counts[refusal as usize].fetch_add(1, Ordering::Relaxed);
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let gate = &mut gates[refusal as usize];
+        gate.admit(now).then(|| gate.take_held())
     }
 
     fn get(&self, refusal: Refusal) -> u64 {
-        self.0[refusal as usize].load(Ordering::Relaxed)
+        self.counts[refusal as usize].load(Ordering::Relaxed)
     }
 }
 
@@ -161,8 +171,24 @@ fn help(total: Total) -> &'static str {
 mod tests {
     use std::collections::BTreeSet;
 
+    use windlass_common::limits::{LOG_INTERVAL, LOG_LINES_PER_REASON};
+
     use super::*;
     use crate::gateway::Reason;
+
+    #[test]
+    fn a_flood_of_refusals_has_few_lines_and_each_is_counted() {
+        let (api, now) = (Refusals::default(), Instant::now());
+        let lines = (0..1000).filter_map(|_| api.count(Refusal::Handshake, now));
+        assert_eq!(
+            lines.collect::<Vec<_>>(),
+            [0; LOG_LINES_PER_REASON as usize]
+        );
+        assert!(api.count(Refusal::Caller, now).is_some(), "another reason");
+        let later = api.count(Refusal::Handshake, now + LOG_INTERVAL);
+        assert_eq!(later, Some(1000 - u64::from(LOG_LINES_PER_REASON)));
+        assert_eq!(api.get(Refusal::Handshake), 1001);
+    }
 
     #[test]
     fn every_counter_has_a_line_and_every_line_the_format() {
@@ -178,7 +204,7 @@ mod tests {
         let api = Refusals::default();
         for (number, (refusal, _)) in Refusal::ALL.into_iter().enumerate() {
             for _ in 0..=number {
-                api.count(refusal);
+                let _ = api.count(refusal, Instant::now());
             }
         }
         let verdicts = [(Verdict::NodeHung, 2)].into();

@@ -210,6 +210,11 @@ struct Connection {
 }
 
 impl Connection {
+    /// Counts a refusal; see [`Refusals::count`].
+    fn refused(&self, refusal: Refusal) -> Option<u64> {
+        self.refusals.count(refusal, std::time::Instant::now())
+    }
+
     async fn run(mut self, stream: TcpStream) {
         // Small answers go out at once.
         let _ = stream.set_nodelay(true);
@@ -217,13 +222,15 @@ impl Connection {
         let stream = match handshake.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                self.refusals.count(Refusal::Handshake);
-                tracing::info!(peer = %self.peer, %error, "refused a connection");
+                if let Some(unlogged) = self.refused(Refusal::Handshake) {
+                    tracing::info!(peer = %self.peer, %error, unlogged, "refused a connection");
+                }
                 return;
             }
             Err(_) => {
-                self.refusals.count(Refusal::Timeout);
-                tracing::info!(peer = %self.peer, "a handshake took too long");
+                if let Some(unlogged) = self.refused(Refusal::Timeout) {
+                    tracing::info!(peer = %self.peer, unlogged, "a handshake took too long");
+                }
                 return;
             }
         };
@@ -236,8 +243,10 @@ impl Connection {
                 self.routes.layer(Extension(Peer { name, generation }))
             }
             Err(error) => {
-                self.refusals.count(Refusal::Caller);
-                tracing::warn!(peer = %self.peer, error = %ErrorChain(&error), "refused a caller");
+                if let Some(unlogged) = self.refused(Refusal::Caller) {
+                    let error = ErrorChain(&error);
+                    tracing::warn!(peer = %self.peer, %error, unlogged, "refused a caller");
+                }
                 nobody(&error)
             }
         };

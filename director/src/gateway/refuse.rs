@@ -2,9 +2,9 @@
 //!
 //! # Invariants
 //! * Every refusal is counted.
-//! * In each interval of [`LOG_INTERVAL`] and for each reason at most [`LOG_LINES_PER_REASON`] refusals
-//!   of strangers, and as many of machines, have a line of their own; the rest is one line with their
-//!   number. So the log grows by a bounded amount, whatever peers do.
+//! * In each interval a bounded number of refusals of strangers, and as many of machines, have a line of
+//!   their own for each reason ([`Gate`]); the rest is one line with their number. So the log grows by a
+//!   bounded amount, whatever peers do.
 //! * Strangers do not use up the lines of machines.
 
 use std::array;
@@ -17,10 +17,10 @@ use std::time::Instant;
 use quinn::ConnectionError;
 
 use windlass_common::error::{ErrorChain, ErrorClass};
-use windlass_common::limits::{LOG_INTERVAL, LOG_LINES_PER_REASON};
 use windlass_common::wire::frame::FrameError;
 
 use super::counters::{Counters, Reason};
+use crate::gate::Gate;
 
 /// Who is refused.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +87,7 @@ impl Refusals {
     pub(super) fn refuse_nameless(&self, reason: Reason) {
         self.counters.refused(reason);
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        gates[reason as usize][0].held += 1;
+        gates[reason as usize][0].hold();
     }
 
     fn admit(&self, reason: Reason, known: bool, now: Instant) -> bool {
@@ -153,73 +153,11 @@ pub(super) fn frame_reason(error: &FrameError) -> Option<Reason> {
     }
 }
 
-/// Lets a number of lines through in each interval, and counts the rest.
-#[derive(Debug, Default, Clone, Copy)]
-struct Gate {
-    /// When the interval began.
-    since: Option<Instant>,
-    lines: u32,
-    held: u64,
-}
-
-impl Gate {
-    fn admit(&mut self, now: Instant) -> bool {
-        let fresh = self
-            .since
-            .is_none_or(|since| now.saturating_duration_since(since) >= LOG_INTERVAL);
-        if fresh {
-            self.since = Some(now);
-            self.lines = 0;
-        }
-        if self.lines < LOG_LINES_PER_REASON {
-            self.lines += 1;
-            return true;
-        }
-        self.held += 1;
-        false
-    }
-
-    fn take_held(&mut self) -> u64 {
-        std::mem::take(&mut self.held)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
+    use windlass_common::limits::LOG_LINES_PER_REASON;
 
     use super::*;
-
-    proptest! {
-        /// Whatever comes when: each refusal has a line or is in a summary, and lines are bounded.
-        #[test]
-        fn nothing_is_lost_and_no_interval_has_too_many_lines(
-            gaps in prop::collection::vec(0u64..3_000, 1..400),
-        ) {
-            let start = Instant::now();
-            let (mut gate, mut at, mut lines, mut held) = (Gate::default(), 0, Vec::new(), 0);
-            for gap in &gaps {
-                at += gap;
-                let now = start + Duration::from_millis(*gap) + Duration::from_millis(at - gap);
-                if gate.admit(now) {
-                    lines.push(at);
-                }
-                if at % 7 == 0 {
-                    held += gate.take_held();
-                }
-            }
-            held += gate.take_held();
-            prop_assert_eq!(lines.len() as u64 + held, gaps.len() as u64);
-            let interval = LOG_INTERVAL.as_millis() as u64;
-            for first in &lines {
-                let within = lines.iter().filter(|line| (*first..first + interval).contains(line));
-                // Two intervals may touch in any span of that length.
-                prop_assert!(within.count() <= 2 * LOG_LINES_PER_REASON as usize);
-            }
-        }
-    }
 
     #[test]
     fn strangers_do_not_use_up_the_lines_of_machines() {
