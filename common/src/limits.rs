@@ -41,6 +41,12 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 pub fn suspect_after(interval: Duration) -> Duration {
     interval * 3 + interval / 4
 }
+/// What a heartbeat costs a director at most, the update of its health state included: measured 28 to 36
+/// us (`docs/benchmarks.md`).
+pub const HEARTBEAT_CPU: Duration = Duration::from_micros(50);
+/// The longest interval that a director chooses because of the size of its fleet: a death is suspected
+/// after 3.5 of them, 5.25 s, before [`LINK_IDLE_TIMEOUT`] ends the connection.
+pub const HEARTBEAT_INTERVAL_PACED_MAX: Duration = Duration::from_millis(1500);
 /// What a director may ask for between heartbeats, milliseconds. At the shortest, a heartbeat of about
 /// 100 us costs an agent 0.2 % of a core; at the longest, keep-alives still hold the connection.
 pub const HEARTBEAT_INTERVAL_MS: RangeInclusive<u32> = 50..=60_000;
@@ -55,6 +61,13 @@ pub const LINK_IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 /// See [`RECONNECT_FIRST`].
 pub const RECONNECT_CAP: Duration = Duration::from_secs(15);
+/// How long an attempt goes on without a sound from the director, while it may be starting: a first
+/// packet goes at 0, 0.3 and 0.9 s, and the next attempt begins after at most 1.6 s, so that a director
+/// that is up is found within 0.7 s, where a round trip takes no longer than 0.6 s.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
+/// For how long an agent without a link asks that often; a director's host starts again in less. Three
+/// packets of 1,200 bytes in 1.6 s: 23 MB/s of 10,000 agents, for two minutes.
+pub const RECONNECT_EAGER: Duration = Duration::from_secs(120);
 /// Life of an agent's certificate; renewed at two thirds of it.
 pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// How long after its end a certificate may still be followed by a new one without a token. A director
@@ -67,9 +80,9 @@ pub const LAPSED_GRACE_HOURS_MAX: u32 = 90 * 24;
 /// How long one key seals session tickets; it opens them for twice as long. A ticket is good for 12 to 24
 /// hours, no longer than the certificate in it by default.
 pub const TICKET_KEY_PERIOD: Duration = Duration::from_secs(12 * 3600);
-/// Session tickets that the director sends on each connection. An attempt uses one up, answered or not,
-/// and gives up after [`HELLO_TIMEOUT`]: four last for a director that is away for 20 s. A ticket is
-/// about 1.3 KiB.
+/// Session tickets that the director sends on each connection. An attempt uses one up, answered or not:
+/// four last for a director that is away for [`LINK_IDLE_TIMEOUT`], in which nothing is noticed, and four
+/// attempts of [`ANSWER_TIMEOUT`], 12 s. A ticket is about 1.3 KiB.
 pub const TICKETS_PER_CONNECTION: usize = 4;
 /// Life of an enrollment token: from creating the machine to its first connection.
 pub const ENROLLMENT_TOKEN_LIFE: Duration = Duration::from_secs(3600);
@@ -82,14 +95,25 @@ pub const PROGRESS_QUEUE: usize = 16;
 /// Events that a slow subscriber may be behind before it has to read the table of sessions again; a
 /// cluster of 300 machines that all connect and report at once.
 pub const EVENTS_QUEUE: usize = 1024;
+/// Packets that wait for the gateway, in bytes as the kernel counts them: 2.3 KiB for a first packet, 0.75
+/// KiB for a heartbeat. 4 MiB are 1,800 agents that come at once, whose packets take 40 ms to read, and
+/// the heartbeats of a quarter second of 10,000 agents.
+pub const GATEWAY_RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 /// How long a peer may take for the handshake, and again for its first frame.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes under way from which on a new peer has to prove its address first (QUIC Retry). A
 /// handshake takes about 2 ms of CPU, so that this many are a quarter of a second of work.
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
 /// Handshakes under way at most; for a further one the oldest gives way, so that strangers who hold
-/// theirs keep nobody out. Half-open and waiting, one holds up to 128 KiB: 256 MiB for all of them.
+/// theirs keep nobody out.
 pub const HANDSHAKES_MAX: usize = 2048;
+/// Connections at most that are no sessions: handshakes, and as many that have ended. QUIC keeps an ended
+/// one for three timeouts of its path, 0.9 s where no packet has shown how fast that is. Beyond it first
+/// packets are dropped, and come again.
+pub const STRANGERS_MAX: usize = 2 * HANDSHAKES_MAX;
+/// Resident bytes of all of these: one that stands half open takes 46 kB, 190 MB for all, and the rest is
+/// what an allocator keeps of them.
+pub const HANDSHAKES_BYTES_MAX: usize = 256 << 20;
 /// How long a handshake keeps its place when others need it: an honest one is two round trips.
 pub const HANDSHAKE_GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
 /// Enrollments under way at most; each may hold a blocking thread for one transaction of the store.

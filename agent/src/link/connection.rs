@@ -24,6 +24,7 @@ use windlass_common::wire::message::{
 use windlass_common::wire::probe::{ProbeAnswer, ProbeAsk};
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
+use super::answer;
 use super::identity::{Identity, IdentityError, IdentityStore};
 use super::renewal::Renewal;
 use super::resume::Resumable;
@@ -61,11 +62,19 @@ pub enum ConnectError {
         #[source]
         source: ConnectionError,
     },
-    /// No answer.
-    #[error("{address} did not answer within {HELLO_TIMEOUT:?}")]
+    /// The handshake began and did not end.
+    #[error("the handshake with {address} was not over within {HELLO_TIMEOUT:?}")]
     TooSlow {
         /// Where to.
         address: SocketAddr,
+    },
+    /// Not a single datagram came back.
+    #[error("nobody has answered at {address} within {within:?}")]
+    Silent {
+        /// Where to.
+        address: SocketAddr,
+        /// For how long it was waited.
+        within: Duration,
     },
 }
 
@@ -85,22 +94,37 @@ impl ConnectError {
     }
 }
 
-/// Connects from a socket of its own: a new attempt starts with nothing of an old one.
+/// Whom an attempt tries.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct To {
+    pub(super) address: SocketAddr,
+    /// How long it may stay silent.
+    pub(super) patience: Duration,
+}
+
+/// Connects from a socket of its own: a new attempt starts with nothing of an old one. A handshake that
+/// was answered is given up after [`HELLO_TIMEOUT`].
 pub(super) async fn connect(
     config: quinn::ClientConfig,
-    address: SocketAddr,
+    To { address, patience }: To,
     name: &str,
 ) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
     let any = match address {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    let endpoint = quinn::Endpoint::client(any).map_err(ConnectError::Socket)?;
+    let (endpoint, ear) = answer::endpoint(any).map_err(ConnectError::Socket)?;
     let connecting = endpoint
         .connect_with(config, address, name)
         .map_err(|source| ConnectError::Address { address, source })?;
-    let connection = timeout(HELLO_TIMEOUT, connecting)
-        .await
+    let connected = tokio::select! {
+        biased;
+        connected = timeout(HELLO_TIMEOUT, connecting) => connected,
+        () = ear.silence(patience) => {
+            return Err(ConnectError::Silent { address, within: patience });
+        }
+    };
+    let connection = connected
         .map_err(|_| ConnectError::TooSlow { address })?
         .map_err(|source| ConnectError::Handshake { address, source })?;
     Ok((endpoint, connection))

@@ -1,6 +1,5 @@
 //! Enrollment: one request over a connection that trusts the pinned root.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
@@ -18,7 +17,7 @@ use windlass_common::transport::{self, Close};
 use windlass_common::wire::frame::{self, FrameError};
 use windlass_common::wire::message::{Body, EnrollRequest, EnrollResponse, Refusal, RefusalCode};
 
-use super::connection::{self, ConnectError};
+use super::connection::{self, ConnectError, To};
 use super::identity::{Identity, IdentityError};
 
 /// Why the machine got no certificate.
@@ -88,7 +87,7 @@ impl EnrollError {
     }
 }
 
-/// Asks the director at `address` for a certificate for `key`, which is on disk already.
+/// Asks the director that is tried for a certificate for `key`, which is on disk already.
 ///
 /// The director is the one that `roots` verify, which it handed out last; without any, the one whose
 /// root has the digest in the settings.
@@ -97,7 +96,7 @@ pub(super) async fn enroll(
     me: &MachineIdentity,
     key: PrivateKey,
     roots: &[CertificateDer<'_>],
-    address: SocketAddr,
+    to: To,
     clock: &Clock,
 ) -> Result<Identity, EnrollError> {
     let tls = if roots.is_empty() {
@@ -107,7 +106,7 @@ pub(super) async fn enroll(
     };
     let mut tls = tls.map_err(EnrollError::Tls)?;
     tls.time_provider = Arc::new(clock.clone());
-    let answer: EnrollResponse = ask(tls, &settings.director_id, address, |_| {
+    let answer: EnrollResponse = ask(tls, &settings.director_id, to, |_| {
         Ok(EnrollRequest {
             token: settings.token.clone(),
             cluster: settings.cluster.clone(),
@@ -124,11 +123,11 @@ pub(super) async fn enroll(
 pub(super) async fn ask<Q: Body, A: Body>(
     tls: rustls::ClientConfig,
     director: &DirectorId,
-    address: SocketAddr,
+    to: To,
     request: impl FnOnce(&quinn::Connection) -> Result<Q, EnrollError>,
 ) -> Result<A, EnrollError> {
     let config = transport::client_config(tls).map_err(EnrollError::Tls)?;
-    let (_endpoint, connection) = connection::connect(config, address, &gateway_name(director))
+    let (_endpoint, connection) = connection::connect(config, to, &gateway_name(director))
         .await
         .map_err(EnrollError::Connect)?;
     let request = request(&connection)?;

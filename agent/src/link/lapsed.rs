@@ -1,6 +1,5 @@
 //! Coming back with a certificate that is over: see [`windlass_common::lapsed`] for the rule.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use windlass_common::clock::Clock;
@@ -9,22 +8,23 @@ use windlass_common::pki::{MachineIdentity, PrivateKey};
 use windlass_common::tls;
 use windlass_common::wire::message::{EnrollResponse, LapsedRequest};
 
+use super::connection::To;
 use super::enroll::{self, EnrollError};
 use super::identity::Identity;
 
-/// Asks the director at `address`, which the last identity's roots verify, for a certificate that follows
+/// Asks the director that is tried, which the last identity's roots verify, for a certificate that follows
 /// the last one. The key for it is a new one: a crash before it is saved leaves the last identity, which
 /// asks again.
 pub(super) async fn come_back(
     me: &MachineIdentity,
     last: &Identity,
-    address: SocketAddr,
+    to: To,
     clock: &Clock,
 ) -> Result<Identity, EnrollError> {
     let mut tls = tls::enroll_client_trusting(&last.roots).map_err(EnrollError::Tls)?;
     tls.time_provider = Arc::new(clock.clone());
     let key = PrivateKey::generate().map_err(EnrollError::Request)?;
-    let answer: EnrollResponse = enroll::ask(tls, &me.director, address, |connection| {
+    let answer: EnrollResponse = enroll::ask(tls, &me.director, to, |connection| {
         request(connection, last, &key)
     })
     .await?;

@@ -19,6 +19,7 @@
 //! # Not here
 //! What a step does and its journal, and the check of the epoch: the [`Handler`]'s.
 
+mod answer;
 mod artifact;
 mod connection;
 mod enroll;

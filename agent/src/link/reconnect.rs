@@ -1,6 +1,5 @@
 //! Coming back: one attempt after the other, until the agent stops.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +9,12 @@ use tokio::time::{Instant, sleep};
 use windlass_common::backoff::Backoff;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Digest;
-use windlass_common::limits::{RECONNECT_CAP, RECONNECT_FIRST};
+use windlass_common::limits::{
+    ANSWER_TIMEOUT, HELLO_TIMEOUT, RECONNECT_CAP, RECONNECT_EAGER, RECONNECT_FIRST,
+};
 use windlass_common::pki::{MachineIdentity, gateway_name};
 
-use super::connection::{self, ConnectError, Context, Ended};
+use super::connection::{self, ConnectError, Context, Ended, To};
 use super::enroll::{self, EnrollError};
 use super::identity::{Identity, IdentityError, IdentityStore, Saved};
 use super::lapsed;
@@ -37,6 +38,47 @@ pub enum LinkError {
     /// The machine's own state.
     #[error("the machine's identity cannot be kept")]
     Identity(#[source] IdentityError),
+}
+
+/// When to try again: soon, while a director may be starting; ever later, one that said no or has been
+/// away for long.
+struct Pace {
+    soon: Backoff,
+    later: Backoff,
+    /// Since when there has been no link.
+    away_since: Instant,
+}
+
+impl Pace {
+    fn new(seed: u64, now: Instant) -> Pace {
+        Pace {
+            soon: Backoff::new(RECONNECT_FIRST, RECONNECT_FIRST, seed),
+            later: Backoff::new(RECONNECT_FIRST, RECONNECT_CAP, seed),
+            away_since: now,
+        }
+    }
+
+    fn is_eager(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.away_since) < RECONNECT_EAGER
+    }
+
+    /// How long an attempt that begins now goes on without a sound.
+    fn patience(&self, now: Instant) -> Duration {
+        if self.is_eager(now) {
+            ANSWER_TIMEOUT
+        } else {
+            HELLO_TIMEOUT
+        }
+    }
+
+    /// The wait before the next attempt. `silent`: nobody answered the last one.
+    fn wait(&mut self, silent: bool, now: Instant) -> Duration {
+        if silent && self.is_eager(now) {
+            self.soon.next_wait()
+        } else {
+            self.later.next_wait()
+        }
+    }
 }
 
 impl LinkError {
@@ -100,15 +142,22 @@ async fn keep(
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), LinkError> {
     let directors = &link.settings.directors;
-    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP, seed(context.me));
+    let mut pace = Pace::new(seed(context.me), Instant::now());
     let mut turn = 0;
+    // A director that is away is worth one line, until it has been for long.
+    let mut was_silent = false;
     // The director knows better whether the certificate is over than a clock that may be wrong.
     let mut told_lapsed = false;
     let mut told_replaced = 0_u32;
     loop {
         let address = directors[turn % directors.len()];
         let began = Instant::now();
-        let ended = attempt(link, context, address, told_lapsed, stop).await;
+        let to = To {
+            address,
+            patience: pace.patience(began),
+        };
+        let ended = attempt(link, context, to, told_lapsed, stop).await;
+        let mut silent = false;
         told_lapsed = match &ended {
             Ok(ended) => ended.lapsed(),
             // Not answered yet.
@@ -132,23 +181,29 @@ async fn keep(
             Ok(Ended::Stopped) => return Ok(()),
             Ok(ended) if ended.director_restarts() => {
                 tracing::info!("the director restarts");
-                backoff.reset();
+                pace.later.reset();
+                pace.away_since = Instant::now();
             }
             Ok(ended) => {
+                pace.away_since = Instant::now();
                 log(ended.class(), &ended, "the link broke");
                 if ended.disowned() {
                     context.resumable.forget();
                 }
                 if began.elapsed() >= GOOD_AFTER {
-                    backoff.reset();
+                    pace.later.reset();
                 }
             }
             Err(error) => {
-                log(class(&error), &error, "no link to the director");
+                silent = is_silent(&error);
+                if !(silent && was_silent && pace.is_eager(began)) {
+                    log(class(&error), &error, "no link to the director");
+                }
                 turn += 1;
             }
         }
-        let wait = backoff.next_wait();
+        was_silent = silent;
+        let wait = pace.wait(silent, Instant::now());
         tokio::select! {
             () = sleep(wait) => {}
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
@@ -159,12 +214,12 @@ async fn keep(
 async fn attempt(
     link: &Link,
     context: &Context<'_>,
-    address: SocketAddr,
+    to: To,
     told_lapsed: bool,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<Ended, AttemptError> {
     let identity = tokio::select! {
-        identity = identity(link, context, address, told_lapsed) => identity?,
+        identity = identity(link, context, to, told_lapsed) => identity?,
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
     };
     let config = context
@@ -173,7 +228,7 @@ async fn attempt(
         .map_err(AttemptError::Identity)?;
     let name = gateway_name(&context.me.director);
     let (endpoint, connection) = tokio::select! {
-        connected = connection::connect(config, address, &name) => {
+        connected = connection::connect(config, to, &name) => {
             connected.map_err(AttemptError::Connect)?
         }
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
@@ -190,7 +245,7 @@ async fn attempt(
 async fn identity(
     link: &Link,
     context: &Context<'_>,
-    address: SocketAddr,
+    to: To,
     told_lapsed: bool,
 ) -> Result<Identity, AttemptError> {
     let saved = context
@@ -201,9 +256,9 @@ async fn identity(
         Saved::Identity(held) if !told_lapsed && held.leaf.not_after > link.clock.now() => {
             return Ok(*held);
         }
-        Saved::Identity(last) => renew(link, context, address, *last).await,
+        Saved::Identity(last) => renew(link, context, to, *last).await,
         Saved::Key(key) => {
-            enroll::enroll(&link.settings, context.me, key, &[], address, &link.clock).await
+            enroll::enroll(&link.settings, context.me, key, &[], to, &link.clock).await
         }
     };
     let identity = identity.map_err(AttemptError::Enroll)?;
@@ -219,12 +274,12 @@ async fn identity(
 async fn renew(
     link: &Link,
     context: &Context<'_>,
-    address: SocketAddr,
+    to: To,
     last: Identity,
 ) -> Result<Identity, EnrollError> {
     let over = last.leaf.not_after;
     tracing::info!(%over, "the certificate is over; coming back with it");
-    match lapsed::come_back(context.me, &last, address, &link.clock).await {
+    match lapsed::come_back(context.me, &last, to, &link.clock).await {
         Err(error) if error.is_final() => {
             tracing::warn!(%over, error = %ErrorChain(&error), "the last certificate does not count");
         }
@@ -232,7 +287,7 @@ async fn renew(
     }
     let Identity { key, roots, .. } = last;
     let settings = &link.settings;
-    let asked = enroll::enroll(settings, context.me, key, &roots, address, &link.clock).await;
+    let asked = enroll::enroll(settings, context.me, key, &roots, to, &link.clock).await;
     if asked.as_ref().is_err_and(EnrollError::is_final) {
         tracing::error!(
             %over, machine = %context.me,
@@ -241,6 +296,14 @@ async fn renew(
         );
     }
     asked
+}
+
+fn is_silent(error: &AttemptError) -> bool {
+    matches!(
+        error,
+        AttemptError::Connect(ConnectError::Silent { .. })
+            | AttemptError::Enroll(EnrollError::Connect(ConnectError::Silent { .. }))
+    )
 }
 
 fn class(error: &AttemptError) -> ErrorClass {
@@ -263,4 +326,47 @@ fn log(class: ErrorClass, error: &dyn std::error::Error, what: &str) {
 fn seed(me: &MachineIdentity) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *Digest::of(me.to_string().as_bytes()).as_bytes();
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_director_that_starts_is_found_within_a_second() {
+        let began = Instant::now();
+        for seed in 0..100 {
+            let mut pace = Pace::new(seed, began);
+            let mut now = began;
+            // When an attempt sends its first packets: at once, after three times the first guess of
+            // the round trip, and doubling.
+            let sent = [0, 300, 900].map(Duration::from_millis);
+            let mut last = now;
+            while now < began + RECONNECT_EAGER - 3 * SECOND {
+                for after in sent {
+                    assert!(now + after - last < SECOND, "{seed}");
+                    last = now + after;
+                }
+                assert!(pace.patience(now) > sent[2]);
+                now += pace.patience(now);
+                now += pace.wait(true, now);
+            }
+        }
+    }
+
+    #[test]
+    fn one_that_stays_away_or_says_no_is_asked_ever_later() {
+        let began = Instant::now();
+        let late = began + RECONNECT_EAGER;
+        let mut pace = Pace::new(1, began);
+        assert_eq!(pace.patience(late), HELLO_TIMEOUT);
+        let waits: Vec<Duration> = (0..20).map(|_| pace.wait(true, late)).collect();
+        assert!(waits[0] <= RECONNECT_FIRST);
+        assert!(waits[19] >= RECONNECT_CAP / 2);
+        let mut pace = Pace::new(1, began);
+        let last = (0..20).map(|_| pace.wait(false, began)).last();
+        assert!(last >= Some(RECONNECT_CAP / 2));
+    }
 }

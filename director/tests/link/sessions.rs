@@ -13,7 +13,7 @@ use windlass_agent::link::FetchError;
 use windlass_common::clock::Clock;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Epoch, Incarnation};
-use windlass_common::limits::{AGENT_CERTIFICATE_LIFE, STEPS_IN_FLIGHT_MAX};
+use windlass_common::limits::{AGENT_CERTIFICATE_LIFE, ANSWER_TIMEOUT, STEPS_IN_FLIGHT_MAX};
 use windlass_common::step::{Outcome, Payload, Progress};
 use windlass_common::transport::Close;
 use windlass_common::wire::message::{RefusalCode, TunnelTarget};
@@ -261,6 +261,52 @@ fn a_director_that_is_killed_is_found_again_before_the_idle_timeout() {
     // The idle timeout is 6 s; a stateless reset answers the next heartbeat.
     assert!(took < Duration::from_secs(3), "{took:?}");
     machines.block_on(machine.stop());
+}
+
+#[test]
+fn a_director_that_was_away_for_longer_is_found_soon_after_its_start() {
+    const FLEET: usize = 8;
+    let machines = tokio::runtime::Runtime::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let doomed = tokio::runtime::Runtime::new().unwrap();
+    let mut director = doomed.block_on(Director::start());
+    let fleet: Vec<Machine> = machines.block_on(async {
+        let boot = |number| {
+            let name = format!("demo-w-{number}");
+            Machine::boot(director.settings(&name, 1), &dir.path().join(name))
+        };
+        (0..FLEET).map(boot).collect()
+    });
+    let all = |connected: bool| {
+        let found = fleet
+            .iter()
+            .all(|machine| machine.link.is_connected() == connected);
+        found.then_some(())
+    };
+    machines.block_on(wait_for("the connections", || all(true)));
+    doomed.shutdown_background();
+    machines.block_on(async {
+        wait_for("the links to break", || all(false)).await;
+        // Into the attempts that nobody answers.
+        tokio::time::sleep(ANSWER_TIMEOUT * 2).await;
+    });
+
+    let next = tokio::runtime::Runtime::new().unwrap();
+    let took = next.block_on(async {
+        director.start_again(Epoch(2)).await;
+        let began = std::time::Instant::now();
+        for machine in &fleet {
+            director.connected(machine).await;
+        }
+        began.elapsed()
+    });
+    // At most 0.7 s until the next packet of each, and what eight handshakes take.
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    machines.block_on(async {
+        for machine in fleet {
+            machine.stop().await;
+        }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
