@@ -14,6 +14,7 @@
 
 mod commands;
 mod error;
+mod half_open;
 mod nats;
 pub mod peer;
 mod process;
@@ -64,6 +65,9 @@ struct Options {
     /// Commands sent while the fleet beats
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     commands: u32,
+    /// Handshakes that strangers begin and leave, with a director of their own
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    half_open: u32,
     /// Measure nats-server with mutual TLS and as many clients in the same run, where it is installed
     #[arg(long)]
     nats: bool,

@@ -21,6 +21,19 @@ pub(super) fn resident_bytes(pid: &str) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other("smaps_rollup has no Rss"))
 }
 
+/// The most that was ever resident of a process, bytes.
+pub(super) fn peak_bytes(pid: u32) -> Result<u64, BenchError> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).map_err(BenchError::io("read", &path))?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map(|kib| kib << 10)
+        .ok_or_else(|| io::Error::other("it has no VmHWM"))
+        .map_err(BenchError::io("read", &path))
+}
+
 /// CPU time of this process so far, user and system, microseconds.
 pub(super) fn own_cpu_us() -> u64 {
     let us = |time: nix::sys::time::TimeVal| {

@@ -16,11 +16,21 @@ pub enum FleetOrder {
         /// Agents that are not yet connected, at most.
         at_once: usize,
     },
-    /// Bare handshakes, one by each agent's identity, all kept until the last is done.
+    /// Bare handshakes, one by each agent's identity, all kept until [`FleetOrder::Stop`].
     Handshakes {
         /// Of the server.
         address: SocketAddr,
         /// Handshakes under way, at most.
+        at_once: usize,
+    },
+    /// Begin handshakes from one address and leave them when they are answered; answered with
+    /// [`FleetAnswer::Done`] when all were, and left like that until [`FleetOrder::Stop`].
+    HalfOpen {
+        /// Of the server.
+        address: SocketAddr,
+        /// How many.
+        count: usize,
+        /// Unanswered ones, at most.
         at_once: usize,
     },
     /// Connect with NATS and publish heartbeats; answered with [`FleetAnswer::Done`] when all are

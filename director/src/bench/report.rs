@@ -45,6 +45,15 @@ impl Check {
             holds: wanted == got,
         }
     }
+
+    pub(super) fn at_most(what: &'static str, bound: u64, got: u64) -> Check {
+        Check {
+            what,
+            wanted: bound,
+            got,
+            holds: got <= bound,
+        }
+    }
 }
 
 /// Handshakes of the whole fleet with one director.
@@ -126,6 +135,17 @@ pub(super) struct Vanished {
     pub(super) each_ms: Vec<f64>,
 }
 
+/// Handshakes that were begun and left.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct HalfOpen {
+    pub(super) count: u32,
+    pub(super) seconds: f64,
+    /// Resident bytes of the director at the worst moment, beyond those before its port was open.
+    pub(super) peak_bytes: u64,
+    /// Until an agent was connected with that director, after all of them were begun.
+    pub(super) agent_connected_ms: f64,
+}
+
 /// The same with `nats-server`.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Nats {
@@ -154,12 +174,15 @@ pub(super) struct Report {
     pub(super) reconnect: Wave,
     /// After it was killed.
     pub(super) reconnect_killed: Wave,
+    /// Of the server of the bare handshakes, all of its connections standing: what quinn and TLS take.
+    pub(super) memory_bare: Memory,
     pub(super) memory_enrolled: Memory,
     pub(super) memory: Memory,
     pub(super) heartbeats: Beats,
     pub(super) false_suspects: usize,
     pub(super) commands: Commands,
     pub(super) vanished: Vanished,
+    pub(super) half_open: Option<HalfOpen>,
     pub(super) nats: Option<Nats>,
     pub(super) nats_note: String,
     pub(super) goals: Vec<Goal>,
@@ -189,6 +212,7 @@ impl fmt::Display for Report {
         wave(f, "bare handshakes", &self.bare)?;
         wave(f, "reconnect after a restart", &self.reconnect)?;
         wave(f, "reconnect after a kill", &self.reconnect_killed)?;
+        memory(f, "bare server", &self.memory_bare)?;
         memory(f, "director, after enrolling", &self.memory_enrolled)?;
         memory(f, "director, after a restart", &self.memory)?;
         beats(f, "heartbeats", &self.heartbeats)?;
@@ -203,6 +227,17 @@ impl fmt::Display for Report {
             "{:<28} {} of {} noticed, at the latest after {:.0} ms",
             "killed agents", self.vanished.noticed, self.vanished.killed, self.vanished.longest_ms
         )?;
+        if let Some(half_open) = &self.half_open {
+            writeln!(
+                f,
+                "{:<28} {} in {:.1} s, at most {:.1} MB resident; then an agent connected in {:.0} ms",
+                "half-open handshakes",
+                half_open.count,
+                half_open.seconds,
+                half_open.peak_bytes as f64 / 1e6,
+                half_open.agent_connected_ms
+            )?;
+        }
         match &self.nats {
             Some(nats) => {
                 writeln!(f, "\n{}", nats.version)?;

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use windlass_common::limits::suspect_after;
+use windlass_common::limits::{HANDSHAKES_BYTES_MAX, suspect_after};
 
 use crate::config::Identity;
 
 use super::error::BenchError;
+use super::half_open;
 use super::nats::{self, Nats};
 use super::peer::Peer;
 use super::process;
@@ -19,10 +20,10 @@ use super::seed::{self, Home, Seed};
 use super::{Options, VICTIMS};
 
 /// For what takes no longer with more agents.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Agents that may be on their way at once when enrolling, and in bare handshakes: enough to keep two
 /// cores busy, and few enough that none has to prove its address first.
-const AT_ONCE: usize = 96;
+pub(super) const AT_ONCE: usize = 96;
 /// Commands sent in a second.
 const COMMANDS_PER_SECOND: u32 = 200;
 
@@ -33,7 +34,7 @@ pub(super) fn run(options: &Options) -> Result<Report, BenchError> {
     bench.note("enrolling");
     let (enroll, memory_enrolled) = bench.enroll()?;
     bench.note("bare handshakes");
-    let bare = bench.bare()?;
+    let (bare, memory_bare) = bench.bare()?;
     bench.note("connecting again, and restarting the director");
     let mut director = bench.director(false)?;
     bench.order_fleet(&FleetOrder::Run { at_once: AT_ONCE })?;
@@ -52,6 +53,7 @@ pub(super) fn run(options: &Options) -> Result<Report, BenchError> {
         .peer
         .ask::<TargetAnswer>(&TargetOrder::Stop, PATIENCE)?;
     drop(director);
+    let half_open = half_open::run(&mut bench)?;
     let (nats, nats_note) = bench.nats()?;
     let mut report = Report {
         bench: "fleet",
@@ -65,12 +67,14 @@ pub(super) fn run(options: &Options) -> Result<Report, BenchError> {
         bare,
         reconnect,
         reconnect_killed,
+        memory_bare,
         memory_enrolled,
         memory,
         heartbeats,
         false_suspects: usage.suspects,
         commands,
         vanished,
+        half_open,
         nats,
         nats_note,
         goals: Vec::new(),
@@ -137,15 +141,22 @@ fn judge(report: &mut Report) {
             report.vanished.noticed,
         ),
     ];
+    if let Some(half_open) = &report.half_open {
+        report.checks.push(Check::at_most(
+            "resident bytes of half-open handshakes",
+            HANDSHAKES_BYTES_MAX as u64,
+            half_open.peak_bytes,
+        ));
+    }
 }
 
 /// A director under test.
-struct Director {
-    peer: Peer,
+pub(super) struct Director {
+    pub(super) peer: Peer,
     /// When its port was open.
     listening_us: u64,
     /// Resident before that.
-    empty_bytes: u64,
+    pub(super) empty_bytes: u64,
 }
 
 /// What it used so far.
@@ -157,12 +168,12 @@ struct Usage {
     resumed: u64,
 }
 
-struct Bench {
+pub(super) struct Bench {
     home: Home,
-    options: Options,
-    seed: Seed,
+    pub(super) options: Options,
+    pub(super) seed: Seed,
     agents: usize,
-    fleet: Vec<Peer>,
+    pub(super) fleet: Vec<Peer>,
     fleet_exe: PathBuf,
 }
 
@@ -196,11 +207,11 @@ impl Bench {
         Ok(bench)
     }
 
-    fn note(&self, doing: &str) {
+    pub(super) fn note(&self, doing: &str) {
         eprintln!("{} agents: {doing}", self.agents);
     }
 
-    fn start_fleet(&self, name: &str, settings: &Path) -> Result<Peer, BenchError> {
+    pub(super) fn start_fleet(&self, name: &str, settings: &Path) -> Result<Peer, BenchError> {
         let mut command = Command::new(&self.fleet_exe);
         command
             .arg("--settings")
@@ -221,7 +232,7 @@ impl Bench {
             .map_err(BenchError::io("open", &path))
     }
 
-    fn director(&self, bare: bool) -> Result<Director, BenchError> {
+    pub(super) fn director(&self, bare: bool) -> Result<Director, BenchError> {
         let mut command = Command::new(own_exe()?);
         command
             .arg("bench-target")
@@ -249,7 +260,7 @@ impl Bench {
 
     /// Time for something that every agent does: 50 ms each, and a minute. Enrolling takes 3 ms of CPU
     /// and syncs to disk at both ends, on a host that may be busy.
-    fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         PATIENCE + Duration::from_millis(50) * self.options.agents
     }
 
@@ -275,7 +286,8 @@ impl Bench {
                 interval_ms,
                 at_once: share(at_once),
             },
-            FleetOrder::Stop => FleetOrder::Stop,
+            // One process by itself.
+            FleetOrder::HalfOpen { .. } | FleetOrder::Stop => order.clone(),
         };
         for peer in &mut self.fleet {
             peer.order(&order)?;
@@ -311,7 +323,7 @@ impl Bench {
     }
 
     /// As many handshakes with a server that does nothing else.
-    fn bare(&mut self) -> Result<Wave, BenchError> {
+    fn bare(&mut self) -> Result<(Wave, Memory), BenchError> {
         let mut server = self.director(true)?;
         let before = usage(&mut server.peer)?;
         let (us, failed) = self.order_fleet(&FleetOrder::Handshakes {
@@ -319,8 +331,10 @@ impl Bench {
             at_once: AT_ONCE,
         })?;
         let after = usage(&mut server.peer)?;
-        let cpu_us = after.cpu_us - before.cpu_us;
-        Ok(Wave::new(self.agents - failed, us, cpu_us))
+        self.order_fleet(&FleetOrder::Stop)?;
+        let wave = Wave::new(self.agents - failed, us, after.cpu_us - before.cpu_us);
+        let memory = Memory::new(server.empty_bytes, after.resident_bytes, self.agents);
+        Ok((wave, memory))
     }
 
     /// Ends the director, starts it again, and waits until the fleet is back. The time counts from the

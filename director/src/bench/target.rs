@@ -4,7 +4,7 @@
 //! completes handshakes and does nothing else.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use windlass_common::{tls, transport};
 
 use crate::artifacts::Artifacts;
 use crate::config::{DataDir, Identity};
-use crate::gateway::{Gateway, GatewayConfig, Tickets};
+use crate::gateway::{Gateway, GatewayConfig, Tickets, widen};
 use crate::model::Machine;
 use crate::rollout::world::Registry;
 use crate::service::{Tokens, tickets};
@@ -215,7 +215,14 @@ async fn bare(identity: &Identity, listen: SocketAddr) -> Result<(), Fault> {
         .issue_server(&[name], &[], SERVER_LIFE, Timestamp::now())?
         .certified_key()?;
     let tls = tls::gateway_server(identity.ca.agent_verifier()?, Arc::new(One(certificate)))?;
-    let endpoint = quinn::Endpoint::server(transport::server_config(tls)?, listen)?;
+    let socket = UdpSocket::bind(listen)?;
+    widen(&socket);
+    let endpoint = quinn::Endpoint::new(
+        quinn::EndpointConfig::default(),
+        Some(transport::server_config(tls)?),
+        socket,
+        Arc::new(quinn::TokioRuntime),
+    )?;
     let resident_bytes = process::resident_bytes("self")?;
     peer::reply(Ok(TargetAnswer::Listening {
         at_us: now_us(),

@@ -24,7 +24,7 @@ use windlass_common::transport::{self, Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
     ArtifactsHeld, Body, Detail, Hello, Refusal, RefusalCode, RenewRequest, RenewResponse,
-    TrustHeld, Welcome,
+    TrustHeld, Tune2, Welcome,
 };
 use windlass_common::wire::probe::ProbeAnswer;
 use windlass_common::wire::{PROTOCOLS, common_protocol};
@@ -36,7 +36,7 @@ use super::counters::{Reason, Total};
 use super::door::{GaveWay, Place};
 use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
-use super::session::Session;
+use super::session::{Pushed, Session};
 use super::{DeliveryError, Event, RedeemError, artifacts, probe, trust};
 
 /// Why a session ended.
@@ -224,14 +224,23 @@ async fn session(
         connection.clone(),
         greeting.hello,
         greeting.protocol,
-        shared.config.tune,
+        greeting.tune,
         now,
     );
     let session = Arc::new(session);
-    if shared.config.tune.detail != Detail::Full && session.tune(shared.config.tune).is_err() {
-        tracing::debug!(machine = %identity, "the agent is too old to report less");
-    }
     shared.sessions.insert(&session);
+    // The welcome said the intervals; and what changed since then, nobody told a session out of the table.
+    let pace = shared.pace();
+    let told = if pace == greeting.tune && pace.detail != Detail::Full {
+        session.tune(pace)
+    } else if pace != greeting.tune {
+        session.pace(pace)
+    } else {
+        Ok(())
+    };
+    if let Err(error) = told {
+        tracing::debug!(machine = %identity, %error, "the agent is not told how to report");
+    }
     shared.count(Total::Sessions);
     shared.sessions.trust_changed();
     tracing::info!(machine = %identity, peer = %connection.remote_address(), "machine connected");
@@ -263,6 +272,8 @@ struct Greeting {
     recv: RecvStream,
     hello: Hello,
     protocol: u16,
+    /// How it was told to report.
+    tune: Tune2,
 }
 
 async fn greet(
@@ -294,10 +305,11 @@ async fn greet(
     if shared.doors.enrollment.is_bound(identity) {
         spend_token(shared, identity).await?;
     }
+    let tune = shared.pace();
     let welcome = Welcome {
         protocol,
         epoch: shared.epoch,
-        tune: shared.config.tune.intervals(),
+        tune: tune.intervals(),
     };
     frame::write(&mut send, &welcome)
         .await
@@ -307,6 +319,7 @@ async fn greet(
         recv,
         hello,
         protocol,
+        tune,
     })
 }
 
@@ -340,7 +353,7 @@ async fn converse(
     session: &Arc<Session>,
     leaf: &Leaf,
     (send, recv): (SendStream, RecvStream),
-    pushed: mpsc::Receiver<Frame>,
+    pushed: mpsc::Receiver<Pushed>,
 ) -> Ended {
     let expires = watch::Sender::new(leaf.not_after);
     // None of these is ever polled again after one has ended, so it does not matter that reading a
@@ -379,9 +392,7 @@ async fn listen(
             return flood;
         }
         let done = match frame.kind {
-            Report::KIND => frame
-                .body()
-                .map(|report| took_report(shared, session, report)),
+            Report::KIND => took_report(shared, session, frame),
             RenewRequest::KIND => match frame.body() {
                 Ok(request) => match renew(shared, session, expires, &request) {
                     Ok(()) => Ok(()),
@@ -414,7 +425,11 @@ async fn listen(
 }
 
 /// What the director says on the control stream: what was pushed, in its order.
-async fn tell(session: &Session, mut send: SendStream, mut pushed: mpsc::Receiver<Frame>) -> Ended {
+async fn tell(
+    session: &Session,
+    mut send: SendStream,
+    mut pushed: mpsc::Receiver<Pushed>,
+) -> Ended {
     while let Some(frame) = pushed.recv().await {
         if let Err(error) = frame::send(&mut send, &frame).await {
             return broken(&session.connection, error);
@@ -424,12 +439,13 @@ async fn tell(session: &Session, mut send: SendStream, mut pushed: mpsc::Receive
     Ended::ControlClosed
 }
 
-fn took_report(shared: &Shared, session: &Session, report: Report) {
+fn took_report(shared: &Shared, session: &Session, frame: Frame) -> Result<(), FrameError> {
+    session.report(frame, shared.config.clock.now())?;
     shared.count(Total::Reports);
-    session.report(report, shared.config.clock.now());
     shared.sessions.emit(Event::ReportChanged {
         identity: session.identity.clone(),
     });
+    Ok(())
 }
 
 fn took_conditions(shared: &Shared, session: &Session, conditions: Conditions) {

@@ -29,6 +29,7 @@ mod counters;
 mod door;
 mod enroll;
 mod lapsed;
+mod pace;
 mod probe;
 mod refuse;
 mod server;
@@ -66,6 +67,7 @@ use crate::pki::{DirectorCa, IssueError};
 
 pub use counters::{CounterView, Reason, Total};
 pub use probe::{About, Found, ProbeError};
+pub(crate) use server::widen;
 pub use session::Tunnel;
 pub use stream::{SessionInput, SessionOutput};
 pub use tickets::{TicketCounts, Tickets};
@@ -179,8 +181,11 @@ impl Default for ArtifactRates {
 pub struct GatewayConfig {
     /// UDP address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// What agents are told on connecting.
+    /// What agents are told on connecting, unless there are too many of them for it.
     pub tune: Tune2,
+    /// CPU time that heartbeats may take in a second: a fleet that takes more is told to beat less often.
+    /// `None` leaves it at [`GatewayConfig::tune`].
+    pub heartbeat_budget: Option<Duration>,
     /// Life of the certificates that agents get; [`limits::AGENT_CERTIFICATE_LIFE`] by default.
     pub certificate_life: Duration,
     /// How long after its end a certificate may be followed by another without a token; zero for never.
@@ -199,6 +204,7 @@ impl GatewayConfig {
         GatewayConfig {
             listen,
             tune: Tune2::default(),
+            heartbeat_budget: None,
             certificate_life: limits::AGENT_CERTIFICATE_LIFE,
             lapsed_grace: limits::LAPSED_GRACE,
             clock: Clock::system(),
@@ -594,8 +600,9 @@ impl Gateway {
         self.shared.session(machine, incarnation)?.push(body)
     }
 
-    /// Tells a machine how often and how much to report, from now on until its connection ends; the
-    /// next one starts with [`GatewayConfig::tune`].
+    /// Tells a machine how often and how much to report, from now on until its connection ends or the
+    /// whole fleet is told otherwise ([`GatewayConfig::heartbeat_budget`]); the next connection starts as
+    /// the fleet does.
     pub fn tune(
         &self,
         machine: &MachineName,

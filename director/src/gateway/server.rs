@@ -6,18 +6,21 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use quinn::crypto::rustls::HandshakeData;
 use rustls::server::ProducesTickets;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
 use windlass_common::error::ErrorChain;
 use windlass_common::id::{Epoch, Incarnation, MachineName};
 use windlass_common::limits::{
-    ENROLLMENTS_MAX, HANDSHAKES_MAX, HELLO_TIMEOUT, LOG_INTERVAL, TICKETS_PER_CONNECTION,
+    ENROLLMENTS_MAX, GATEWAY_RECEIVE_BUFFER_BYTES, HANDSHAKES_MAX, HELLO_TIMEOUT, LOG_INTERVAL,
+    STRANGERS_MAX, TICKETS_PER_CONNECTION,
 };
 use windlass_common::transport::{self, Close};
+use windlass_common::wire::message::Tune2;
 use windlass_common::wire::{ALPN, ALPN_ENROLL};
 use windlass_common::{error::ErrorClass, tls};
 
@@ -33,7 +36,7 @@ use super::session::{Session, Sessions};
 use super::socket::CountingSocket;
 use super::{
     ArtifactSource, DeliveryError, EnrollmentStore, GatewayConfig, IncarnationRegistry, StartError,
-    control, enroll, silence,
+    control, enroll, pace, silence,
 };
 
 /// What the gateway asks.
@@ -49,6 +52,8 @@ pub(super) struct Shared {
     /// Taken by `shutdown`, so that the port is free after it whoever still holds the gateway.
     endpoint: Mutex<Option<quinn::Endpoint>>,
     pub(super) config: GatewayConfig,
+    /// How the fleet reports now.
+    pace: watch::Sender<Tune2>,
     pub(super) doors: Doors,
     pub(super) agents: Arc<AgentVerifier>,
     pub(super) epoch: Epoch,
@@ -76,6 +81,14 @@ impl Shared {
             Some(endpoint) => endpoint.local_addr(),
             None => Err(io::Error::other("the gateway was shut down")),
         }
+    }
+
+    pub(super) fn pace(&self) -> Tune2 {
+        *self.pace.borrow()
+    }
+
+    pub(super) fn set_pace(&self, tune: Tune2) {
+        self.pace.send_replace(tune);
     }
 
     pub(super) fn counters(&self) -> CounterView {
@@ -145,6 +158,7 @@ pub(super) fn start(
     let artifacts = Artifacts::new(config.artifacts);
     let shared = Arc::new(Shared {
         endpoint: Mutex::new(Some(endpoint.clone())),
+        pace: watch::Sender::new(config.tune),
         config,
         doors,
         agents,
@@ -157,6 +171,9 @@ pub(super) fn start(
         refusals,
     });
     tokio::spawn(silence::watch(Arc::downgrade(&shared)));
+    if let Some(budget) = shared.config.heartbeat_budget {
+        tokio::spawn(pace::keep(Arc::downgrade(&shared), budget));
+    }
     tokio::spawn(accept(Arc::clone(&shared), endpoint));
     Ok(shared)
 }
@@ -168,6 +185,7 @@ fn bind(
     refusals: &Arc<Refusals>,
 ) -> io::Result<quinn::Endpoint> {
     let socket = UdpSocket::bind(listen)?;
+    widen(&socket);
     let runtime = quinn::default_runtime()
         .ok_or_else(|| io::Error::other("the gateway starts outside of a tokio runtime"))?;
     let socket = runtime.wrap_udp_socket(socket)?;
@@ -205,6 +223,24 @@ pub(super) async fn shutdown(shared: &Shared, deadline: Duration) {
     }
 }
 
+/// Makes room for a fleet that comes all at once. A smaller buffer loses packets, which are sent again.
+pub(crate) fn widen(socket: &UdpSocket) {
+    let wanted = GATEWAY_RECEIVE_BUFFER_BYTES;
+    // The first is for those that may pass the host's limit.
+    let _ = setsockopt(socket, sockopt::RcvBufForce, &wanted)
+        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &wanted));
+    // The kernel doubles what it is asked for, for its own part.
+    let bytes = getsockopt(socket, sockopt::RcvBuf).unwrap_or(0) / 2;
+    if bytes < wanted {
+        tracing::warn!(
+            bytes,
+            wanted,
+            "the gateway's receive buffer is small: when many agents come at once some are answered \
+             late; raise net.core.rmem_max"
+        );
+    }
+}
+
 async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
     let mut connections = JoinSet::new();
     let mut summary = interval(LOG_INTERVAL);
@@ -222,6 +258,11 @@ async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
         let peer = incoming.remote_address();
         let proven = incoming.remote_address_validated() || !incoming.may_retry();
         match shared.door.judge(peer.ip(), proven) {
+            // Dropped without a word, so that it comes again in a moment.
+            Verdict::Accept if strangers(&shared, &endpoint) >= STRANGERS_MAX => {
+                shared.refuse_handshake(Reason::HandshakesFull, peer, &NoHandshake::Crowd);
+                incoming.ignore();
+            }
             Verdict::Accept => match shared.door.enter() {
                 Some(place) => {
                     connections.spawn(serve(Arc::clone(&shared), incoming, place));
@@ -247,6 +288,13 @@ async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
     shared.refusals.summarise();
 }
 
+/// Connections that are no sessions: handshakes, and what is left of those that ended.
+fn strangers(shared: &Shared, endpoint: &quinn::Endpoint) -> usize {
+    endpoint
+        .open_connections()
+        .saturating_sub(shared.sessions.len())
+}
+
 /// Why a peer does not become a connection.
 #[derive(Debug, thiserror::Error)]
 enum NoHandshake {
@@ -254,6 +302,8 @@ enum NoHandshake {
     SourceBusy,
     #[error("{HANDSHAKES_MAX} handshakes are under way, all of them new")]
     Full,
+    #[error("{STRANGERS_MAX} handshakes are under way or not yet forgotten")]
+    Crowd,
     #[error("the handshake was not over")]
     GaveWay(#[source] GaveWay),
     #[error("the handshake was not over within {HELLO_TIMEOUT:?}")]
@@ -266,7 +316,9 @@ impl NoHandshake {
     fn reason(&self) -> Reason {
         match self {
             NoHandshake::SourceBusy => Reason::SourceBusy,
-            NoHandshake::Full | NoHandshake::GaveWay(_) => Reason::HandshakesFull,
+            NoHandshake::Full | NoHandshake::Crowd | NoHandshake::GaveWay(_) => {
+                Reason::HandshakesFull
+            }
             NoHandshake::TooSlow => Reason::HandshakeTimeout,
             NoHandshake::Failed(source) => handshake_reason(source),
         }
@@ -276,7 +328,8 @@ impl NoHandshake {
 async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, mut place: Place) {
     let peer = incoming.remote_address();
     let proven = incoming.remote_address_validated();
-    let handshake = place.hold(handshake(&shared, incoming)).await;
+    // In a box, which is gone when a session of days begins.
+    let handshake = place.hold(Box::pin(handshake(&shared, incoming))).await;
     let connection = match handshake.unwrap_or_else(|error| Err(NoHandshake::GaveWay(error))) {
         Ok(connection) => connection,
         Err(error) => {

@@ -17,6 +17,7 @@ use windlass_common::limits::{
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::transport::Close;
+use windlass_common::wire::codec;
 use windlass_common::wire::frame::{Frame, FrameError};
 use windlass_common::wire::message::{Body, Detail, Hello, Tune2, since};
 
@@ -39,13 +40,17 @@ pub(super) struct Session {
     seen: Mutex<Seen>,
     standing: Mutex<Standing>,
     /// What goes down the control stream.
-    down: mpsc::Sender<Frame>,
+    down: mpsc::Sender<Pushed>,
 }
+
+/// A frame for the control stream, in a box: the queue has room for some from its beginning.
+pub(super) type Pushed = Box<Frame>;
 
 #[derive(Debug)]
 struct Seen {
     heartbeat: Option<(Timestamp, Heartbeat)>,
-    report: Option<(Timestamp, Arc<Report>)>,
+    /// As it came: decoded it is six times as large, and looked at once in a hundred times.
+    report: Option<(Timestamp, Box<[u8]>)>,
     conditions: Option<(Timestamp, Arc<Conditions>)>,
     /// When it was last heard of.
     heard: Instant,
@@ -64,7 +69,7 @@ impl Session {
         protocol: u16,
         tune: Tune2,
         now: Timestamp,
-    ) -> (Session, mpsc::Receiver<Frame>) {
+    ) -> (Session, mpsc::Receiver<Pushed>) {
         let (down, pushed) = mpsc::channel(CONTROL_QUEUE);
         let session = Session {
             identity,
@@ -105,18 +110,20 @@ impl Session {
                 max: CONTROL_FRAME_BYTES_MAX,
             }));
         }
-        self.down.try_send(frame).map_err(|error| match error {
-            TrySendError::Full(_) => {
-                self.close(Close::TimedOut);
-                DeliveryError::Behind {
-                    machine: self.identity.machine.clone(),
+        self.down
+            .try_send(Box::new(frame))
+            .map_err(|error| match error {
+                TrySendError::Full(_) => {
+                    self.close(Close::TimedOut);
+                    DeliveryError::Behind {
+                        machine: self.identity.machine.clone(),
+                    }
                 }
-            }
-            TrySendError::Closed(_) => DeliveryError::NotConnected {
-                machine: self.identity.machine.clone(),
-                incarnation: self.identity.incarnation,
-            },
-        })
+                TrySendError::Closed(_) => DeliveryError::NotConnected {
+                    machine: self.identity.machine.clone(),
+                    incarnation: self.identity.incarnation,
+                },
+            })
     }
 
     /// Whether the agent knows a kind of frame, as far as it has said.
@@ -146,6 +153,15 @@ impl Session {
         newer && std::mem::take(&mut seen.suspect)
     }
 
+    /// Tells the machine how its fleet reports; an agent that is too old for the detail is told the
+    /// intervals alone.
+    pub(super) fn pace(&self, tune: Tune2) -> Result<(), DeliveryError> {
+        match self.may_send(Tune2::KIND) {
+            Ok(()) => self.tune(tune),
+            Err(_) => self.tune(tune.intervals().into()),
+        }
+    }
+
     /// Tells the machine how to report, in the ranges there are.
     pub(super) fn tune(&self, tune: Tune2) -> Result<(), DeliveryError> {
         // In the older body, as long as that can say it.
@@ -173,8 +189,11 @@ impl Session {
         (now.saturating_duration_since(seen.heard), seen.suspect)
     }
 
-    pub(super) fn report(&self, report: Report, now: Timestamp) {
-        lock(&self.seen).report = Some((now, Arc::new(report)));
+    /// Keeps a report, if the frame holds one.
+    pub(super) fn report(&self, frame: Frame, now: Timestamp) -> Result<(), FrameError> {
+        frame.body::<Report>()?;
+        lock(&self.seen).report = Some((now, frame.body.into_boxed_slice()));
+        Ok(())
     }
 
     /// Takes what the agent says of its conditions; what is more or longer than an agent says is cut.
@@ -201,6 +220,11 @@ impl Session {
 
     pub(super) fn view(&self) -> SessionView {
         let seen = lock(&self.seen);
+        let report = seen.report.as_ref().and_then(|(at, bytes)| {
+            // It was decoded when it came.
+            let report = codec::decode(bytes).ok()?;
+            Some((*at, Arc::new(report)))
+        });
         SessionView {
             identity: self.identity.clone(),
             address: self.connection.remote_address(),
@@ -209,7 +233,7 @@ impl Session {
             protocol: self.protocol,
             hello: Arc::clone(&self.hello),
             trust: self.standing().view(),
-            report: seen.report.clone(),
+            report,
             conditions: seen.conditions.clone(),
             suspect: seen.suspect,
         }
@@ -333,9 +357,11 @@ impl Sessions {
     }
 
     pub(super) fn views(&self) -> BTreeMap<MachineName, SessionView> {
-        lock(&self.table)
+        // Whoever looks for a session does not wait for all of them to be shown.
+        let sessions = self.all();
+        sessions
             .iter()
-            .map(|(machine, session)| (machine.clone(), session.view()))
+            .map(|session| (session.identity.machine.clone(), session.view()))
             .collect()
     }
 

@@ -14,6 +14,7 @@ mod faults;
 mod health;
 mod hostile;
 mod lapsed;
+mod pace;
 mod paths;
 mod probes;
 mod process;

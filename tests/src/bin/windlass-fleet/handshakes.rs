@@ -1,4 +1,5 @@
-//! Bare handshakes: full mutual TLS over QUIC with an agent's identity, and nothing after it.
+//! Bare handshakes: full mutual TLS over QUIC with an agent's identity, and nothing after it but what keeps
+//! the connection alive.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -13,13 +14,19 @@ use windlass_common::transport;
 
 use crate::{Failed, count_failures, identity};
 
+/// How often a handshake is tried.
+const ATTEMPTS: u32 = 5;
+
+/// Connections, each with its socket, that stand until this is dropped.
+pub(crate) type Held = Vec<(quinn::Endpoint, quinn::Connection)>;
+
 /// One handshake with each identity, from a socket of its own as agents do it.
 pub(crate) async fn run(
     settings: &[Settings],
     dir: &Path,
     address: SocketAddr,
     at_once: usize,
-) -> Result<Failed> {
+) -> Result<(Held, Failed)> {
     let places = Arc::new(Semaphore::new(at_once));
     let mut tasks = JoinSet::new();
     let mut held = Vec::new();
@@ -29,7 +36,14 @@ pub(crate) async fn run(
         let config = transport::client_config(identity::tls(dir, settings)?)?;
         let name = gateway_name(&settings.director_id);
         tasks.spawn(async move {
-            let connected = handshake(config, address, &name).await;
+            let mut connected = handshake(config.clone(), address, &name).await;
+            // On a busy host some time out, as agents' do, and are made again.
+            for _ in 1..ATTEMPTS {
+                if connected.is_ok() {
+                    break;
+                }
+                connected = handshake(config.clone(), address, &name).await;
+            }
             drop(place);
             connected
         });
@@ -37,9 +51,7 @@ pub(crate) async fn run(
     while let Some(joined) = tasks.join_next().await {
         outcomes.push(joined?.map(|connected| held.push(connected)));
     }
-    // All stand until the last one does: so does a fleet's.
-    drop(held);
-    Ok(count_failures(outcomes))
+    Ok((held, count_failures(outcomes)))
 }
 
 async fn handshake(

@@ -5,6 +5,7 @@
 //! with more.
 
 mod agents;
+mod half_open;
 mod handshakes;
 mod identity;
 mod machine;
@@ -33,6 +34,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    // As the agent itself; without it the receive buffers of thousands of links, 3 MB each, become resident.
+    windlass_agent::allocator::keep_small();
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
@@ -71,6 +74,8 @@ async fn obey(settings: &[Settings], dir: &std::path::Path) {
     let mut orders = peer::orders();
     let mut running = None;
     let mut clients = None;
+    let mut left = None;
+    let mut held = handshakes::Held::new();
     while let Some(order) = orders.recv().await {
         let began_us = now_us();
         let failed: Result<Failed> = match order {
@@ -80,8 +85,25 @@ async fn obey(settings: &[Settings], dir: &std::path::Path) {
                 Ok(None)
             }
             FleetOrder::Handshakes { address, at_once } => {
-                handshakes::run(settings, dir, address, at_once).await
+                match handshakes::run(settings, dir, address, at_once).await {
+                    Ok((connections, failed)) => {
+                        held = connections;
+                        Ok(failed)
+                    }
+                    Err(error) => Err(error),
+                }
             }
+            FleetOrder::HalfOpen {
+                address,
+                count,
+                at_once,
+            } => match half_open::run(&settings[0], dir, address, count, at_once).await {
+                Ok(half_open) => {
+                    left = Some(half_open);
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            },
             FleetOrder::Publish {
                 address,
                 interval_ms,
@@ -98,6 +120,8 @@ async fn obey(settings: &[Settings], dir: &std::path::Path) {
                     fleet.stop().await;
                 }
                 drop(clients.take());
+                drop(left.take());
+                held.clear();
                 Ok(None)
             }
         };
