@@ -182,3 +182,194 @@ impl EnrollmentStore for Tokens {
         self.runtime.block_on(self.spend_all(machine))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use windlass_common::clock::later;
+    use windlass_common::id::NodeName;
+
+    use super::*;
+    use crate::model::{MachinePhase, MachineRole, Timestamp};
+    use crate::store::Sealer;
+    use crate::store::memory::Memory;
+
+    /// What may happen, in any order. Small numbers, so that they meet.
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// A token is issued for a machine, for so many seconds.
+        Issue { machine: u8, life_s: u64 },
+        /// Somebody shows the n-th token as a machine, with a key.
+        Show { token: usize, machine: u8, key: u8 },
+        /// A machine has a session.
+        Session { machine: u8 },
+        /// A machine gets its next incarnation.
+        Reborn { machine: u8 },
+        /// The director starts again.
+        Restart,
+        /// So many seconds pass.
+        Wait(u64),
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        let (machine, token, key) = (|| 0u8..2, 0usize..4, 0u8..3);
+        let event = prop_oneof![
+            2 => (machine(), 1u64..100).prop_map(|(machine, life_s)| Event::Issue { machine, life_s }),
+            8 => (token, machine(), key).prop_map(|(token, machine, key)| Event::Show { token, machine, key }),
+            1 => machine().prop_map(|machine| Event::Session { machine }),
+            1 => machine().prop_map(|machine| Event::Reborn { machine }),
+            1 => Just(Event::Restart),
+            1 => (1u64..60).prop_map(Event::Wait),
+        ];
+        prop::collection::vec(event, 1..60)
+    }
+
+    fn record(machine: u8) -> Machine {
+        let name = MachineName::new(format!("demo-w-{machine}")).unwrap();
+        Machine {
+            node_name: NodeName::new(name.as_str()).unwrap(),
+            name,
+            cluster: "demo".parse().unwrap(),
+            role: MachineRole::ControlPlane,
+            incarnation: Incarnation::FIRST,
+            address: [10, 0, 0, machine].into(),
+            pod_cidr: "10.244.0.0/24".parse().unwrap(),
+            stemcell: String::new(),
+            kubernetes_version: String::new(),
+            size: windlass_common::cluster::MachineSize {
+                cpu_millis: 1000,
+                memory_mib: 1024,
+                disk_mib: 1024,
+            },
+            data_disk: None,
+            data_device: None,
+            mounted: false,
+            phase: MachinePhase::Ready,
+            configured: None,
+            started: None,
+            labelled: None,
+            cordoned: false,
+            serving: true,
+            condemned: false,
+            fenced: false,
+            departed: Vec::new(),
+            wanted: None,
+            revision: Revision::default(),
+            created_at: Timestamp::from_unix_ms(0),
+        }
+    }
+
+    /// A token as it should be kept.
+    struct Model {
+        hash: Digest,
+        machine: u8,
+        incarnation: Incarnation,
+        until: jiff::Timestamp,
+        key: Option<u8>,
+        spent: bool,
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever happens in whatever order: a token lets in one key of the one incarnation it was issued
+        /// for, while it counts, until that has had its session; and a restart forgets nothing of it.
+        #[test]
+        fn a_token_counts_for_whom_it_was_issued_and_once(events in events()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let sealer = Sealer::new(&[7; 32]).unwrap();
+            let store = Arc::new(Memory::default());
+            let records = runtime.block_on(Records::new(store, sealer)).unwrap();
+            let load = || runtime.block_on(Tokens::load(records.clone())).unwrap();
+            let mut tokens = load();
+            let mut now = jiff::Timestamp::UNIX_EPOCH;
+            let mut issued: Vec<Model> = Vec::new();
+            let mut current = [Incarnation::FIRST; 2];
+            for machine in 0..2 {
+                let mut commit = Commit::default();
+                commit.put(&record(machine)).unwrap();
+                runtime.block_on(records.commit(commit)).unwrap();
+            }
+            let identity = |machine: u8, incarnation| MachineIdentity {
+                director: "d1".parse().unwrap(),
+                cluster: "demo".parse().unwrap(),
+                machine: record(machine).name,
+                incarnation,
+            };
+            for event in events {
+                match event {
+                    Event::Issue { machine, life_s } => {
+                        let model = Model {
+                            hash: Digest::of(&issued.len().to_be_bytes()),
+                            machine,
+                            incarnation: current[usize::from(machine)],
+                            until: later(now, Duration::from_secs(life_s)),
+                            key: None,
+                            spent: false,
+                        };
+                        let token = Token {
+                            cluster: "demo".parse().unwrap(),
+                            machine: record(machine).name,
+                            incarnation: model.incarnation,
+                            expires_at: from_jiff(model.until),
+                            public_key: None,
+                            spent: false,
+                        };
+                        let mut commit = Commit::default();
+                        let name = model.hash.to_string();
+                        commit.value(Kind::Token, &name, Expect::Absent, &token);
+                        runtime.block_on(records.commit(commit)).unwrap();
+                        issued.push(model);
+                    }
+                    Event::Show { token, machine, key } => {
+                        let incarnation = current[usize::from(machine)];
+                        let claim = identity(machine, incarnation);
+                        let hash = issued.get(token).map_or(Digest::of(b"none"), |t| t.hash);
+                        let counts = issued.get_mut(token).filter(|token| {
+                            token.machine == machine
+                                && token.incarnation == incarnation
+                                && now < token.until
+                                && token.key.is_none_or(|first| first == key)
+                                && !token.spent
+                        });
+                        let shown = tokens.redeem(hash, &claim, &[4, key], now);
+                        prop_assert_eq!(shown.is_ok(), counts.is_some(), "{:?}", shown);
+                        if let Some(token) = counts {
+                            token.key = Some(key);
+                        }
+                    }
+                    Event::Session { machine } => {
+                        let incarnation = current[usize::from(machine)];
+                        let mine = |token: &&mut Model| {
+                            (token.machine, token.incarnation) == (machine, incarnation)
+                        };
+                        let mut open = 0;
+                        for token in issued.iter_mut().filter(mine) {
+                            open += usize::from(token.key.is_some() && !token.spent);
+                            token.spent |= token.key.is_some();
+                        }
+                        let identity = identity(machine, incarnation);
+                        prop_assert_eq!(tokens.is_bound(&identity), open > 0);
+                        tokens.spend(&identity).unwrap();
+                        prop_assert!(!tokens.is_bound(&identity));
+                    }
+                    Event::Reborn { machine } => {
+                        let name = record(machine).name;
+                        let mut record: Machine =
+                            runtime.block_on(records.get(name.as_str())).unwrap().unwrap();
+                        record.incarnation = Incarnation(record.incarnation.0 + 1);
+                        current[usize::from(machine)] = record.incarnation;
+                        let mut commit = Commit::default();
+                        commit.put(&record).unwrap();
+                        runtime.block_on(records.commit(commit)).unwrap();
+                    }
+                    Event::Restart => tokens = load(),
+                    Event::Wait(seconds) => now = later(now, Duration::from_secs(seconds)),
+                }
+            }
+        }
+    }
+}

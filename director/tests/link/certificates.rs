@@ -9,9 +9,11 @@ use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use windlass_common::clock::Clock;
 use windlass_common::id::{DirectorId, Epoch, Incarnation, OperatorName};
 use windlass_common::limits::FRAME_BYTES_MAX;
 use windlass_common::pki::{MachineIdentity, PrivateKey, gateway_name, pem};
+use windlass_common::step::Outcome;
 use windlass_common::transport::Close;
 use windlass_common::wire::frame;
 use windlass_common::wire::message::{Hello, Welcome};
@@ -433,4 +435,41 @@ fn the_ca_survives_pem_and_knows_its_own() {
     let mixed = format!("{}{}", &first[..at(&first)], &second[at(&second)..]);
     let mixed = DirectorCa::from_pem(d1, &SecretBytes::new(mixed.into_bytes()), now);
     assert!(matches!(mixed, Err(CaError::Damaged(_))), "{mixed:?}");
+}
+
+/// A machine that believes it is yesterday takes nobody's certificate; one that believes it is tomorrow is
+/// let in by the director's clock. Neither harms anybody, and the first comes in when its clock is right.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_whose_clock_is_a_day_off_waits_for_the_right_time_or_goes_by_the_directors() {
+    const DAY_S: i64 = 24 * 3600;
+    for (name, off_s, gets_in) in [("behind", -DAY_S, false), ("ahead", DAY_S, true)] {
+        let director = Director::start().await;
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let neighbour = Neighbour::boot(&director, other.path()).await;
+        let right = Timestamp::now();
+        let off = Timestamp::from_second(right.as_second() + off_s).unwrap();
+        let clock = Clock::by_hand(off);
+        let machine = Machine::boot_at(&clock, director.settings("demo-w-0", 1), dir.path());
+        if !gets_in {
+            wait_for("its refusal of the director's certificate", || {
+                (director.refused(Reason::HandshakeFailed) > 1).then_some(())
+            })
+            .await;
+            assert_eq!(director.gateway().connected().len(), 1, "{name}");
+            clock.set(right);
+        }
+        director.connected(&machine).await;
+        let ran = director
+            .gateway()
+            .run_step(
+                &machine.name,
+                machine.incarnation,
+                exec("clock/0", &[]),
+                no_progress(),
+            )
+            .await;
+        assert_eq!(ran.unwrap().outcome, Outcome::Changed, "{name}");
+        neighbour.unharmed(&director).await;
+        machine.stop().await;
+    }
 }
