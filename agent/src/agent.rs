@@ -129,7 +129,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let mut broken = history.broken();
     let store = ArtifactStore::open(&host);
     let listen = peer_address(&settings);
-    let link = Link::new(settings, paths(&host)).sharing(store.clone(), listen);
+    let link = Link::new(settings, paths(&host))
+        .sharing(store.clone(), listen)
+        .rereading(reread(host.clone(), sources));
     let (watched, watched_receiver) = watch::channel(history.units());
     let (leave, mut leaving) = watch::channel(false);
     let context = Context {
@@ -184,6 +186,18 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         _ = background => Ok(()),
         () = until_stopped => Ok(()),
         _ = broken.wait_for(|broken| *broken) => Err(AgentError::Broken),
+    }
+}
+
+/// Looks at the settings again, for a fresh token.
+fn reread(host: Host, sources: Vec<Source>) -> impl Fn() -> Option<Settings> {
+    move || {
+        settings::reread(&host, &sources)
+            .inspect_err(|error| {
+                let error = ErrorChain(error);
+                tracing::warn!(%error, "the settings cannot be read again");
+            })
+            .ok()
     }
 }
 

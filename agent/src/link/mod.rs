@@ -90,7 +90,11 @@ pub struct Link {
     clock: Clock,
     current: watch::Sender<Option<Live>>,
     sharing: Option<Sharing>,
+    reread: Option<Reread>,
 }
+
+/// Reads the settings as they are now; `None` if they cannot be read.
+type Reread = Box<dyn Fn() -> Option<Settings> + Send + Sync>;
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,7 +114,15 @@ impl Link {
             clock: Clock::system(),
             current,
             sharing: None,
+            reread: None,
         }
+    }
+
+    /// Has the settings read again whenever the machine needs a token, since a fresh one may have been put
+    /// into them. Nothing else of them is taken, and nothing of those of another machine.
+    pub fn rereading(self, read: impl Fn() -> Option<Settings> + Send + Sync + 'static) -> Link {
+        let reread: Option<Reread> = Some(Box::new(read));
+        Link { reread, ..self }
     }
 
     /// Serves the artifacts in `store` to machines of the same cluster, as far as the director grants
@@ -141,12 +153,21 @@ impl Link {
     }
 
     fn me(&self) -> MachineIdentity {
-        MachineIdentity {
-            director: self.settings.director_id.clone(),
-            cluster: self.settings.cluster.clone(),
-            machine: self.settings.machine.clone(),
-            incarnation: self.settings.incarnation,
+        identity_of(&self.settings)
+    }
+
+    /// The settings with the token of now.
+    fn settings_now(&self) -> Settings {
+        let mut settings = self.settings.clone();
+        match self.reread.as_ref().and_then(|read| read()) {
+            Some(found) if identity_of(&found) == self.me() => settings.token = found.token,
+            Some(found) => {
+                let found = identity_of(&found);
+                tracing::warn!(%found, "the settings are of another machine now; they are not taken");
+            }
+            None => {}
         }
+        settings
     }
 
     /// Runs until `shutdown` turns true (or its sender is gone), coming back after every failure.
@@ -157,6 +178,15 @@ impl Link {
         shutdown: watch::Receiver<bool>,
     ) -> Result<(), LinkError> {
         reconnect::run(self, handler, shutdown).await
+    }
+}
+
+fn identity_of(settings: &Settings) -> MachineIdentity {
+    MachineIdentity {
+        director: settings.director_id.clone(),
+        cluster: settings.cluster.clone(),
+        machine: settings.machine.clone(),
+        incarnation: settings.incarnation,
     }
 }
 

@@ -258,7 +258,8 @@ async fn identity(
         }
         Saved::Identity(last) => renew(link, context, to, *last).await,
         Saved::Key(key) => {
-            enroll::enroll(&link.settings, context.me, key, &[], to, &link.clock).await
+            let settings = link.settings_now();
+            enroll::enroll(&settings, context.me, key, &[], to, &link.clock).await
         }
     };
     let identity = identity.map_err(AttemptError::Enroll)?;
@@ -286,13 +287,13 @@ async fn renew(
         done => return done,
     }
     let Identity { key, roots, .. } = last;
-    let settings = &link.settings;
-    let asked = enroll::enroll(settings, context.me, key, &roots, to, &link.clock).await;
+    let settings = link.settings_now();
+    let asked = enroll::enroll(&settings, context.me, key, &roots, to, &link.clock).await;
     if asked.as_ref().is_err_and(EnrollError::is_final) {
         tracing::error!(
             %over, machine = %context.me,
-            "neither the last certificate nor the token of the settings brings this machine back; \
-             recreate the machine, or put a fresh token into its settings and restart windlass-agent"
+            "neither the last certificate nor the token of the settings brings this machine back; give \
+             it a fresh token with `windlass node enroll {}`, or recreate it", context.me.machine
         );
     }
     asked

@@ -111,17 +111,27 @@ pub fn sources() -> Vec<Source> {
     ]
 }
 
-/// Reads the settings from the first source that has them.
+/// Reads the settings from the first source that has them, and says so.
 pub fn read(host: &Host, sources: &[Source]) -> Result<Settings, SettingsError> {
+    let (source, settings) = find(host, sources)?;
+    tracing::info!(
+        source = source.place(),
+        machine = %settings.machine,
+        incarnation = %settings.incarnation,
+        "settings read"
+    );
+    Ok(settings)
+}
+
+/// Reads the settings as they are now, without a word.
+pub fn reread(host: &Host, sources: &[Source]) -> Result<Settings, SettingsError> {
+    find(host, sources).map(|(_, settings)| settings)
+}
+
+fn find<'a>(host: &Host, sources: &'a [Source]) -> Result<(&'a Source, Settings), SettingsError> {
     for source in sources {
         if let Some(settings) = source.read(host)? {
-            tracing::info!(
-                source = source.place(),
-                machine = %settings.machine,
-                incarnation = %settings.incarnation,
-                "settings read"
-            );
-            return Ok(settings);
+            return Ok((source, settings));
         }
     }
     let places: Vec<&str> = sources.iter().map(Source::place).collect();

@@ -63,6 +63,7 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("PUT",    "/v1/machines/{name}/hold",        Operator),
     ("DELETE", "/v1/machines/{name}/hold",        Operator),
     ("POST",   "/v1/machines/{name}/recreation",  Operator),
+    ("POST",   "/v1/machines/{name}/token",       Operator),
     ("GET",    "/v1/usage",                       Operator),
     ("GET",    "/v1/tasks",                       Viewer),
     ("GET",    "/v1/tasks/{id}",                  Viewer),

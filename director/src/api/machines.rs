@@ -1,7 +1,8 @@
 //! Machines with their agents: list, show, logs, usage, exec, shell.
 
 use axum::extract::{Request, State};
-use axum::response::Response;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -18,7 +19,7 @@ use super::stream::{node_output, usage};
 use super::{ApiState, List};
 use crate::model::{Caller, MachineFilter, MachineView, Usage};
 use crate::resurrector::witness::Judgement;
-use crate::service::Terminal;
+use crate::service::{FreshToken, Terminal};
 use crate::spec::{self, Faults};
 
 /// Most words of a command.
@@ -80,6 +81,16 @@ pub(super) struct ShellQuery {
     rows: Option<u16>,
     /// Its columns, 80 when not given.
     columns: Option<u16>,
+}
+
+/// How the token gets to the machine.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TokenQuery {
+    /// Answer with the machine's settings in place of having the provider bring them there.
+    #[serde(default)]
+    tell: bool,
 }
 
 /// A command to run.
@@ -309,6 +320,28 @@ pub(super) async fn shell(
     let standing = admitted.standing(&state, &caller);
     let reach = state.director.open_shell(&name, terminal, &caller).await?;
     Ok(door.relay(reach, standing))
+}
+
+/// Give a machine that has no certificate that counts a fresh one-time token; audited.
+///
+/// For a machine that was cut off for longer than its certificate and the grace window. It keeps what it is
+/// and all it has. The token counts for an hour, for this incarnation and the first key that shows it;
+/// earlier ones that nobody has used stop counting. A machine that is connected is refused with 409.
+#[utoipa::path(post, path = "/v1/machines/{name}/token", operation_id = "enrollMachine",
+    tag = "machines", params(("name" = String, Path), TokenQuery),
+    responses((status = 200, body = FreshToken),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn enroll(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Name(name): Name<MachineName>,
+    Query(query): Query<TokenQuery>,
+) -> Result<Response, Problem> {
+    let fresh = state
+        .director
+        .enroll_node(&name, !query.tell, &caller)
+        .await?;
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(fresh)).into_response())
 }
 
 /// Run a command on a machine as root, at most once; audited. Answers with a stream of JSON lines.

@@ -124,6 +124,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(machines::exec))
         .routes(routes!(machines::shell))
         .routes(routes!(machines::watch))
+        .routes(routes!(machines::enroll))
         .routes(routes!(repair::why))
         .routes(routes!(repair::hold, repair::release))
         .routes(routes!(repair::recreate))

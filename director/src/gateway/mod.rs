@@ -101,10 +101,12 @@ pub trait EnrollmentStore: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 pub enum RedeemError {
     /// No such token.
-    #[error("no token with this digest was issued; recreate the machine for a fresh one")]
+    #[error(
+        "no token with this digest was issued; `windlass node enroll` gives a machine a fresh one"
+    )]
     Unknown,
     /// Too late.
-    #[error("the token expired at {0}; recreate the machine for a fresh one")]
+    #[error("the token expired at {0}; `windlass node enroll` gives its machine a fresh one")]
     Expired(Timestamp),
     /// Issued for another machine or incarnation.
     #[error("the token was issued for {0}, not for the machine that shows it")]

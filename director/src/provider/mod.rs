@@ -89,6 +89,19 @@ pub trait Provider: Send + Sync + fmt::Debug {
         grace: Duration,
     ) -> ProviderFuture<'a, MachineView>;
 
+    /// Puts settings in the place of those that a machine was born with, whole or not at all, while it runs.
+    /// Its agent looks at them when it needs a token. False where the platform has no way to do it: they
+    /// have to be brought there by hand. Another incarnation, or a machine that is off, is
+    /// [`ProviderError::Conflict`].
+    fn place_settings<'a>(
+        &'a self,
+        _name: &'a MachineName,
+        _incarnation: Incarnation,
+        _settings: Vec<u8>,
+    ) -> ProviderFuture<'a, bool> {
+        Box::pin(async { Ok(false) })
+    }
+
     /// Makes an empty disk of `bytes`. A disk of that name and another size is a conflict.
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView>;
 

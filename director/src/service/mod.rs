@@ -27,6 +27,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod tickets;
+mod token;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,6 +76,7 @@ pub use reach::{Ending, Reach, Terminal};
 pub use repair::NodeWhy;
 pub use start::StartError;
 pub use tickets::tickets;
+pub use token::FreshToken;
 
 /// What every operation returns.
 pub type ServiceResult<T> = Result<T, ServiceError>;
@@ -388,6 +390,18 @@ impl Director {
     ) -> ServiceResult<CaseRecord> {
         allow(caller, Role::Operator, "release machines")?;
         self.inner.release_node(machine, caller).await
+    }
+
+    /// Issues a token with which a machine that has no certificate that counts comes back; `place`: the
+    /// provider brings it there, if it can.
+    pub async fn enroll_node(
+        &self,
+        machine: &MachineName,
+        place: bool,
+        caller: &Caller,
+    ) -> ServiceResult<FreshToken> {
+        allow(caller, Role::Operator, "give tokens to machines")?;
+        self.inner.enroll_node(machine, place, caller).await
     }
 
     /// Orders the next incarnation of a machine, whatever its verdict. Returns the task at once.

@@ -12,10 +12,12 @@ use windlass_common::cluster::{ControlPlaneSpec, MachineSize, PoolSpec};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Incarnation, PoolName};
 use windlass_common::pki::MachineIdentity;
+use windlass_common::settings::Settings;
 
 use super::*;
 use crate::gateway::{EnrollmentStore, RedeemError};
 use crate::model::{StepState, TaskState};
+use crate::pki::EnrollmentToken;
 use crate::rollout::tests::sim::{Life, Sim};
 use crate::store::{Expect, Kind, Token};
 
@@ -370,5 +372,78 @@ async fn a_token_counts_for_the_first_key_alone_when_two_race() {
         let spent = spent.await.unwrap();
         assert!(matches!(spent, Err(RedeemError::Spent)), "{spent:?}");
     }
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_fresh_token_is_for_a_machine_that_is_there_and_away() {
+    let rig = Rig::new().await;
+    let director = rig.director().await;
+    let task = director.create_cluster(spec("demo"), &ann()).await.unwrap();
+    made(&director, &task.id).await;
+    let name = MachineName::new("demo-w-0").unwrap();
+    let claim = MachineIdentity {
+        director: director.id().clone(),
+        cluster: ClusterName::new("demo").unwrap(),
+        machine: name.clone(),
+        incarnation: Incarnation::FIRST,
+    };
+    let in_the_machine = || {
+        rig.sim.state.lock().unwrap().machines[&name]
+            .settings
+            .clone()
+    };
+    let born_with = in_the_machine().token;
+
+    let placed = director.enroll_node(&name, true, &ann()).await.unwrap();
+    assert!(placed.placed && placed.settings.is_none(), "{placed:?}");
+    let second = in_the_machine().token;
+    let told = director.enroll_node(&name, false, &ann()).await.unwrap();
+    assert_eq!((told.placed, told.incarnation), (false, Incarnation::FIRST));
+    let told = told.settings.unwrap();
+    let third: Settings = serde_json::from_str(told.expose()).unwrap();
+    assert_eq!(
+        (&third.machine, third.incarnation),
+        (&name, Incarnation::FIRST)
+    );
+    assert_eq!(third.ca_digest, in_the_machine().ca_digest);
+
+    // One counts at a time: the newest.
+    let tokens = Tokens::load(director.inner.records.clone()).await.unwrap();
+    let shown = tokio::task::spawn_blocking(move || {
+        [born_with, second, third.token].map(|token| {
+            let hash = EnrollmentToken::hash_of(&token);
+            tokens.redeem(hash, &claim, &[4, 1], jiff::Timestamp::now())
+        })
+    });
+    let [first, second, third] = shown.await.unwrap();
+    assert!(matches!(first, Err(RedeemError::Unknown)), "{first:?}");
+    assert!(matches!(second, Err(RedeemError::Unknown)), "{second:?}");
+    third.unwrap();
+
+    let filter = AuditFilter {
+        subject: Some(format!("machine/{name}")),
+        ..AuditFilter::default()
+    };
+    let log = director.audit(10, &filter).await.unwrap();
+    let enrolled = log.iter().filter(|entry| entry.action == "node.enroll");
+    assert_eq!(enrolled.count(), 2, "{log:#?}");
+    assert!(!format!("{log:?}").contains(told.expose()));
+
+    let viewer = Caller {
+        role: Role::Viewer,
+        ..ann()
+    };
+    let refused = director.enroll_node(&name, false, &viewer).await;
+    assert!(matches!(refused, Err(ServiceError::Forbidden { .. })));
+    let nobody = MachineName::new("nobody").unwrap();
+    let refused = director.enroll_node(&nobody, false, &ann()).await;
+    assert!(matches!(refused, Err(ServiceError::NotFound { .. })));
+    director.inner.world.registry.expel(&name);
+    let refused = director.enroll_node(&name, false, &ann()).await;
+    assert!(
+        matches!(refused, Err(ServiceError::Conflict { .. })),
+        "a machine that is shut out gets no token"
+    );
     director.shutdown().await;
 }

@@ -39,6 +39,7 @@ const EXPECTED: &[(&str, Role)] = &[
     ("holdMachine",              Role::Operator),
     ("releaseMachine",           Role::Operator),
     ("recreateMachine",          Role::Operator),
+    ("enrollMachine",            Role::Operator),
     ("listTasks",                Role::Viewer),
     ("getTask",                  Role::Viewer),
     ("followTask",               Role::Viewer),

@@ -11,6 +11,7 @@ use windlass_common::id::{Epoch, OperatorName};
 use windlass_common::lapsed::{Channel, channel, statement};
 use windlass_common::limits::{AGENT_CERTIFICATE_LIFE, LAPSED_GRACE};
 use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, gateway_name, pem};
+use windlass_common::secret::SecretBytes;
 use windlass_common::transport::Close;
 use windlass_common::wire::frame;
 use windlass_common::wire::message::{Body, EnrollResponse, LapsedRequest, Refusal, RefusalCode};
@@ -306,22 +307,42 @@ async fn after_the_grace_window_the_agent_says_what_to_do_and_a_fresh_token_brin
     let clock = Clock::by_hand(Timestamp::now());
     let mut director = Director::start_with(|config| config.clock = clock.clone()).await;
     let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::boot_at(&clock, director.settings("demo-w-0", 1), dir.path());
+    let settings = director.settings("demo-w-0", 1);
+    let placed = Arc::new(Mutex::new(settings.clone()));
+    let machine = Machine::boot_rereading(&clock, settings, dir.path(), Arc::clone(&placed));
     director.connected(&machine).await;
     goes_away(&director).await;
     clock.advance(AGENT_CERTIFICATE_LIFE + LAPSED_GRACE + DAY);
     director.start_again(Epoch(2)).await;
     wait_for("the agent's advice", || {
-        log.contains("put a fresh token into its settings and restart windlass-agent")
+        log.contains("a fresh token with `windlass node enroll demo-w-0`")
             .then_some(())
     })
     .await;
     assert!(log.contains("the last certificate does not count"));
     assert!(director.gateway().connected().is_empty());
-    machine.stop().await;
 
-    let machine = Machine::boot_at(&clock, director.settings("demo-w-0", 1), dir.path());
+    // Settings of another machine in the place of its own bring nobody in.
+    let enrolled = director.records.redemptions().len();
+    *placed.lock().unwrap() = director.settings("demo-w-1", 1);
+    wait_for("the refusal to take them", || {
+        log.contains("the settings are of another machine now")
+            .then_some(())
+    })
+    .await;
+    assert!(director.gateway().connected().is_empty());
+
+    // Its own with a fresh token do, without a restart, and it keeps the key that it has.
+    let held = || {
+        let pem = std::fs::read(dir.path().join("identity.pem")).unwrap();
+        PrivateKey::from_pem(&SecretBytes::new(pem)).unwrap()
+    };
+    let key = held().public_key();
+    *placed.lock().unwrap() = director.settings("demo-w-0", 1);
     director.connected(&machine).await;
+    assert_eq!(held().public_key().as_bytes(), key.as_bytes());
+    let redeemed = director.records.redemptions().split_off(enrolled);
+    assert!(redeemed.iter().any(Result::is_ok), "{redeemed:?}");
     machine.stop().await;
 }
 

@@ -558,6 +558,23 @@ impl Machine {
         )
     }
 
+    /// One whose settings are `placed` when it looks at them again.
+    pub(crate) fn boot_rereading(
+        clock: &Clock,
+        settings: Settings,
+        dir: &std::path::Path,
+        placed: Arc<Mutex<Settings>>,
+    ) -> Machine {
+        let paths = LinkPaths {
+            identity_dir: dir.to_owned(),
+            api_server: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        };
+        let link = Link::new(settings.clone(), paths)
+            .with_clock(clock.clone())
+            .rereading(move || Some(placed.lock().unwrap().clone()));
+        Machine::run(link, settings)
+    }
+
     pub(crate) fn boot_with(
         settings: Settings,
         dir: &std::path::Path,

@@ -18,6 +18,7 @@ pub(crate) const CASES: &[crate::Case] = &[
     ("a_look_at_power_changes_nothing", look_at_power),
     ("a_reboot_from_inside_comes_back", reboot_from_inside),
     ("a_power_off_from_inside_stays_off", power_off_from_inside),
+    ("settings_are_replaced_in_a_machine_that_runs", new_settings),
     ("machines_talk_over_the_network", talk),
     ("many_machines_are_made_at_once", many_at_once),
     ("a_disk_has_one_holder_and_keeps_its_data", disks),
@@ -247,6 +248,51 @@ fn power_off_from_inside(rig: &Rig) -> anyhow::Result<()> {
     let view = rig.wait(rig.provider().start_machine(&machine.name))?;
     ensure!(view.power == Power::Running && view.boots == 2, "{view:?}");
     rig.until_up(&machine.name)
+}
+
+fn new_settings(rig: &Rig) -> anyhow::Result<()> {
+    let provider = rig.provider();
+    let machine = rig.booted(10)?;
+    let place = |incarnation, text: &[u8]| {
+        rig.wait(provider.place_settings(&machine.name, incarnation, text.to_vec()))
+    };
+    // A provider that cannot says so, and changes nothing.
+    let can = place(Incarnation::FIRST, b"new settings")?;
+    let held = |script: &str| rig.says(&machine.name, script);
+    let text = held("cat /etc/windlass/settings.json")?;
+    ensure!(
+        text == if can {
+            "new settings"
+        } else {
+            "settings of 10"
+        }
+    );
+    ensure!(held("stat -c '%a %U' /etc/windlass/settings.json")? == "600 root");
+    if !can {
+        return Ok(());
+    }
+    let other = place(Incarnation(2), b"of another");
+    ensure!(
+        matches!(other, Err(ProviderError::Conflict { .. })),
+        "{other:?}"
+    );
+    let absent = rig.wait(provider.place_settings(&missing()?, Incarnation::FIRST, Vec::new()));
+    ensure!(
+        matches!(absent, Err(ProviderError::NotFound { .. })),
+        "{absent:?}"
+    );
+    ensure!(held("cat /etc/windlass/settings.json")? == "new settings");
+    // They are the machine's from then on, and nothing is written to one that is off.
+    rig.wait(provider.stop_machine(&machine.name, Duration::ZERO))?;
+    let off = place(Incarnation::FIRST, b"while off");
+    ensure!(
+        matches!(off, Err(ProviderError::Conflict { .. })),
+        "{off:?}"
+    );
+    rig.wait(provider.start_machine(&machine.name))?;
+    rig.until_up(&machine.name)?;
+    ensure!(held("cat /etc/windlass/settings.json")? == "new settings");
+    Ok(())
 }
 
 fn talk(rig: &Rig) -> anyhow::Result<()> {

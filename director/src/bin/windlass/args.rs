@@ -529,6 +529,26 @@ Example:
         #[arg(long)]
         wait: bool,
     },
+    /// Give a machine whose certificate lapsed for good a fresh token; it keeps all it has
+    ///
+    /// A machine that was cut off comes back by itself until its certificate has been over for the grace
+    /// window (a week, `docs/adr/0002-lapsed-certificates.md`); after that it needs a token. The provider
+    /// puts it into the machine, and its agent takes it up within seconds, without a restart. Where the
+    /// provider cannot, and with --print, the settings of the machine are printed: write them to
+    /// /etc/windlass/settings.json there, for root alone. The token counts once, for an hour.
+    #[command(after_help = "\
+Examples:
+  windlass node enroll demo-workers-0
+  windlass node enroll demo-workers-0 --print |
+    ssh root@10.0.0.7 'umask 077; cat > /etc/windlass/settings.json.new &&
+      mv /etc/windlass/settings.json.new /etc/windlass/settings.json'")]
+    Enroll {
+        /// The machine
+        name: String,
+        /// Print the settings in place of having the provider bring them there
+        #[arg(long)]
+        print: bool,
+    },
     /// Print logs of a machine
     ///
     /// With --follow it goes on until Ctrl-C, which ends it on the machine too; when the link to the machine

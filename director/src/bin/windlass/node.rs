@@ -16,11 +16,12 @@ use windlass_director::health::ConditionView;
 use windlass_director::model::{MachineHealth, MachineView};
 use windlass_director::resurrector::HoldKind;
 use windlass_director::resurrector::witness::Judgement;
+use windlass_director::service::FreshToken;
 
 use crate::args::NodeCommand;
 use crate::cluster::{pairs, segment};
 use crate::failure::{FAILED, Failure, UNREACHABLE};
-use crate::output::{age, duration, line, table};
+use crate::output::{age, duration, line, note, table};
 use crate::{Session, agents, collect, shell, top, why};
 
 pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitCode, Failure> {
@@ -46,6 +47,7 @@ pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitC
             let order = RecreateNode { accept_downtime };
             why::recreate(session, &client, &name, yes, &order, wait).await
         }
+        NodeCommand::Enroll { name, print } => enroll(session, &client, &name, print).await,
         NodeCommand::Logs {
             name,
             unit,
@@ -229,6 +231,36 @@ fn condition(one: &ConditionView) -> Vec<String> {
         whose.to_owned(),
         duration(one.age_ms),
     ]
+}
+
+async fn enroll(
+    session: &Session,
+    client: &Client,
+    name: &str,
+    print: bool,
+) -> Result<ExitCode, Failure> {
+    let path = format!("/v1/machines/{}/token?tell={print}", segment(name));
+    let answer = client.post(&path, String::new()).await?;
+    let fresh: FreshToken = client.typed(&answer)?;
+    let until = fresh.expires_at;
+    match &fresh.settings {
+        // The settings alone go to standard output, to be taken from there to the machine.
+        Some(settings) => {
+            if !session.output.json {
+                note(&format!(
+                    "a token for {name} until {until}: write this to /etc/windlass/settings.json of the \
+                     machine, for root alone"
+                ));
+            }
+            session
+                .output
+                .answer(&answer, || settings.expose().to_owned());
+        }
+        None => session.output.answer(&answer, || {
+            format!("{name} has a token until {until}; its agent takes it up within seconds")
+        }),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn evidence(session: &Session, client: &Client, name: &str) -> Result<ExitCode, Failure> {

@@ -66,6 +66,8 @@ fn arguments_that_contradict_each_other_are_refused() {
         (&["node", "logs", "n", "-f", "--unit", "a", "--unit", "b"], true),
         (&["node", "logs", "n", "-f", "--diagnostics"], false),
         (&["node", "logs", "n", "-f", "--json"], false),
+        (&["node", "enroll", "n", "--print"], true),
+        (&["node", "enroll"], false),
         (&["node", "shell", "n"], true),
         (&["node", "shell"], false),
         (&["node", "top"], true),

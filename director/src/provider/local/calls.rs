@@ -104,6 +104,19 @@ impl Provider for LocalProvider {
         self.blocking(move |inner| inner.reboot(&name, grace))
     }
 
+    fn place_settings<'a>(
+        &'a self,
+        name: &'a MachineName,
+        incarnation: Incarnation,
+        settings: Vec<u8>,
+    ) -> ProviderFuture<'a, bool> {
+        let name = name.clone();
+        self.blocking(move |inner| {
+            inner.place_settings(&name, incarnation, &settings)?;
+            Ok(true)
+        })
+    }
+
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
         let name = name.clone();
         self.blocking(move |inner| inner.create_disk(&name, bytes))

@@ -39,6 +39,18 @@ const SETTINGS_BYTES_MAX: usize = 256 * 1024;
 const TAGS_MAX: usize = 64;
 const TAG_BYTES_MAX: usize = 1024;
 
+/// Refuses settings that are no few lines.
+pub(super) fn check_settings(settings: &[u8]) -> Result<(), ProviderError> {
+    if settings.len() <= SETTINGS_BYTES_MAX {
+        return Ok(());
+    }
+    Err(ProviderError::Invalid {
+        what: "machine settings of",
+        value: settings.len().to_string(),
+        allowed: format!("at most {SETTINGS_BYTES_MAX} bytes"),
+    })
+}
+
 impl Inner {
     /// See [`crate::provider::Provider::create_machine`].
     pub(super) fn create(&self, request: &MachineRequest) -> Result<MachineView, ProviderError> {
@@ -97,14 +109,7 @@ impl Inner {
             let allowed = format!("at least {MEMORY_BYTES_MIN} bytes");
             return invalid("machine memory", size.memory_bytes.to_string(), allowed);
         }
-        if request.settings.len() > SETTINGS_BYTES_MAX {
-            let allowed = format!("at most {SETTINGS_BYTES_MAX} bytes");
-            return invalid(
-                "machine settings of",
-                request.settings.len().to_string(),
-                allowed,
-            );
-        }
+        check_settings(&request.settings)?;
         let long = |t: &String| t.len() > TAG_BYTES_MAX;
         if request.tags.len() > TAGS_MAX || request.tags.iter().any(|(k, v)| long(k) || long(v)) {
             let allowed = format!("at most {TAGS_MAX}, of at most {TAG_BYTES_MAX} bytes");

@@ -39,6 +39,7 @@ mod process;
 mod record;
 mod reset;
 mod rootfs;
+mod settings;
 mod spawn;
 mod sys;
 mod traits;

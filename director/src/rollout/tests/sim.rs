@@ -62,7 +62,7 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct Vm {
     view: MachineView,
-    settings: Settings,
+    pub(crate) settings: Settings,
     keys: BTreeMap<String, Vec<u8>>,
     /// What was asked under which id, and what came of it: the agent's journal.
     journal: BTreeMap<String, (Step, StepResult)>,
@@ -249,6 +249,20 @@ impl Provider for Life {
         let state = self.sim.state.lock().unwrap();
         let views = state.machines.values().map(|vm| vm.view.clone()).collect();
         Box::pin(async { Ok(views) })
+    }
+
+    fn place_settings<'a>(
+        &'a self,
+        name: &'a MachineName,
+        incarnation: Incarnation,
+        settings: Vec<u8>,
+    ) -> ProviderFuture<'a, bool> {
+        Box::pin(self.effect(move |state| {
+            let vm = state.machines.get_mut(name).unwrap();
+            assert_eq!(vm.view.incarnation, incarnation);
+            vm.settings = serde_json::from_slice(&settings).unwrap();
+            Ok(true)
+        }))
     }
 
     fn stop_machine<'a>(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, DiskName, MachineName};
 use windlass_common::limits::ENROLLMENT_TOKEN_LIFE;
+use windlass_common::secret::Secret;
 use windlass_common::settings::Settings;
 
 use super::context::ClusterContext;
@@ -109,7 +110,10 @@ impl World {
         name: &MachineName,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
-        let settings = self.issue_settings(machine).await?;
+        // Written down before the machine that may show it exists.
+        let mut commit = Commit::default();
+        let (settings, _) = self.settings_with_token(machine, &mut commit)?;
+        self.records.commit(commit).await?;
         self.registry.admit(machine);
         let request = MachineRequest {
             name: name.clone(),
@@ -122,7 +126,7 @@ impl World {
             },
             address: machine.address,
             hostname: machine.node_name.clone(),
-            settings,
+            settings: settings.expose().as_bytes().to_vec(),
             tags: BTreeMap::from([(CLUSTER_TAG.to_owned(), machine.cluster.to_string())]),
         };
         let view = self.provider.create_machine(request).await?;
@@ -135,27 +139,32 @@ impl World {
         })
     }
 
-    /// Issues a one-time token, written down before the machine that may show it exists.
-    async fn issue_settings(&self, machine: &Machine) -> Result<Vec<u8>, EffectError> {
+    /// Settings of a machine with a new one-time token, which counts once the commit is made, and until
+    /// when.
+    pub(crate) fn settings_with_token(
+        &self,
+        machine: &Machine,
+        commit: &mut Commit,
+    ) -> Result<(Secret, Timestamp), EffectError> {
         let issued =
             EnrollmentToken::generate().map_err(|error| EffectError::of(error.class(), &error))?;
         let life_ms = u64::try_from(ENROLLMENT_TOKEN_LIFE.as_millis()).unwrap_or(u64::MAX);
+        let expires_at =
+            Timestamp::from_unix_ms(Timestamp::now().unix_ms().saturating_add(life_ms));
         let token = Token {
             cluster: machine.cluster.clone(),
             machine: machine.name.clone(),
             incarnation: machine.incarnation,
-            expires_at: Timestamp::from_unix_ms(Timestamp::now().unix_ms().saturating_add(life_ms)),
+            expires_at,
             public_key: None,
             spent: false,
         };
-        let mut commit = Commit::default();
         commit.value(
             Kind::Token,
             &issued.hash.to_string(),
             Expect::Absent,
             &token,
         );
-        self.records.commit(commit).await?;
         let settings = Settings {
             director_id: self.birth.director.clone(),
             directors: self.birth.directors.clone(),
@@ -165,7 +174,9 @@ impl World {
             machine: machine.name.clone(),
             incarnation: machine.incarnation,
         };
-        serde_json::to_vec(&settings).map_err(|error| EffectError::of(ErrorClass::Bug, &error))
+        let text = serde_json::to_string(&settings)
+            .map_err(|error| EffectError::of(ErrorClass::Bug, &error))?;
+        Ok((Secret::new(text), expires_at))
     }
 
     pub(super) async fn attach_disk(
