@@ -1,10 +1,9 @@
 //! A session: hello, then reports, heartbeats and renewals until one end closes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use quinn::{ConnectionError, RecvStream, SendStream};
-use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -36,7 +35,7 @@ use super::counters::{Reason, Total};
 use super::door::{GaveWay, Place};
 use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
-use super::session::{Pushed, Session};
+use super::session::Session;
 use super::{DeliveryError, Event, RedeemError, artifacts, probe, trust};
 
 /// Why a session ended.
@@ -206,7 +205,8 @@ async fn session(
     let Some(generation) = generation_of(connection, &shared.doors.ca) else {
         return Ended::Dropped;
     };
-    let greeting = timeout(HELLO_TIMEOUT, greet(shared, connection, identity));
+    // In a box, which is gone when the session begins.
+    let greeting = timeout(HELLO_TIMEOUT, Box::pin(greet(shared, connection, identity)));
     let greeting = match place.hold(greeting).await {
         Ok(in_time) => in_time.unwrap_or(Err(Ended::TooSlow)),
         Err(gave_way) => Err(Ended::GaveWay(gave_way)),
@@ -219,7 +219,7 @@ async fn session(
     transport::open_up(connection);
     Priority::Control.set(&greeting.send);
     let now = shared.config.clock.now();
-    let (session, pushed) = Session::new(
+    let session = Session::new(
         (identity.clone(), generation),
         connection.clone(),
         greeting.hello,
@@ -254,8 +254,9 @@ async fn session(
         Ended::Dropped
     } else {
         let streams = (greeting.send, greeting.recv);
-        converse(shared, &session, leaf, streams, pushed).await
+        converse(shared, &session, leaf, streams).await
     };
+    session.hang_up();
     let ended = session.closed().map_or(ended, Ended::Closed);
     shared.sessions.remove(&session);
     shared.artifacts.gone(&session);
@@ -353,17 +354,16 @@ async fn converse(
     session: &Arc<Session>,
     leaf: &Leaf,
     (send, recv): (SendStream, RecvStream),
-    pushed: mpsc::Receiver<Pushed>,
 ) -> Ended {
-    let expires = watch::Sender::new(leaf.not_after);
+    let expires = Expiry(Mutex::new(leaf.not_after));
     // None of these is ever polled again after one has ended, so it does not matter that reading a
     // frame cannot be taken up again.
     tokio::select! {
         ended = listen(shared, session, &expires, recv) => ended,
-        ended = tell(session, send, pushed) => ended,
+        ended = tell(session, send) => ended,
         ended = datagrams(shared, session) => ended,
         ended = streams(shared, session) => ended,
-        () = expiry(&shared.config.clock, &expires) => Ended::Expired,
+        () = expires.reached(&shared.config.clock) => Ended::Expired,
     }
 }
 
@@ -371,7 +371,7 @@ async fn converse(
 async fn listen(
     shared: &Shared,
     session: &Session,
-    expires: &watch::Sender<Timestamp>,
+    expires: &Expiry,
     mut recv: RecvStream,
 ) -> Ended {
     let mut frames = Meter::new(Reason::FrameRate, FRAMES_PER_AGENT);
@@ -425,18 +425,13 @@ async fn listen(
 }
 
 /// What the director says on the control stream: what was pushed, in its order.
-async fn tell(
-    session: &Session,
-    mut send: SendStream,
-    mut pushed: mpsc::Receiver<Pushed>,
-) -> Ended {
-    while let Some(frame) = pushed.recv().await {
+async fn tell(session: &Session, mut send: SendStream) -> Ended {
+    loop {
+        let frame = session.pushed().await;
         if let Err(error) = frame::send(&mut send, &frame).await {
             return broken(&session.connection, error);
         }
     }
-    // The session holds the sender for as long as it is served.
-    Ended::ControlClosed
 }
 
 fn took_report(shared: &Shared, session: &Session, frame: Frame) -> Result<(), FrameError> {
@@ -458,7 +453,7 @@ fn took_conditions(shared: &Shared, session: &Session, conditions: Conditions) {
 fn renew(
     shared: &Shared,
     session: &Session,
-    expires: &watch::Sender<Timestamp>,
+    expires: &Expiry,
     request: &RenewRequest,
 ) -> Result<(), Ended> {
     if !shared.doors.registry.is_current(&session.identity) {
@@ -469,7 +464,7 @@ fn renew(
     let chain = ca
         .issue_agent(&request.request_der, &session.identity, life, now)
         .map_err(Ended::Renewal)?;
-    expires.send_replace(later(now, life));
+    expires.set(later(now, life));
     shared.count(Total::Renewals);
     if let Some(leaf) = chain.0.first()
         && let Some(generation) = ca.agent_generation(leaf)
@@ -577,13 +572,26 @@ impl Meter {
     }
 }
 
-/// Returns when the certificate is over, however often it was renewed meanwhile.
-async fn expiry(clock: &Clock, expires: &watch::Sender<Timestamp>) {
-    loop {
-        let until = *expires.borrow();
-        clock.reached(until).await;
-        if *expires.borrow() == until {
-            return;
+/// When the newest certificate of a session is over.
+struct Expiry(Mutex<Timestamp>);
+
+impl Expiry {
+    fn get(&self) -> Timestamp {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, until: Timestamp) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    /// Returns when the certificate is over, however often it was renewed meanwhile.
+    async fn reached(&self, clock: &Clock) {
+        loop {
+            let until = self.get();
+            clock.reached(until).await;
+            if self.get() == until {
+                return;
+            }
         }
     }
 }

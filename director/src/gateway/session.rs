@@ -1,12 +1,11 @@
 //! Who is connected: one session per machine, and the events about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 use windlass_common::condition::{CONDITIONS_MAX, Conditions, shown};
@@ -40,11 +39,17 @@ pub(super) struct Session {
     seen: Mutex<Seen>,
     standing: Mutex<Standing>,
     /// What goes down the control stream.
-    down: mpsc::Sender<Pushed>,
+    down: Down,
 }
 
-/// A frame for the control stream, in a box: the queue has room for some from its beginning.
-pub(super) type Pushed = Box<Frame>;
+/// Frames that wait for the control stream. Takes no memory while it is empty, which it nearly always is; a
+/// channel has room for its first 32 from the beginning.
+#[derive(Debug)]
+struct Down {
+    /// `None` once nobody writes them any more.
+    frames: Mutex<Option<VecDeque<Frame>>>,
+    wake: Notify,
+}
 
 #[derive(Debug)]
 struct Seen {
@@ -60,8 +65,7 @@ struct Seen {
 }
 
 impl Session {
-    /// A session, and the frames to write down its control stream. `generation` is that of its
-    /// certificate.
+    /// A session whose certificate is of this `generation`.
     pub(super) fn new(
         (identity, generation): (MachineIdentity, u32),
         connection: quinn::Connection,
@@ -69,9 +73,8 @@ impl Session {
         protocol: u16,
         tune: Tune2,
         now: Timestamp,
-    ) -> (Session, mpsc::Receiver<Pushed>) {
-        let (down, pushed) = mpsc::channel(CONTROL_QUEUE);
-        let session = Session {
+    ) -> Session {
+        Session {
             identity,
             connection,
             protocol,
@@ -87,9 +90,11 @@ impl Session {
                 suspect: false,
             }),
             standing: Mutex::new(Standing::new(generation)),
-            down,
-        };
-        (session, pushed)
+            down: Down {
+                frames: Mutex::new(Some(VecDeque::new())),
+                wake: Notify::new(),
+            },
+        }
     }
 
     /// Queues a body for the control stream, behind those that are queued already. Never waits: an
@@ -110,20 +115,47 @@ impl Session {
                 max: CONTROL_FRAME_BYTES_MAX,
             }));
         }
-        self.down
-            .try_send(Box::new(frame))
-            .map_err(|error| match error {
-                TrySendError::Full(_) => {
-                    self.close(Close::TimedOut);
-                    DeliveryError::Behind {
-                        machine: self.identity.machine.clone(),
-                    }
+        let mut frames = lock(&self.down.frames);
+        let Some(queue) = &mut *frames else {
+            return Err(DeliveryError::NotConnected {
+                machine: self.identity.machine.clone(),
+                incarnation: self.identity.incarnation,
+            });
+        };
+        if queue.len() >= CONTROL_QUEUE {
+            drop(frames);
+            self.close(Close::TimedOut);
+            return Err(DeliveryError::Behind {
+                machine: self.identity.machine.clone(),
+            });
+        }
+        queue.push_back(frame);
+        drop(frames);
+        self.down.wake.notify_one();
+        Ok(())
+    }
+
+    /// The next frame that was pushed, for the one who writes them. Cancellation safe.
+    pub(super) async fn pushed(&self) -> Frame {
+        loop {
+            let next = lock(&self.down.frames).as_mut().and_then(|queue| {
+                let next = queue.pop_front();
+                if queue.is_empty() {
+                    queue.shrink_to_fit();
                 }
-                TrySendError::Closed(_) => DeliveryError::NotConnected {
-                    machine: self.identity.machine.clone(),
-                    incarnation: self.identity.incarnation,
-                },
-            })
+                next
+            });
+            match next {
+                Some(frame) => return frame,
+                // One that is pushed in between leaves its wake behind.
+                None => self.down.wake.notified().await,
+            }
+        }
+    }
+
+    /// Takes no more frames: nobody writes them any more.
+    pub(super) fn hang_up(&self) {
+        *lock(&self.down.frames) = None;
     }
 
     /// Whether the agent knows a kind of frame, as far as it has said.
