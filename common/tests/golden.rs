@@ -408,6 +408,10 @@ fn sessions(golden: &mut Golden) {
         rows: 24,
         columns: 300,
     });
+    golden.pin(RunCommand {
+        origin: origin(),
+        argv: vec!["tar".to_owned(), "-x".to_owned()],
+    });
     golden.pin(WatchVitals {
         origin: origin(),
         interval_ms: 2000,

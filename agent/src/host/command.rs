@@ -3,7 +3,7 @@
 //! # Invariants
 //! * A child has a process group of its own; dropping [`Running`] kills the whole group and so does
 //!   cancelling any future here.
-//! * Environment is fixed, standard input is empty.
+//! * Environment is fixed; standard input is empty, or what the caller writes.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -12,7 +12,7 @@ use std::process::{ExitStatus, Stdio};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 
 /// Where programs are looked for.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -67,6 +67,11 @@ impl Running {
         self.child.stdout.take().zip(self.child.stderr.take())
     }
 
+    /// Takes the pipe to its standard input, if it was started with one; once.
+    pub fn take_input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
     /// Waits for the end of the child itself; what it left in its group is killed.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = self.child.wait().await;
@@ -107,7 +112,7 @@ pub async fn run(argv: &[&str], input: Option<&str>) -> io::Result<Output> {
     let (stdout, stderr) = running
         .take_output()
         .ok_or_else(|| io::Error::other("the child has no output pipes"))?;
-    let writing = write_input(running.child.stdin.take(), input);
+    let writing = write_input(running.take_input(), input);
     let (_, stdout, stderr) = tokio::join!(writing, read_some(stdout), read_some(stderr));
     let status = running.wait().await?;
     Ok(Output {
@@ -117,7 +122,7 @@ pub async fn run(argv: &[&str], input: Option<&str>) -> io::Result<Output> {
     })
 }
 
-async fn write_input(stdin: Option<tokio::process::ChildStdin>, input: Option<&str>) {
+async fn write_input(stdin: Option<ChildStdin>, input: Option<&str>) {
     use tokio::io::AsyncWriteExt;
     if let (Some(mut stdin), Some(input)) = (stdin, input) {
         // A child that ends without reading says why on its standard error.

@@ -1,5 +1,5 @@
-//! Sessions: streams of the director that live as long as somebody listens. Following logs, a shell, and
-//! usage as it is.
+//! Sessions: streams of the director that live as long as somebody listens. Following logs, a shell, a
+//! command that reads the operator's input, and usage as it is.
 //!
 //! # Invariants
 //! * What a session started on the machine ends with it: when the director closes the stream, when the
@@ -10,6 +10,7 @@
 //! # Not here
 //! Who may have one: the director says who asked, and it is logged here.
 
+mod command;
 mod logs;
 mod shell;
 mod vitals;
@@ -24,7 +25,7 @@ use windlass_common::step::OutputStream;
 use windlass_common::wire::frame::{self, Frame, FrameError};
 use windlass_common::wire::message::{Body, Refusal, RefusalCode};
 use windlass_common::wire::session::{
-    FollowLogs, OpenShell, Origin, SessionEnd, SessionOpen, SessionOutput, WatchVitals,
+    FollowLogs, OpenShell, Origin, RunCommand, SessionEnd, SessionOpen, SessionOutput, WatchVitals,
 };
 
 use crate::link::Handler;
@@ -39,6 +40,7 @@ pub(crate) struct Sessions {
 enum Request {
     Logs(FollowLogs),
     Shell(OpenShell),
+    Command(RunCommand),
     Vitals(WatchVitals),
 }
 
@@ -47,6 +49,7 @@ impl Request {
         match first.kind {
             FollowLogs::KIND => first.body().map(Request::Logs),
             OpenShell::KIND => first.body().map(Request::Shell),
+            RunCommand::KIND => first.body().map(Request::Command),
             _ => first.body().map(Request::Vitals),
         }
     }
@@ -55,6 +58,7 @@ impl Request {
         match self {
             Request::Logs(FollowLogs { origin, .. })
             | Request::Shell(OpenShell { origin, .. })
+            | Request::Command(RunCommand { origin, .. })
             | Request::Vitals(WatchVitals { origin, .. }) => origin,
         }
     }
@@ -63,6 +67,7 @@ impl Request {
         match self {
             Request::Logs(_) => "logs",
             Request::Shell(_) => "shell",
+            Request::Command(_) => "command",
             Request::Vitals(_) => "vitals",
         }
     }
@@ -88,7 +93,10 @@ impl Sessions {
 
     /// Whether a stream that begins so is one.
     pub(crate) fn begin_with(kind: u16) -> bool {
-        matches!(kind, FollowLogs::KIND | OpenShell::KIND | WatchVitals::KIND)
+        matches!(
+            kind,
+            FollowLogs::KIND | OpenShell::KIND | RunCommand::KIND | WatchVitals::KIND
+        )
     }
 
     /// Serves a session to its end.
@@ -121,6 +129,7 @@ impl Sessions {
         let ended = match &request {
             Request::Logs(logs) => logs::serve(logs, send, recv).await?,
             Request::Shell(shell) => shell::serve(shell, send, recv).await?,
+            Request::Command(command) => command::serve(command, send, recv).await?,
             Request::Vitals(watch) => vitals::serve(watch, &self.handler, send, recv).await?,
         };
         tracing::info!(session = what, operator, request = number, "session ends");

@@ -1,6 +1,6 @@
 //! Bodies of sessions: streams of the director that live as long as somebody listens.
 //!
-//! The first frame says what for ([`FollowLogs`], [`OpenShell`], [`WatchVitals`]); the agent answers
+//! The first frame says what for ([`FollowLogs`], [`OpenShell`], [`RunCommand`], [`WatchVitals`]); the agent answers
 //! [`SessionOpen`] or a refusal, then sends output or samples, and [`SessionEnd`] last if it ends by
 //! itself. The director closes its side to end it. Sent from protocol version 2 on.
 
@@ -45,6 +45,15 @@ pub struct OpenShell {
     pub columns: u16,
 }
 
+/// Runs a command as root, without a terminal, on what the operator sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunCommand {
+    /// Who asked.
+    pub origin: Origin,
+    /// Program and arguments; no shell is involved.
+    pub argv: Vec<String>,
+}
+
 /// Sends usage at an interval.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchVitals {
@@ -58,7 +67,8 @@ pub struct WatchVitals {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionOpen {}
 
-/// Typed by the operator.
+/// Typed by the operator, or read from what a command is given; one without bytes is the end of a command's
+/// input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionInput {
     /// At most [`crate::limits::CHUNK_BYTES`].

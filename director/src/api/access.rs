@@ -59,6 +59,7 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("GET",    "/v1/machines/{name}/logs",        Operator),
     ("POST",   "/v1/machines/{name}/exec",        Admin),
     ("GET",    "/v1/machines/{name}/shell",       Admin),
+    ("GET",    "/v1/machines/{name}/command",     Admin),
     ("GET",    "/v1/machines/{name}/why",         Viewer),
     ("PUT",    "/v1/machines/{name}/hold",        Operator),
     ("DELETE", "/v1/machines/{name}/hold",        Operator),

@@ -83,6 +83,16 @@ pub(super) struct ShellQuery {
     columns: Option<u16>,
 }
 
+/// A command that reads its caller's input.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct CommandQuery {
+    /// Program and arguments, a JSON list of strings; no shell is involved.
+    #[param(example = json!("[\"tar\",\"-x\"]"))]
+    argv: String,
+}
+
 /// How the token gets to the machine.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -322,6 +332,37 @@ pub(super) async fn shell(
     Ok(door.relay(reach, standing))
 }
 
+/// Run a command on a machine as root with the caller's input; audited.
+///
+/// Takes `Connection: Upgrade` and `Upgrade: windlass-session`. After the 101 both sides send frames as for
+/// a shell: the client sends `SessionInput`, one without bytes at the end of the input; the answers are
+/// `SessionOutput`, both outputs apart, and, last, `SessionEnd`. Closing the connection ends the command and
+/// what it started.
+#[utoipa::path(get, path = "/v1/machines/{name}/command", operation_id = "runCommand",
+    tag = "machines", params(("name" = String, Path), CommandQuery),
+    responses((status = 101, description = "The command runs"),
+        (status = 426, description = "Not asked for an upgrade", body = Problem,
+            content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn command(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Extension(admitted): Extension<Admitted>,
+    Name(name): Name<MachineName>,
+    Query(query): Query<CommandQuery>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let argv: Vec<String> = serde_json::from_str(&query.argv).map_err(|error| {
+        let message = format!("argv is no JSON list of strings: {error}");
+        Problem::new(400, "malformed", message)
+    })?;
+    let argv = checked(argv)?;
+    let door = Door::of(&state, request)?;
+    let standing = admitted.standing(&state, &caller);
+    let reach = state.director.run_command(&name, argv, &caller).await?;
+    Ok(door.relay(reach, standing))
+}
+
 /// Give a machine that has no certificate that counts a fresh one-time token; audited.
 ///
 /// For a machine that was cut off for longer than its certificate and the grace window. It keeps what it is
@@ -369,18 +410,22 @@ fn argv(body: &str) -> Result<Vec<String>, Problem> {
             format!("the body is no exec request: {error}"),
         )
     })?;
+    checked(request.argv)
+}
+
+fn checked(argv: Vec<String>) -> Result<Vec<String>, Problem> {
     let mut faults = Faults::default();
-    let bytes: usize = request.argv.iter().map(String::len).sum();
-    if request.argv.is_empty() || request.argv.len() > ARGV_MAX || bytes > ARGV_BYTES_MAX {
-        let value = format!("{} words, {bytes} bytes", request.argv.len());
+    let bytes: usize = argv.iter().map(String::len).sum();
+    if argv.is_empty() || argv.len() > ARGV_MAX || bytes > ARGV_BYTES_MAX {
+        let value = format!("{} words, {bytes} bytes", argv.len());
         let allowed = format!("1 to {ARGV_MAX} words of at most {ARGV_BYTES_MAX} bytes together");
         faults.add("argv", value, allowed);
     }
-    if request.argv.iter().any(|word| word.contains('\0')) {
+    if argv.iter().any(|word| word.contains('\0')) {
         faults.add("argv", "a word with a NUL byte", "words without NUL bytes");
     }
     if faults.is_empty() {
-        Ok(request.argv)
+        Ok(argv)
     } else {
         Err(faults.into())
     }

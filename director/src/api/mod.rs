@@ -123,6 +123,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(machines::logs))
         .routes(routes!(machines::exec))
         .routes(routes!(machines::shell))
+        .routes(routes!(machines::command))
         .routes(routes!(machines::watch))
         .routes(routes!(machines::enroll))
         .routes(routes!(repair::why))

@@ -107,7 +107,10 @@ async fn typed(
                 want: SessionInput::KIND,
             });
         }
-        input.send(&frame).await?;
+        if input.send(&frame).await.is_err() {
+            // What ran takes no more: what it sends says how it ended.
+            return std::future::pending().await;
+        }
     }
     Ok(())
 }

@@ -472,6 +472,18 @@ impl Director {
         self.inner.open_shell(machine, terminal, caller).await
     }
 
+    /// Starts a command as root on a machine that reads what it is sent; dropping it ends it, with all it
+    /// started.
+    pub async fn run_command(
+        &self,
+        machine: &MachineName,
+        argv: Vec<String>,
+        caller: &Caller,
+    ) -> ServiceResult<Reach> {
+        allow(caller, Role::Admin, "run commands on machines")?;
+        self.inner.run_command(machine, argv, caller).await
+    }
+
     /// Usage as it is, of one machine, of those of a cluster or of all; dropping the stream ends it.
     pub async fn watch_usage(
         &self,

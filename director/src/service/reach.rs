@@ -1,4 +1,4 @@
-//! Sessions of operators on machines: following logs, a shell, usage as it is.
+//! Sessions of operators on machines: following logs, a shell, a command with input, usage as it is.
 //!
 //! # Invariants
 //! * Each is in the audit log twice: when it begins, with what was asked, and when it ends, with how.
@@ -14,7 +14,8 @@ use windlass_common::step::Progress;
 use windlass_common::wire::frame::Frame;
 use windlass_common::wire::message::Body;
 use windlass_common::wire::session::{
-    FollowLogs, OpenShell, Origin, SessionEnd, SessionOutput as Output, VitalsSample, WatchVitals,
+    FollowLogs, OpenShell, Origin, RunCommand, SessionEnd, SessionOutput as Output, VitalsSample,
+    WatchVitals,
 };
 
 use super::{Inner, NodeEvent, ServiceError, ServiceResult};
@@ -122,6 +123,22 @@ impl Inner {
             columns: terminal.columns,
         };
         self.reach(name, &request, ("node.shell", "a shell as root"), caller)
+            .await
+    }
+
+    pub(super) async fn run_command(
+        &self,
+        name: &MachineName,
+        argv: Vec<String>,
+        caller: &Caller,
+    ) -> ServiceResult<Reach> {
+        let words = argv.join(" ").chars().take(1000).collect::<String>();
+        let detail = format!("with input: {words}");
+        let request = RunCommand {
+            origin: self.origin(caller),
+            argv,
+        };
+        self.reach(name, &request, ("node.exec", &detail), caller)
             .await
     }
 

@@ -34,6 +34,7 @@ const EXPECTED: &[(&str, Role)] = &[
     ("getMachineLogs",           Role::Operator),
     ("execOnMachine",            Role::Admin),
     ("openShell",                Role::Admin),
+    ("runCommand",               Role::Admin),
     ("watchUsage",               Role::Operator),
     ("explainMachine",           Role::Viewer),
     ("holdMachine",              Role::Operator),

@@ -7,10 +7,12 @@ use windlass_common::limits::SESSIONS_ON_MACHINE_MAX;
 use windlass_common::wire::frame::Frame;
 use windlass_common::wire::message::Body;
 use windlass_common::wire::session::{
-    OpenShell, Origin, SessionEnd, SessionInput as Input, SessionOutput as Output, SessionResize,
-    VitalsSample, WatchVitals,
+    OpenShell, Origin, RunCommand, SessionEnd, SessionInput as Input, SessionOutput as Output,
+    SessionResize, VitalsSample, WatchVitals,
 };
 use windlass_director::gateway::{DeliveryError, SessionInput, SessionOutput};
+
+use windlass_common::step::OutputStream;
 
 use crate::world::{Director, Machine, PATIENCE, wait_for};
 
@@ -225,4 +227,112 @@ async fn usage_comes_at_its_interval_until_nobody_watches() {
     }
     assert!(at[2] - at[0] >= 900, "{at:?}");
     drop((input, output));
+}
+
+/// A command under way.
+struct Ran {
+    input: Option<SessionInput>,
+    output: SessionOutput,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Ran {
+    async fn start(director: &Director, machine: &Machine, argv: &[&str]) -> Ran {
+        let request = RunCommand {
+            origin: origin(1),
+            argv: argv.iter().map(|&word| word.to_owned()).collect(),
+        };
+        let gateway = director.gateway();
+        let opened = gateway
+            .open_session(&machine.name, machine.incarnation, &request)
+            .await;
+        let (input, output) = opened.unwrap();
+        Ran {
+            input: Some(input),
+            output,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+        }
+    }
+
+    /// Reads the next piece of output, or the end.
+    async fn next(&mut self) -> Option<SessionEnd> {
+        let frame = timeout(PATIENCE, self.output.next())
+            .await
+            .unwrap()
+            .unwrap();
+        if frame.kind == SessionEnd::KIND {
+            return Some(frame.body().unwrap());
+        }
+        let Output { stream, bytes } = frame.body().unwrap();
+        match stream {
+            OutputStream::Stdout => self.stdout.extend(bytes),
+            OutputStream::Stderr => self.stderr.extend(bytes),
+        }
+        None
+    }
+
+    async fn ends(&mut self) -> SessionEnd {
+        loop {
+            if let Some(end) = self.next().await {
+                return end;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_reads_what_the_operator_sends_to_its_end() {
+    let (director, machine, _dir) = start().await;
+    // More than all buffers on the way, each byte of it twice: out and counted.
+    let script = "tee /dev/stderr | wc -c; exit 3";
+    let mut ran = Ran::start(&director, &machine, &["sh", "-c", script]).await;
+    let sent: Vec<u8> = (0..3_000_000u32).map(|number| number as u8).collect();
+    let mut input = ran.input.take().unwrap();
+    let feeding = async {
+        for piece in sent.chunks(60_000).chain([&[][..]]) {
+            let bytes = piece.to_vec();
+            let frame = Frame::of(&Input { bytes }).unwrap();
+            input.send(&frame).await.unwrap();
+        }
+    };
+    let ((), end) = tokio::join!(feeding, ran.ends());
+    assert_eq!(end, SessionEnd::Exit(3));
+    assert_eq!(ran.stdout, b"3000000\n");
+    assert!(ran.stderr == sent, "{} bytes came back", ran.stderr.len());
+
+    // One that reads nothing is not waited for, and hurts nobody.
+    let mut ran = Ran::start(&director, &machine, &["true"]).await;
+    let bytes = vec![7; 1000];
+    let frame = Frame::of(&Input { bytes }).unwrap();
+    // It may be over already.
+    let _ = ran.input.as_mut().unwrap().send(&frame).await;
+    assert_eq!(ran.ends().await, SessionEnd::Exit(0));
+
+    // What is no program is told.
+    let request = RunCommand {
+        origin: origin(1),
+        argv: vec!["/no/such/program".to_owned()],
+    };
+    let gateway = director.gateway();
+    let opened = gateway
+        .open_session(&machine.name, machine.incarnation, &request)
+        .await;
+    let error = opened.err().unwrap();
+    assert!(error.to_string().contains("/no/such/program"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_ends_with_the_one_who_feeds_it() {
+    let (director, machine, _dir) = start().await;
+    let script = "sleep 1000 & echo $!; cat";
+    let mut ran = Ran::start(&director, &machine, &["sh", "-c", script]).await;
+    while !ran.stdout.ends_with(b"\n") {
+        assert_eq!(ran.next().await, None);
+    }
+    let pid: i32 = String::from_utf8_lossy(&ran.stdout).trim().parse().unwrap();
+    assert!(lives(pid));
+    drop(ran);
+    wait_for("what it started is gone", || (!lives(pid)).then_some(())).await;
 }

@@ -640,10 +640,19 @@ Examples:
         lines: u32,
     },
     /// Run a command on a machine as root; exits with its code
-    #[command(after_help = "Example:\n  windlass node exec demo-cp-0 -- systemctl status etcd")]
+    ///
+    /// It runs at most once, whatever becomes of the link meanwhile. With --stdin it reads what this command
+    /// is given, and lives as long as the connection does.
+    #[command(after_help = "\
+Examples:
+  windlass node exec demo-cp-0 -- systemctl status etcd
+  windlass node exec -i demo-cp-0 -- tar -xz -C /root < files.tar.gz")]
     Exec {
         /// The machine
         name: String,
+        /// Pass standard input on to the command
+        #[arg(short = 'i', long, conflicts_with = "json")]
+        stdin: bool,
         /// Program and arguments; no shell is involved
         #[arg(last = true, required = true)]
         command: Vec<String>,

@@ -17,6 +17,7 @@ mod cluster;
 mod collect;
 mod daemon;
 mod director;
+mod exec;
 mod failure;
 mod node;
 mod operator;

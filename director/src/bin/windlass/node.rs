@@ -22,7 +22,7 @@ use crate::args::NodeCommand;
 use crate::cluster::{pairs, segment};
 use crate::failure::{FAILED, Failure, UNREACHABLE};
 use crate::output::{age, duration, line, note, table};
-use crate::{Session, agents, collect, shell, top, why};
+use crate::{Session, agents, collect, exec, shell, top, why};
 
 pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -81,7 +81,16 @@ pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitC
             let of = (name.as_deref(), cluster.as_deref());
             collect::run(session, &client, of, &output, lines).await
         }
-        NodeCommand::Exec { name, command } => {
+        NodeCommand::Exec {
+            name,
+            stdin: true,
+            command,
+        } => exec::run(&client, &name, &command).await,
+        NodeCommand::Exec {
+            name,
+            stdin: false,
+            command,
+        } => {
             let path = format!("/v1/machines/{}/exec", segment(&name));
             let body = json!({ "argv": command }).to_string();
             let lines = client.lines(Method::POST, &path, Some(body), &[]).await?;

@@ -63,6 +63,8 @@ fn arguments_that_contradict_each_other_are_refused() {
         (&["node", "exec", "n", "--", "ls", "-l"], true),
         (&["cluster", "credentials", "demo", "--via-director"], true),
         (&["node", "exec", "n"], false),
+        (&["node", "exec", "n", "-i", "--", "cat"], true),
+        (&["node", "exec", "n", "-i", "--json", "--", "cat"], false),
         (&["node", "logs", "n", "-f", "--unit", "a", "--unit", "b"], true),
         (&["node", "logs", "n", "-f", "--diagnostics"], false),
         (&["node", "logs", "n", "-f", "--json"], false),
