@@ -389,6 +389,22 @@ fn steps(golden: &mut Golden) {
         origin: "debian12-1.37.2-0a1b2c3d".to_owned(),
         trial_s: 60,
     });
+    let peer = |name: &str, host: u8| EtcdPeer {
+        name: name.to_owned(),
+        url: format!("https://10.77.0.{host}:2380"),
+    };
+    golden.pin(Etcd {
+        address: "127.0.0.1:2379".parse().unwrap(),
+        ca_path: "/etc/ca.pem".to_owned(),
+        client: ClientFiles {
+            certificate_path: "/etc/c.pem".to_owned(),
+            key_path: "/etc/k.pem".to_owned(),
+        },
+        action: EtcdAction::AddLearner {
+            peer: peer("demo-cp-1", 3),
+            beside: vec![peer("demo-cp-0", 2)],
+        },
+    });
 }
 
 fn sessions(golden: &mut Golden) {

@@ -42,6 +42,8 @@ pub(super) fn of(step: &Step) -> BTreeSet<Thing> {
             units.map(|goal| Thing::Unit(goal.unit.clone())).collect()
         }
         Step::AgentUpgrade(_) => [Thing::Path(crate::steps::upgrade::PROGRAM.to_owned())].into(),
+        // One at a time: each looks first, and acts on what it saw.
+        Step::Etcd(_) => [Thing::Unit("etcd.service".to_owned())].into(),
         Step::Gate(_) | Step::Collect(_) | Step::Exec(_) => BTreeSet::new(),
     }
 }

@@ -34,7 +34,7 @@ use tokio::time::{Instant, timeout_at};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Epoch};
 use windlass_common::limits::STEPS_IN_FLIGHT_MAX;
-use windlass_common::step::{Outcome, Payload, Step, StepId, StepRequest, StepResult};
+use windlass_common::step::{EtcdAction, Outcome, Payload, Step, StepId, StepRequest, StepResult};
 use windlass_common::wire::codec;
 use windlass_common::wire::step::{OPERATOR, REQUEST};
 
@@ -202,7 +202,7 @@ impl Runner {
         let history = self.context.history.clone();
         let (id, epoch) = (request.id.clone(), request.epoch);
         let once = !request.step.converges();
-        let looks = matches!(request.step, Step::Gate(_) | Step::Collect(_));
+        let looks = looks(&request.step);
         self.see_epoch(epoch);
         let highest = self.epoch();
         blocking(move || {
@@ -296,6 +296,21 @@ impl Runner {
     }
 }
 
+/// Whether a step only looks: asked again, it looks again.
+fn looks(step: &Step) -> bool {
+    match step {
+        Step::Gate(_) | Step::Collect(_) => true,
+        Step::Etcd(etcd) => etcd.action == EtcdAction::Report,
+        Step::Fetch(_)
+        | Step::Keys(_)
+        | Step::Configure(_)
+        | Step::Disk(_)
+        | Step::Service(_)
+        | Step::Exec(_)
+        | Step::AgentUpgrade(_) => false,
+    }
+}
+
 /// How many of the places for steps one takes. The end of the agent would cut off what else runs: its
 /// upgrade waits for that, and what comes later waits for it.
 fn slots(step: &Step) -> u32 {
@@ -308,7 +323,8 @@ fn slots(step: &Step) -> u32 {
         | Step::Service(_)
         | Step::Gate(_)
         | Step::Collect(_)
-        | Step::Exec(_) => 1,
+        | Step::Exec(_)
+        | Step::Etcd(_) => 1,
     }
 }
 

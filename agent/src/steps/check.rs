@@ -4,8 +4,8 @@
 
 use windlass_common::limits::{AGENT_BYTES_MAX, AGENT_TRIAL_S};
 use windlass_common::step::{
-    AgentUpgrade, Check, Collect, Configure, Disk, Exec, Fetch, FileSpec, Gate, Keys, STEP_ID_MAX,
-    Service, Step, StepId,
+    AgentUpgrade, Check, Collect, Configure, Disk, Etcd, EtcdAction, EtcdPeer, Exec, Fetch,
+    FileSpec, Gate, Keys, MEMBERS_MAX, SNAPSHOTS_KEPT_MAX, STEP_ID_MAX, Service, Step, StepId,
 };
 
 use crate::host::STATE_DIR;
@@ -49,6 +49,7 @@ pub fn check(id: &StepId, step: &Step) -> Vec<String> {
         Step::Collect(collect) => check_collect(&mut faults, collect),
         Step::Exec(exec) => check_exec(&mut faults, exec),
         Step::AgentUpgrade(upgrade) => check_upgrade(&mut faults, upgrade),
+        Step::Etcd(etcd) => check_etcd(&mut faults, etcd),
     }
     faults.0
 }
@@ -242,6 +243,57 @@ fn check_exec(faults: &mut Faults, exec: &Exec) {
     faults.count("arguments", exec.argv.len(), 1, 256);
     if exec.argv.iter().any(|argument| argument.contains('\0')) {
         faults.add("an argument holds a zero byte");
+    }
+}
+
+fn check_etcd(faults: &mut Faults, etcd: &Etcd) {
+    if !etcd.address.ip().is_loopback() {
+        let address = etcd.address;
+        faults.add(format!(
+            "{address} is not on loopback: a machine acts through its own member only"
+        ));
+    }
+    faults.readable(&etcd.ca_path);
+    faults.readable(&etcd.client.certificate_path);
+    faults.readable(&etcd.client.key_path);
+    match &etcd.action {
+        EtcdAction::AddLearner { peer, beside } => {
+            faults.count("members", beside.len(), 1, MEMBERS_MAX);
+            check_peer(faults, peer);
+            for other in beside {
+                check_peer(faults, other);
+                if other.url == peer.url {
+                    faults.add(format!("{} joins beside itself", peer.name));
+                }
+            }
+        }
+        EtcdAction::Promote { peer } | EtcdAction::Remove { peer } => check_peer(faults, peer),
+        EtcdAction::Snapshot { keep } => {
+            let most = SNAPSHOTS_KEPT_MAX as usize;
+            faults.count("snapshots", *keep as usize, 1, most);
+        }
+        EtcdAction::Report
+        | EtcdAction::MoveLeader
+        | EtcdAction::Defragment
+        | EtcdAction::DisarmAlarms => {}
+    }
+}
+
+/// A peer is named in arguments of a program: nothing of it may look like an option or a list.
+fn check_peer(faults: &mut Faults, peer: &EtcdPeer) {
+    let plain = |text: &str, also: &[u8]| {
+        (1..=253).contains(&text.len())
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || also.contains(&b))
+    };
+    let address = peer.url.strip_prefix("https://");
+    if !plain(&peer.name, b"") || !address.is_some_and(|address| plain(address, b".:")) {
+        faults.add(format!(
+            "{:?} at {:?} is no member of etcd: a name, and https://HOST:PORT",
+            peer.name, peer.url
+        ));
     }
 }
 

@@ -17,6 +17,7 @@ pub mod check;
 pub mod collect;
 pub mod configure;
 pub mod disk;
+pub mod etcd;
 pub mod exec;
 pub mod fetch;
 pub mod gate;
@@ -118,6 +119,7 @@ failure_from!(
     crate::units::UnitError,
     configure::ConfigureError,
     disk::DiskError,
+    etcd::EtcdError,
     fetch::FetchError,
     keys::KeysError,
     upgrade::UpgradeError,
@@ -223,6 +225,7 @@ pub async fn run(
         Step::Collect(collect) => collect::run(context, run, collect).await,
         Step::Exec(exec) => exec::run(run, exec).await,
         Step::AgentUpgrade(upgrade) => upgrade::run(context, run, id, upgrade).await,
+        Step::Etcd(etcd) => etcd::run(context, run, etcd).await,
     }
 }
 

@@ -7,6 +7,8 @@
 //! These types are wire bodies: once released, a field never changes (see [`crate::wire`]); new
 //! content is a new kind.
 
+mod etcd;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,6 +19,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::ErrorClass;
 use crate::id::{Digest, Epoch};
 use crate::secret::SecretBytes;
+
+pub use etcd::{
+    Etcd, EtcdAction, EtcdMemberReport, EtcdPeer, EtcdReport, EtcdStatus, MEMBERS_MAX,
+    SNAPSHOTS_KEPT_MAX,
+};
 
 /// Longest step id, in bytes.
 pub const STEP_ID_MAX: usize = 200;
@@ -70,6 +77,8 @@ pub enum Step {
     Exec(Exec),
     /// Put another agent into the place of the one that runs; of protocol 2.
     AgentUpgrade(AgentUpgrade),
+    /// Act on etcd through the machine's own member; of protocol 2.
+    Etcd(Etcd),
 }
 
 impl Step {
@@ -85,6 +94,7 @@ impl Step {
             Step::Collect(_) => "collect",
             Step::Exec(_) => "exec",
             Step::AgentUpgrade(_) => "agent-upgrade",
+            Step::Etcd(_) => "etcd",
         }
     }
 
@@ -98,7 +108,8 @@ impl Step {
             | Step::Service(_)
             | Step::Gate(_)
             | Step::Collect(_)
-            | Step::AgentUpgrade(_) => true,
+            | Step::AgentUpgrade(_)
+            | Step::Etcd(_) => true,
             Step::Exec(_) => false,
         }
     }

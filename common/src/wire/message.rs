@@ -93,6 +93,7 @@ bodies! {
     0x0116 => step::Collect,
     0x0117 => step::Exec,
     0x0118 => step::AgentUpgrade,
+    0x0130 => step::Etcd,
 }
 
 /// The oldest protocol version that has a kind: what is newer than the version agreed on is not sent.

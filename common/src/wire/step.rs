@@ -3,8 +3,8 @@
 use super::frame::{Frame, FrameError};
 use super::message::{Body, StepHeader};
 use crate::step::{
-    AgentUpgrade, Collect, Configure, Disk, Exec, Fetch, Gate, Keys, STEP_ID_MAX, Service, Step,
-    StepRequest,
+    AgentUpgrade, Collect, Configure, Disk, Etcd, Exec, Fetch, Gate, Keys, STEP_ID_MAX, Service,
+    Step, StepRequest,
 };
 
 /// Most labels in a header.
@@ -34,6 +34,7 @@ pub fn to_frames(request: &StepRequest) -> Result<[Frame; 2], FrameError> {
         Step::Collect(body) => Frame::of(body),
         Step::Exec(body) => Frame::of(body),
         Step::AgentUpgrade(body) => Frame::of(body),
+        Step::Etcd(body) => Frame::of(body),
     }?;
     Ok([Frame::of(&header)?, body])
 }
@@ -67,6 +68,7 @@ pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, Fram
         Collect::KIND => Step::Collect(body.body()?),
         Exec::KIND => Step::Exec(body.body()?),
         AgentUpgrade::KIND => Step::AgentUpgrade(body.body()?),
+        Etcd::KIND => Step::Etcd(body.body()?),
         got => {
             return Err(FrameError::Unexpected {
                 got,

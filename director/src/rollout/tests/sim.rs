@@ -128,7 +128,11 @@ impl Life {
     /// The step is written down as running, under the attempt number in its id, before it is sent.
     fn assert_intent(&self, request: &StepRequest) {
         let (step, attempt) = request.id.0.split_once('~').unwrap_or((&request.id.0, "1"));
-        let name = step.strip_suffix("/keys").unwrap_or(step);
+        let part = ["/keys", "/configure"].iter().find_map(|part| {
+            let of = step.strip_suffix(part)?;
+            self.sim.store.entry(Kind::Step, of).map(|_| of)
+        });
+        let name = part.unwrap_or(step);
         let entry = self.sim.store.entry(Kind::Step, name);
         let record: StepRecord = serde_json::from_slice(&entry.unwrap().body).unwrap();
         assert_eq!(record.state, StepState::Running, "{step}");
@@ -446,6 +450,7 @@ impl Vm {
                 self.started = true;
             }
             Step::Gate(_) => assert!(self.started),
+            Step::Etcd(_) => assert!(self.started, "a member that runs is asked"),
             Step::Fetch(_) | Step::Collect(_) | Step::Exec(_) | Step::AgentUpgrade(_) => {
                 unreachable!("no plan has this step")
             }
