@@ -26,7 +26,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -38,6 +38,7 @@ use windlass_common::step::{EtcdAction, Outcome, Payload, Step, StepId, StepRequ
 use windlass_common::wire::codec;
 use windlass_common::wire::step::{OPERATOR, REQUEST};
 
+use crate::history::History;
 use crate::link::{CancelToken, ProgressSink};
 use crate::steps::{self, Context, Failure, Reporter, Run, blocking, check::check, lock};
 
@@ -52,10 +53,48 @@ const RESTORE_RETRY: Duration = Duration::from_secs(2);
 /// How long the end of a cancelled step's file work is waited for: writing one file, mostly.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 
+/// What the steps of a runner act on: the machine it is on, or one that exists only in a simulation.
+pub trait Machine: Send + Sync {
+    /// What must be remembered.
+    fn history(&self) -> &Arc<Mutex<History>>;
+
+    /// Carries out a checked step; see [`steps::run`].
+    fn carry_out(
+        &self,
+        run: &Run,
+        id: &StepId,
+        step: &Step,
+    ) -> impl Future<Output = Result<Payload, Failure>> + Send;
+
+    /// Runs work that blocks, such as writing the journal, where it keeps nothing else waiting. Work that
+    /// has begun ends, also when the future is dropped.
+    fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> impl Future<Output = Result<T, Failure>> + Send;
+}
+
+impl Machine for Context {
+    fn history(&self) -> &Arc<Mutex<History>> {
+        &self.history
+    }
+
+    async fn carry_out(&self, run: &Run, id: &StepId, step: &Step) -> Result<Payload, Failure> {
+        steps::run(self, run, id, step).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        blocking(work).await
+    }
+}
+
 /// Runs the steps of one machine.
 #[derive(Debug)]
-pub struct Runner {
-    context: Context,
+pub struct Runner<M = Context> {
+    machine: M,
     locks: Locks,
     slots: Semaphore,
     running: Mutex<BTreeSet<StepId>>,
@@ -74,22 +113,52 @@ enum Admission {
 }
 
 impl Runner {
+    /// What the steps work with.
+    pub fn context(&self) -> &Context {
+        &self.machine
+    }
+
+    /// Brings back routes and kernel parameters that a reboot lost, trying until it succeeds: early in a
+    /// boot the network is not up yet.
+    pub async fn restore(&self) {
+        loop {
+            let things = {
+                let history = lock(&self.machine.history);
+                let network = history.network();
+                if network.routes.is_none() && network.sysctls.is_empty() {
+                    return;
+                }
+                let sysctls = network.sysctls.keys().cloned().map(Thing::Sysctl);
+                sysctls.chain([Thing::Routes]).collect()
+            };
+            let silent = Run::new(Reporter::new(ProgressSink::channel(1).0));
+            let run = silent.holding(self.locks.acquire(things).await);
+            let restored = steps::configure::restore(&self.machine, &run).await;
+            for change in run.changes() {
+                tracing::info!(change, "brought back");
+            }
+            match restored {
+                Ok(()) => return,
+                Err(failure) => tracing::warn!(?failure, "cannot bring back what a reboot lost"),
+            }
+            drop((run, silent));
+            tokio::time::sleep(RESTORE_RETRY).await;
+        }
+    }
+}
+
+impl<M: Machine> Runner<M> {
     /// A runner with nothing to do.
-    pub fn new(context: Context) -> Self {
-        let epoch = lock(&context.history).epoch();
+    pub fn new(machine: M) -> Self {
+        let epoch = lock(machine.history()).epoch();
         Self {
-            context,
+            machine,
             locks: Locks::default(),
             slots: Semaphore::new(STEPS_IN_FLIGHT_MAX as usize),
             running: Mutex::default(),
             epoch: AtomicU64::new(epoch.0),
             changed: watch::channel(0).0,
         }
-    }
-
-    /// What the steps work with.
-    pub fn context(&self) -> &Context {
-        &self.context
     }
 
     /// From now on, steps of a lower epoch are refused. The disk follows before the next step begins.
@@ -161,34 +230,6 @@ impl Runner {
         result
     }
 
-    /// Brings back routes and kernel parameters that a reboot lost, trying until it succeeds: early in a
-    /// boot the network is not up yet.
-    pub async fn restore(&self) {
-        loop {
-            let things = {
-                let history = lock(&self.context.history);
-                let network = history.network();
-                if network.routes.is_none() && network.sysctls.is_empty() {
-                    return;
-                }
-                let sysctls = network.sysctls.keys().cloned().map(Thing::Sysctl);
-                sysctls.chain([Thing::Routes]).collect()
-            };
-            let silent = Run::new(Reporter::new(ProgressSink::channel(1).0));
-            let run = silent.holding(self.locks.acquire(things).await);
-            let restored = steps::configure::restore(&self.context, &run).await;
-            for change in run.changes() {
-                tracing::info!(change, "brought back");
-            }
-            match restored {
-                Ok(()) => return,
-                Err(failure) => tracing::warn!(?failure, "cannot bring back what a reboot lost"),
-            }
-            drop((run, silent));
-            tokio::time::sleep(RESTORE_RETRY).await;
-        }
-    }
-
     async fn admit(&self, request: &StepRequest) -> Result<Admission, Failure> {
         let faults = check(&request.id, &request.step);
         if !faults.is_empty() {
@@ -199,13 +240,13 @@ impl Runner {
             Ok(bytes) => Digest::of(&bytes),
             Err(error) => return Ok(Admission::Refuse(error.to_string())),
         };
-        let history = self.context.history.clone();
+        let history = self.machine.history().clone();
         let (id, epoch) = (request.id.clone(), request.epoch);
         let once = !request.step.converges();
         let looks = looks(&request.step);
         self.see_epoch(epoch);
         let highest = self.epoch();
-        blocking(move || {
+        let admit = move || {
             let mut history = lock(&history);
             if epoch < highest {
                 return Ok(Admission::Refuse(format!(
@@ -225,8 +266,8 @@ impl Runner {
                 history.begin(&id, content, once)?;
             }
             Ok(Admission::Run(content))
-        })
-        .await
+        };
+        self.machine.blocking(admit).await
     }
 
     async fn execute(
@@ -246,7 +287,9 @@ impl Runner {
             }
             begun.store(true, Ordering::Relaxed);
             let run = run.holding(held);
-            steps::run(&self.context, &run, &request.id, &request.step).await
+            self.machine
+                .carry_out(&run, &request.id, &request.step)
+                .await
         };
         let ended = {
             tokio::pin!(work);
@@ -284,10 +327,10 @@ impl Runner {
         if matches!(request.step, Step::Gate(_) | Step::Collect(_)) {
             return;
         }
-        let history = self.context.history.clone();
+        let history = self.machine.history().clone();
         let (once, result) = (!request.step.converges(), result.clone());
-        let ended: Result<(), Failure> =
-            blocking(move || Ok(lock(&history).end(content, once, &result)?)).await;
+        let end = move || Ok(lock(&history).end(content, once, &result)?);
+        let ended: Result<(), Failure> = self.machine.blocking(end).await;
         if let Err(failure) = ended {
             // The result is true all the same. Without its end, a step that converges runs again when
             // it is sent again, and one that cannot is reported as unknown.

@@ -158,7 +158,7 @@ async fn malformed_steps_are_refused_and_not_remembered() {
         )
         .await;
     assert!(matches!(refused.outcome, Outcome::Refused { .. }));
-    assert_eq!(lock(&runner.context.history).step(&refused.id), None);
+    assert_eq!(lock(&runner.context().history).step(&refused.id), None);
 }
 
 #[tokio::test]
