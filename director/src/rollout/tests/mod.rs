@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use windlass_common::cluster::{
-    ClusterNetwork, ClusterSpec, ControlPlaneSpec, MachineSize, PoolSpec,
+    Amount, ClusterNetwork, ClusterSpec, ControlPlaneSpec, MachineSize, PoolSpec, UpdatePolicy,
 };
 use windlass_common::id::{
     ClusterName, DirectorId, DiskName, Epoch, Incarnation, MachineName, PoolName,
@@ -225,7 +225,11 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
                 size,
                 labels: BTreeMap::new(),
                 kubelet: BTreeMap::new(),
-                update: Default::default(),
+                // One worker, and none to spare.
+                update: UpdatePolicy {
+                    max_unavailable: Amount::Count(1),
+                    ..UpdatePolicy::default()
+                },
             },
         )]),
         network: ClusterNetwork {

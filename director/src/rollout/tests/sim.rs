@@ -128,7 +128,7 @@ impl Life {
     /// The step is written down as running, under the attempt number in its id, before it is sent.
     fn assert_intent(&self, request: &StepRequest) {
         let (step, attempt) = request.id.0.split_once('~').unwrap_or((&request.id.0, "1"));
-        let part = ["/keys", "/configure"].iter().find_map(|part| {
+        let part = ["/keys", "/configure", "/serves"].iter().find_map(|part| {
             let of = step.strip_suffix(part)?;
             self.sim.store.entry(Kind::Step, of).map(|_| of)
         });
@@ -657,6 +657,15 @@ impl KubeApi for Life {
                 findings: Vec::new(),
             })
         })
+    }
+
+    fn serving<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>> {
+        let state = self.sim.state.lock().unwrap();
+        let serving = state.ready.difference(&state.cordoned).cloned().collect();
+        Box::pin(async { Ok(serving) })
     }
 
     fn drain<'a>(

@@ -7,7 +7,6 @@ use windlass_common::id::NodeName;
 use super::sim::BROKEN;
 use super::*;
 use crate::model::Wanted;
-use crate::planner::DesiredState;
 
 impl Rig {
     /// A cluster in service, and the order to make all of its machines anew.
@@ -27,11 +26,7 @@ impl Rig {
             });
             commit.put(machine).unwrap();
         }
-        let mut desired = director.world.desired(&cluster, &machines).unwrap();
-        // One worker, and none to spare.
-        if let DesiredState::Present { budgets, .. } = &mut desired.state {
-            budgets.values_mut().for_each(|b| b.max_unavailable = 1);
-        }
+        let desired = director.world.desired(&cluster, &machines).unwrap();
         order(&director, TaskKind::UpdateCluster, &desired, commit, 2).await
     }
 

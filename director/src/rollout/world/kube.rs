@@ -83,6 +83,12 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         policy: &'a DrainPolicy,
     ) -> BoxFuture<'a, Result<Rehearsal, EffectError>>;
 
+    /// Which nodes of the cluster's machines are Ready and take pods.
+    fn serving<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>>;
+
     /// Cordons a node and has its pods leave it.
     fn drain<'a>(
         &'a self,
@@ -332,6 +338,30 @@ impl KubeApi for KubeClient {
             drain::rehearse_now(&client, sequence, joining, policy)
                 .await
                 .map_err(of_api)
+        })
+    }
+
+    fn serving<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>> {
+        Box::pin(async move {
+            let client = self.client(context)?;
+            let nodes: Vec<Node> = client
+                .list(&Resource::NODE, None, None)
+                .await
+                .map_err(of_api)?;
+            let open = |node: &Node| node.is_ready() && !node.unschedulable;
+            let serving: BTreeSet<String> = nodes
+                .into_iter()
+                .filter(open)
+                .map(|node| node.name)
+                .collect();
+            let machines = context.machines.iter().map(|m| m.node_name.clone());
+            let serving = machines
+                .filter(|node| serving.contains(node.as_str()))
+                .collect();
+            Ok(serving)
         })
     }
 

@@ -20,6 +20,7 @@ mod kube;
 mod lease;
 mod machines;
 mod node;
+mod precondition;
 mod registry;
 mod rehearse;
 mod upgrade;
@@ -180,9 +181,7 @@ impl World {
                 done.records.push(context.proven(machine)?);
                 Ok(done)
             }
-            Action::Drain { node, .. } => {
-                self.kubernetes.drain(context, node, &order.progress).await
-            }
+            Action::Drain { machine, .. } => self.drain(context, machine, order).await,
             Action::Uncordon { machine, node } => {
                 self.kubernetes.uncordon(context, machine, node).await
             }

@@ -178,6 +178,7 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
+        self.others_serve(context, name, order).await?;
         let step = Step::Service(render::stop_control_plane());
         let result = self.send(machine, order, "", step).await?;
         Ok(Done {
@@ -199,7 +200,7 @@ impl World {
     }
 
     /// Sends one step and turns everything that is not success into an error.
-    async fn send(
+    pub(super) async fn send(
         &self,
         machine: &Machine,
         order: &StepOrder,

@@ -1,0 +1,129 @@
+//! A last look before a machine is taken out of service.
+//!
+//! A plan is judged by what there was when it was made. A machine that has gone down by itself since then
+//! counts as well: nothing more is taken while quorum or a pool's budget would not allow it. The step waits
+//! for it, a drain for ten minutes, and then fails: the change stops, and what is left of it is shown.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{MachineName, PoolName};
+use windlass_common::step::Step;
+
+use super::context::ClusterContext;
+use super::{Done, EffectError, StepOrder, World};
+use crate::kubernetes::render;
+use crate::model::Machine;
+use crate::rollout::limit;
+
+/// How long the other members of a control plane are looked at: one that serves answers at once.
+const SERVES_LIMIT: Duration = Duration::from_secs(15);
+/// How long a drain waits for machines of its pool that went down by themselves: they reboot, or are repaired.
+const SPARE_LIMIT: Duration = Duration::from_secs(600);
+
+impl World {
+    /// Refuses to take a member of etcd while those that serve beside it are no majority.
+    pub(super) async fn others_serve(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<(), EffectError> {
+        let control_plane = |machine: &&Machine| machine.role.is_control_plane();
+        let members: Vec<&Machine> = context.machines.iter().filter(control_plane).collect();
+        if members.len() < 3 {
+            return Ok(()); // it is down meanwhile, and that was agreed to
+        }
+        let mut look = order.clone();
+        look.limit = order.limit.min(SERVES_LIMIT);
+        let looks = members
+            .iter()
+            .filter(|machine| machine.name != *name)
+            .map(|other| self.serves(other, &look));
+        let looks = join_all(looks).await;
+        let (serving, quorum) = (
+            looks.iter().filter(|look| look.is_ok()).count(),
+            members.len() / 2 + 1,
+        );
+        if serving >= quorum {
+            return Ok(());
+        }
+        let why: Vec<String> = looks
+            .into_iter()
+            .filter_map(|look| Some(look.err()?.message))
+            .collect();
+        Err(EffectError {
+            class: ErrorClass::Retry,
+            message: format!(
+                "{name} is not stopped: {serving} other members of its control plane serve, and {quorum} have \
+                 to; bring them back: {}",
+                why.join("; ")
+            ),
+            resend: false,
+        })
+    }
+
+    async fn serves(&self, machine: &Machine, look: &StepOrder) -> Result<(), EffectError> {
+        let gate = Step::Gate(render::control_plane_gate());
+        let found = self.send(machine, look, "/serves", gate).await;
+        found.map(|_| ())
+    }
+
+    /// Refuses to close a node while its pool has none to spare. Nodes that are about to be closed count as
+    /// closed, so that two that are looked at together do not both go.
+    async fn spare(&self, context: &ClusterContext, name: &MachineName) -> Result<(), EffectError> {
+        let machine = context.machine(name)?;
+        let Some(pool) = machine.role.pool() else {
+            return Ok(());
+        };
+        let serving = self.kubernetes.serving(context).await?;
+        if !serving.contains(&machine.node_name) {
+            return Ok(()); // it is missed already
+        }
+        let of_pool = |other: &&Machine| other.role.pool() == Some(pool);
+        let left = context.machines.iter().filter(of_pool).filter(|other| {
+            other.name != *name && !other.cordoned && serving.contains(&other.node_name)
+        });
+        let (left, floor) = (left.count(), floor(context, pool));
+        if left >= floor {
+            return Ok(());
+        }
+        Err(EffectError::new(
+            ErrorClass::Retry,
+            format!(
+                "{name} is not drained: {left} other machines of pool {pool} serve, and {floor} have to; \
+                 bring others back, or raise maxUnavailable"
+            ),
+        ))
+    }
+
+    /// Closes a node and has its pods leave it; see [`super::KubeApi::drain`].
+    pub(super) async fn drain(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        self.spare(context, name).await.map_err(|mut error| {
+            let waited = limit(&order.action).saturating_sub(order.limit);
+            if error.class == ErrorClass::Retry && waited > SPARE_LIMIT {
+                error.class = ErrorClass::Operator;
+            }
+            error
+        })?;
+        let node = &context.machine(name)?.node_name;
+        self.kubernetes.drain(context, node, &order.progress).await
+    }
+}
+
+/// The least number of machines of a pool in service.
+fn floor(context: &ClusterContext, pool: &PoolName) -> usize {
+    let Some(of) = context.cluster.spec.pools.get(pool) else {
+        return 0;
+    };
+    let least = of
+        .count
+        .saturating_sub(of.update.max_unavailable.at_most(of.count));
+    usize::try_from(least).unwrap_or(usize::MAX)
+}
