@@ -1,4 +1,5 @@
-//! `windlass-director bench fleet`: what a fleet of agents costs its director.
+//! `windlass-director bench fleet`: what a fleet of agents costs its director. `bench plan`: what planning
+//! costs ([`plan`]).
 //!
 //! Three kinds of process: this one asks and measures (`run`); a director under test with a gateway,
 //! its store on disk and nothing else ([`target()`]); and processes with some hundred agents each
@@ -17,6 +18,7 @@ mod error;
 mod half_open;
 mod nats;
 pub mod peer;
+mod plan;
 mod process;
 pub mod protocol;
 mod report;
@@ -44,6 +46,8 @@ enum Arguments {
     /// own. Exit code 1 when an agent did not connect or come back, a command was not answered or a
     /// death not noticed; a goal of speed that is missed is only printed.
     Fleet(Options),
+    /// Plan and check many clusters, and print what that costs.
+    Plan(plan::Options),
 }
 
 /// Options of `bench fleet`.
@@ -116,8 +120,26 @@ pub fn target(arguments: Vec<std::ffi::OsString>) -> ExitCode {
 /// Runs `windlass-director bench …`; `arguments` are what follows `bench`.
 pub fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
     let name = std::ffi::OsString::from("windlass-director bench");
-    let Arguments::Fleet(options) = Arguments::parse_from(std::iter::once(name).chain(arguments));
-    match run::run(&options) {
+    match Arguments::parse_from(std::iter::once(name).chain(arguments)) {
+        Arguments::Fleet(options) => fleet(&options),
+        Arguments::Plan(options) => planning(&options),
+    }
+}
+
+fn planning(options: &plan::Options) -> ExitCode {
+    match plan::run(options) {
+        Ok(report) if options.table => print!("{report}"),
+        Ok(report) => println!("{}", report.to_json()),
+        Err(error) => {
+            eprintln!("error: {}", ErrorChain(&error));
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn fleet(options: &Options) -> ExitCode {
+    match run::run(options) {
         Ok(report) => {
             if options.table {
                 print!("{report}");
