@@ -144,6 +144,9 @@ pub(crate) fn lost_worker() -> Result<()> {
     let etcd = world.json(&["node", "show", "lost-cp-0"])?;
     let etcd = etcd["address"].as_str().context("an address")?;
     zombie.is_refused(&world, &kubectl, etcd)?;
+    zombie.stops_its_kubelet(&world, &machine)?;
+    healthy(&kubectl, 3)?;
+    verdict(&world, &machine, "healthy")?;
     frozen_worker(&world, &kubectl)?;
     killed_kubelet(&world, &kubectl)?;
     crash_in_the_middle(&world, &kubectl)?;

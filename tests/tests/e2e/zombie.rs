@@ -36,14 +36,10 @@ impl Zombie {
         let agent = agents.first().context("its agent runs")?;
         let from = PathBuf::from(format!("/proc/{agent}/root"));
         let root = tempfile::tempdir()?;
-        for file in [CERTIFICATE, KEY, SETTINGS] {
+        for file in [CERTIFICATE, KEY] {
             copy(&from.join(file), &root.path().join(file))?;
         }
-        for entry in fs::read_dir(from.join(IDENTITY))? {
-            let name = entry?.file_name();
-            let (from, to) = (from.join(IDENTITY), root.path().join(IDENTITY));
-            copy(&from.join(&name), &to.join(&name))?;
-        }
+        identity(&from, root.path())?;
         let program = root.path().join("windlass-agent");
         copy(Path::new(&format!("/proc/{agent}/exe")), &program)?;
         let kubectl = kubelets(operator, root.path())?;
@@ -62,6 +58,42 @@ impl Zombie {
         self.at_the_api_server(operator)?;
         self.at_etcd(etcd)?;
         self.at_the_link(world)
+    }
+
+    /// Puts the old identity onto its successor: an agent that is told that it was replaced stops its kubelet.
+    /// With its own identity again the machine goes on.
+    pub(crate) fn stops_its_kubelet(&self, world: &World, machine: &str) -> Result<()> {
+        let process = |program: &str| -> Result<i32> {
+            let found = host::machine_processes(machine, program)?;
+            found
+                .first()
+                .copied()
+                .with_context(|| format!("{program} runs"))
+        };
+        let root = PathBuf::from(format!("/proc/{}/root", process("containerd")?));
+        let own = tempfile::tempdir()?;
+        identity(&root, own.path())?;
+        identity(self.root.path(), &root)?;
+        host::kill_hard(process("windlass-agent")?)?;
+        let stopped = until("its kubelet is stopped", Duration::from_secs(60), || {
+            let left = host::machine_processes(machine, "kubelet")?;
+            Ok(left.is_empty().then_some(()))
+        });
+        identity(own.path(), &root)?;
+        host::kill_hard(process("windlass-agent")?)?;
+        stopped?;
+        until("it is itself again", Duration::from_secs(60), || {
+            let start = [
+                "node",
+                "exec",
+                machine,
+                "--",
+                "systemctl",
+                "start",
+                "kubelet",
+            ];
+            Ok(world.output(&start)?.status.success().then_some(()))
+        })
     }
 
     fn at_the_api_server(&self, operator: &Kubectl) -> Result<()> {
@@ -145,6 +177,19 @@ impl Zombie {
         );
         Ok(())
     }
+}
+
+/// Copies what makes an agent the agent of a machine from one root directory to another.
+fn identity(from: &Path, to: &Path) -> Result<()> {
+    copy(&from.join(SETTINGS), &to.join(SETTINGS))?;
+    for entry in fs::read_dir(from.join(IDENTITY))? {
+        let name = entry?.file_name();
+        copy(
+            &from.join(IDENTITY).join(&name),
+            &to.join(IDENTITY).join(&name),
+        )?;
+    }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
