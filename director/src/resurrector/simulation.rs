@@ -55,6 +55,8 @@ enum Truth {
     NoAgent,
     /// Something on it fails until it is restarted.
     Broken,
+    /// Its disk is full: it serves, and only an operator can do something about it.
+    Full,
     /// Its user space stands still; a restart helps if the flag says so.
     Hung { curable: bool },
     /// It is powered off; a start helps if the flag says so.
@@ -150,7 +152,7 @@ impl World {
                 let names: Vec<MachineName> = self.bodies.keys().cloned().collect();
                 let name = &names[self.dice.below(names.len() as u64) as usize];
                 let curable = self.dice.one_in(2);
-                let truth = match self.dice.below(8) {
+                let truth = match self.dice.below(9) {
                     0 | 1 => {
                         // Flapping: short or long, and no sign of death.
                         let body = self.bodies.get_mut(name).unwrap();
@@ -162,6 +164,7 @@ impl World {
                     3 => Truth::Broken,
                     4 => Truth::Hung { curable },
                     5 | 6 => Truth::Off { curable },
+                    7 => Truth::Full,
                     _ => Truth::Lost,
                 };
                 let body = self.bodies.get_mut(name).unwrap();
@@ -183,7 +186,7 @@ impl World {
     /// Whether an agent can be heard by the director.
     fn heard(&self, name: &MachineName) -> bool {
         let body = &self.bodies[name];
-        let speaks = matches!(body.truth, Truth::Well | Truth::Broken);
+        let speaks = matches!(body.truth, Truth::Well | Truth::Broken | Truth::Full);
         speaks && self.now_ms >= body.cut_until_ms && self.now_ms >= self.isolated_until_ms
     }
 
@@ -212,6 +215,7 @@ impl World {
             Truth::Well
             | Truth::NoAgent
             | Truth::Broken
+            | Truth::Full
             | Truth::Hung { .. }
             | Truth::Coming { .. } => Power::Running,
         };
@@ -219,13 +223,16 @@ impl World {
         let peers = match truth {
             _ if !asked => Peers::Unknown,
             _ if deep => Peers::Nobody,
-            Truth::Well | Truth::Broken => Peers::Agent,
+            Truth::Well | Truth::Broken | Truth::Full => Peers::Agent,
             Truth::NoAgent => Peers::Kubelet,
             Truth::Hung { .. } | Truth::Off { .. } | Truth::Lost | Truth::Coming { .. } => {
                 Peers::Nobody
             }
         };
-        let lives = matches!(truth, Truth::Well | Truth::NoAgent | Truth::Broken);
+        let lives = matches!(
+            truth,
+            Truth::Well | Truth::NoAgent | Truth::Broken | Truth::Full
+        );
         let lease = match lives && long_silent && peer_heard {
             true => Lease::Renewed,
             false => Lease::Unknown,
@@ -235,10 +242,15 @@ impl World {
             peers,
             lease,
             power,
-            work: if truth == Truth::Broken {
-                Work::Impaired
-            } else {
-                Work::Well
+            work: match truth {
+                Truth::Broken => Work::Impaired,
+                Truth::Full => Work::Strained,
+                Truth::Well
+                | Truth::NoAgent
+                | Truth::Hung { .. }
+                | Truth::Off { .. }
+                | Truth::Lost
+                | Truth::Coming { .. } => Work::Well,
             },
         }
     }
@@ -308,6 +320,10 @@ impl World {
     fn act(&mut self, name: &MachineName, rung: Rung) {
         let truth = self.bodies[name].truth;
         let case = &self.records[name].case;
+        assert!(
+            truth != Truth::Full,
+            "{rung} of {name}, which no remedy mends: {case:?}"
+        );
         match rung {
             Rung::Units | Rung::Runtime => {}
             Rung::Reboot | Rung::Replace => {
@@ -362,7 +378,7 @@ impl World {
         let serves = |name: &MachineName| {
             matches!(
                 self.bodies[name].truth,
-                Truth::Well | Truth::NoAgent | Truth::Broken
+                Truth::Well | Truth::NoAgent | Truth::Broken | Truth::Full
             )
         };
         let all = members().count();
