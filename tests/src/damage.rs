@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use windlass_common::id::MachineName;
+use windlass_common::id::{DiskName, MachineName};
 use windlass_director::config::{Config, DataDir};
 use windlass_director::provider::Provider;
 use windlass_director::provider::local::{LocalConfig, LocalProvider};
@@ -21,18 +21,31 @@ impl World {
 
     /// Deletes a machine as somebody would who uses the platform's own tools.
     pub fn delete_behind(&self, machine: &str) -> Result<()> {
+        let provider = self.provider()?;
+        let name = MachineName::new(machine)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(provider.delete_machine(&name))?;
+        Ok(())
+    }
+
+    /// Deletes a persistent disk that no machine has, in the same way.
+    pub fn delete_disk_behind(&self, disk: &str) -> Result<()> {
+        let provider = self.provider()?;
+        let name = DiskName::new(disk)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(provider.delete_disk(&name))?;
+        Ok(())
+    }
+
+    fn provider(&self) -> Result<LocalProvider> {
         let (dir, config) = self.config()?;
-        let provider = LocalProvider::new(LocalConfig {
+        Ok(LocalProvider::new(LocalConfig {
             dir: dir.provider(),
             name: config.local.name.clone(),
             cidr: config.local.cidr,
             director_exe: self.program("windlass-director"),
             runc: config.local.runc.clone(),
-        })?;
-        let name = MachineName::new(machine)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        runtime.block_on(provider.delete_machine(&name))?;
-        Ok(())
+        })?)
     }
 
     /// Stops every process of a machine where it stands; its kernel answers on.

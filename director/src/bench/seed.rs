@@ -166,6 +166,7 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         labelled: None,
         cordoned: false,
         serving: true,
+        joined: None,
         condemned: false,
         fenced: false,
         departed: Vec::new(),

@@ -61,6 +61,30 @@ pub struct MachineFacts {
     pub host: HostTraits,
     /// What its kubelet is told besides.
     pub kubelet: KubeletSettings,
+    /// What it is in etcd; means nothing for a worker.
+    pub etcd: EtcdFacts,
+}
+
+/// What a control-plane machine is in etcd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcdFacts {
+    /// The members that its data began with, itself included, as etcd writes them; none for a member that the
+    /// cluster began with.
+    pub initial_cluster: Option<String>,
+    /// Whether it has a vote.
+    pub votes: bool,
+    /// Whether it is to go for good: others do not count on it any more.
+    pub leaves: bool,
+}
+
+impl Default for EtcdFacts {
+    fn default() -> Self {
+        Self {
+            initial_cluster: None,
+            votes: true,
+            leaves: false,
+        }
+    }
 }
 
 /// What a machine does in its cluster.
@@ -118,9 +142,26 @@ impl ClusterFacts {
         service_address(self.spec.network.service_cidr, 10)
     }
 
-    /// Control-plane machines, ordered by name.
+    /// Control-plane machines that are to stay, ordered by name.
     pub fn control_planes(&self) -> Vec<&MachineFacts> {
-        self.ordered(|role| matches!(role, Role::ControlPlane))
+        let mut machines = self.ordered(|role| matches!(role, Role::ControlPlane));
+        machines.retain(|machine| !machine.etcd.leaves);
+        machines
+    }
+
+    /// Members of etcd that `machine` counts on, itself included, ordered by name: those that have a vote and
+    /// stay.
+    pub fn etcd_members(&self, machine: &MachineFacts) -> Vec<&MachineFacts> {
+        let mut members = self.ordered(|role| matches!(role, Role::ControlPlane));
+        let counts = |of: &EtcdFacts| of.votes && !of.leaves;
+        members.retain(|member| member.name == machine.name || counts(&member.etcd));
+        members
+    }
+
+    /// Whether the cluster's etcd is one member alone, now and after what is being changed.
+    pub fn one_member(&self) -> bool {
+        let all = self.ordered(|role| matches!(role, Role::ControlPlane));
+        all.len() == 1
     }
 
     /// Workers, ordered by name.

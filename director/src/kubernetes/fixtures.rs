@@ -50,6 +50,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
             pod_cidr: pod_cidr(network.pod_cidr, index).unwrap(),
             host,
             kubelet: BTreeMap::new(),
+            etcd: Default::default(),
         }
     };
     ClusterFacts {

@@ -84,6 +84,9 @@ pub struct Machine {
     /// Whether connections of the endpoint go to its API server (control-plane machines).
     #[serde(default = "yes")]
     pub serving: bool,
+    /// How it became a member of etcd (control-plane machines); absent for those that the cluster began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
     /// Nodes of its earlier incarnations whose objects may still be there.
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
@@ -111,6 +114,22 @@ pub struct Machine {
 
 fn yes() -> bool {
     true
+}
+
+/// How far a machine is that joins the etcd of a cluster that was there before it, or has left it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Joined {
+    /// The members that its data began with, itself included, as etcd writes them: `NAME=URL,…`. None before
+    /// it was added and after it was removed.
+    #[serde(default)]
+    pub initial_cluster: Option<String>,
+    /// Whether it has a vote.
+    #[serde(default)]
+    pub voting: bool,
+    /// Whether its member was started and nothing else of its control plane was yet.
+    #[serde(default)]
+    pub alone: bool,
 }
 
 /// What a machine is to become.
@@ -170,6 +189,17 @@ impl Machine {
     /// Whether nothing of it is wanted.
     pub fn is_surplus(&self) -> bool {
         self.wanted == Some(Wanted::Gone)
+    }
+
+    /// Whether it has a vote in its cluster's etcd, as far as is written down.
+    pub fn votes(&self) -> bool {
+        self.role.is_control_plane() && self.joined.as_ref().is_none_or(|joined| joined.voting)
+    }
+
+    /// Whether etcd may know it, with a vote or as a learner.
+    pub fn is_member(&self) -> bool {
+        let added = |joined: &Joined| joined.initial_cluster.is_some();
+        self.votes() || self.joined.as_ref().is_some_and(added)
     }
 
     /// The machine as it is to be, with the incarnation it will have.

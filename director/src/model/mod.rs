@@ -26,8 +26,8 @@ pub use audit::{AuditEntry, AuditFilter};
 pub use ca::{CaRotation, CaStatus, Waiting};
 pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault};
 pub use machine::{
-    AgentView, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole, MachineView,
-    Wanted,
+    AgentView, Joined, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole,
+    MachineView, Wanted,
 };
 pub use operator::{Caller, Operator, Role};
 pub use plan::{Action, Disruption, DrainForecast, Goal, Invariant, Plan, PlanStep, StepKey};

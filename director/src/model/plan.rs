@@ -276,6 +276,36 @@ pub enum Action {
         /// Version of the stemcell.
         stemcell: String,
     },
+    /// Add the machine to etcd as a learner, without a vote.
+    AddMember {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Start the machine's member of etcd, and nothing else.
+    StartMember {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Give the machine's member its vote, once it has caught up.
+    PromoteMember {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Have another member lead etcd, if the machine's does.
+    MoveLeader {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Remove the machine's member from etcd.
+    RemoveMember {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
     /// Nothing but a place where steps meet.
     Checkpoint {
         /// What is so from here on.
@@ -308,6 +338,11 @@ impl Action {
             | Self::PruneRoutes { machine }
             | Self::AwaitGates { machine }
             | Self::ForgetMachine { machine }
+            | Self::AddMember { machine }
+            | Self::StartMember { machine }
+            | Self::PromoteMember { machine }
+            | Self::MoveLeader { machine }
+            | Self::RemoveMember { machine }
             | Self::UpgradeAgent { machine, .. } => Some(machine),
             Self::EnsureEndpoint
             | Self::AwaitApi
@@ -350,6 +385,11 @@ impl Action {
             Self::ForgetMachine { .. } => "forget-machine",
             Self::AwaitGates { .. } => "await-gates",
             Self::UpgradeAgent { .. } => "upgrade-agent",
+            Self::AddMember { .. } => "add-member",
+            Self::StartMember { .. } => "start-member",
+            Self::PromoteMember { .. } => "promote-member",
+            Self::MoveLeader { .. } => "move-leader",
+            Self::RemoveMember { .. } => "remove-member",
             Self::Checkpoint { .. } => "checkpoint",
         }
     }

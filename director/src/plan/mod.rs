@@ -1,8 +1,9 @@
 //! Checks a plan against the invariants, whoever made it, knowing nothing of how it was made.
 //!
 //! # Invariants checked (numbers of `docs/architecture.md`, §8)
-//! 1. From three members of etcd on, a majority runs at every moment, and one changes at a time. A machine of
-//!    the control plane is deleted for good only with its whole cluster; a later incarnation has its disk.
+//! 1. From three members of etcd on, a majority runs at every moment, and one changes at a time. Nobody serves
+//!    before it has a vote, and a machine of the control plane is deleted for good only after its member was
+//!    removed; a later incarnation has its disk, or joins anew after its member was removed.
 //! 2. A machine is created only when no other incarnation of it exists or after that one is deleted; a
 //!    disk is attached only to the one machine that wants it, and only after its other incarnation is deleted;
 //!    a Node is deleted only after its machine is proven off, and so is a machine that cannot be drained.
@@ -134,8 +135,16 @@ impl<'a> Checker<'a> {
             | Action::Checkpoint { .. }
             | Action::LeaveEndpoint { .. }
             | Action::Fence { .. }
+            | Action::MoveLeader { .. }
             | Action::AddRoutes { .. }
             | Action::PruneRoutes { .. } => {}
+            Action::AddMember { machine } => self.add_member(step, machine),
+            Action::StartMember { machine } => self.start_member(step, machine),
+            Action::PromoteMember { machine } => {
+                let machine = machine.clone();
+                self.needs(step, &Action::StartMember { machine });
+            }
+            Action::RemoveMember { machine } => self.remove_member(step, machine),
             Action::CreateDisk { disk, machine } => self.create_disk(step, disk, machine),
             Action::CreateMachine { machine } => self.create_machine(step, machine),
             Action::AttachDisk { disk, machine } => self.attach_disk(step, disk, machine),
@@ -182,6 +191,7 @@ impl<'a> Checker<'a> {
         match &step.action {
             Action::StartComponents { .. } => {
                 self.out_of_endpoint(step, &machine);
+                self.has_its_vote(step, &machine);
                 let configure = Action::Configure {
                     machine: machine.clone(),
                 };
@@ -198,7 +208,8 @@ impl<'a> Checker<'a> {
         let later = self
             .wanted(machine)
             .is_some_and(|m| m.incarnation != Incarnation::FIRST);
-        if later || self.observed.disks.contains_key(disk) {
+        let joins = self.is_outside(step, machine);
+        if (later && !joins) || self.observed.disks.contains_key(disk) {
             let problem = "the machine's data would be replaced by an empty disk";
             self.fail(&step.key, Invariant::EtcdQuorum, problem);
         }
@@ -269,7 +280,7 @@ impl<'a> Checker<'a> {
         let member = found.is_some_and(|found| found.pool.is_none());
         let has_disk = |d: &crate::planner::ObservedDisk| d.attached_to.as_ref() == Some(machine);
         let holds_data = self.observed.disks.values().any(has_disk);
-        if (member || holds_data) && wanted.is_none() {
+        if (member || holds_data) && wanted.is_none() && !self.is_outside(step, machine) {
             self.fail(
                 &step.key,
                 Invariant::EtcdQuorum,
@@ -304,7 +315,9 @@ impl<'a> Checker<'a> {
 
     /// An API server that clients use is out of the endpoint before it is touched, unless it is the only one.
     fn out_of_endpoint(&mut self, step: &PlanStep, machine: &MachineName) {
-        let member = self.wanted(machine).is_some_and(|m| m.control_plane());
+        let observed = self.observed;
+        let goes = observed.leaving.contains(machine) || observed.outside.contains(machine);
+        let member = goes || self.wanted(machine).is_some_and(|m| m.control_plane());
         let serves = self
             .observed
             .machines
@@ -313,7 +326,8 @@ impl<'a> Checker<'a> {
         let DesiredState::Present { machines, .. } = &self.desired.state else {
             return;
         };
-        let alone = machines.values().filter(|m| m.control_plane()).count() == 1;
+        let wanted = machines.values().filter(|m| m.control_plane()).count();
+        let alone = wanted + observed.leaving_voters().count() == 1;
         if !member || !serves || alone {
             return;
         }
@@ -324,6 +338,74 @@ impl<'a> Checker<'a> {
             let problem = "clients of the endpoint may still use its API server";
             self.fail(&step.key, Invariant::EtcdQuorum, problem);
         }
+        let moved = Action::MoveLeader {
+            machine: machine.clone(),
+        };
+        if !observed.outside.contains(machine) && !self.has_before(step, &moved) {
+            let problem = "it may lead etcd still";
+            self.fail(&step.key, Invariant::EtcdQuorum, problem);
+        }
+    }
+
+    /// Whether etcd does not know a machine by then.
+    fn is_outside(&self, step: &PlanStep, machine: &MachineName) -> bool {
+        let remove = Action::RemoveMember {
+            machine: machine.clone(),
+        };
+        let observed = self.observed;
+        let never = observed.outside.contains(machine) && !observed.leaving.contains(machine);
+        never || self.has_before(step, &remove)
+    }
+
+    /// What a control plane is made of starts only beside a member that has a vote.
+    fn has_its_vote(&mut self, step: &PlanStep, machine: &MachineName) {
+        let machine = || machine.clone();
+        let remove = Action::RemoveMember { machine: machine() };
+        let without =
+            self.observed.outside.contains(&machine()) || self.planned.contains_key(&remove);
+        if without {
+            self.needs(step, &Action::PromoteMember { machine: machine() });
+        }
+    }
+
+    fn add_member(&mut self, step: &PlanStep, machine: &MachineName) {
+        let member = self.wanted(machine).is_some_and(|m| m.control_plane());
+        if !member || !self.is_outside(step, machine) {
+            let problem = "it is not wanted in etcd, or is in it already";
+            self.fail(&step.key, Invariant::EtcdQuorum, problem);
+        }
+    }
+
+    fn start_member(&mut self, step: &PlanStep, machine: &MachineName) {
+        self.needs_agent(step, machine);
+        let machine = machine.clone();
+        self.needs_if_planned(
+            step,
+            &Action::MountDisk {
+                machine: machine.clone(),
+            },
+        );
+        self.needs(step, &Action::AddMember { machine });
+    }
+
+    /// A member is removed when it is to go, or when its data is gone and nobody can write as it.
+    fn remove_member(&mut self, step: &PlanStep, machine: &MachineName) {
+        let wanted = self.wanted(machine);
+        let has = |disk: &DiskName| self.observed.disks.contains_key(disk);
+        let data = wanted
+            .and_then(|wanted| wanted.disk.as_ref())
+            .is_some_and(has);
+        if data {
+            let problem = "it is wanted, and its data is there";
+            self.fail(&step.key, Invariant::EtcdQuorum, problem);
+        }
+        let found = self.observed.machines.get(machine);
+        let off = self.fenced_before(step, machine) || self.deleted_before(step, machine);
+        if wanted.is_some() && found.is_some_and(ObservedMachine::registered) && !off {
+            let problem = "it may run, and write as a member that nobody knows any more";
+            self.fail(&step.key, Invariant::OneIncarnation, problem);
+        }
+        self.out_of_endpoint(step, machine);
     }
 
     fn join_endpoint(&mut self, step: &PlanStep, machine: &MachineName) {
@@ -356,6 +438,10 @@ impl<'a> Checker<'a> {
         if self.wanted(machine).is_some() || (exists && !self.deleted_before(step, machine)) {
             let problem = "its address may still be in use";
             self.fail(&step.key, Invariant::OneIncarnation, problem);
+        }
+        if self.observed.leaving.contains(machine) && !self.is_outside(step, machine) {
+            let problem = "etcd may still wait for its vote";
+            self.fail(&step.key, Invariant::EtcdQuorum, problem);
         }
     }
 

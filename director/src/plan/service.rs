@@ -35,6 +35,17 @@ struct Life {
     answers: Option<usize>,
 }
 
+/// One change of who has a vote.
+struct Change<'a> {
+    /// The step with which it begins.
+    begins: usize,
+    /// The step with which it is done.
+    at: usize,
+    machine: &'a MachineName,
+    /// Whether it joins; it leaves otherwise.
+    joins: bool,
+}
+
 impl<'a> Checker<'a> {
     pub(super) fn service(
         &mut self,
@@ -99,6 +110,11 @@ impl<'a> Checker<'a> {
                 | Action::PruneRoutes { .. }
                 | Action::ForgetMachine { .. }
                 | Action::UpgradeAgent { .. }
+                | Action::AddMember { .. }
+                | Action::StartMember { .. }
+                | Action::PromoteMember { .. }
+                | Action::MoveLeader { .. }
+                | Action::RemoveMember { .. }
                 | Action::Checkpoint { .. } => {}
             }
         }
@@ -117,47 +133,155 @@ impl<'a> Checker<'a> {
         self.order.steps()[step].key.clone()
     }
 
-    /// From three members on, a majority of etcd runs at every moment once it ran.
+    /// From three members on, a majority of etcd runs at every moment once it ran, whoever joins and leaves.
     fn quorum(
         &mut self,
         machines: &BTreeMap<MachineName, DesiredMachine>,
         lives: &BTreeMap<&MachineName, Life>,
     ) {
-        let members: Vec<_> = machines
-            .iter()
-            .filter(|(_, machine)| machine.control_plane())
+        let observed = self.observed;
+        let wanted = machines.iter().filter(|(_, m)| m.control_plane());
+        let votes: BTreeSet<&MachineName> = wanted
             .map(|(name, _)| name)
+            .filter(|name| !observed.outside.contains(*name))
+            .chain(observed.leaving_voters())
             .collect();
-        let serving: Vec<_> = members.iter().filter(|name| self.serves(name)).collect();
-        let quorum = members.len() / 2 + 1;
-        if members.len() == 1 || serving.len() < quorum {
-            return; // nothing to lose: it says that it will be down, or is
-        }
-        let spans: Vec<Span> = serving
+        let serving = votes
             .iter()
+            .filter(|name| observed.member_runs(name))
+            .count();
+        if serving < votes.len() / 2 + 1 {
+            return; // nothing to lose: it is down
+        }
+        let changes = self.changes();
+        let spans: Vec<(&MachineName, Span)> = votes
+            .iter()
+            .filter(|name| self.serves(name))
             .filter_map(|name| {
-                let life = lives.get(**name)?;
+                let life = lives.get(*name)?;
                 let from = life.stop.or(life.delete).or(life.start)?;
+                let removed = |change: &Change<'_>| {
+                    !change.joins && change.machine == *name && self.order.precedes(change.at, from)
+                };
                 let to = life.answers;
-                Some(Span { from, to })
+                (!changes.iter().any(removed)).then_some((*name, Span { from, to }))
             })
             .collect();
-        let down = most_at_once(&spans, &self.order);
-        // Members that are down already come back before the first is taken, or they never count.
-        let back = members.iter().filter(|name| {
-            let up = lives.get(**name).and_then(|life| life.answers);
-            !self.serves(name)
-                && up.is_some_and(|up| spans.iter().all(|span| self.order.precedes(up, span.from)))
-        });
-        let left = (serving.len() + back.count()).saturating_sub(down);
-        if let Some(span) = spans.first().filter(|_| left < quorum || down > 1) {
-            let problem = format!(
-                "{down} of {} members of etcd may be down at once, leaving {left}; it needs {quorum}, \
-                 and one changes at a time",
-                members.len()
-            );
-            self.fail(&self.key(span.from), Invariant::EtcdQuorum, problem);
+        self.one_change_at_a_time(&changes, &spans);
+        let all: Vec<Span> = spans.iter().map(|(_, span)| *span).collect();
+        if most_at_once(&all, &self.order) > 1 {
+            let problem = "several members of etcd may be down at once; one changes at a time";
+            self.fail(&self.key(all[0].from), Invariant::EtcdQuorum, problem);
         }
+        for (name, span) in &spans {
+            let (members, up) = self.electorate(&votes, &changes, lives, span.from);
+            // A cluster of one says that it will be down.
+            let left = up.len() - usize::from(up.contains(name));
+            if members > 1 && left < members / 2 + 1 {
+                self.too_few(span.from, name, left, members);
+            }
+        }
+        for change in changes.iter().filter(|change| !change.joins) {
+            let (members, up) = self.electorate(&votes, &changes, lives, change.at);
+            let gone = votes.contains(change.machine);
+            let after = members - usize::from(gone);
+            let left = up.len() - usize::from(up.contains(change.machine));
+            if up.len() < members / 2 + 1 || left < after / 2 + 1 {
+                self.too_few(change.at, change.machine, left, after);
+            }
+        }
+    }
+
+    fn too_few(&mut self, at: usize, machine: &MachineName, left: usize, members: usize) {
+        let problem = format!(
+            "{left} of {members} members of etcd are left without {machine}, and it needs {}",
+            members / 2 + 1
+        );
+        self.fail(&self.key(at), Invariant::EtcdQuorum, problem);
+    }
+
+    /// Steps that change who has a vote.
+    fn changes(&self) -> Vec<Change<'a>> {
+        let steps = self.order.steps().iter().enumerate();
+        steps
+            .filter_map(|(at, step)| {
+                let (begins, machine, joins) = match &step.action {
+                    Action::PromoteMember { machine } => {
+                        let machine = machine.clone();
+                        let add = self.planned.get(&Action::AddMember { machine });
+                        (
+                            add.map(|key| self.order.index(key)),
+                            step.action.machine()?,
+                            true,
+                        )
+                    }
+                    Action::RemoveMember { machine } => (Some(at), machine, false),
+                    _ => return None,
+                };
+                Some(Change {
+                    begins: begins.unwrap_or(at),
+                    at,
+                    machine,
+                    joins,
+                })
+            })
+            .collect()
+    }
+
+    /// Changes of the membership come one after the other, and not while a member is down.
+    fn one_change_at_a_time(&mut self, changes: &[Change<'a>], spans: &[(&MachineName, Span)]) {
+        for (i, change) in changes.iter().enumerate() {
+            let apart = |from: usize, to: Option<usize>| {
+                let later = to.is_some_and(|to| self.order.precedes(to, change.begins));
+                later || self.order.precedes(change.at, from)
+            };
+            let others = changes.iter().enumerate().filter(|(j, _)| i != *j);
+            let alone = others
+                .map(|(_, other)| (other.begins, Some(other.at)))
+                .chain(spans.iter().map(|(_, span)| (span.from, span.to)))
+                .all(|(from, to)| apart(from, to));
+            if !alone {
+                let problem = "another member of etcd may be changing at the same time";
+                self.fail(&self.key(change.at), Invariant::EtcdQuorum, problem);
+            }
+        }
+    }
+
+    /// How many members there are before a step, and which of them run.
+    fn electorate(
+        &self,
+        votes: &BTreeSet<&'a MachineName>,
+        changes: &[Change<'a>],
+        lives: &BTreeMap<&MachineName, Life>,
+        step: usize,
+    ) -> (usize, BTreeSet<&'a MachineName>) {
+        let mut members = votes.clone();
+        let mut up: BTreeSet<_> = votes
+            .iter()
+            .copied()
+            .filter(|name| self.observed.member_runs(name))
+            .collect();
+        // Members that are down already come back before it, or they do not count.
+        up.extend(votes.iter().copied().filter(|name| {
+            let answers = lives.get(*name).and_then(|life| life.answers);
+            !self.observed.member_runs(name)
+                && answers.is_some_and(|at| self.order.precedes(at, step))
+        }));
+        let mut before: Vec<_> = changes
+            .iter()
+            .filter(|change| self.order.precedes(change.at, step))
+            .collect();
+        before.sort_by_key(|change| self.order.depth(change.at));
+        for change in before {
+            if change.joins {
+                members.insert(change.machine);
+                up.insert(change.machine);
+            } else {
+                members.remove(change.machine);
+                up.remove(change.machine);
+            }
+        }
+        (members.len(), up)
     }
 
     /// No more machines of a pool are down because of us than its budget says; one at a time whose components

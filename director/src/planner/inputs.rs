@@ -10,7 +10,9 @@ use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 use super::{
     Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine,
 };
-use crate::kubernetes::facts::{ClusterFacts, Endpoint, HostTraits, Images, MachineFacts, Role};
+use crate::kubernetes::facts::{
+    ClusterFacts, Endpoint, EtcdFacts, HostTraits, Images, MachineFacts, Role,
+};
 use crate::kubernetes::{API_PORT, addons, render};
 use crate::model::{Cluster, Machine, MachinePhase, MachineRole, StemcellRecord, Wanted};
 use crate::provider::{DiskView, EndpointView, MachineView, Power};
@@ -61,6 +63,14 @@ fn machine_facts(cluster: &Cluster, machine: &Machine, host: HostTraits) -> Mach
         pod_cidr: machine.pod_cidr,
         host,
         kubelet: kubelet(cluster, machine),
+        etcd: EtcdFacts {
+            initial_cluster: machine
+                .joined
+                .as_ref()
+                .and_then(|j| j.initial_cluster.clone()),
+            votes: machine.votes(),
+            leaves: machine.is_surplus(),
+        },
     }
 }
 
@@ -97,15 +107,14 @@ pub struct Configuration {
 #[derive(Debug)]
 pub struct Configurations<'a> {
     facts: &'a ClusterFacts,
-    members: serde_json::Value,
+    servers: serde_json::Value,
     peers: Digest,
 }
 
 impl<'a> Configurations<'a> {
     /// Of the machines of these facts.
     pub fn new(facts: &'a ClusterFacts) -> Self {
-        let members = facts.control_planes();
-        let members = members.iter().map(|m| json!([m.name, m.address])).collect();
+        let servers = addresses(&facts.control_planes());
         let mut peers: Vec<_> = facts
             .machines
             .iter()
@@ -115,7 +124,7 @@ impl<'a> Configurations<'a> {
         let peers = Digest::of(json!(peers).to_string().as_bytes());
         Self {
             facts,
-            members,
+            servers,
             peers,
         }
     }
@@ -136,9 +145,13 @@ impl<'a> Configurations<'a> {
             read_only_conntrack,
             shared_disk,
         ];
-        let member = match machine.role {
-            Role::ControlPlane => json!(facts.spec.control_plane.size.disk_mib),
-            Role::Worker { .. } => serde_json::Value::Null,
+        // A worker's proxy reads where the API servers are again by itself, so nothing restarts for that.
+        let (member, members) = match machine.role {
+            Role::ControlPlane => (
+                json!(facts.spec.control_plane.size.disk_mib),
+                addresses(&facts.etcd_members(machine)),
+            ),
+            Role::Worker { .. } => Default::default(),
         };
         let endpoint = &facts.endpoint;
         let mut components = json!({
@@ -147,7 +160,7 @@ impl<'a> Configurations<'a> {
             "network": facts.spec.network,
             "endpoint": [endpoint.name, endpoint.address.to_string(), endpoint.port.to_string()],
             "machine": [machine.name, machine.node_name, machine.address, machine.pod_cidr, host],
-            "members": self.members,
+            "members": members,
             "member": member,
             "pause": images.pause,
         });
@@ -156,7 +169,7 @@ impl<'a> Configurations<'a> {
             components["kubelet"] = json!(machine.kubelet);
         }
         let components = Digest::of(components.to_string().as_bytes());
-        let whole = json!([components, self.peers]).to_string();
+        let whole = json!([components, self.peers, self.servers]).to_string();
         let labels = addons::node_patch(facts, machine).to_string();
         Configuration {
             whole: Digest::of(whole.as_bytes()),
@@ -164,6 +177,13 @@ impl<'a> Configurations<'a> {
             labels: Digest::of(labels.as_bytes()),
         }
     }
+}
+
+fn addresses(machines: &[&MachineFacts]) -> serde_json::Value {
+    machines
+        .iter()
+        .map(|m| json!([m.name, m.address]))
+        .collect()
 }
 
 /// Digest of the add-ons of a cluster.
@@ -190,6 +210,9 @@ pub fn present(
         .iter()
         .map(|m| machine_facts(cluster, m, host))
         .collect();
+    for machine in &mut facts.machines {
+        machine.etcd.votes = true;
+    }
     let configurations = Configurations::new(&facts);
     let desired = wanted.iter().zip(&facts.machines).map(|(machine, of)| {
         let images = images.get(&machine.stemcell).unwrap_or(&facts.images);
@@ -309,6 +332,11 @@ pub fn observe(
         records: cluster.is_some(),
         surplus: names(machines, Machine::is_surplus),
         out_of_endpoint: names(machines, |m| m.role.is_control_plane() && !m.serving),
+        outside: names(machines, |m| m.role.is_control_plane() && !m.votes()),
+        leaving: names(machines, |m| m.is_surplus() && m.is_member()),
+        promoted: names(machines, |m| {
+            m.joined.as_ref().is_some_and(|joined| joined.alone)
+        }),
         departed: machines
             .iter()
             .filter(|machine| !machine.departed.is_empty())

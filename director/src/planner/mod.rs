@@ -11,6 +11,9 @@
 //!   version skew: what is down already first, the control plane one at a time, then the workers.
 //! * A control-plane machine keeps its data disk through all its incarnations, so its member of etcd goes
 //!   on where it was. Persistent disks are deleted only when the order names them.
+//! * Members of etcd join and leave one at a time: a new one as a learner that catches up before it has a
+//!   vote, and before anything else of its machine starts; one that goes after those that stay do not count on
+//!   it any more. One whose disk is gone leaves, and joins again.
 //!
 //! # Cost
 //! Near-linear in machines: each gets a constant number of steps, and each step waits for a bounded number
@@ -27,6 +30,7 @@ mod absent;
 mod address;
 pub mod agents;
 pub mod inputs;
+mod members;
 mod present;
 mod steps;
 mod takedown;
@@ -142,6 +146,12 @@ pub struct Observed {
     pub surplus: BTreeSet<MachineName>,
     /// Control-plane machines that the endpoint sends nobody to.
     pub out_of_endpoint: BTreeSet<MachineName>,
+    /// Control-plane machines that have no vote in etcd: they are joining, or have left.
+    pub outside: BTreeSet<MachineName>,
+    /// Machines that nothing is wanted of and that etcd may know.
+    pub leaving: BTreeSet<MachineName>,
+    /// Control-plane machines whose member of etcd has joined, and of which nothing else was started yet.
+    pub promoted: BTreeSet<MachineName>,
     /// Nodes of earlier incarnations whose objects may still be there.
     pub departed: BTreeMap<MachineName, BTreeSet<NodeName>>,
 }
@@ -190,6 +200,22 @@ impl ObservedMachine {
     }
 }
 
+impl Observed {
+    /// Whether a machine's member of etcd runs, as far as is known.
+    pub fn member_runs(&self, name: &MachineName) -> bool {
+        self.machines.get(name).is_some_and(|found| {
+            let promoted = self.promoted.contains(name) && found.complete && found.running;
+            found.available() || (promoted && !found.fenced)
+        })
+    }
+
+    /// Members of etcd with a vote that are to go.
+    pub fn leaving_voters(&self) -> impl Iterator<Item = &MachineName> + Clone {
+        let voting = |name: &&MachineName| !self.outside.contains(*name);
+        self.leaving.iter().filter(voting)
+    }
+}
+
 /// A persistent disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedDisk {
@@ -201,10 +227,10 @@ pub struct ObservedDisk {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// A control-plane machine would have to go while its cluster stays.
+    /// A machine without a record would have to go while its cluster stays.
     #[error(
-        "control-plane machine {machine} would have to go; members of etcd are not removed: delete the \
-         cluster, or keep the machine"
+        "machine {machine} would have to go, may be of the control plane, and has no record; delete the \
+         cluster, or the machine by hand"
     )]
     ControlPlaneMachine {
         /// The machine.
@@ -233,14 +259,18 @@ pub enum PlanError {
     },
     /// A member of etcd has lost its data.
     #[error(
-        "data disk {disk} of control-plane machine {machine} is gone; a member of etcd is not made anew from \
-         nothing: restore the disk"
+        "data disk {disk} of control-plane machine {machine} is gone, and {others} of the other {members} \
+         members of etcd are in service: too few to make the member anew; bring them back, or restore the disk"
     )]
     DiskLost {
         /// The disk.
         disk: DiskName,
         /// Its machine.
         machine: MachineName,
+        /// Other members in service.
+        others: usize,
+        /// Other members.
+        members: usize,
     },
     /// Taking a control-plane machine would cost etcd its quorum.
     #[error(
@@ -357,12 +387,19 @@ pub fn narrow(
         observed.machines.contains_key(name) || observed.departed.contains_key(name)
     };
     // Members of etcd stay in sight: their number is what a majority is counted from.
+    let votes = |name: &MachineName, machine: &DesiredMachine| {
+        machine.control_plane() && !observed.outside.contains(name)
+    };
     wanted.retain(|name, machine| {
-        machines.contains(name) || machine.control_plane() || joined(name, observed)
+        machines.contains(name)
+            || votes(name, machine)
+            || (!machine.control_plane() && joined(name, observed))
     });
     let stays = |name: &MachineName| wanted.contains_key(name);
     observed.machines.retain(|name, _| stays(name));
+    // What waits to go and what waits to join is not counted on.
     observed.surplus.clear();
+    observed.leaving.clear();
     observed.addons = Some(*addons);
     observed
         .out_of_endpoint

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use windlass_common::id::{ClusterName, Digest, Incarnation, MachineName, PoolName};
 
 use super::steps::{Steps, addons_key, api_key, checkpoint_key, endpoint_key, machine_key};
-use super::{Budget, DesiredMachine, Observed, ObservedMachine, PlanError, takedown};
+use super::{Budget, DesiredMachine, Observed, ObservedMachine, PlanError, members, takedown};
 use crate::model::{Action, Disruption, Invariant, StepKey};
 
 /// What a machine needs.
@@ -29,8 +29,12 @@ pub(super) struct Site<'a> {
     pub(super) needs: BTreeMap<&'a MachineName, Need>,
     /// Machines, whether or not they exist, of which nothing is wanted.
     pub(super) surplus: BTreeSet<&'a MachineName>,
-    /// Members of etcd.
+    /// Members of etcd once those that join have joined, and before those that go have left.
     pub(super) members: usize,
+    /// Control-plane machines that have to join etcd, now or again.
+    pub(super) joining: BTreeSet<&'a MachineName>,
+    /// Of these the ones that etcd knows still, although their data is gone.
+    pub(super) lost: BTreeSet<&'a MachineName>,
     /// Users' gates stand between one machine that changes and the next.
     pub(super) gated: bool,
     addons: Option<Digest>,
@@ -61,17 +65,40 @@ impl<'a> Site<'a> {
             let found = observed.machines.get(name);
             needs.insert(name, need(name, wanted, found)?);
         }
-        let made = |(name, _): &(&MachineName, _)| needs[*name] == Need::Make;
+        let lost: BTreeSet<_> = members
+            .clone()
+            .filter(|(name, wanted)| {
+                let found = observed.machines.get(*name);
+                needs[*name] == Need::Make && data_lost(wanted, found, observed)
+            })
+            .map(|(name, _)| name)
+            .collect();
+        let votes = |name: &MachineName| !observed.outside.contains(name);
+        let joins = |name: &&MachineName| !votes(name) || lost.contains(*name);
+        let joining: BTreeSet<_> = members
+            .clone()
+            .map(|(name, _)| name)
+            .filter(joins)
+            .collect();
+        let made =
+            |(name, _): &(&MachineName, _)| needs[*name] == Need::Make && !joining.contains(*name);
         let first = members.clone().find(made).map_or(first, |(name, _)| name);
         let reborn = |(_, m): (_, &DesiredMachine)| m.incarnation != Incarnation::FIRST;
         let established = observed.machines.values().any(|m| m.ready)
             || !observed.departed.is_empty()
-            || members.clone().any(reborn);
-        let in_service = members.clone().filter(|(name, _)| {
-            let found = observed.machines.get(*name);
+            || members.clone().any(reborn)
+            || !joining.is_empty();
+        let names = members.clone().map(|(name, _)| name);
+        let voting: Vec<_> = names
+            .filter(|name| votes(name))
+            .chain(observed.leaving_voters())
+            .collect();
+        let answers = |name: &&&MachineName| {
+            let found = observed.machines.get(**name);
             found.is_some_and(ObservedMachine::available)
-        });
-        let api = in_service.count() > members.clone().count() / 2;
+        };
+        let up = voting.iter().filter(|name| observed.member_runs(name));
+        let api = up.count() > voting.len() / 2 && voting.iter().any(|name| answers(&name));
         let unwanted = observed.machines.keys().chain(&observed.surplus);
         let surplus = unwanted.filter(|name| !machines.contains_key(*name));
         Ok(Self {
@@ -80,7 +107,9 @@ impl<'a> Site<'a> {
             observed,
             needs,
             surplus: surplus.collect(),
-            members: members.count(),
+            members: members.count() + observed.leaving_voters().count(),
+            joining,
+            lost,
             gated: false,
             addons: (observed.addons != Some(addons)).then_some(addons),
             first,
@@ -97,6 +126,18 @@ impl<'a> Site<'a> {
     pub(super) fn stays(&self, name: &MachineName) -> bool {
         let wanted = self.machines.get(name).map(|m| m.incarnation);
         wanted.is_some() && wanted == self.found(name).map(|f| f.incarnation)
+    }
+
+    /// Members of etcd other than this machine that have a vote now, and how many of them are in service.
+    pub(super) fn other_votes(&self, name: &MachineName) -> (usize, usize) {
+        let wanted = self.machines.iter().filter(|(_, m)| m.control_plane());
+        let names = wanted.map(|(name, _)| name).chain(&self.observed.leaving);
+        let votes = |other: &&MachineName| {
+            *other != name && !self.observed.outside.contains(*other) && !self.lost.contains(*other)
+        };
+        let up = |other: &&MachineName| self.observed.member_runs(other);
+        let others: Vec<_> = names.filter(votes).collect();
+        (others.len(), others.into_iter().filter(up).count())
     }
 
     /// Machines that join: their pods need routes on all others.
@@ -154,6 +195,18 @@ fn need(
     })
 }
 
+/// Whether the data of a member that there was is gone, so that nothing is left to go on with.
+fn data_lost(
+    wanted: &DesiredMachine,
+    found: Option<&ObservedMachine>,
+    observed: &Observed,
+) -> bool {
+    let has = |disk| observed.disks.contains_key(disk);
+    let began =
+        wanted.incarnation != Incarnation::FIRST || found.is_some_and(ObservedMachine::registered);
+    began && wanted.disk.as_ref().is_some_and(|disk| !has(disk))
+}
+
 pub(super) fn plan(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
     if !(site.observed.endpoint && site.observed.endpoint_current) {
         steps.add(
@@ -165,7 +218,7 @@ pub(super) fn plan(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> 
             [],
         );
     }
-    refuse_members_that_go(site)?;
+    refuse_unknown_members(site)?;
     if site.established {
         established(site, steps)?;
     } else {
@@ -176,11 +229,16 @@ pub(super) fn plan(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> 
     Ok(())
 }
 
-fn refuse_members_that_go(site: &Site<'_>) -> Result<(), PlanError> {
+/// Whoever goes without having been a member by the records may be one all the same.
+fn refuse_unknown_members(site: &Site<'_>) -> Result<(), PlanError> {
+    let observed = site.observed;
     for name in &site.surplus {
+        if observed.leaving.contains(*name) || observed.outside.contains(*name) {
+            continue;
+        }
         let member = site.found(name).is_some_and(|found| found.pool.is_none());
         let holds_data = |disk: &super::ObservedDisk| disk.attached_to.as_ref() == Some(*name);
-        if member || site.observed.disks.values().any(holds_data) {
+        if member || observed.disks.values().any(holds_data) {
             return Err(PlanError::ControlPlaneMachine {
                 machine: (*name).clone(),
             });
@@ -356,6 +414,20 @@ pub(super) fn bring_up(
     after: &[StepKey],
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
+    let agent = prepare(site, name, after, steps)?;
+    if agent.start {
+        start_up(site, name, agent, after, steps);
+    }
+    Ok(())
+}
+
+/// Whatever is missing of one machine before its agent is told anything.
+pub(super) fn prepare(
+    site: &Site<'_>,
+    name: &MachineName,
+    after: &[StepKey],
+    steps: &mut Steps,
+) -> Result<Agent, PlanError> {
     let machine = &site.machines[name];
     let found = site.found(name);
     if found.is_some_and(|f| f.incarnation != machine.incarnation)
@@ -394,10 +466,11 @@ pub(super) fn bring_up(
         && (steps.has(&machine_key(name, "attach-disk")) || !usable.is_some_and(|f| f.mounted));
     let configure = usable.is_none_or(|f| f.configured != Some(machine.configuration));
     let start = mount || usable.is_none_or(|f| f.started != Some(machine.components));
-    if start {
-        start_up(site, name, Agent { mount, configure }, after, steps);
-    }
-    Ok(())
+    Ok(Agent {
+        mount,
+        configure,
+        start,
+    })
 }
 
 fn attach(site: &Site<'_>, name: &MachineName, steps: &mut Steps) -> Result<(), PlanError> {
@@ -415,11 +488,16 @@ fn attach(site: &Site<'_>, name: &MachineName, steps: &mut Steps) -> Result<(), 
             });
         }
         Some(_) => {}
-        // The first incarnation of a member makes its disk; a later one has to find it.
-        None if machine.incarnation != Incarnation::FIRST => {
+        // A member that goes on has to find its disk; one that joins, or begins a cluster, makes it.
+        None if data_lost(machine, site.found(name), site.observed)
+            && !site.joining.contains(name) =>
+        {
+            let (members, others) = site.other_votes(name);
             return Err(PlanError::DiskLost {
                 disk: disk.clone(),
                 machine: name.clone(),
+                others,
+                members,
             });
         }
         None => steps.add(
@@ -431,7 +509,7 @@ fn attach(site: &Site<'_>, name: &MachineName, steps: &mut Steps) -> Result<(), 
             "etcd's data has to outlive its machine",
             Invariant::NamedDeletion,
             Disruption::Nothing,
-            [],
+            [machine_key(name, "remove-member")],
         ),
     }
     if holder != Some(&Some(name.clone())) || steps.has(&machine_key(name, "create")) {
@@ -451,18 +529,26 @@ fn attach(site: &Site<'_>, name: &MachineName, steps: &mut Steps) -> Result<(), 
 }
 
 /// What an agent has to do before its components start.
-struct Agent {
-    mount: bool,
-    configure: bool,
+pub(super) struct Agent {
+    pub(super) mount: bool,
+    pub(super) configure: bool,
+    /// Whether its components have to start at all.
+    pub(super) start: bool,
 }
 
-fn start_up(
-    site: &Site<'_>,
-    name: &MachineName,
-    agent: Agent,
-    after: &[StepKey],
-    steps: &mut Steps,
-) {
+impl Agent {
+    /// All of it.
+    pub(super) fn whole(self) -> Agent {
+        Agent {
+            configure: true,
+            start: true,
+            ..self
+        }
+    }
+}
+
+/// Waits for a machine's agent, and has it mount the data disk.
+pub(super) fn await_agent(name: &MachineName, mount: bool, after: &[StepKey], steps: &mut Steps) {
     let machine = || name.clone();
     let gates = after.iter().cloned();
     steps.add(
@@ -473,7 +559,7 @@ fn start_up(
         Disruption::Nothing,
         gates.chain([machine_key(name, "create")]),
     );
-    if agent.mount {
+    if mount {
         steps.add(
             machine_key(name, "mount-disk"),
             Action::MountDisk { machine: machine() },
@@ -486,6 +572,19 @@ fn start_up(
             ],
         );
     }
+}
+
+pub(super) fn start_up(
+    site: &Site<'_>,
+    name: &MachineName,
+    agent: Agent,
+    after: &[StepKey],
+    steps: &mut Steps,
+) {
+    let machine = || name.clone();
+    if !steps.has(&machine_key(name, "await-agent")) {
+        await_agent(name, agent.mount, after, steps);
+    }
     if agent.configure {
         steps.add(
             machine_key(name, "configure"),
@@ -496,6 +595,9 @@ fn start_up(
             [
                 machine_key(name, "await-agent"),
                 machine_key(name, "add-routes"),
+                // What it is told of members is told once they are.
+                checkpoint_key(members::JOINED),
+                machine_key(name, "move-leader"),
             ],
         );
     }
@@ -515,6 +617,8 @@ fn start_up(
             machine_key(name, "await-agent"),
             machine_key(name, "mount-disk"),
             machine_key(name, "configure"),
+            machine_key(name, "promote-member"),
+            machine_key(name, "move-leader"),
             checkpoint_key(ROUTES),
         ],
     );

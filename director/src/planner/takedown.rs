@@ -14,7 +14,7 @@ use windlass_common::id::{MachineName, NodeName, PoolName};
 
 use super::present::{Need, Site, api_shown_by, await_control_plane, await_node, bring_up};
 use super::steps::{Steps, addons_key, api_key, checkpoint_key, drop_node_key, machine_key};
-use super::{Budget, ObservedMachine, PlanError};
+use super::{Budget, PlanError};
 use crate::model::{Action, Disruption, Invariant, StepKey};
 
 fn members<'a>(site: &Site<'a>, need: Need) -> Vec<&'a MachineName> {
@@ -27,8 +27,15 @@ fn members<'a>(site: &Site<'a>, need: Need) -> Vec<&'a MachineName> {
 
 /// Makes what is missing of the control plane, up to API servers that answer.
 pub(super) fn make_control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
-    for name in members(site, Need::Make) {
+    let (joining, made): (Vec<_>, Vec<_>) = members(site, Need::Make)
+        .into_iter()
+        .partition(|name| site.joining.contains(name));
+    for name in &made {
         bring_up(site, name, &[api_key()], steps)?;
+        await_control_plane(name, steps);
+    }
+    super::members::join(site, &joining, &made, steps)?;
+    for name in joining {
         await_control_plane(name, steps);
     }
     Ok(())
@@ -70,17 +77,18 @@ pub(super) fn control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<Vec<St
         change(site, name, &gate, steps)?;
         gate = done(name).into();
     }
-    Ok(gate)
+    super::members::leave(site, gate, steps)
 }
 
 /// Refuses to take a control-plane machine when those left are no majority.
 fn quorum(site: &Site<'_>, name: &MachineName) -> Result<(), PlanError> {
     let members = site.members;
+    let up = |name: &MachineName| site.observed.member_runs(name);
     let in_service = site.machines.iter().filter(|(name, machine)| {
-        let up = site.found(name).is_some_and(ObservedMachine::available);
-        machine.control_plane() && (up || site.needs[name] == Need::Make)
+        machine.control_plane() && (up(name) || site.needs[name] == Need::Make)
     });
-    let available = in_service.count();
+    let leaving = site.observed.leaving_voters().filter(|name| up(name));
+    let available = in_service.count() + leaving.count();
     let (left, quorum) = (available.saturating_sub(1), members / 2 + 1);
     if members > 1 && left < quorum {
         return Err(PlanError::Quorum {
@@ -272,17 +280,10 @@ fn change(
         gate = vec![machine_key(name, "drain")];
     }
     if member && !alone {
-        steps.add(
-            machine_key(name, "leave-endpoint"),
-            Action::LeaveEndpoint {
-                machine: name.clone(),
-            },
-            "clients of the endpoint use the other API servers meanwhile",
-            Invariant::EtcdQuorum,
-            Disruption::Nothing,
-            gate.clone(),
-        );
+        leave_endpoint(name, &gate, steps);
         gate = vec![machine_key(name, "leave-endpoint")];
+        move_leader(name, &gate, steps);
+        gate = vec![machine_key(name, "move-leader")];
     }
     if replace {
         if member {
@@ -297,6 +298,10 @@ fn change(
             steps,
         );
         gate = vec![machine_key(name, "delete")];
+    } else if member && !alone {
+        // Started anew all at once, an API server that ends its requests would miss its etcd.
+        stop(name, alone, &gate, steps);
+        gate = vec![machine_key(name, "stop-components")];
     }
     bring_up(site, name, &gate, steps)?;
     into_service(site, name, steps);
@@ -364,7 +369,7 @@ pub(super) fn join(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
     );
 }
 
-fn drain(site: &Site<'_>, name: &MachineName, after: &[StepKey], steps: &mut Steps) {
+pub(super) fn drain(site: &Site<'_>, name: &MachineName, after: &[StepKey], steps: &mut Steps) {
     let Some(found) = site.found(name) else {
         return;
     };
@@ -384,7 +389,35 @@ fn drain(site: &Site<'_>, name: &MachineName, after: &[StepKey], steps: &mut Ste
     );
 }
 
-fn stop(name: &MachineName, alone: bool, after: &[StepKey], steps: &mut Steps) {
+/// Has another member lead before a machine's own stops: a write that meets a leader that ends waits for an
+/// election.
+pub(super) fn move_leader(name: &MachineName, after: &[StepKey], steps: &mut Steps) {
+    steps.add(
+        machine_key(name, "move-leader"),
+        Action::MoveLeader {
+            machine: name.clone(),
+        },
+        "another member leads etcd before this one stops, so that no write waits for an election",
+        Invariant::EtcdQuorum,
+        Disruption::Nothing,
+        after.iter().cloned(),
+    );
+}
+
+pub(super) fn leave_endpoint(name: &MachineName, after: &[StepKey], steps: &mut Steps) {
+    steps.add(
+        machine_key(name, "leave-endpoint"),
+        Action::LeaveEndpoint {
+            machine: name.clone(),
+        },
+        "clients of the endpoint use the other API servers meanwhile",
+        Invariant::EtcdQuorum,
+        Disruption::Nothing,
+        after.iter().cloned(),
+    );
+}
+
+pub(super) fn stop(name: &MachineName, alone: bool, after: &[StepKey], steps: &mut Steps) {
     let (why, disrupts) = if alone {
         (
             "the only API server and the only member of etcd stop in peace: the API is down until they are back",
@@ -490,7 +523,7 @@ pub(super) fn forget(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
     let nodes = departed.chain(site.found(name).map(|found| &found.node));
     let after: Vec<_> = nodes
         .map(drop_node_key)
-        .chain([machine_key(name, "delete")])
+        .chain(["delete", "remove-member"].map(|verb| machine_key(name, verb)))
         .collect();
     steps.add(
         key,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use windlass_common::cluster::KubeletSettings;
 use windlass_common::id::{ClusterName, Digest, MachineName, NodeName};
 
-use crate::model::{Action, Cluster, Machine, MachinePhase};
+use crate::model::{Action, Cluster, Joined, Machine, MachinePhase};
 use crate::store::{Commit, Kind, Record, Records, StoreError};
 
 /// A change of the records.
@@ -39,6 +39,12 @@ pub enum RecordChange {
     Leaving(MachineName),
     /// The endpoint sends connections to it.
     Serving(MachineName),
+    /// etcd was told of it: the members that its data begins with.
+    MemberAdded(MachineName, String),
+    /// Its member has a vote.
+    MemberPromoted(MachineName),
+    /// etcd does not know it any more.
+    MemberRemoved(MachineName),
     /// Its components are about to be stopped.
     Stopping(MachineName),
     /// It is about to be shut out.
@@ -104,6 +110,9 @@ pub(super) async fn apply(
             | RecordChange::Uncordoned(name)
             | RecordChange::Leaving(name)
             | RecordChange::Serving(name)
+            | RecordChange::MemberAdded(name, _)
+            | RecordChange::MemberPromoted(name)
+            | RecordChange::MemberRemoved(name)
             | RecordChange::Stopping(name)
             | RecordChange::Fencing(name)
             | RecordChange::NodeDropped(name, _)
@@ -171,6 +180,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
                 // It has joined, whatever its Node was told.
                 record.labelled.get_or_insert(Digest::of(b"not known"));
             }
+            not_alone(record);
             record.started = Some(*digest);
             record.phase = MachinePhase::Configured;
         }
@@ -184,7 +194,23 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         RecordChange::Uncordoned(_) => record.cordoned = false,
         RecordChange::Leaving(_) => record.serving = false,
         RecordChange::Serving(_) => record.serving = true,
-        RecordChange::Stopping(_) => record.started = None,
+        RecordChange::MemberAdded(_, members) => {
+            record.joined = Some(Joined {
+                initial_cluster: Some(members.clone()),
+                voting: false,
+                alone: false,
+            });
+        }
+        RecordChange::MemberPromoted(_) => {
+            if let Some(joined) = &mut record.joined {
+                (joined.voting, joined.alone) = (true, true);
+            }
+        }
+        RecordChange::MemberRemoved(_) => record.joined = Some(Joined::default()),
+        RecordChange::Stopping(_) => {
+            not_alone(record);
+            record.started = None;
+        }
         RecordChange::Fencing(_) => {
             if !record.fenced {
                 depart(record);
@@ -203,7 +229,15 @@ fn depart(record: &mut Machine) {
     }
 }
 
+/// Its member goes on with all else of it, or ends with it.
+fn not_alone(record: &mut Machine) {
+    if let Some(joined) = &mut record.joined {
+        joined.alone = false;
+    }
+}
+
 fn reset(record: &mut Machine) {
+    not_alone(record);
     record.data_device = None;
     record.mounted = false;
     record.configured = None;

@@ -338,8 +338,15 @@ fn limit(action: &Action) -> Duration {
         | Action::DropNode { .. }
         | Action::AwaitApi
         | Action::StopComponents { .. }
+        | Action::MoveLeader { .. }
         | Action::Fence { .. } => 180,
-        Action::AwaitControlPlane { .. } | Action::AwaitNode { .. } => 300,
+        Action::AwaitControlPlane { .. }
+        | Action::AwaitNode { .. }
+        | Action::AddMember { .. }
+        | Action::StartMember { .. }
+        | Action::RemoveMember { .. } => 300,
+        // A keyspace of 8 GiB at 10 MB/s.
+        Action::PromoteMember { .. } => 900,
         Action::AwaitGates { .. } => GATES_MAX as u64 * u64::from(GATE_TIMEOUT_MAX_SECONDS) + 60,
         // Fetching, the trial of a minute, and the way back from one that failed.
         Action::UpgradeAgent { .. } => 300,
@@ -367,7 +374,9 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::Uncordon { .. }
         | Action::StopComponents { .. }
         | Action::AddRoutes { .. }
-        | Action::PruneRoutes { .. } => true,
+        | Action::PruneRoutes { .. }
+        | Action::StartMember { .. }
+        | Action::MoveLeader { .. } => true,
         Action::EnsureEndpoint
         | Action::CreateDisk { .. }
         | Action::CreateMachine { .. }
@@ -381,6 +390,10 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::LeaveEndpoint { .. }
         | Action::JoinEndpoint { .. }
         | Action::Checkpoint { .. }
+        // Who is a member is written down when it is over.
+        | Action::AddMember { .. }
+        | Action::PromoteMember { .. }
+        | Action::RemoveMember { .. }
         // On trial it would be rolled back for nothing.
         | Action::UpgradeAgent { .. } => false,
     }

@@ -35,6 +35,9 @@ fn begins(action: &Action) -> bool {
         | Action::Drain { .. }
         | Action::LeaveEndpoint { .. }
         | Action::StopComponents { .. }
+        | Action::AddMember { .. }
+        | Action::StartMember { .. }
+        | Action::RemoveMember { .. }
         | Action::UpgradeAgent { .. }
         | Action::Fence { .. }
         | Action::DeleteMachine { .. }
@@ -56,6 +59,8 @@ fn begins(action: &Action) -> bool {
         | Action::AddRoutes { .. }
         | Action::PruneRoutes { .. }
         | Action::ForgetMachine { .. }
+        | Action::PromoteMember { .. }
+        | Action::MoveLeader { .. }
         | Action::Checkpoint { .. } => false,
     }
 }

@@ -179,6 +179,7 @@ fn machine(name: &MachineName) -> Machine {
         labelled: None,
         cordoned: false,
         serving: true,
+        joined: None,
         condemned: false,
         fenced: false,
         departed: Vec::new(),

@@ -6,17 +6,20 @@
 //!   the next incarnation.
 //! * A pool that has machines to replace gets its surge in new machines, and loses as many old ones: those
 //!   that are down first, then those that would have to be replaced, then the highest number.
+//! * The control plane gets or loses machines and nothing else in one order: those it loses are those that have
+//!   no vote yet, then those that are down, then the highest number.
 
 use std::collections::BTreeSet;
 
 use windlass_common::cluster::{ClusterSpec, MachineSize, PoolSpec};
 use windlass_common::id::{Incarnation, MachineName, PoolName};
 
-use super::draft::{Draft, Slot, full, machine, valid};
+use super::draft::{CONTROL_PLANE, Draft, Slot, full, machine, valid};
 use super::{Inner, ServiceError, ServiceResult};
 use crate::kubernetes::facts::minor_of;
 use crate::model::{
-    Cluster, FieldFault, Machine, MachinePhase, MachineRole, StemcellRecord, Timestamp, Wanted,
+    Cluster, FieldFault, Joined, Machine, MachinePhase, MachineRole, StemcellRecord, Timestamp,
+    Wanted,
 };
 use crate::planner::{Observed, free_pod_cidrs, inputs};
 
@@ -57,6 +60,25 @@ impl Inner {
             machine.kubernetes_version = version;
             retarget(machine, spec, &stemcell, observed);
         }
+        let resized = cluster.spec.control_plane.count != spec.control_plane.count;
+        let reborn = |m: &Machine| matches!(m.wanted, Some(Wanted::Reborn { .. }));
+        if resized
+            && machines
+                .iter()
+                .any(|m| m.role.is_control_plane() && reborn(m))
+        {
+            let allowed = format!(
+                "{}: the control plane gets another size, or other machines, not both at once; order one after \
+                 the other",
+                cluster.spec.control_plane.count
+            );
+            let count = spec.control_plane.count;
+            return Err(ServiceError::Invalid {
+                faults: vec![FieldFault::new("controlPlane.count", count, allowed)],
+            });
+        }
+        self.resize_control_plane(spec, &stemcell, &mut machines, observed)
+            .await?;
         for (pool, of) in &spec.pools {
             self.resize(spec, &stemcell, (pool, of), &mut machines, observed)
                 .await?;
@@ -89,6 +111,48 @@ impl Inner {
         })
     }
 
+    /// Brings the control plane to its number.
+    async fn resize_control_plane(
+        &self,
+        spec: &ClusterSpec,
+        stemcell: &StemcellRecord,
+        machines: &mut Vec<Machine>,
+        observed: &Observed,
+    ) -> ServiceResult<()> {
+        let count = usize::try_from(spec.control_plane.count).unwrap_or(usize::MAX);
+        let mut going: Vec<_> = machines
+            .iter()
+            .filter(|m| m.role.is_control_plane() && !m.is_surplus())
+            .map(|m| {
+                (
+                    m.votes(),
+                    available(&m.name, observed),
+                    number(&m.name),
+                    m.name.clone(),
+                )
+            })
+            .collect();
+        going.sort_by_key(|(votes, up, number, _)| (*votes, *up, std::cmp::Reverse(*number)));
+        for (.., name) in going.iter().take(going.len().saturating_sub(count)) {
+            mark_gone(machines, name);
+        }
+        let missing = count.saturating_sub(going.len());
+        let kind = Kind {
+            text: CONTROL_PLANE,
+            role: MachineRole::ControlPlane,
+            size: spec.control_plane.size,
+        };
+        let mut joining = self
+            .join(spec, stemcell, kind, machines, (missing, 0))
+            .await?;
+        for machine in &mut joining {
+            machine.joined = Some(Joined::default());
+            machine.serving = false;
+        }
+        machines.extend(joining);
+        Ok(())
+    }
+
     /// Brings a pool to its number, with the machines that it gets for the time of a replacement.
     async fn resize(
         &self,
@@ -113,8 +177,13 @@ impl Inner {
         going.retain(stale);
         let surge = usize::try_from(of.update.max_surge.at_least(of.count)).unwrap_or(usize::MAX);
         let surge = surge.min(going.len());
+        let kind = Kind {
+            text: pool.as_str(),
+            role: MachineRole::Worker { pool: pool.clone() },
+            size: of.size,
+        };
         let joining = self
-            .join(spec, stemcell, (pool, of), machines, (missing, surge))
+            .join(spec, stemcell, kind, machines, (missing, surge))
             .await?;
         for name in going.iter().take(joining.len().saturating_sub(missing)) {
             mark_gone(machines, name);
@@ -128,7 +197,7 @@ impl Inner {
         &self,
         spec: &ClusterSpec,
         stemcell: &StemcellRecord,
-        (pool, of): (&PoolName, &PoolSpec),
+        kind: Kind<'_>,
         machines: &[Machine],
         (missing, surge): (usize, usize),
     ) -> ServiceResult<Vec<Machine>> {
@@ -151,22 +220,29 @@ impl Inner {
         };
         let names: BTreeSet<&str> = machines.iter().map(|m| m.name.as_str()).collect();
         let free = (0u32..)
-            .map(|number| format!("{}-{pool}-{number}", spec.name))
+            .map(|number| format!("{}-{}-{number}", spec.name, kind.text))
             .filter(|name| !names.contains(name.as_str()));
         let now = Timestamp::now();
         let mut joining = Vec::new();
         for ((name, address), pod_cidr) in free.zip(addresses).zip(pods) {
-            let role = MachineRole::Worker { pool: pool.clone() };
             let slot = Slot {
                 name,
-                role,
-                size: of.size,
+                role: kind.role.clone(),
+                size: kind.size,
             };
             joining.push(machine(spec, stemcell, slot, address, pod_cidr, now)?);
         }
         self.refuse_taken_names(spec, &joining).await?;
         Ok(joining)
     }
+}
+
+/// What new machines are for.
+struct Kind<'a> {
+    /// Stands for it in names.
+    text: &'a str,
+    role: MachineRole,
+    size: MachineSize,
 }
 
 fn available(name: &MachineName, observed: &Observed) -> bool {
@@ -221,7 +297,8 @@ fn retarget(
     };
     machine.pinned = false;
     let exists = observed.machines.contains_key(&machine.name);
-    if machine.is_surplus() && !exists {
+    let left = machine.role.is_control_plane() && !machine.votes();
+    if machine.is_surplus() && (!exists || left) {
         return; // what is left of it goes; another one may come under its name later
     }
     let same = machine.stemcell == stemcell.version && same_shape(machine.size, size);
@@ -271,15 +348,6 @@ fn fixed(now: &ClusterSpec, wanted: &ClusterSpec) -> Vec<FieldFault> {
     {
         let allowed = format!("{now}: networks of a cluster do not change");
         faults.push(FieldFault::new(key, wanted, allowed));
-    }
-    let (from, to) = (now.control_plane.count, wanted.control_plane.count);
-    if from != to {
-        let allowed = format!(
-            "{from}: members of etcd are not added or removed; {from} of them need {} for a majority, {to}              would need {}",
-            from / 2 + 1,
-            to / 2 + 1
-        );
-        faults.push(FieldFault::new("controlPlane.count", to, allowed));
     }
     let (from, to) = (
         now.control_plane.size.disk_mib,

@@ -180,7 +180,7 @@ pub(super) fn valid(facts: &ClusterFacts) -> ServiceResult<()> {
 }
 
 /// Stands for the control plane in names of machines; no pool may be called so.
-const CONTROL_PLANE: &str = "cp";
+pub(super) const CONTROL_PLANE: &str = "cp";
 
 fn slots(spec: &ClusterSpec) -> Vec<Slot> {
     let name = |pool: &str, number: u32| format!("{}-{pool}-{number}", spec.name);
@@ -241,6 +241,7 @@ pub(super) fn machine(
         labelled: None,
         cordoned: false,
         serving: true,
+        joined: None,
         condemned: false,
         fenced: false,
         departed: Vec::new(),

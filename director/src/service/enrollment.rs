@@ -256,6 +256,7 @@ mod tests {
             condemned: false,
             fenced: false,
             departed: Vec::new(),
+            joined: None,
             heartbeat: None,
             proven: None,
             pinned: false,

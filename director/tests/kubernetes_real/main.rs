@@ -63,6 +63,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
                 shared_disk: true,
             },
             kubelet: BTreeMap::new(),
+            etcd: Default::default(),
         }
     };
     ClusterFacts {

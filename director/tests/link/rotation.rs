@@ -44,6 +44,7 @@ fn record(of: &MachineIdentity) -> model::Machine {
         labelled: None,
         cordoned: false,
         serving: true,
+        joined: None,
         condemned: false,
         fenced: false,
         departed: Vec::new(),

@@ -401,7 +401,7 @@ fn upgraded(world: &World, kubectl: &Kubectl, name: &str, nodes: usize) -> Resul
 }
 
 /// A cluster that is as it should be needs no plan.
-fn done(world: &World, name: &str) -> Result<()> {
+pub(crate) fn done(world: &World, name: &str) -> Result<()> {
     let plan = world.json(&["cluster", "plan", name])?;
     let steps = plan["steps"].as_array().context("a plan has steps")?;
     ensure!(steps.is_empty(), "left to do: {plan:#}");

@@ -397,7 +397,7 @@ pub(crate) fn machine_of(world: &World, cluster: &str, role: &str) -> Result<Str
     bail!("no {role} machine in {list}")
 }
 
-fn etcd_members(world: &World, machine: &str) -> Result<Vec<Value>> {
+pub(crate) fn etcd_members(world: &World, machine: &str) -> Result<Vec<Value>> {
     let script = "cd /etc/kubernetes/pki && exec \
         /opt/windlass/components/etcd/current/etcdctl --endpoints=https://127.0.0.1:2379 \
         --cacert=etcd-ca.crt --cert=apiserver-etcd-client.crt --key=apiserver-etcd-client.key \

@@ -6,6 +6,7 @@
 mod agents;
 mod changes;
 mod crashes;
+mod etcd;
 mod faults;
 mod health;
 mod lifecycle;
@@ -93,6 +94,14 @@ fn main() -> ExitCode {
             lifecycle::highly_available,
         ),
         trial("pools_grow_and_shrink_in_service", changes::scale),
+        trial(
+            "control_planes_grow_and_shrink_in_service",
+            etcd::grows_and_shrinks,
+        ),
+        trial(
+            "a_member_of_etcd_whose_disk_is_gone_joins_again",
+            etcd::lost_disk,
+        ),
         trial(
             "one_control_plane_is_upgraded_with_consent",
             changes::upgrade_of_one,

@@ -48,7 +48,7 @@ pub(crate) fn verdict(world: &World, machine: &str, wanted: &str) -> Result<Dura
 }
 
 /// Waits until another incarnation of a machine is in service; returns it.
-fn reborn(world: &World, machine: &str, before: u64) -> Result<u64> {
+pub(crate) fn reborn(world: &World, machine: &str, before: u64) -> Result<u64> {
     until(&format!("{machine} is replaced and Ready"), LONG, || {
         let seen = world.json(&["node", "show", machine])?;
         let incarnation = seen["incarnation"].as_u64().unwrap_or(0);
@@ -64,7 +64,7 @@ pub(crate) fn incarnation(world: &World, machine: &str) -> Result<u64> {
 }
 
 /// The newest repair of a cluster.
-fn repair_of(world: &World, cluster: &str) -> Result<Option<Value>> {
+pub(crate) fn repair_of(world: &World, cluster: &str) -> Result<Option<Value>> {
     let tasks = world.json(&["task", "list"])?;
     let repairs = items(&tasks)?.iter();
     Ok(repairs

@@ -269,18 +269,24 @@ Examples:
         #[command(flatten)]
         change: ChangeArgs,
     },
-    /// Change the number of machines of worker pools
+    /// Change the number of machines of worker pools or of the control plane
     #[command(after_help = "\
-Machines that go are drained first, the highest number first.
+Machines that go are drained first, the highest number first. A control plane has 1, 3 or 5 machines: etcd
+needs a majority of its members, 1 of 1, 2 of 3 or 3 of 5. New ones join it one at a time, without a vote
+until they have caught up; those that go leave it first, and their data disks are kept.
 
-Example:
-  windlass cluster scale demo --pool workers=5 --wait")]
+Examples:
+  windlass cluster scale demo --pool workers=5 --wait
+  windlass cluster scale demo --control-plane 3 --wait")]
     Scale {
         /// The cluster
         name: String,
         /// A worker pool and its number of machines, 0 to 1000; may be given several times
-        #[arg(long, value_name = "NAME=COUNT", required = true, value_parser = pool)]
+        #[arg(long, value_name = "NAME=COUNT", required_unless_present = "control_plane", value_parser = pool)]
         pool: Vec<(String, u32)>,
+        /// Machines of the control plane: 1, 3 or 5
+        #[arg(long, value_name = "COUNT")]
+        control_plane: Option<u32>,
         #[command(flatten)]
         change: ChangeArgs,
     },

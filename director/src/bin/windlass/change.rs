@@ -22,6 +22,14 @@ struct Order {
     revision: Option<u64>,
 }
 
+/// Numbers of machines.
+pub(crate) struct Sizes<'a> {
+    /// Of pools, by name.
+    pub(crate) pools: &'a [(String, u32)],
+    /// Of the control plane.
+    pub(crate) control_plane: Option<u32>,
+}
+
 pub(crate) async fn apply(
     session: &Session,
     client: &Client,
@@ -43,12 +51,15 @@ pub(crate) async fn scale(
     session: &Session,
     client: &Client,
     name: &str,
-    pools: &[(String, u32)],
+    sizes: Sizes<'_>,
     change: &ChangeArgs,
 ) -> Result<ExitCode, Failure> {
     let mut cluster = show(client, name).await?;
+    if let Some(count) = sizes.control_plane {
+        cluster["spec"]["controlPlane"]["count"] = json!(count);
+    }
     let known = &mut cluster["spec"]["pools"];
-    for (pool, count) in pools {
+    for (pool, count) in sizes.pools {
         if known.get(pool).is_none() {
             let there: Vec<_> = known
                 .as_object()

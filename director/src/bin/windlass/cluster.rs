@@ -28,8 +28,17 @@ pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<Ex
             stemcell,
             change,
         } => change::apply(session, &client, &file, stemcell, &change).await,
-        ClusterCommand::Scale { name, pool, change } => {
-            change::scale(session, &client, &name, &pool, &change).await
+        ClusterCommand::Scale {
+            name,
+            pool,
+            control_plane,
+            change,
+        } => {
+            let sizes = change::Sizes {
+                pools: &pool,
+                control_plane,
+            };
+            change::scale(session, &client, &name, sizes, &change).await
         }
         ClusterCommand::Upgrade {
             name,

@@ -28,7 +28,7 @@ const AUDIT_LOG_PATH: &str = "/var/log/kubernetes/audit.log";
 /// Flags, the same names for every minor in [`super::super::KUBERNETES_MINORS`].
 pub(super) fn flags(cluster: &ClusterFacts, machine: &MachineFacts) -> Flags {
     let member = |m: &&MachineFacts| format!("https://{}:{ETCD_CLIENT_PORT}", m.address);
-    let etcd: Vec<String> = cluster.control_planes().iter().map(member).collect();
+    let etcd: Vec<String> = cluster.etcd_members(machine).iter().map(member).collect();
     let flags = Flags::default()
         .set("bind-address", "0.0.0.0")
         .set("secure-port", API_PORT)

@@ -1,6 +1,7 @@
 //! etcd: one member a control-plane machine, configured by file.
 
 use serde::Serialize;
+use windlass_common::step::EtcdPeer;
 
 use super::super::facts::{ClusterFacts, MachineFacts};
 use super::super::pki::{ETCD_PEER_NAME, Profile};
@@ -66,11 +67,16 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
     let client = url(machine.address, ETCD_CLIENT_PORT);
     let peer = url(machine.address, ETCD_PEER_PORT);
     let member = |m: &&MachineFacts| format!("{}={}", m.name, url(m.address, ETCD_PEER_PORT));
-    let members: Vec<String> = cluster.control_planes().iter().map(member).collect();
+    let members: Vec<String> = cluster.etcd_members(machine).iter().map(member).collect();
+    // Read before there is data, and never again.
+    let (initial_cluster, initial_cluster_state) = match &machine.etcd.initial_cluster {
+        Some(joined) => (joined.clone(), "existing"),
+        None => (members.join(","), "new"),
+    };
     // Defaults between machines. A single member elects itself, but only after up to one election
     // timeout; with nobody to hear heartbeats, a short one costs nothing and saves half a second of
-    // every start.
-    let (heartbeat_interval, election_timeout) = if members.len() == 1 {
+    // every start. One that is about to be left alone is not alone yet.
+    let (heartbeat_interval, election_timeout) = if cluster.one_member() {
         (25, 250)
     } else {
         (100, 1000)
@@ -90,8 +96,8 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
         advertise_client_urls: client,
         listen_peer_urls: peer.clone(),
         initial_advertise_peer_urls: peer,
-        initial_cluster: members.join(","),
-        initial_cluster_state: "new",
+        initial_cluster,
+        initial_cluster_state,
         initial_cluster_token: cluster.spec.name.as_str(),
         strict_reconfig_check: true,
         heartbeat_interval,
@@ -103,6 +109,14 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
         quota_backend_bytes: quota_bytes(cluster.spec.control_plane.size.disk_mib),
         log_level: "info",
     })
+}
+
+/// A machine's member as other members know it.
+pub(super) fn peer(machine: &MachineFacts) -> EtcdPeer {
+    EtcdPeer {
+        name: machine.name.to_string(),
+        url: format!("https://{}:{ETCD_PEER_PORT}", machine.address),
+    }
 }
 
 /// Its flags.

@@ -32,10 +32,15 @@ mod kubelet;
 mod network;
 mod services;
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use windlass_common::error::ErrorClass;
 use windlass_common::secret::SecretBytes;
-use windlass_common::step::{Configure, Disk, FileContent, FileSpec, KeySpec, Keys};
+use windlass_common::step::{
+    ClientFiles, Configure, Disk, Etcd, EtcdAction, EtcdPeer, FileContent, FileSpec, KeySpec, Keys,
+};
 
+use super::ETCD_CLIENT_PORT;
 use super::facts::{ClusterFacts, FactsError, MachineFacts, Role};
 use super::pki::{Certificates, ClusterPki, EncryptionKey, Profile, ServiceAccountKey};
 
@@ -165,6 +170,26 @@ pub fn disk_step(machine: &MachineFacts, device: &str) -> Option<Disk> {
         }),
         Role::Worker { .. } => None,
     }
+}
+
+/// An action on etcd through the member of the machine that is told, with the identity that its API server
+/// has there.
+pub fn etcd_step(action: EtcdAction) -> Etcd {
+    let client = Profile::ApiServerEtcdClient;
+    Etcd {
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, ETCD_CLIENT_PORT)),
+        ca_path: ETCD_CA_PATH.to_owned(),
+        client: ClientFiles {
+            certificate_path: client.certificate_path(),
+            key_path: client.key_path(),
+        },
+        action,
+    }
+}
+
+/// A machine's member as other members know it.
+pub fn etcd_peer(machine: &MachineFacts) -> EtcdPeer {
+    etcd::peer(machine)
 }
 
 /// Everything that is written on `machine`.

@@ -139,8 +139,11 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
                 "etcd would write to the root disk"
             );
             assert!(found.configured.is_some());
+            let outside = observed.outside.contains(machine);
+            assert!(!outside, "{machine} has no vote yet");
             found.started = Some(wanted.components);
             found.ready = false;
+            observed.promoted.remove(machine);
         }
         Action::AwaitControlPlane { machine } => {
             assert!(observed.machines[machine].started.is_some());
@@ -197,11 +200,26 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
         }
         Action::StopComponents { machine } => {
             observed.machines.get_mut(machine).unwrap().started = None;
+            observed.promoted.remove(machine);
         }
         Action::ForgetMachine { machine } => {
             assert!(!observed.machines.contains_key(machine));
             assert!(!observed.departed.contains_key(machine), "its Node is left");
+            assert!(!observed.leaving.contains(machine), "etcd waits for it");
             observed.surplus.remove(machine);
+            observed.outside.remove(machine);
+            observed.out_of_endpoint.remove(machine);
+        }
+        Action::AddMember { machine } => assert!(observed.outside.contains(machine)),
+        Action::StartMember { machine } => assert!(observed.machines[machine].mounted),
+        Action::PromoteMember { machine } => {
+            assert!(observed.outside.remove(machine));
+            observed.promoted.insert(machine.clone());
+        }
+        Action::MoveLeader { .. } => {}
+        Action::RemoveMember { machine } => {
+            observed.leaving.remove(machine);
+            observed.outside.insert(machine.clone());
         }
         Action::AwaitGates { machine } => assert!(observed.machines[machine].ready),
         Action::UpgradeAgent { machine, .. } => assert!(observed.machines[machine].complete),
@@ -240,6 +258,7 @@ fn create(observed: &mut Observed, machine: &MachineName, wanted: DesiredMachine
 }
 
 fn delete(observed: &mut Observed, machine: &MachineName) {
+    observed.promoted.remove(machine);
     if let Some(gone) = observed.machines.remove(machine)
         && gone.registered()
     {
@@ -291,12 +310,7 @@ struct Before {
 
 impl Before {
     fn new(desired: &Desired, observed: &Observed) -> Self {
-        let members = match &desired.state {
-            DesiredState::Present { machines, .. } => {
-                machines.values().filter(|m| m.control_plane()).count()
-            }
-            DesiredState::Absent { .. } => 0,
-        };
+        let votes = voting(desired, observed);
         let mut serving = BTreeMap::new();
         for machine in observed.machines.values() {
             if let Some(pool) = &machine.pool
@@ -306,9 +320,9 @@ impl Before {
                 *serving.entry(pool.clone()).or_insert(0) += 1;
             }
         }
-        let up = servers(observed).len();
+        let up = votes.iter().filter(|name| runs(observed, name)).count();
         Self {
-            had_quorum: members > 1 && up > members / 2,
+            had_quorum: votes.len() > 1 && up > votes.len() / 2,
             serving,
             up: observed
                 .machines
@@ -327,12 +341,13 @@ impl Before {
         else {
             return;
         };
-        let members = machines.values().filter(|m| m.control_plane()).count();
-        let servers = servers(observed);
+        let votes = voting(desired, observed);
+        let up = |name: &&MachineName| runs(observed, name);
         assert!(
-            !self.had_quorum || servers.len() > members / 2,
+            !self.had_quorum || votes.iter().filter(up).count() > votes.len() / 2,
             "{step}: quorum is lost"
         );
+        let servers = servers(observed);
         let started = |m: &&ObservedMachine| m.pool.is_some() && m.started.is_some() && !m.ready;
         for kubelet in observed.machines.values().filter(started) {
             let kubelet = minor(&kubelet.kubernetes_version);
@@ -359,6 +374,25 @@ impl Before {
             );
         }
     }
+}
+
+/// Machines with a vote in etcd.
+fn voting(desired: &Desired, observed: &Observed) -> BTreeSet<MachineName> {
+    let DesiredState::Present { machines, .. } = &desired.state else {
+        return BTreeSet::new();
+    };
+    let wanted = machines.iter().filter(|(_, m)| m.control_plane());
+    let names = wanted.map(|(name, _)| name).chain(&observed.leaving);
+    names
+        .filter(|name| !observed.outside.contains(*name))
+        .cloned()
+        .collect()
+}
+
+fn runs(observed: &Observed, name: &MachineName) -> bool {
+    let found = observed.machines.get(name);
+    let started = |f: &ObservedMachine| f.started.is_some() || observed.promoted.contains(name);
+    found.is_some_and(|found| started(found) && found.running)
 }
 
 /// Minors of the API servers that run.

@@ -1,7 +1,7 @@
 //! Any cluster, any half-done change, any legal order, any interruption: safe at every moment, and done at
 //! the end.
 
-use super::change::{gone, machines, reborn};
+use super::change::{gone, machines, reborn, resize};
 use super::*;
 
 /// What happens to one machine of a cluster in service.
@@ -29,6 +29,8 @@ struct Case {
     workers: Vec<Fate>,
     /// What all members become.
     control_plane: Fate,
+    /// How many members there are to be; those there are when they become others.
+    members_after: usize,
     joining: usize,
     newer: bool,
     max_unavailable: u32,
@@ -40,12 +42,13 @@ prop_compose! {
         members in prop_oneof![Just(1usize), Just(3), Just(5)],
         workers in prop::collection::vec(fate(), 0..6),
         control_plane in fate(),
+        members_after in prop_oneof![Just(1usize), Just(3), Just(5)],
         joining in 0usize..3,
         newer in any::<bool>(),
         max_unavailable in 0u32..3,
         canaries in 0u32..3,
     ) -> Case {
-        Case { members, workers, control_plane, joining, newer, max_unavailable, canaries }
+        Case { members, workers, control_plane, members_after, joining, newer, max_unavailable, canaries }
     }
 }
 
@@ -74,6 +77,14 @@ fn build(case: &Case) -> (Desired, Observed) {
             Fate::Restarts => other(&mut desired, &text),
             Fate::Stays | Fate::Goes => {}
         }
+    }
+    if !matches!(case.control_plane, Fate::Reborn) && case.members_after != case.members {
+        resize(
+            &mut desired,
+            &mut observed,
+            case.members,
+            case.members_after,
+        );
     }
     for (i, fate) in case.workers.iter().enumerate() {
         let text = format!("c-w-{i}");
@@ -110,6 +121,7 @@ fn is_as_it_should_be(desired: &Desired, observed: &Observed) {
     assert_eq!(observed.machines.len(), machines.len());
     assert!(observed.surplus.is_empty() && observed.departed.is_empty());
     assert!(observed.out_of_endpoint.is_empty());
+    assert!(observed.outside.is_empty() && observed.leaving.is_empty());
     for (name, wanted) in machines {
         let found = &observed.machines[name];
         assert_eq!(found.incarnation, wanted.incarnation);
@@ -153,10 +165,33 @@ proptest! {
         let (desired, mut observed) = build(&case);
         let Ok(first) = plan(&desired, &observed) else { return Ok(()) };
         carry_out(&desired, &mut observed, &first, &choices, most);
-        // What still is what it was stays so, and what only was about to join is given up.
+        // What still is what it was stays so, and what only was about to join is given up. Members of etcd
+        // that join stay or go together, and one that has left does not come back.
         let mut back = desired.clone();
         let wanted = machines(&mut back);
+        let new = |(name, wanted): &(&MachineName, &DesiredMachine)| {
+            let found = observed.machines.get(*name);
+            wanted.incarnation == Incarnation::FIRST && found.is_none_or(|f| f.labelled.is_none())
+        };
+        let newcomers = wanted.iter().filter(|(_, m)| m.control_plane()).filter(new);
+        let newcomers: Vec<_> = newcomers.map(|(name, _)| name.clone()).collect();
+        let vote = newcomers.iter().all(|name| !observed.outside.contains(name));
+        // Nobody was told yet of members that do not come.
+        for (name, wanted) in wanted.iter_mut().filter(|(_, m)| m.control_plane() && !vote) {
+            let found = observed.machines.get(name).and_then(|found| found.started);
+            wanted.components = found.unwrap_or(wanted.components);
+        }
+        for name in newcomers.iter().filter(|_| !vote) {
+            wanted.remove(name);
+            observed.surplus.insert(name.clone());
+            observed.leaving.insert(name.clone());
+        }
         for (name, found) in &observed.machines {
+            let member = found.pool.is_none();
+            let left = observed.surplus.contains(name) && observed.outside.contains(name);
+            if member && (left || newcomers.contains(name)) {
+                continue;
+            }
             let joins = found.incarnation == Incarnation::FIRST && found.labelled.is_none();
             if joins {
                 wanted.remove(name);
@@ -164,14 +199,17 @@ proptest! {
                 continue;
             }
             observed.surplus.remove(name);
-            let now = wanted.entry(name.clone()).or_insert_with(|| machine(name.as_str(), false).1);
+            observed.leaving.remove(name);
+            let now = wanted.entry(name.clone()).or_insert_with(|| machine(name.as_str(), member).1);
             if now.incarnation != found.incarnation {
                 (now.incarnation, now.node) = (found.incarnation, found.node.clone());
                 now.kubernetes_version.clone_from(&found.kubernetes_version);
             }
         }
         let joining = |(name, m): (&MachineName, &mut DesiredMachine)| {
-            let joins = m.incarnation == Incarnation::FIRST && !observed.machines.contains_key(name);
+            let joins = m.incarnation == Incarnation::FIRST
+                && !observed.machines.contains_key(name)
+                && !m.control_plane();
             joins.then(|| name.clone())
         };
         let never: Vec<_> = wanted.iter_mut().filter_map(joining).collect();

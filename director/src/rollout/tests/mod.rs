@@ -264,6 +264,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             labelled: None,
             cordoned: false,
             serving: true,
+            joined: None,
             condemned: false,
             fenced: false,
             departed: Vec::new(),

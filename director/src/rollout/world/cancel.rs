@@ -39,13 +39,28 @@ impl World {
         let observed = self.observe(name).await?;
         let mut machines = self.records.machines_of(name.as_str()).await?;
         let mut commit = Commit::default();
+        // A control plane of an even size is worse than one of the smaller: all who join stay, or none.
+        let joined = |m: &Machine| !joining(m) || m.votes();
+        let all = machines
+            .iter()
+            .filter(|m| m.role.is_control_plane())
+            .all(joined);
         for machine in &mut machines {
             let before = machine.clone();
-            machine.wanted = give_up(machine, &observed);
+            machine.wanted = give_up(machine, &observed, all);
             pin(&cluster, machine, task);
             if *machine != before {
                 commit.put(machine)?;
             }
+        }
+        let stay = machines
+            .iter()
+            .filter(|m| m.role.is_control_plane() && !m.is_surplus());
+        let count = u32::try_from(stay.count()).unwrap_or(u32::MAX);
+        let mut cluster = cluster;
+        if cluster.spec.control_plane.count != count {
+            cluster.spec.control_plane.count = count;
+            commit.put(&cluster)?;
         }
         self.records.commit(commit).await?;
         let machines = self.records.machines_of(name.as_str()).await?;
@@ -128,20 +143,29 @@ fn pin(cluster: &Cluster, machine: &mut Machine, task: &Task) {
 }
 
 /// What is still wanted of a machine when its update is cancelled.
-fn give_up(machine: &Machine, observed: &Observed) -> Option<Wanted> {
+fn give_up(machine: &Machine, observed: &Observed, all: bool) -> Option<Wanted> {
     let found: &BTreeMap<MachineName, ObservedMachine> = &observed.machines;
     let exists = found
         .get(&machine.name)
         .is_some_and(|found| found.incarnation == machine.incarnation && found.complete)
         // One that was shut out does not come back as it was.
         && !machine.fenced;
-    let joined = machine.phase == MachinePhase::Ready || machine.labelled.is_some();
-    let joining = machine.incarnation == Incarnation::FIRST && !joined;
+    let keeps = machine.role.is_control_plane() && (machine.joined.is_none() || all);
     match &machine.wanted {
-        _ if joining && !machine.role.is_control_plane() => Some(Wanted::Gone),
+        _ if joining(machine) && !keeps => Some(Wanted::Gone),
+        // Its member was removed: it does not come back with its data.
+        Some(Wanted::Gone) if machine.role.is_control_plane() && !machine.votes() => {
+            Some(Wanted::Gone)
+        }
         Some(Wanted::Reborn { .. } | Wanted::Gone) if exists => None,
         wanted => wanted.clone(),
     }
+}
+
+/// Whether a machine was never in service.
+fn joining(machine: &Machine) -> bool {
+    let joined = machine.phase == MachinePhase::Ready || machine.labelled.is_some();
+    machine.incarnation == Incarnation::FIRST && !joined
 }
 
 fn renamed(mut plan: Plan, prefix: &str) -> Plan {

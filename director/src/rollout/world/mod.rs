@@ -15,6 +15,7 @@
 mod agents;
 mod cancel;
 mod context;
+mod etcd;
 mod gates;
 mod kube;
 mod lease;
@@ -117,6 +118,11 @@ impl Effects for World {
                 | Action::Configure { .. }
                 | Action::StartComponents { .. }
                 | Action::AwaitControlPlane { .. }
+                | Action::AddMember { .. }
+                | Action::StartMember { .. }
+                | Action::PromoteMember { .. }
+                | Action::MoveLeader { .. }
+                | Action::RemoveMember { .. }
                 | Action::ApplyAddons
                 | Action::AwaitNode { .. }
                 | Action::DropNode { .. } => {
@@ -189,6 +195,11 @@ impl World {
             Action::AwaitControlPlane { machine } => {
                 self.await_control_plane(context, machine, order).await
             }
+            Action::AddMember { machine } => self.add_member(context, machine, order).await,
+            Action::StartMember { machine } => self.start_member(context, machine, order).await,
+            Action::PromoteMember { machine } => self.promote_member(context, machine, order).await,
+            Action::MoveLeader { machine } => self.move_leader(context, machine, order).await,
+            Action::RemoveMember { machine } => self.remove_member(context, machine, order).await,
             Action::ApplyAddons => self.kubernetes.apply_addons(context).await,
             Action::AwaitNode { machine, .. } => {
                 let kubernetes = &self.kubernetes;

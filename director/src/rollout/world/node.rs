@@ -72,10 +72,7 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
-        let certificates = match self.issued(machine).await? {
-            Some(certificates) => certificates,
-            None => self.issue(context, machine, order).await?,
-        };
+        let certificates = self.certificates(context, machine, order).await?;
         let step = configure_step(context, machine, &certificates)?;
         let result = self.send(machine, order, "", Step::Configure(step)).await?;
         let digest = context.configuration(machine)?.whole;
@@ -100,6 +97,19 @@ impl World {
             }
         };
         Ok(Some(RecordChange::Heartbeat(name.clone(), before)))
+    }
+
+    /// Certificates of a machine, issued now if they never were.
+    pub(super) async fn certificates(
+        &self,
+        context: &ClusterContext,
+        machine: &Machine,
+        order: &StepOrder,
+    ) -> Result<Certificates, EffectError> {
+        match self.issued(machine).await? {
+            Some(certificates) => Ok(certificates),
+            None => self.issue(context, machine, order).await,
+        }
     }
 
     /// Certificates that were issued to this incarnation.
@@ -253,7 +263,7 @@ impl World {
     }
 }
 
-fn configure_step(
+pub(super) fn configure_step(
     context: &ClusterContext,
     machine: &Machine,
     certificates: &Certificates,
