@@ -459,11 +459,12 @@ pub(super) fn prepare(
             after.iter().cloned().chain([machine_key(name, "delete")]),
         );
     }
+    let mounted = usable.is_some_and(|f| f.mounted);
     if machine.disk.is_some() {
-        attach(site, name, steps)?;
+        attach(site, name, mounted, steps)?;
     }
-    let mount = machine.disk.is_some()
-        && (steps.has(&machine_key(name, "attach-disk")) || !usable.is_some_and(|f| f.mounted));
+    let mount =
+        machine.disk.is_some() && (steps.has(&machine_key(name, "attach-disk")) || !mounted);
     let configure = usable.is_none_or(|f| f.configured != Some(machine.configuration));
     let start = mount || usable.is_none_or(|f| f.started != Some(machine.components));
     Ok(Agent {
@@ -473,7 +474,14 @@ pub(super) fn prepare(
     })
 }
 
-fn attach(site: &Site<'_>, name: &MachineName, steps: &mut Steps) -> Result<(), PlanError> {
+/// Makes and attaches a machine's data disk, also one that is attached and was not mounted yet: what had
+/// attached it may have ended before it was written down where it is.
+fn attach(
+    site: &Site<'_>,
+    name: &MachineName,
+    mounted: bool,
+    steps: &mut Steps,
+) -> Result<(), PlanError> {
     let machine = &site.machines[name];
     let Some(disk) = &machine.disk else {
         return Ok(());
@@ -512,14 +520,20 @@ fn attach(site: &Site<'_>, name: &MachineName, steps: &mut Steps) -> Result<(), 
             [machine_key(name, "remove-member")],
         ),
     }
-    if holder != Some(&Some(name.clone())) || steps.has(&machine_key(name, "create")) {
+    let attached = holder == Some(&Some(name.clone()));
+    if !attached || !mounted || steps.has(&machine_key(name, "create")) {
+        let why = if attached {
+            "its data disk is not mounted, and where it is has to be known for that"
+        } else {
+            "its data disk is not attached"
+        };
         steps.add(
             machine_key(name, "attach-disk"),
             Action::AttachDisk {
                 disk: disk.clone(),
                 machine: name.clone(),
             },
-            "its data disk is not attached",
+            why,
             Invariant::OneIncarnation,
             Disruption::Nothing,
             [create_disk, machine_key(name, "create")],

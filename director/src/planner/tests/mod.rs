@@ -472,6 +472,22 @@ fn what_is_as_it_should_be_needs_no_plan() {
     assert_eq!(keys(&plan(&desired, &observed).unwrap()), [""; 0]);
 }
 
+/// A director that dies between attaching a disk and writing down where it is has to be told again.
+#[test]
+fn a_disk_that_is_attached_and_not_mounted_is_attached_again() {
+    let desired = present(1, 0);
+    let mut observed = Observed::default();
+    let all = plan(&desired, &observed).unwrap();
+    carry_out(&desired, &mut observed, &all, &[0], usize::MAX);
+    for machine in observed.machines.values_mut() {
+        (machine.mounted, machine.started) = (false, None);
+    }
+    let again = plan(&desired, &observed).unwrap();
+    check(&again, &desired, &observed).unwrap();
+    let before = after(&again, "machine/c-cp-0/mount-disk");
+    assert!(before.contains(&"machine/c-cp-0/attach-disk"), "{before:?}");
+}
+
 #[test]
 fn a_deletion_keeps_disks_that_it_does_not_name() {
     let desired = present(1, 1);
