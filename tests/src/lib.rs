@@ -2,11 +2,14 @@
 //!
 //! Everything goes through the command line and `kubectl`; the only look behind the curtain is
 //! [`host`], for what a scenario breaks on purpose and for what must not be left behind.
+//!
+//! [`sim`] is the other half: the same code without hardware, thousands of times.
 
 pub mod damage;
 pub mod host;
 pub mod kubectl;
 pub mod load;
+pub mod sim;
 pub mod stemcells;
 pub mod wait;
 pub mod world;

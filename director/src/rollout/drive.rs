@@ -48,6 +48,31 @@ struct Flight {
     failure: Option<Fault>,
 }
 
+/// Has the steps that run end.
+#[derive(Default)]
+struct Halt {
+    begun: bool,
+    steps: Vec<watch::Sender<Stop>>,
+}
+
+impl Halt {
+    /// Who tells one more step.
+    fn one(&mut self) -> watch::Receiver<Stop> {
+        self.steps.retain(|step| !step.is_closed());
+        let (step, halted) = watch::channel(Stop::No);
+        self.steps.push(step);
+        halted
+    }
+
+    /// Tells all of them, in the order in which they began.
+    fn all(&mut self) {
+        self.begun = true;
+        for step in &self.steps {
+            step.send_replace(Stop::Leave);
+        }
+    }
+}
+
 impl Flight {
     fn land(&mut self, end: Result<Ended, JoinError>) {
         match end {
@@ -207,7 +232,7 @@ impl Driver {
 
     /// Carries out what is left of a plan. A clean-up is not stopped by the cancel that led to it.
     async fn run_plan(&self, task: &mut Task, plan: &Plan, cleanup: bool) -> Outcome {
-        let (halt, halted) = watch::channel(Stop::No);
+        let mut halt = Halt::default();
         let mut flight = Flight::default();
         let mut running: JoinSet<Ended> = JoinSet::new();
         loop {
@@ -215,13 +240,13 @@ impl Driver {
             let stop = *self.stop.borrow();
             if !cleanup && stop != Stop::No {
                 self.begin_to_cancel(task, stop).await;
-                halt.send_replace(stop);
+                halt.all();
             }
             if flight.failure.is_some() {
-                halt.send_replace(Stop::Leave);
+                halt.all();
             }
             let pausing = !cleanup && *self.pause.borrow();
-            let halted_now = *halt.borrow() != Stop::No;
+            let halted_now = halt.begun;
             if !cleanup && !halted_now {
                 self.note_pause(task, pausing).await;
             }
@@ -239,7 +264,7 @@ impl Driver {
             for order in orders {
                 flight.begun.insert(order.key.clone());
                 let record = task.steps[&order.key].clone();
-                running.spawn(self.runner(halted.clone()).run(order, record));
+                running.spawn(self.runner(halt.one()).run(order, record));
             }
             let resting = pausing && !halted_now && !complete(plan, &task.steps);
             if running.is_empty() && !resting {
@@ -250,8 +275,9 @@ impl Driver {
             }
             let mut stop = self.stop.clone();
             let mut pause = self.pause.clone();
-            let calm = cleanup || *halt.borrow() != Stop::No;
+            let calm = cleanup || halt.begun;
             tokio::select! {
+                biased;
                 Some(end) = running.join_next() => flight.land(end),
                 () = stopped(&mut stop), if !calm => {}
                 () = turned(&mut pause, pausing), if !calm => {}

@@ -61,6 +61,7 @@ impl Runner {
             record.error = Some(Fault::from(error));
             self.write(&order, &record).await;
             tokio::select! {
+                biased;
                 () = stopped(&mut self.stop) => return (order, record, End::Stopped),
                 () = tokio::time::sleep(pause) => {}
             }
@@ -82,6 +83,7 @@ impl Runner {
         let work = tokio::time::timeout_at(deadline + grace, effects.perform(limited));
         let result = if may_be_dropped(&order.action) {
             tokio::select! {
+                biased;
                 () = stopped(&mut self.stop) => return None,
                 result = work => result,
             }

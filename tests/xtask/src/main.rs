@@ -1,4 +1,4 @@
-//! The commands of this repository: `cargo xtask demo`, `test`, `bench` and `check`.
+//! The commands of this repository: `cargo xtask demo`, `test`, `bench`, `sim` and `check`.
 //!
 //! Everything a fresh Debian or Ubuntu machine lacks is installed on the way ([`prerequisites`]);
 //! everything that is built is built once ([`build`]). Nothing here is part of the product.
@@ -10,6 +10,7 @@ mod demo;
 mod fuzz;
 mod prerequisites;
 mod shell;
+mod sim;
 mod suites;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Command {
     /// Measure: `create` (phases of a create beside the floor), `agent` (size, memory, idle CPU), `repair`
     /// (from the death of a machine to its replacement) or `fleet` (what thousands of agents cost a director).
     Bench(bench::Options),
+    /// Simulate: thousands of seeds of the real planner, rollouts and agents without hardware.
+    Sim(sim::Options),
     /// Formatting, lints, documentation, licences and bans; no test is run.
     Check,
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => suites::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Sim(options) => sim::run(&options),
         Command::Check => suites::check(),
     };
     match outcome {

@@ -36,6 +36,8 @@ pub(crate) enum Suite {
     Crates,
     /// This release beside the one before it, each with the other's agent.
     Compat,
+    /// Broken guards, and seeds of the simulation for 120 s; 10 000 of them with `--full`.
+    Sim,
     /// Every fuzz target for 20 s, from the kept corpus; needs a nightly toolchain.
     Fuzz,
     /// Scenarios on real clusters.
@@ -45,11 +47,12 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    const ALL: [Suite; 7] = [
+    const ALL: [Suite; 8] = [
         Suite::Checks,
         Suite::Stemcells,
         Suite::Crates,
         Suite::Compat,
+        Suite::Sim,
         Suite::Fuzz,
         Suite::EndToEnd,
         Suite::Demo,
@@ -63,6 +66,7 @@ impl Suite {
                 Suite::Stemcells => 24,
                 Suite::Crates => 12,
                 Suite::Compat => 4,
+                Suite::Sim => 8,
                 Suite::Fuzz => 3,
                 Suite::EndToEnd => 12,
                 Suite::Demo => 3,
@@ -76,6 +80,7 @@ impl Suite {
             Suite::Stemcells => stemcells(),
             Suite::Crates => crates(),
             Suite::Compat => compat::run(),
+            Suite::Sim => crate::sim::suite(options.full),
             Suite::Fuzz => crate::fuzz::run(options.full),
             Suite::EndToEnd => end_to_end(options.full),
             Suite::Demo => demo(),

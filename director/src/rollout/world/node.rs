@@ -257,6 +257,7 @@ impl World {
             std::future::pending::<Infallible>().await
         };
         tokio::select! {
+            biased;
             result = call => result,
             never = show => match never {},
         }

@@ -1,0 +1,412 @@
+//! Agents: the real runner and its journal, on a simulated machine, disk and network.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Duration, sleep};
+use windlass_agent::history::History;
+use windlass_agent::link::{CancelToken, ProgressSink};
+use windlass_agent::runner::{Machine, Runner};
+use windlass_agent::steps::{Failure, Reporter, Run};
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{Digest, Incarnation, MachineName};
+use windlass_common::journal::sim::SimDisk;
+use windlass_common::step::{Outcome, Payload, Step, StepId, StepRequest, StepResult};
+use windlass_common::wire::codec;
+
+use super::coverage::{Fault, Point};
+use super::fixtures::Fixtures;
+use super::state::{Site, State};
+
+/// The agent of one machine.
+#[derive(Debug, Default)]
+pub struct Agent {
+    disk: SimDisk,
+    runner: Option<Arc<Runner<Simulated>>>,
+    running: BTreeMap<String, Running>,
+    tasks: Vec<AbortHandle>,
+}
+
+/// A step that runs, and who may listen to it.
+#[derive(Debug)]
+struct Running {
+    content: Digest,
+    result: watch::Receiver<Option<StepResult>>,
+    cancel: watch::Sender<bool>,
+}
+
+/// The machine that a runner acts on.
+#[derive(Debug)]
+pub struct Simulated {
+    site: Site,
+    fixtures: Arc<Fixtures>,
+    name: MachineName,
+    incarnation: Incarnation,
+    history: Arc<Mutex<History>>,
+}
+
+/// What is known of a request besides itself.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The kind of step that it is of.
+    pub action: &'static str,
+    id: String,
+    epoch: u64,
+}
+
+tokio::task_local! {
+    static DELIVERY: Delivery;
+}
+
+impl Agent {
+    /// Whether it runs.
+    pub fn is_up(&self) -> bool {
+        self.runner.is_some()
+    }
+
+    /// Has it stop a step.
+    pub fn cancel(&self, id: &str) {
+        if let Some(running) = self.running.get(id) {
+            running.cancel.send_replace(true);
+        }
+    }
+
+    /// The director has said its epoch.
+    pub fn see_epoch(&self, epoch: u64) {
+        if let Some(runner) = &self.runner {
+            runner.see_epoch(windlass_common::id::Epoch(epoch));
+        }
+    }
+
+    fn stop(&mut self) {
+        self.runner = None;
+        self.running.clear();
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Site {
+    /// Starts the agent of a machine, if that incarnation is there and runs.
+    pub fn start_agent(&self, fixtures: &Arc<Fixtures>, name: &MachineName, of: Incarnation) {
+        let mut state = self.lock();
+        let now = state.now;
+        let Some(vm) = state.vms.get_mut(name).filter(|vm| vm.incarnation == of) else {
+            return;
+        };
+        if vm.agent.is_up() || !vm.runs(now) {
+            return;
+        }
+        match History::open(vm.agent.disk.clone()) {
+            Ok(history) => {
+                vm.epoch = history.epoch().0;
+                let machine = Simulated {
+                    site: self.clone(),
+                    fixtures: Arc::clone(fixtures),
+                    name: name.clone(),
+                    incarnation: of,
+                    history: Arc::new(Mutex::new(history)),
+                };
+                vm.agent.runner = Some(Arc::new(Runner::new(machine)));
+                state.tell(format!("agent of {name} starts"));
+            }
+            Err(error) => {
+                let problem = format!("the journal of {name} cannot be opened: {error:?}");
+                state.violated(6, problem);
+            }
+        }
+    }
+
+    /// Kills an agent; systemd starts it again.
+    pub fn kill_agent(&self, fixtures: &Arc<Fixtures>, name: &MachineName) {
+        let mut state = self.lock();
+        let wait = state.dice.within(1_000..=15_000);
+        let Some(vm) = state.vms.get_mut(name) else {
+            return;
+        };
+        vm.agent.stop();
+        let of = vm.incarnation;
+        state.break_link(name, 0);
+        state.tell(format!("agent of {name} is killed"));
+        drop(state);
+        self.later(wait, fixtures, name, move |site, fixtures, name| {
+            site.start_agent(fixtures, name, of);
+        });
+    }
+
+    /// Cuts a machine's power; its monitor starts it again.
+    pub fn kill_machine(&self, fixtures: &Arc<Fixtures>, name: &MachineName) {
+        let mut state = self.lock();
+        let wait = state.dice.within(5_000..=400_000);
+        let seed = state.dice.next();
+        let now = state.now;
+        let Some(vm) = state.vms.get_mut(name) else {
+            return;
+        };
+        vm.agent.stop();
+        vm.agent.disk = vm.agent.disk.after_power_cut(seed);
+        vm.units.clear();
+        vm.view.power = windlass_director::provider::Power::Stopped;
+        vm.down_since.get_or_insert(now);
+        let of = vm.incarnation;
+        state.break_link(name, 0);
+        state.tell(format!("machine {name} loses its power"));
+        drop(state);
+        self.later(wait, fixtures, name, move |site, fixtures, name| {
+            site.boot(fixtures, name, of, false);
+        });
+    }
+
+    /// Lets a machine stand still for a while.
+    pub fn freeze_machine(&self, name: &MachineName) {
+        let mut state = self.lock();
+        let ms = state.dice.within(5_000..=200_000);
+        let now = state.now;
+        if let Some(vm) = state.vms.get_mut(name) {
+            vm.frozen_until = now + ms;
+            vm.down_since.get_or_insert(now);
+            state.break_link(name, ms);
+            state.tell(format!("machine {name} stands still for {ms} ms"));
+        }
+    }
+
+    /// Starts a machine that has no power, unless it was stopped by an order.
+    pub fn boot(&self, fixtures: &Arc<Fixtures>, name: &MachineName, of: Incarnation, first: bool) {
+        use windlass_director::provider::Power;
+        let mut state = self.lock();
+        let (now, wait) = (state.now, state.dice.within(500..=8_000));
+        let Some(vm) = state.vms.get_mut(name).filter(|vm| vm.incarnation == of) else {
+            return;
+        };
+        if !first {
+            if vm.view.power == Power::Running || vm.off {
+                return;
+            }
+            vm.view.power = Power::Running;
+            vm.view.boots += 1;
+            let unit = super::state::Unit {
+                since: now,
+                configuration: None,
+            };
+            vm.units = vm
+                .enabled
+                .iter()
+                .map(|name| (name.clone(), unit.clone()))
+                .collect();
+        }
+        state.tell(format!("machine {name} boots"));
+        drop(state);
+        self.later(wait, fixtures, name, move |site, fixtures, name| {
+            site.start_agent(fixtures, name, of);
+        });
+    }
+
+    fn later(
+        &self,
+        ms: u64,
+        fixtures: &Arc<Fixtures>,
+        name: &MachineName,
+        then: impl FnOnce(&Site, &Arc<Fixtures>, &MachineName) + Send + 'static,
+    ) {
+        let (site, fixtures, name) = (self.clone(), Arc::clone(fixtures), name.clone());
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(ms)).await;
+            then(&site, &fixtures, &name);
+        });
+    }
+
+    /// A request arrives at an agent. `None`: nobody is there, or the id runs with other content.
+    pub fn deliver(
+        &self,
+        name: &MachineName,
+        of: Incarnation,
+        request: StepRequest,
+        action: &'static str,
+    ) -> Option<watch::Receiver<Option<StepResult>>> {
+        let mut state = self.lock();
+        let now = state.now;
+        let delivery = Delivery {
+            action,
+            id: request.id.0.clone(),
+            epoch: request.epoch.0,
+        };
+        let vm = state.vms.get_mut(name).filter(|vm| vm.incarnation == of)?;
+        if !vm.runs(now) {
+            return None;
+        }
+        let runner = Arc::clone(vm.agent.runner.as_ref()?);
+        let content = Digest::of(&codec::encode(&request.step).ok()?);
+        if let Some(running) = vm.agent.running.get(&delivery.id) {
+            return (running.content == content).then(|| running.result.clone());
+        }
+        let (sender, result) = watch::channel(None);
+        let (cancel, token) = CancelToken::channel();
+        let running = Running {
+            content,
+            result: result.clone(),
+            cancel,
+        };
+        vm.agent.running.insert(delivery.id.clone(), running);
+        state.tell(format!(
+            "{name} is asked for {} in epoch {}",
+            delivery.id, delivery.epoch
+        ));
+        let (site, at) = (self.clone(), name.clone());
+        let carry = async move {
+            let id = delivery.id.clone();
+            let (sink, _) = ProgressSink::channel(1);
+            let step = runner.step(request, Reporter::new(sink), token);
+            let over = DELIVERY.scope(delivery, step).await;
+            let mut state = site.lock();
+            let told = format!("{:?} {:?}", over.outcome, over.changes);
+            state.search("a step's result", &told);
+            state.tell(format!("{at} ends {id}: {}", outcome(&over.outcome)));
+            if let Some(vm) = state.vms.get_mut(&at).filter(|vm| vm.incarnation == of) {
+                vm.agent.running.remove(&id);
+            }
+            drop(state);
+            sender.send_replace(Some(over));
+        };
+        let task = tokio::spawn(carry).abort_handle();
+        if let Some(vm) = state.vms.get_mut(name) {
+            vm.agent.tasks.push(task);
+        }
+        Some(result)
+    }
+}
+
+fn outcome(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Converged => "converged".to_owned(),
+        Outcome::Changed => "changed".to_owned(),
+        Outcome::Failed { message, .. } => format!("failed: {message}"),
+        Outcome::Unknown { message } => format!("unknown: {message}"),
+        Outcome::Refused { message } => format!("refused: {message}"),
+    }
+}
+
+impl Machine for Simulated {
+    fn history(&self) -> &Arc<Mutex<History>> {
+        &self.history
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        work()
+    }
+
+    async fn carry_out(&self, run: &Run, _id: &StepId, step: &Step) -> Result<Payload, Failure> {
+        let delivery = DELIVERY.get();
+        let (site, name) = (&self.site, &self.name);
+        let (strike, pause) = {
+            let mut state = site.lock();
+            state.begins(name, &delivery, step);
+            let faults = [
+                Fault::AgentDies,
+                Fault::MachineDies,
+                Fault::MachineFrozen,
+                Fault::StepFails,
+                Fault::StepSlow,
+            ];
+            let strike = state.strike(delivery.action, Point::BeforeEffect, &faults);
+            let most = match step {
+                Step::Service(_) | Step::Exec(_) => 8_000,
+                Step::Gate(_) => 50,
+                Step::Fetch(_)
+                | Step::Etcd(_)
+                | Step::Keys(_)
+                | Step::Configure(_)
+                | Step::Disk(_)
+                | Step::AgentUpgrade(_)
+                | Step::Collect(_) => 800,
+            };
+            (strike, state.dice.within(10..=most))
+        };
+        sleep(Duration::from_millis(pause)).await;
+        match strike {
+            Some(Fault::StepFails) => {
+                return Err(Failure::new(ErrorClass::Retry, "not this time"));
+            }
+            Some(Fault::StepSlow) => sleep(Duration::from_secs(4_000)).await,
+            other => self.suffer(other).await,
+        }
+        let done = loop {
+            let frozen = {
+                let state = site.lock();
+                let until = state.vms.get(name).map_or(0, |vm| vm.frozen_until);
+                until.saturating_sub(state.now)
+            };
+            if frozen > 0 {
+                sleep(Duration::from_millis(frozen)).await;
+                continue;
+            }
+            let of = self.incarnation;
+            let fixtures = &self.fixtures;
+            if let Some(done) = site.act(|state| state.apply(fixtures, name, of, step)) {
+                break done;
+            }
+            sleep(Duration::from_secs(1)).await;
+        };
+        let strike = {
+            let mut state = site.lock();
+            let faults = [Fault::AgentDies, Fault::MachineDies, Fault::MachineFrozen];
+            state.strike(delivery.action, Point::AfterEffect, &faults)
+        };
+        self.suffer(strike).await;
+        let (payload, changes) = done?;
+        for change in changes {
+            run.changed(change);
+        }
+        Ok(payload)
+    }
+}
+
+impl Simulated {
+    async fn suffer(&self, fault: Option<Fault>) {
+        match fault {
+            Some(Fault::AgentDies) => self.site.kill_agent(&self.fixtures, &self.name),
+            Some(Fault::MachineDies) => self.site.kill_machine(&self.fixtures, &self.name),
+            Some(Fault::MachineFrozen) => return self.site.freeze_machine(&self.name),
+            _ => return,
+        }
+        // This very task was stopped.
+        std::future::pending::<()>().await;
+    }
+}
+
+impl State {
+    /// A step is about to be carried out.
+    fn begins(&mut self, name: &MachineName, delivery: &Delivery, step: &Step) {
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
+        let seen = vm.epoch;
+        vm.epoch = vm.epoch.max(delivery.epoch);
+        if delivery.epoch < seen {
+            let problem = format!(
+                "{name} carries out {} of epoch {}, and has seen {seen}",
+                delivery.id, delivery.epoch
+            );
+            self.violated(6, problem);
+        }
+        if !step.converges() {
+            let runs = self.ran_once.entry(delivery.id.clone()).or_default();
+            *runs += 1;
+            if *runs > 1 {
+                let problem = format!("{name} runs {} again, which runs only once", delivery.id);
+                self.violated(6, problem);
+            }
+        }
+    }
+}

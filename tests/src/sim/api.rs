@@ -1,0 +1,330 @@
+//! The cluster's API as a director reaches it: through the machines of its control plane.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Duration, Instant, sleep};
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
+use windlass_director::drain::{
+    Answer, DrainPolicy, Engine, Escalation, How, NodeRehearsal, Rehearsal, Turn,
+};
+use windlass_director::planner::inputs;
+use windlass_director::provider::Power;
+use windlass_director::rollout::world::{ClusterContext, KubeApi, LeaseMark};
+use windlass_director::rollout::{Done, EffectError, ProgressSink, RecordChange};
+
+use super::coverage::{Fault, Point};
+use super::life::Life;
+use super::mutation::Mutation;
+use super::state::{State, Vm};
+
+/// Pause between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Life {
+    /// One request: refused while no API server is reached; its answer may be lost.
+    async fn ask<T>(&self, act: impl FnOnce(&mut State) -> T) -> Result<T, EffectError> {
+        self.point(Point::BeforeEffect).await;
+        self.site.pause(2..=100).await;
+        let faults = [Fault::ApiRefuses, Fault::MachineDies];
+        match self.strike(Point::BeforeEffect, &faults) {
+            Some(Fault::ApiRefuses) => {
+                let mut state = self.site.lock();
+                let ms = state.dice.within(1_000..=120_000);
+                state.cluster.refuses_until = state.now + ms;
+            }
+            Some(_) => {
+                let victim = {
+                    let mut state = self.site.lock();
+                    let names: Vec<MachineName> = state.vms.keys().cloned().collect();
+                    let at: Vec<usize> = (0..names.len()).collect();
+                    state.dice.pick(&at).map(|at| names[at].clone())
+                };
+                if let Some(victim) = victim {
+                    self.site.kill_machine(&self.fixtures, &victim);
+                }
+            }
+            None => {}
+        }
+        self.alive().await;
+        let reached = self.site.lock().api_reached();
+        if !reached {
+            return Err(retry("no API server answers"));
+        }
+        let result = self.site.act(act);
+        if self
+            .strike(Point::AfterEffect, &[Fault::ApiAnswerLost])
+            .is_some()
+        {
+            return Err(retry("the API server hung up"));
+        }
+        self.point(Point::AfterEffect).await;
+        Ok(result)
+    }
+
+    /// Asks again until the API server has answered.
+    async fn look<T>(&self, act: impl Fn(&mut State) -> T) -> Result<T, EffectError> {
+        self.alive().await;
+        let mut state = self.site.lock();
+        if !state.api_reached() {
+            return Err(retry("no API server answers"));
+        }
+        Ok(act(&mut state))
+    }
+
+    fn policy(&self) -> DrainPolicy {
+        let mut policy = DrainPolicy::default();
+        if self.site.lock().mutation == Some(Mutation::PodBudgetsIgnored) {
+            policy.deadline_ms = 1;
+            policy.escalation = Escalation::Delete;
+        }
+        policy
+    }
+
+    async fn empty(&self, node: &NodeName) -> Result<(), EffectError> {
+        let began = Instant::now();
+        let mut engine = Engine::new(self.policy());
+        loop {
+            let pods = self.look(|state| state.drain_view(node)).await?;
+            let orders = match engine.look(began.elapsed(), &pods, &[]) {
+                Turn::Go(orders) => orders,
+                Turn::Done(_) => return Ok(()),
+                Turn::Refused(blocked) | Turn::Late(blocked) => {
+                    let message = format!("node {node} is not empty: {}", blocked.len());
+                    return Err(EffectError::new(ErrorClass::Operator, message));
+                }
+            };
+            for order in orders {
+                let name = order.pod.name.clone();
+                let how = order.how;
+                let answer = self
+                    .look(|state| match how {
+                        How::Evict => match state.evict(&name) {
+                            Ok(true) => Answer::Accepted,
+                            Ok(false) => Answer::Gone,
+                            Err(why) => Answer::NotNow(why),
+                        },
+                        How::Delete if state.delete_pod(&name) => Answer::Accepted,
+                        How::Delete => Answer::Gone,
+                    })
+                    .await?;
+                engine.answered(began.elapsed(), &order, answer);
+            }
+            sleep(LOOK).await;
+        }
+    }
+}
+
+fn retry(message: &str) -> EffectError {
+    EffectError::new(ErrorClass::Retry, message)
+}
+
+fn recorded(change: RecordChange) -> Done {
+    Done {
+        changes: Vec::new(),
+        records: vec![change],
+    }
+}
+
+impl KubeApi for Life {
+    fn apply_addons<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.ask(|state| state.cluster.addons = true).await?;
+            let digest = inputs::addons_digest(&context.future);
+            Ok(recorded(RecordChange::Addons(digest)))
+        })
+    }
+
+    fn await_node<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let of = context.machine(machine)?.incarnation;
+            let labels = context.configuration(context.machine(machine)?)?.labels;
+            let deadline = Instant::now() + limit;
+            self.ask(|_| ()).await?;
+            loop {
+                let ready = self.look(|state| {
+                    let ready = state.node_ready(machine);
+                    let vm = state.vms.get_mut(machine);
+                    let Some(vm) = vm.filter(|vm| ready && vm.incarnation == of) else {
+                        return false;
+                    };
+                    let node = vm.node.clone();
+                    if state.available(machine) || !state.cluster.nodes.contains_key(&node) {
+                        if let Some(vm) = state.vms.get_mut(machine) {
+                            vm.by_us = false;
+                        }
+                    }
+                    true
+                });
+                if ready.await? {
+                    return Ok(recorded(RecordChange::NodeReady(machine.clone(), labels)));
+                }
+                if Instant::now() + LOOK >= deadline {
+                    let message = format!("node of {machine} is not Ready");
+                    return Err(EffectError::new(ErrorClass::Operator, message));
+                }
+                sleep(LOOK).await;
+            }
+        })
+    }
+
+    fn heartbeat<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _machine: &'a MachineName,
+    ) -> BoxFuture<'a, Result<Option<String>, EffectError>> {
+        // Nodes here are Ready by what runs, and never by what was said before.
+        Box::pin(async { self.ask(|_| None).await })
+    }
+
+    fn drop_node<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        machine: &'a MachineName,
+        node: &'a NodeName,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.ask(|state| {
+                let powered = |vm: &Vm| vm.view.power == Power::Running;
+                let lives = |vm: &Vm| vm.node == *node && powered(vm);
+                if state.vms.values().any(lives) {
+                    let problem = format!("node {node} is dropped while its machine runs");
+                    state.violated(2, problem);
+                }
+                state.cluster.nodes.remove(node);
+                state.tell(format!("node {node} is dropped"));
+            })
+            .await?;
+            let change = RecordChange::NodeDropped(machine.clone(), node.clone());
+            Ok(recorded(change))
+        })
+    }
+
+    fn lease<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        node: &'a NodeName,
+        _through: &'a [(MachineName, Incarnation)],
+    ) -> BoxFuture<'a, Result<Option<LeaseMark>, EffectError>> {
+        Box::pin(async move {
+            self.look(|state| {
+                let found = state.cluster.nodes.get(node)?;
+                Some(LeaseMark {
+                    uid: node.to_string(),
+                    renewed: found.seen.to_string(),
+                })
+            })
+            .await
+        })
+    }
+
+    fn await_api<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.ask(|_| ()).await?;
+            Ok(Done::default())
+        })
+    }
+
+    fn rehearse<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        sequence: &'a [Vec<String>],
+        _joining: &'a BTreeSet<String>,
+        _policy: &'a DrainPolicy,
+    ) -> BoxFuture<'a, Result<Rehearsal, EffectError>> {
+        // Forecasts decide nothing.
+        Box::pin(async move {
+            let nodes = sequence.iter().flatten().map(|node| NodeRehearsal {
+                node: node.clone(),
+                ..NodeRehearsal::default()
+            });
+            Ok(Rehearsal {
+                nodes: nodes.collect(),
+                findings: Vec::new(),
+            })
+        })
+    }
+
+    fn serving<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>> {
+        Box::pin(async move {
+            self.ask(|state| {
+                if state.mutation == Some(Mutation::BudgetIgnored) {
+                    return BTreeSet::new(); // who is not in service is not missed
+                }
+                let machines = state.vms.iter();
+                let serving = machines.filter(|(name, _)| state.available(name));
+                serving.map(|(_, vm)| vm.node.clone()).collect()
+            })
+            .await
+        })
+    }
+
+    fn drain<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        node: &'a NodeName,
+        _progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let held = self.strike(Point::BeforeEffect, &[Fault::PodsHeld]);
+            self.ask(|state| {
+                if held.is_some() {
+                    let ms = state.dice.within(10_000..=900_000);
+                    state.cluster.held_until = state.now + ms;
+                }
+                let Some(found) = state.cluster.nodes.get(node) else {
+                    return;
+                };
+                let machine = found.machine.clone();
+                state.taking(&machine, "draining");
+                state.tell(format!("node {node} is cordoned"));
+                if let Some(found) = state.cluster.nodes.get_mut(node) {
+                    found.cordoned = true;
+                }
+            })
+            .await?;
+            self.empty(node).await?;
+            Ok(Done::default())
+        })
+    }
+
+    fn uncordon<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        machine: &'a MachineName,
+        node: &'a NodeName,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.ask(|state| {
+                if let Some(found) = state.cluster.nodes.get_mut(node) {
+                    found.cordoned = false;
+                }
+                if let Some(vm) = state.vms.get_mut(machine) {
+                    vm.by_us = false;
+                }
+                state.tell(format!("node {node} is open"));
+            })
+            .await?;
+            Ok(recorded(RecordChange::Uncordoned(machine.clone())))
+        })
+    }
+
+    fn forget(&self, _cluster: &ClusterName) {
+        self.site.lock().cluster.clear();
+    }
+}

@@ -1,0 +1,165 @@
+//! What a step does to a simulated machine, in one moment.
+
+use std::sync::Arc;
+
+use windlass_agent::steps::Failure;
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{Incarnation, MachineName};
+use windlass_common::step::{EtcdAction, Payload, Service, Step, UnitState};
+
+use super::cluster::{API, ETCD};
+use super::fixtures::Fixtures;
+use super::state::{State, Unit};
+
+/// What came of a step, with what it changed.
+pub type Done = Result<(Payload, Vec<String>), Failure>;
+
+impl State {
+    /// Carries out a step; `None` when it waits for something.
+    pub fn apply(
+        &mut self,
+        fixtures: &Arc<Fixtures>,
+        name: &MachineName,
+        of: Incarnation,
+        step: &Step,
+    ) -> Option<Done> {
+        let changed = |what: &str| Some(Ok((Payload::None, vec![what.to_owned()])));
+        let nothing = Some(Ok((Payload::None, Vec::new())));
+        if self.vms.get(name).is_none_or(|vm| vm.incarnation != of) {
+            return Some(Err(Failure::new(ErrorClass::Bug, "the machine is gone")));
+        }
+        match step {
+            Step::Keys(keys) => {
+                let requests = keys.keys.iter().zip(&fixtures.requests);
+                let requests = requests.map(|(spec, request)| (spec.name.clone(), request.clone()));
+                Some(Ok((Payload::Requests(requests.collect()), Vec::new())))
+            }
+            Step::Disk(_) => {
+                let has = |disk: &super::state::Disk| disk.attached_to.as_ref() == Some(name);
+                if !self.disks.values().any(has) {
+                    self.violated(
+                        6,
+                        format!("{name} is to mount a disk that it does not have"),
+                    );
+                    let message = "there is no such device";
+                    return Some(Err(Failure::new(ErrorClass::Operator, message)));
+                }
+                let vm = self.vms.get_mut(name)?;
+                if vm.mounted {
+                    return nothing;
+                }
+                vm.mounted = true;
+                changed("mounted")
+            }
+            Step::Configure(configure) => {
+                if configure.files.is_empty() && configure.routes.is_none() {
+                    self.violated(6, format!("{name} is configured with nothing"));
+                }
+                self.vms.get_mut(name)?.configured = true;
+                changed("configured")
+            }
+            Step::Service(service) => Some(self.service(name, service)),
+            Step::Gate(_) => {
+                if self.api_server_up(name) {
+                    nothing
+                } else {
+                    None
+                }
+            }
+            // Clusters here keep the members that they began with, and their members have no leader to speak of.
+            Step::Etcd(etcd) => match etcd.action {
+                EtcdAction::MoveLeader | EtcdAction::Report if self.api_server_up(name) => nothing,
+                EtcdAction::MoveLeader | EtcdAction::Report => {
+                    let message = "its member does not answer";
+                    Some(Err(Failure::new(ErrorClass::Retry, message)))
+                }
+                ref other => {
+                    self.violated(1, format!("{name} is to change its etcd: {other:?}"));
+                    nothing
+                }
+            },
+            Step::Exec(_) => Some(Ok((Payload::Exit(0), vec!["ran".to_owned()]))),
+            Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) => nothing,
+        }
+    }
+
+    fn service(&mut self, name: &MachineName, service: &Service) -> Done {
+        let mut changes = Vec::new();
+        for goal in &service.units {
+            let now = self.now;
+            let unit = &goal.unit;
+            let runs = self.vms[name].units.get(unit).cloned();
+            match goal.state {
+                UnitState::Inactive => {
+                    if runs.is_none() {
+                        continue;
+                    }
+                    if unit == ETCD || unit == API {
+                        self.taking(name, "stopping");
+                    }
+                    changes.push(format!("stopped {unit}"));
+                    if let Some(vm) = self.vms.get_mut(name) {
+                        vm.units.remove(unit);
+                    }
+                }
+                UnitState::Active => {
+                    let wanted = goal.configuration;
+                    // What booted by itself runs with what is on the disk.
+                    let current = runs.as_ref().is_some_and(|unit| {
+                        unit.configuration.is_none() || unit.configuration == wanted
+                    });
+                    if current {
+                        continue;
+                    }
+                    if runs.is_some() && unit == ETCD {
+                        self.taking(name, "restarting");
+                    }
+                    if unit == ETCD {
+                        self.member_starts(name)?;
+                    }
+                    if let Some(vm) = self.vms.get_mut(name) {
+                        let unit = Unit {
+                            since: now,
+                            configuration: wanted,
+                        };
+                        vm.units.insert(goal.unit.clone(), unit);
+                        vm.enabled.insert(goal.unit.clone());
+                        changes.push(format!("started {}", goal.unit));
+                    }
+                }
+            }
+        }
+        if !changes.is_empty() {
+            self.tell(format!("{name}: {}", changes.join(", ")));
+        }
+        if !self.vms[name].configured {
+            self.violated(6, format!("{name} starts without a configuration"));
+        }
+        Ok((Payload::None, changes))
+    }
+
+    /// A member of etcd starts on its own data, or as a new member of a cluster that is new.
+    fn member_starts(&mut self, name: &MachineName) -> Result<(), Failure> {
+        let vm = &self.vms[name];
+        let (mounted, of) = (vm.mounted, vm.incarnation);
+        let held = |disk: &&mut super::state::Disk| disk.attached_to.as_ref() == Some(name);
+        let Some(disk) = self.disks.values_mut().find(held).filter(|_| mounted) else {
+            self.violated(1, format!("etcd of {name} starts without its disk"));
+            return Err(Failure::new(ErrorClass::Operator, "no data directory"));
+        };
+        match disk.member.clone() {
+            Some(member) if member == *name => {}
+            Some(member) => {
+                self.violated(2, format!("etcd of {name} starts on the data of {member}"))
+            }
+            None => {
+                disk.member = Some(name.clone());
+                if of != Incarnation::FIRST {
+                    let problem = format!("member {name} starts again on an empty disk");
+                    self.violated(1, problem);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! One life of a director: everything it reaches goes through here, until it dies.
+//!
+//! From then on nothing that this life has begun goes on; what it has sent may still arrive.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{broadcast, watch};
+use windlass_director::model::{Plan, Task, TaskKind};
+use windlass_director::rollout::world::{Registry, World};
+use windlass_director::rollout::{Done, EffectError, Effects, StepOrder};
+use windlass_director::store::Change;
+
+use super::coverage::{Fault, Point};
+use super::fixtures::Fixtures;
+use super::state::Site;
+
+/// Changes of the store that wait for who watches; nobody does.
+const CHANGES: usize = 16;
+
+tokio::task_local! {
+    static ACTION: &'static str;
+}
+
+/// One life.
+pub struct Life {
+    /// The world it acts on.
+    pub site: Site,
+    /// What every seed uses.
+    pub fixtures: Arc<Fixtures>,
+    /// Its epoch, once it has one.
+    pub epoch: OnceLock<u64>,
+    /// Which incarnations it lets in.
+    pub registry: OnceLock<Arc<Registry>>,
+    /// Changes of its store.
+    pub changes: broadcast::Sender<Change>,
+    /// Whether anything goes wrong in it.
+    pub faulty: bool,
+    dead: watch::Sender<bool>,
+}
+
+impl fmt::Debug for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Life({:?})", self.epoch)
+    }
+}
+
+/// The kind of the step that this is done for.
+pub fn action() -> &'static str {
+    ACTION.try_with(|action| *action).unwrap_or("-")
+}
+
+impl Life {
+    /// A life that begins.
+    pub fn new(site: &Site, fixtures: &Arc<Fixtures>, faulty: bool) -> Arc<Self> {
+        Arc::new(Self {
+            site: site.clone(),
+            fixtures: Arc::clone(fixtures),
+            epoch: OnceLock::new(),
+            registry: OnceLock::new(),
+            changes: broadcast::channel(CHANGES).0,
+            faulty,
+            dead: watch::Sender::new(false),
+        })
+    }
+
+    /// Returns when this life is over.
+    pub async fn death(&self) {
+        let mut dead = self.dead.subscribe();
+        // The sender is kept here.
+        let _ = dead.wait_for(|dead| *dead).await;
+    }
+
+    /// Whether it is over.
+    pub fn is_dead(&self) -> bool {
+        *self.dead.borrow()
+    }
+
+    /// Ends it.
+    pub fn kill(&self) {
+        self.dead.send_replace(true);
+    }
+
+    /// Ends it; nothing comes after.
+    pub async fn die(&self) {
+        self.kill();
+        self.alive().await;
+    }
+
+    /// Never returns once this life is over.
+    pub async fn alive(&self) {
+        if self.is_dead() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// A point of an effect at which the director may die.
+    pub async fn point(&self, point: Point) {
+        self.alive().await;
+        let strike = {
+            let mut state = self.site.lock();
+            state.strike(action(), point, &[Fault::DirectorDies])
+        };
+        if strike.is_some() {
+            self.die().await;
+        }
+    }
+
+    /// Whether one of these strikes what is being done.
+    pub fn strike(&self, point: Point, of: &[Fault]) -> Option<Fault> {
+        self.site.lock().strike(action(), point, of)
+    }
+}
+
+/// The real effects, with the kind of each step known to what they reach.
+#[derive(Debug)]
+pub struct Watched {
+    /// The real ones.
+    pub world: Arc<World>,
+    /// The life they are of.
+    pub life: Arc<Life>,
+}
+
+impl Effects for Watched {
+    fn perform(&self, order: StepOrder) -> BoxFuture<'_, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let name = order.action.name();
+            let done = ACTION.scope(name, self.world.perform(order)).await;
+            if let Err(error) = &done {
+                self.life
+                    .site
+                    .lock()
+                    .search("an error", &format!("{error:?}"));
+            }
+            done
+        })
+    }
+
+    fn plan_cleanup<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Plan, EffectError>> {
+        Box::pin(async move {
+            let mut plan = self.world.plan_cleanup(task).await?;
+            let mut state = self.life.site.lock();
+            if task.kind == TaskKind::CreateCluster {
+                // The cancel is the order: it names what the create has made.
+                let made = state.disks.keys().cloned().collect::<Vec<_>>();
+                state.ordered.disks_named.extend(made);
+                state.ordered.going = true;
+            }
+            if let Some(mutation) = state.mutation {
+                mutation.spoil(&mut plan);
+            }
+            Ok(plan)
+        })
+    }
+
+    fn plan_rollback<'a>(
+        &'a self,
+        task: &'a Task,
+    ) -> BoxFuture<'a, Result<Option<Plan>, EffectError>> {
+        self.world.plan_rollback(task)
+    }
+}

@@ -1,0 +1,456 @@
+//! The provider: the contract of the trait, kept in memory.
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::time::Duration;
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
+use windlass_common::settings::Settings;
+use windlass_director::provider::{
+    AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
+    NetworkView, Power, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture,
+};
+
+use super::agent::Agent;
+use super::coverage::{Fault, Point};
+use super::fixtures::minor;
+use super::life::{Life, action};
+use super::mutation::Mutation;
+use super::state::{Disk, State, Vm};
+
+type Answer<T> = Result<T, ProviderError>;
+
+impl Life {
+    /// A call that changes something: it takes a while, may fail, and may be done although it failed.
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        act: impl FnOnce(&mut State) -> Answer<T> + Send + 'a,
+    ) -> impl Future<Output = Answer<T>> + Send + 'a {
+        async move {
+            self.point(Point::BeforeEffect).await;
+            let faults = [Fault::ProviderFails, Fault::ProviderSlow, Fault::ClockJumps];
+            match self.strike(Point::BeforeEffect, &faults) {
+                Some(Fault::ProviderFails) => return Err(failed()),
+                Some(Fault::ProviderSlow) => self.site.pause(10_000..=400_000).await,
+                Some(_) => {
+                    let ms = self.site.lock().dice.within(60_000..=1_200_000);
+                    tokio::time::advance(Duration::from_millis(ms)).await;
+                }
+                None => self.site.pause(20..=3_000).await,
+            }
+            self.alive().await;
+            let result = self.site.act(act);
+            self.point(Point::AfterEffect).await;
+            match self.strike(Point::AfterEffect, &[Fault::ProviderAnswerLost]) {
+                Some(_) => Err(late()),
+                None => result,
+            }
+        }
+    }
+}
+
+fn failed() -> ProviderError {
+    ProviderError::Host {
+        what: "the host is busy".into(),
+        source: std::io::Error::other("try again"),
+    }
+}
+
+fn late() -> ProviderError {
+    ProviderError::Deadline {
+        what: "the host".into(),
+        limit_ms: 60_000,
+    }
+}
+
+impl State {
+    /// What exists, or was asked to be destroyed, is what the records allow.
+    fn destroys(&mut self, what: &str) {
+        let key = action();
+        let mut running = self.running.keys();
+        let intended = running.any(|name| self.actions.get(name) == Some(&key));
+        if !intended {
+            self.violated(10, format!("{what} without a record that says so"));
+        }
+    }
+
+    fn make(&mut self, request: &MachineRequest, complete: bool) -> Answer<MachineView> {
+        if let Some(vm) = self.vms.get_mut(&request.name) {
+            if vm.incarnation != request.incarnation {
+                let (found, wanted) = (vm.incarnation, request.incarnation);
+                self.violated(
+                    2,
+                    format!("{} is made while incarnation {found} exists", request.name),
+                );
+                return Err(ProviderError::Conflict {
+                    kind: "machine",
+                    name: request.name.to_string(),
+                    found: found.to_string(),
+                    wanted: wanted.to_string(),
+                });
+            }
+            vm.view.complete |= complete;
+            return Ok(vm.view.clone());
+        }
+        let view = MachineView {
+            name: request.name.clone(),
+            incarnation: request.incarnation,
+            power: Power::Running,
+            address: request.address,
+            tags: request.tags.clone(),
+            created_at: 0,
+            boots: 1,
+            complete,
+        };
+        let stemcell = request.stemcell.file_name().unwrap_or_default();
+        let pool = request.name.as_str().rsplit('-').nth(1).unwrap_or("");
+        let vm = Vm {
+            incarnation: request.incarnation,
+            node: request.hostname.clone(),
+            pool: windlass_common::id::PoolName::new(pool)
+                .ok()
+                .filter(|pool| pool.as_str() != "cp"),
+            minor: minor(&stemcell.to_string_lossy()),
+            view: view.clone(),
+            frozen_until: 0,
+            ready_at: None,
+            down_since: None,
+            by_us: true,
+            off: false,
+            mounted: false,
+            configured: false,
+            units: Default::default(),
+            enabled: Default::default(),
+            epoch: 0,
+            agent: Agent::default(),
+            cut_until: 0,
+            link: Default::default(),
+        };
+        self.tell(format!(
+            "machine {} {} is made",
+            request.name, request.incarnation
+        ));
+        self.vms.insert(request.name.clone(), vm);
+        Ok(view)
+    }
+}
+
+impl Provider for Life {
+    fn preflight(&self) -> BoxFuture<'_, Vec<PreflightFault>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    fn network(&self) -> NetworkView {
+        NetworkView {
+            cidr: "10.0.0.0/16".parse().unwrap_or_default(),
+            gateway: Ipv4Addr::new(10, 0, 0, 1),
+            reserved: Vec::new(),
+        }
+    }
+
+    fn create_machine(&self, request: MachineRequest) -> ProviderFuture<'_, MachineView> {
+        let leak = self.site.lock().mutation == Some(Mutation::TokenLogged);
+        if let Ok(settings) = serde_json::from_slice::<Settings>(&request.settings) {
+            let token = settings.token.expose();
+            self.site.lock().canaries.token(token);
+            if leak {
+                tracing::info!(token, "the machine is told");
+            }
+        }
+        Box::pin(async move {
+            if self
+                .strike(Point::BeforeEffect, &[Fault::HalfMade])
+                .is_some()
+            {
+                let half = request.clone();
+                self.call(move |state| state.make(&half, false)).await?;
+                return Err(late());
+            }
+            let (name, of) = (request.name.clone(), request.incarnation);
+            let view = self
+                .call(move |state| {
+                    let view = state.make(&request, true)?;
+                    Ok(view)
+                })
+                .await;
+            self.boots(&name, of);
+            view
+        })
+    }
+
+    fn delete_machine<'a>(&'a self, name: &'a MachineName) -> ProviderFuture<'a, ()> {
+        Box::pin(self.call(move |state| {
+            state.destroys("a machine is deleted");
+            if state.vms.contains_key(name) {
+                state.cutting(name, "deleting");
+                state.tell(format!("machine {name} is deleted"));
+            }
+            if let Some(mut vm) = state.vms.remove(name) {
+                vm.link.end();
+            }
+            for disk in state.disks.values_mut() {
+                disk.attached_to.take_if(|holder| holder == name);
+            }
+            Ok(())
+        }))
+    }
+
+    fn machine<'a>(&'a self, name: &'a MachineName) -> ProviderFuture<'a, Option<MachineView>> {
+        let view = self.site.lock().vms.get(name).map(|vm| vm.view.clone());
+        Box::pin(async { Ok(view) })
+    }
+
+    fn power<'a>(
+        &'a self,
+        name: &'a MachineName,
+        incarnation: Incarnation,
+    ) -> ProviderFuture<'a, PowerView> {
+        let state = self.site.lock();
+        let found = state.vms.get(name).map(|vm| &vm.view);
+        let power = found
+            .filter(|view| view.incarnation == incarnation)
+            .map(|view| view.power);
+        let detail = String::new();
+        Box::pin(async move { Ok(PowerView { power, detail }) })
+    }
+
+    fn machines(&self) -> ProviderFuture<'_, Vec<MachineView>> {
+        let state = self.site.lock();
+        let views = state.vms.values().map(|vm| vm.view.clone()).collect();
+        Box::pin(async { Ok(views) })
+    }
+
+    fn stop_machine<'a>(
+        &'a self,
+        name: &'a MachineName,
+        _grace: Duration,
+    ) -> ProviderFuture<'a, MachineView> {
+        Box::pin(self.call(move |state| {
+            state.destroys("a machine is stopped");
+            // What is fenced was down when that was decided; that it came back since is not looked at.
+            if action() != "fence" {
+                state.cutting(name, "stopping");
+            }
+            let Some(vm) = state.vms.get_mut(name) else {
+                return Err(not_found("machine", name.as_str()));
+            };
+            vm.view.power = Power::Stopped;
+            vm.off = true;
+            vm.units.clear();
+            vm.agent = Agent::default();
+            vm.link.end();
+            Ok(vm.view.clone())
+        }))
+    }
+
+    fn start_machine<'a>(&'a self, name: &'a MachineName) -> ProviderFuture<'a, MachineView> {
+        Box::pin(async move {
+            let view = self
+                .call(move |state| {
+                    let vm = state.vms.get_mut(name);
+                    let vm = vm.ok_or_else(|| not_found("machine", name.as_str()))?;
+                    vm.off = false;
+                    Ok(vm.view.clone())
+                })
+                .await?;
+            self.site
+                .boot(&self.fixtures, name, view.incarnation, false);
+            let view = self.site.lock().vms.get(name).map(|vm| vm.view.clone());
+            view.ok_or_else(|| not_found("machine", name.as_str()))
+        })
+    }
+
+    fn reboot_machine<'a>(
+        &'a self,
+        name: &'a MachineName,
+        _grace: Duration,
+    ) -> ProviderFuture<'a, MachineView> {
+        Box::pin(async move {
+            let view = self
+                .call(move |state| {
+                    state.taking(name, "rebooting");
+                    let vm = state.vms.get_mut(name);
+                    let vm = vm.ok_or_else(|| not_found("machine", name.as_str()))?;
+                    vm.view.power = Power::Stopped;
+                    vm.off = false;
+                    vm.agent = Agent::default();
+                    vm.link.end();
+                    Ok(vm.view.clone())
+                })
+                .await?;
+            self.site
+                .boot(&self.fixtures, name, view.incarnation, false);
+            let view = self.site.lock().vms.get(name).map(|vm| vm.view.clone());
+            view.ok_or_else(|| not_found("machine", name.as_str()))
+        })
+    }
+
+    fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
+        Box::pin(self.call(move |state| {
+            let disk = state.disks.entry(name.clone()).or_insert(Disk {
+                bytes,
+                attached_to: None,
+                member: None,
+            });
+            if disk.bytes != bytes {
+                return Err(ProviderError::Conflict {
+                    kind: "disk",
+                    name: name.to_string(),
+                    found: format!("{} bytes", disk.bytes),
+                    wanted: format!("{bytes} bytes"),
+                });
+            }
+            Ok(disk_view(name, disk))
+        }))
+    }
+
+    fn delete_disk<'a>(&'a self, name: &'a DiskName) -> ProviderFuture<'a, ()> {
+        Box::pin(self.call(move |state| {
+            let Some(disk) = state.disks.get(name) else {
+                return Ok(());
+            };
+            if let Some(holder) = disk.attached_to.clone() {
+                return Err(ProviderError::DiskHeld {
+                    disk: name.clone(),
+                    holder,
+                });
+            }
+            state.destroys("a disk is deleted");
+            state.deleting_disk(name);
+            state.disks.remove(name);
+            Ok(())
+        }))
+    }
+
+    fn attach_disk<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        disk: &'a DiskName,
+    ) -> ProviderFuture<'a, AttachedDisk> {
+        Box::pin(self.call(move |state| {
+            if !state.vms.contains_key(machine) {
+                state.violated(
+                    6,
+                    format!("{disk} is attached to {machine}, which is not there"),
+                );
+                return Err(not_found("machine", machine.as_str()));
+            }
+            let Some(found) = state.disks.get_mut(disk) else {
+                return Err(not_found("disk", disk.as_str()));
+            };
+            if let Some(holder) = found.attached_to.clone().filter(|holder| holder != machine) {
+                state.violated(
+                    2,
+                    format!("{disk} of {holder} is to be attached to {machine}"),
+                );
+                return Err(ProviderError::DiskHeld {
+                    disk: disk.clone(),
+                    holder,
+                });
+            }
+            found.attached_to = Some(machine.clone());
+            Ok(AttachedDisk {
+                device: PathBuf::from("/dev/disk/data"),
+            })
+        }))
+    }
+
+    fn detach_disk<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        disk: &'a DiskName,
+    ) -> ProviderFuture<'a, ()> {
+        Box::pin(self.call(move |state| {
+            let mounted = state.vms.get(machine).is_some_and(|vm| vm.mounted);
+            let Some(found) = state.disks.get_mut(disk) else {
+                return Ok(());
+            };
+            if found.attached_to.as_ref() != Some(machine) {
+                return Ok(());
+            }
+            if mounted {
+                return Err(ProviderError::DiskBusy {
+                    disk: disk.clone(),
+                    machine: machine.clone(),
+                });
+            }
+            found.attached_to = None;
+            Ok(())
+        }))
+    }
+
+    fn disks(&self) -> ProviderFuture<'_, Vec<DiskView>> {
+        let state = self.site.lock();
+        let views = state.disks.iter().map(|(name, disk)| disk_view(name, disk));
+        let views = views.collect();
+        Box::pin(async { Ok(views) })
+    }
+
+    fn ensure_endpoint(&self, request: EndpointRequest) -> ProviderFuture<'_, EndpointView> {
+        Box::pin(self.call(move |state| {
+            let view = EndpointView {
+                cluster: request.cluster.clone(),
+                address: request.address,
+                port: request.port,
+                backends: request.backends,
+                running: true,
+            };
+            state.endpoints.insert(request.cluster, view.clone());
+            Ok(view)
+        }))
+    }
+
+    fn delete_endpoint<'a>(&'a self, cluster: &'a ClusterName) -> ProviderFuture<'a, ()> {
+        Box::pin(self.call(move |state| {
+            state.destroys("an endpoint is deleted");
+            state.endpoints.remove(cluster);
+            Ok(())
+        }))
+    }
+
+    fn endpoints(&self) -> ProviderFuture<'_, Vec<EndpointView>> {
+        let views = self.site.lock().endpoints.values().cloned().collect();
+        Box::pin(async { Ok(views) })
+    }
+
+    fn reset(&self) -> ProviderFuture<'_, ()> {
+        Box::pin(self.call(|state| {
+            state.vms.clear();
+            state.disks.clear();
+            state.endpoints.clear();
+            Ok(())
+        }))
+    }
+}
+
+impl Life {
+    fn boots(&self, name: &MachineName, of: Incarnation) {
+        let complete = self
+            .site
+            .lock()
+            .vms
+            .get(name)
+            .is_some_and(|vm| vm.view.complete && !vm.agent.is_up());
+        if complete {
+            self.site.boot(&Arc::clone(&self.fixtures), name, of, true);
+        }
+    }
+}
+
+fn disk_view(name: &DiskName, disk: &Disk) -> DiskView {
+    DiskView {
+        name: name.clone(),
+        bytes: disk.bytes,
+        attached_to: disk.attached_to.clone(),
+    }
+}
+
+fn not_found(kind: &'static str, name: &str) -> ProviderError {
+    ProviderError::NotFound {
+        kind,
+        name: name.to_owned(),
+    }
+}
