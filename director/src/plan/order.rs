@@ -82,11 +82,25 @@ impl<'a> Order<'a> {
     }
 }
 
-/// Something that is the case from the beginning of one step to the end of another, or for good.
+/// Something that is the case from the beginning of one step to the end of another: from the first moment on
+/// without the one, for good without the other.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Span {
-    pub(super) from: usize,
+    pub(super) from: Option<usize>,
     pub(super) to: Option<usize>,
+}
+
+impl Span {
+    /// Whether this one is always over before the other begins.
+    fn before(&self, other: &Span, order: &Order<'_>) -> bool {
+        let bounds = self.to.zip(other.from);
+        bounds.is_some_and(|(end, begin)| end == begin || order.precedes(end, begin))
+    }
+
+    /// Whether both can be the case at one moment.
+    pub(super) fn meets(&self, other: &Span, order: &Order<'_>) -> bool {
+        !self.before(other, order) && !other.before(self, order)
+    }
 }
 
 /// The most of these spans that can be the case at one moment, whatever order a rollout takes.
@@ -94,11 +108,7 @@ pub(super) struct Span {
 /// Spans that exclude each other are ordered, so the answer is the width of a partial order: by Dilworth's
 /// theorem the least number of chains that cover it, found by matching each span with one after it.
 pub(super) fn most_at_once(spans: &[Span], order: &Order<'_>) -> usize {
-    let after = |a: usize, b: usize| {
-        spans[a]
-            .to
-            .is_some_and(|end| end == spans[b].from || order.precedes(end, spans[b].from))
-    };
+    let after = |a: usize, b: usize| spans[a].before(&spans[b], order);
     // Chains laid greedily are often the best there are; matching then confirms it in one pass.
     let mut follower: Vec<Option<usize>> = vec![None; spans.len()];
     let mut leader: Vec<Option<usize>> = vec![None; spans.len()];

@@ -46,6 +46,23 @@ struct Change<'a> {
     joins: bool,
 }
 
+/// A machine that serves and is down from one step to another, or for good.
+#[derive(Clone, Copy)]
+struct Outage<'a> {
+    name: &'a MachineName,
+    from: usize,
+    to: Option<usize>,
+}
+
+impl Outage<'_> {
+    fn span(&self) -> Span {
+        Span {
+            from: Some(self.from),
+            to: self.to,
+        }
+    }
+}
+
 impl<'a> Checker<'a> {
     pub(super) fn service(
         &mut self,
@@ -154,7 +171,7 @@ impl<'a> Checker<'a> {
             return; // nothing to lose: it is down
         }
         let changes = self.changes();
-        let spans: Vec<(&MachineName, Span)> = votes
+        let spans: Vec<Outage<'_>> = votes
             .iter()
             .filter(|name| self.serves(name))
             .filter_map(|name| {
@@ -164,21 +181,24 @@ impl<'a> Checker<'a> {
                     !change.joins && change.machine == *name && self.order.precedes(change.at, from)
                 };
                 let to = life.answers;
-                (!changes.iter().any(removed)).then_some((*name, Span { from, to }))
+                (!changes.iter().any(removed)).then_some(Outage { name, from, to })
             })
             .collect();
         self.one_change_at_a_time(&changes, &spans);
-        let all: Vec<Span> = spans.iter().map(|(_, span)| *span).collect();
-        if most_at_once(&all, &self.order) > 1 {
+        let all: Vec<Span> = spans.iter().map(Outage::span).collect();
+        if let Some(first) = spans
+            .first()
+            .filter(|_| most_at_once(&all, &self.order) > 1)
+        {
             let problem = "several members of etcd may be down at once; one changes at a time";
-            self.fail(&self.key(all[0].from), Invariant::EtcdQuorum, problem);
+            self.fail(&self.key(first.from), Invariant::EtcdQuorum, problem);
         }
-        for (name, span) in &spans {
-            let (members, up) = self.electorate(&votes, &changes, lives, span.from);
+        for Outage { name, from, .. } in &spans {
+            let (members, up) = self.electorate(&votes, &changes, lives, *from);
             // A cluster of one says that it will be down.
             let left = up.len() - usize::from(up.contains(name));
             if members > 1 && left < members / 2 + 1 {
-                self.too_few(span.from, name, left, members);
+                self.too_few(*from, name, left, members);
             }
         }
         for change in changes.iter().filter(|change| !change.joins) {
@@ -229,7 +249,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Changes of the membership come one after the other, and not while a member is down.
-    fn one_change_at_a_time(&mut self, changes: &[Change<'a>], spans: &[(&MachineName, Span)]) {
+    fn one_change_at_a_time(&mut self, changes: &[Change<'a>], spans: &[Outage<'_>]) {
         for (i, change) in changes.iter().enumerate() {
             let apart = |from: usize, to: Option<usize>| {
                 let later = to.is_some_and(|to| self.order.precedes(to, change.begins));
@@ -238,7 +258,7 @@ impl<'a> Checker<'a> {
             let others = changes.iter().enumerate().filter(|(j, _)| i != *j);
             let alone = others
                 .map(|(_, other)| (other.begins, Some(other.at)))
-                .chain(spans.iter().map(|(_, span)| (span.from, span.to)))
+                .chain(spans.iter().map(|outage| (outage.from, outage.to)))
                 .all(|(from, to)| apart(from, to));
             if !alone {
                 let problem = "another member of etcd may be changing at the same time";
@@ -337,37 +357,39 @@ impl<'a> Checker<'a> {
         let leaves = |name: &MachineName| lives.get(name).is_some_and(|life| life.leaves);
         let restarts = !names.iter().any(|name| self.serves(name) && leaves(name));
         let opened = |name: &MachineName| lives.get(name).is_some_and(|life| life.open.is_some());
-        // Each machine that is taken down, with how many that are coming are there by then.
-        let mut spans: Vec<(usize, Span)> = names
+        let taken: Vec<Outage<'_>> = names
             .iter()
             .filter(|name| serves(name) || (self.serves(name) && opened(name)))
             .filter_map(|name| {
                 let life = lives.get(*name)?;
-                let from = life.down?;
-                let there = coming.iter().filter(|up| self.order.precedes(**up, from));
-                let to = life.up;
-                Some((there.count(), Span { from, to }))
+                let (from, to) = (life.down?, life.up);
+                Some(Outage { name, from, to })
             })
             .collect();
-        spans.sort_by_key(|(there, span)| (*there, span.from));
-        let levels: BTreeSet<usize> = spans.iter().map(|(there, _)| *there).collect();
-        for there in levels {
-            let early: Vec<Span> = spans
-                .iter()
-                .filter(|(by_then, _)| *by_then <= there)
-                .map(|(_, span)| *span)
-                .collect();
-            let down = most_at_once(&early, &self.order);
-            if restarts && down <= 1 {
+        // Machines that come are missing from the first moment on.
+        let missing = coming.iter().map(|up| Span {
+            from: None,
+            to: Some(*up),
+        });
+        let missing: Vec<Span> = missing.collect();
+        let total = serving + missing.len();
+        for outage in &taken {
+            let span = outage.span();
+            // Only what may be missing together with this one counts: before it goes nothing was asked of anybody.
+            let meets = |other: &Span| other.meets(&span, &self.order);
+            let others = taken.iter().filter(|other| other.name != outage.name);
+            let others: Vec<Span> = others.map(Outage::span).filter(meets).collect();
+            if restarts && others.is_empty() {
                 continue;
             }
-            if (serving + there).saturating_sub(down) < floor {
+            let mut all = others;
+            all.extend(missing.iter().copied().filter(meets));
+            let down = most_at_once(&all, &self.order) + 1;
+            if total.saturating_sub(down) < floor {
                 let problem = format!(
-                    "{down} machines of pool {pool} may be down at once while {} serve; {floor} have to",
-                    serving + there
+                    "{down} of {total} machines of pool {pool} may be missing at once; {floor} have to serve"
                 );
-                let step = self.key(early[0].from);
-                return self.fail(&step, Invariant::Budget, problem);
+                return self.fail(&self.key(outage.from), Invariant::Budget, problem);
             }
         }
     }
