@@ -176,7 +176,17 @@ impl World {
         let step = Step::Service(Service { units });
         let result = self.send(machine, order, "", step).await?;
         let digest = context.configuration(machine)?.components;
-        Ok(done(result, RecordChange::Started(name.clone(), digest)))
+        let restarted = result
+            .changes
+            .iter()
+            .any(|line| starts(line, "kubelet.service"));
+        let mut done = done(result, RecordChange::Started(name.clone(), digest));
+        if !restarted {
+            // It runs on, so what it has said last counts.
+            let heartbeat = RecordChange::Heartbeat(name.clone(), None);
+            done.records.push(heartbeat);
+        }
+        Ok(done)
     }
 
     /// Stops a control plane's components, the API server first so that it can still finish, etcd last so
@@ -288,6 +298,14 @@ pub(super) fn succeeded(machine: &Machine, result: StepResult) -> Result<StepRes
     ))
 }
 
+/// Whether an agent says in this line of a `service` step that it has started a unit, or started it again.
+fn starts(line: &str, unit: &str) -> bool {
+    let said = line
+        .strip_prefix(unit)
+        .and_then(|rest| rest.strip_prefix(": "));
+    said.is_some_and(|said| said.starts_with("started") || said.starts_with("restarted"))
+}
+
 fn done(result: StepResult, change: RecordChange) -> Done {
     Done {
         changes: result.changes,
@@ -311,6 +329,29 @@ impl From<DeliveryError> for EffectError {
         Self {
             resend,
             ..Self::of(error.class(), &error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::starts;
+
+    #[test]
+    fn a_unit_that_was_started_is_told_from_one_that_was_not() {
+        for line in [
+            "kubelet.service: started",
+            "kubelet.service: restarted for another configuration",
+        ] {
+            assert!(starts(line, "kubelet.service"), "{line}");
+        }
+        for line in [
+            "kubelet.service: stopped",
+            "kubelet.service: enabled at boot",
+            "etcd.service: started",
+            "kubelet.service",
+        ] {
+            assert!(!starts(line, "kubelet.service"), "{line}");
         }
     }
 }
