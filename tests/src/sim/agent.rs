@@ -147,7 +147,7 @@ impl Site {
     pub fn kill_machine(&self, fixtures: &Arc<Fixtures>, name: &MachineName) {
         let mut state = self.lock();
         let wait = state.dice.within(5_000..=400_000);
-        let seed = state.dice.next();
+        let seed = state.dice.roll();
         let now = state.now;
         let Some(vm) = state.vms.get_mut(name) else {
             return;

@@ -158,10 +158,9 @@ impl KubeApi for Life {
                         return false;
                     };
                     let node = vm.node.clone();
-                    if state.available(machine) || !state.cluster.nodes.contains_key(&node) {
-                        if let Some(vm) = state.vms.get_mut(machine) {
-                            vm.by_us = false;
-                        }
+                    let back = state.available(machine) || !state.cluster.nodes.contains_key(&node);
+                    if back && let Some(vm) = state.vms.get_mut(machine) {
+                        vm.by_us = false;
                     }
                     true
                 });

@@ -191,7 +191,7 @@ impl State {
         let (members, up) = (self.cluster.members.len(), self.members_up());
         if up <= members / 2 {
             Err(MemberRefusal::Unhealthy)
-        } else if up < (members + 1) / 2 + 1 || up < members {
+        } else if up < members.div_ceil(2) + 1 || up < members {
             Err(MemberRefusal::NotEnoughStarted)
         } else {
             Ok(())

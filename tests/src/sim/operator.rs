@@ -122,13 +122,13 @@ impl Operator {
         let pools: Vec<String> = target.pools.keys().cloned().collect();
         match state.dice.within(0..=5) {
             0 => {
-                let at = state.dice.next() as usize % pools.len();
+                let at = state.dice.roll() as usize % pools.len();
                 if let Some(pool) = target.pools.get_mut(&pools[at]) {
                     pool.count += u32::try_from(state.dice.within(1..=2)).unwrap_or(1);
                 }
             }
             1 => {
-                let at = state.dice.next() as usize % pools.len();
+                let at = state.dice.roll() as usize % pools.len();
                 // Pods that leave a node need others to go to.
                 let workers: u32 = target.pools.values().map(|pool| pool.count).sum();
                 if let Some(pool) = target.pools.get_mut(&pools[at])
@@ -148,7 +148,7 @@ impl Operator {
                     .filter_map(|entry| serde_json::from_slice(&entry.body).ok())
                     .collect();
                 if !machines.is_empty() {
-                    let at = state.dice.next() as usize % machines.len();
+                    let at = state.dice.roll() as usize % machines.len();
                     let machine = &machines[at];
                     let name = machine.name.clone();
                     target.replace.insert(name.clone(), machine.incarnation);

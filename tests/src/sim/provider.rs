@@ -1,6 +1,5 @@
 //! The provider: the contract of the trait, kept in memory.
 
-use std::future::Future;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,29 +24,27 @@ type Answer<T> = Result<T, ProviderError>;
 
 impl Life {
     /// A call that changes something: it takes a while, may fail, and may be done although it failed.
-    fn call<'a, T: Send + 'a>(
+    async fn call<'a, T: Send + 'a>(
         &'a self,
         act: impl FnOnce(&mut State) -> Answer<T> + Send + 'a,
-    ) -> impl Future<Output = Answer<T>> + Send + 'a {
-        async move {
-            self.point(Point::BeforeEffect).await;
-            let faults = [Fault::ProviderFails, Fault::ProviderSlow, Fault::ClockJumps];
-            match self.strike(Point::BeforeEffect, &faults) {
-                Some(Fault::ProviderFails) => return Err(failed()),
-                Some(Fault::ProviderSlow) => self.site.pause(10_000..=400_000).await,
-                Some(_) => {
-                    let ms = self.site.lock().dice.within(60_000..=1_200_000);
-                    tokio::time::advance(Duration::from_millis(ms)).await;
-                }
-                None => self.site.pause(20..=3_000).await,
+    ) -> Answer<T> {
+        self.point(Point::BeforeEffect).await;
+        let faults = [Fault::ProviderFails, Fault::ProviderSlow, Fault::ClockJumps];
+        match self.strike(Point::BeforeEffect, &faults) {
+            Some(Fault::ProviderFails) => return Err(failed()),
+            Some(Fault::ProviderSlow) => self.site.pause(10_000..=400_000).await,
+            Some(_) => {
+                let ms = self.site.lock().dice.within(60_000..=1_200_000);
+                tokio::time::advance(Duration::from_millis(ms)).await;
             }
-            self.alive().await;
-            let result = self.site.act(act);
-            self.point(Point::AfterEffect).await;
-            match self.strike(Point::AfterEffect, &[Fault::ProviderAnswerLost]) {
-                Some(_) => Err(late()),
-                None => result,
-            }
+            None => self.site.pause(20..=3_000).await,
+        }
+        self.alive().await;
+        let result = self.site.act(act);
+        self.point(Point::AfterEffect).await;
+        match self.strike(Point::AfterEffect, &[Fault::ProviderAnswerLost]) {
+            Some(_) => Err(late()),
+            None => result,
         }
     }
 }

@@ -362,8 +362,8 @@ fn parsed<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, EtcdError> {
 /// What a program said last that is no line of its log.
 fn last_line(text: &str) -> String {
     let lines = text.lines().map(str::trim);
-    let said = lines.filter(|line| !line.is_empty() && !line.starts_with('{'));
-    let said = said.last().unwrap_or("it said nothing");
+    let mut said = lines.filter(|line| !line.is_empty() && !line.starts_with('{'));
+    let said = said.next_back().unwrap_or("it said nothing");
     let said = said.strip_prefix("Error: ").unwrap_or(said);
     said.chars().take(SAID_MAX).collect()
 }

@@ -906,13 +906,10 @@ fn broken_changes_of_the_membership_are_seen() {
         why(&plan, to.0, to.1)
     };
     let quorum = Invariant::EtcdQuorum;
-    for (key, lost) in [
-        // Two learners at once.
-        ("machine/c-cp-4/add-member", "machine/c-cp-3/promote-member"),
-    ] {
-        let seen = broken(&grown, (&desired, &observed), key, lost);
-        assert!(seen.contains(&quorum), "{key} without {lost}: {seen:?}");
-    }
+    // Two learners at once.
+    let (key, lost) = ("machine/c-cp-4/add-member", "machine/c-cp-3/promote-member");
+    let seen = broken(&grown, (&desired, &observed), key, lost);
+    assert!(seen.contains(&quorum), "{key} without {lost}: {seen:?}");
     for (key, lost) in [
         // It stops while it has a vote.
         (

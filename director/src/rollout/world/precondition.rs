@@ -14,7 +14,7 @@ use windlass_common::step::Step;
 use super::context::ClusterContext;
 use super::{Done, EffectError, StepOrder, World};
 use crate::kubernetes::render;
-use crate::model::Machine;
+use crate::model::{Machine, Task, TaskKind};
 use crate::rollout::limit;
 
 /// How long the other members of a control plane are looked at: one that serves answers at once.
@@ -72,7 +72,12 @@ impl World {
 
     /// Refuses to close a node while its pool has none to spare. Nodes that are about to be closed count as
     /// closed, so that two that are looked at together do not both go.
-    async fn spare(&self, context: &ClusterContext, name: &MachineName) -> Result<(), EffectError> {
+    async fn spare(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<(), EffectError> {
         let machine = context.machine(name)?;
         let Some(pool) = machine.role.pool() else {
             return Ok(());
@@ -85,7 +90,9 @@ impl World {
         let left = context.machines.iter().filter(of_pool).filter(|other| {
             other.name != *name && !other.cordoned && serving.contains(&other.node_name)
         });
-        let (left, floor) = (left.count(), floor(context, pool));
+        let task: Option<Task> = self.records.get(order.task.as_str()).await?;
+        let repair = task.is_some_and(|task| task.kind == TaskKind::RepairCluster);
+        let (left, floor) = (left.count(), floor(context, pool, repair));
         if left >= floor {
             return Ok(());
         }
@@ -105,25 +112,27 @@ impl World {
         name: &MachineName,
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
-        self.spare(context, name).await.map_err(|mut error| {
-            let waited = limit(&order.action).saturating_sub(order.limit);
-            if error.class == ErrorClass::Retry && waited > SPARE_LIMIT {
-                error.class = ErrorClass::Operator;
-            }
-            error
-        })?;
+        self.spare(context, name, order)
+            .await
+            .map_err(|mut error| {
+                let waited = limit(&order.action).saturating_sub(order.limit);
+                if error.class == ErrorClass::Retry && waited > SPARE_LIMIT {
+                    error.class = ErrorClass::Operator;
+                }
+                error
+            })?;
         let node = &context.machine(name)?.node_name;
         self.kubernetes.drain(context, node, &order.progress).await
     }
 }
 
-/// The least number of machines of a pool in service.
-fn floor(context: &ClusterContext, pool: &PoolName) -> usize {
+/// The least number of machines of a pool in service; a repair has one to spare, as it was planned
+/// ([`crate::planner::narrow`]).
+fn floor(context: &ClusterContext, pool: &PoolName, repair: bool) -> usize {
     let Some(of) = context.cluster.spec.pools.get(pool) else {
         return 0;
     };
-    let least = of
-        .count
-        .saturating_sub(of.update.max_unavailable.at_most(of.count));
+    let missing = of.update.max_unavailable.at_most(of.count);
+    let least = of.count.saturating_sub(missing.max(u32::from(repair)));
     usize::try_from(least).unwrap_or(usize::MAX)
 }
