@@ -1,5 +1,5 @@
 //! `windlass-director bench fleet`: what a fleet of agents costs its director. `bench plan`: what planning
-//! costs ([`plan`]).
+//! costs (`plan`).
 //!
 //! Three kinds of process: this one asks and measures (`run`); a director under test with a gateway,
 //! its store on disk and nothing else ([`target()`]); and processes with some hundred agents each

@@ -9,7 +9,7 @@ use crate::build;
 use crate::shell::{cargo, command, step};
 
 /// How long the suite may take its seeds from, seconds; `--full` runs [`FULL`] seeds, however long.
-const SECONDS: &str = "120";
+const SECONDS: &str = "90";
 const FULL: &str = "10000";
 /// From so many seeds on, building for speed pays.
 const OPTIMISED: u64 = 2_000;

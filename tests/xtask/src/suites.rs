@@ -36,7 +36,7 @@ pub(crate) enum Suite {
     Crates,
     /// This release beside the one before it, each with the other's agent.
     Compat,
-    /// Broken guards, and seeds of the simulation for 120 s; 10 000 of them with `--full`.
+    /// Broken guards, and seeds of the simulation for 90 s; 10 000 of them with `--full`.
     Sim,
     /// Every fuzz target for 20 s, from the kept corpus; needs a nightly toolchain.
     Fuzz,
@@ -66,9 +66,9 @@ impl Suite {
                 Suite::Stemcells => 24,
                 Suite::Crates => 12,
                 Suite::Compat => 4,
-                Suite::Sim => 8,
-                Suite::Fuzz => 3,
-                Suite::EndToEnd => 12,
+                Suite::Sim => 5,
+                Suite::Fuzz => 6,
+                Suite::EndToEnd => 19,
                 Suite::Demo => 3,
             },
         )
