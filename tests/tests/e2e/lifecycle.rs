@@ -154,8 +154,29 @@ pub(crate) fn node_logs_and_exec() -> Result<()> {
             "exit code {:?}",
             failed.status.code()
         );
+        input_of_exec(world, &node)?;
         interrupted_exec(world, &node)
     })
+}
+
+/// What is put into a command on a node comes out of it, whole.
+fn input_of_exec(world: &World, node: &str) -> Result<()> {
+    let given: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+    let path = world.dir().join("input");
+    std::fs::write(&path, &given)?;
+    let output = world
+        .command(&["node", "exec", "-i", node, "--", "cat"])
+        .stdin(std::fs::File::open(&path)?)
+        .output()
+        .context("cannot start windlass")?;
+    ensure!(output.status.success(), "exec -i: {:?}", output.status);
+    ensure!(
+        output.stdout == given,
+        "{} of {} bytes came back",
+        output.stdout.len(),
+        given.len()
+    );
+    Ok(())
 }
 
 /// Ctrl-C of a command on a node ends it there.
