@@ -36,7 +36,7 @@ pub(crate) enum Suite {
     Crates,
     /// This release beside the one before it, each with the other's agent.
     Compat,
-    /// Broken guards, and seeds of the simulation for 90 s; 10 000 of them with `--full`.
+    /// Broken guards, and 300 seeds of the simulation; 10 000 of them with `--full`.
     Sim,
     /// Every fuzz target for 20 s, from the kept corpus; needs a nightly toolchain.
     Fuzz,
