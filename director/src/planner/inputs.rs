@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde_json::json;
 use windlass_common::cluster::KubeletSettings;
-use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
+use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName};
 
 use super::{
     Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine,
@@ -339,10 +339,21 @@ pub fn observe(
         }),
         departed: machines
             .iter()
-            .filter(|machine| !machine.departed.is_empty())
-            .map(|m| (m.name.clone(), m.departed.iter().cloned().collect()))
+            .map(|machine| (machine.name.clone(), departed(machine)))
+            .filter(|(_, nodes)| !nodes.is_empty())
             .collect(),
     }
+}
+
+/// Nodes of incarnations that do not come back. One that was given up before it served may be made again under
+/// its old name: its node is no relic then.
+fn departed(machine: &Machine) -> BTreeSet<NodeName> {
+    let comes = (!machine.is_surplus()).then(|| machine.as_wanted().node_name);
+    let gone = machine
+        .departed
+        .iter()
+        .filter(|node| Some(*node) != comes.as_ref());
+    gone.cloned().collect()
 }
 
 fn names(machines: &[Machine], which: impl Fn(&Machine) -> bool) -> BTreeSet<MachineName> {

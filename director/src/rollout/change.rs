@@ -155,6 +155,9 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
     match change {
         RecordChange::MachineCreated(_) => {
             reset(record);
+            // Made again under its old name, its node is no relic.
+            let node = record.node_name.clone();
+            record.departed.retain(|gone| *gone != node);
             record.phase = MachinePhase::Creating;
         }
         RecordChange::MachineDeleted(_) => {
