@@ -16,6 +16,9 @@ const DISKS_MAX: usize = 8;
 /// Below these are pods' own mounts; what they fill is on a file system above.
 const PODS: [&str; 2] = ["/var/lib/kubelet/pods", "/run/"];
 
+/// What is mounted (proc_pid_mountinfo(5)).
+const MOUNTS: &str = "/proc/self/mountinfo";
+
 /// One mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mount {
@@ -25,7 +28,18 @@ struct Mount {
 
 /// Looks at every file system of a disk.
 pub(super) fn look(host: &Host) -> Vec<Look> {
-    let text = fs::read_to_string(host.path("/proc/self/mountinfo")).unwrap_or_default();
+    let text = match fs::read_to_string(host.path(MOUNTS)) {
+        Ok(text) => text,
+        Err(error) => {
+            return vec![Look {
+                name: DISK_SPACE,
+                subject: "/".to_owned(),
+                source: MOUNTS.to_owned(),
+                scope: Scope::Machine,
+                seen: Seen::Unknown(format!("what is mounted cannot be read: {error}")),
+            }];
+        }
+    };
     let found = mounts(&text, host.is_container());
     found
         .into_iter()
