@@ -104,13 +104,20 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes under way from which on a new peer has to prove its address first (QUIC Retry). A
 /// handshake takes about 2 ms of CPU, so that this many are a quarter of a second of work.
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
-/// Handshakes under way at most; for a further one the oldest gives way, so that strangers who hold
-/// theirs keep nobody out.
-pub const HANDSHAKES_MAX: usize = 2048;
-/// Connections at most that are no sessions: handshakes, and as many that have ended. QUIC keeps an ended
+/// Handshakes under way at most: half a second of work, so that an honest one is over within
+/// [`HANDSHAKE_GIVES_WAY_AFTER`] however many come. Further peers that have proven their address wait for a
+/// place; when all places are held for longer the oldest gives way, so that strangers keep nobody out.
+pub const HANDSHAKES_MAX: usize = 256;
+/// First packets that wait for a place: what a director with 1,000 handshakes a second gets through in
+/// [`HANDSHAKE_WAITS_MAX`]. Each is about 3 KiB, 12 MiB. Beyond them they are dropped, and come again.
+pub const HANDSHAKES_WAITING_MAX: usize = 4096;
+/// How long a first packet waits: an agent that was answered goes on for [`HELLO_TIMEOUT`], and a
+/// handshake that begins when its peer has gone is work for nothing.
+pub const HANDSHAKE_WAITS_MAX: Duration = Duration::from_secs(4);
+/// Connections at most that are no sessions: handshakes, and those that have ended. QUIC keeps an ended
 /// one for three timeouts of its path, 0.9 s where no packet has shown how fast that is. Beyond it first
 /// packets are dropped, and come again.
-pub const STRANGERS_MAX: usize = 2 * HANDSHAKES_MAX;
+pub const STRANGERS_MAX: usize = 4096;
 /// Resident bytes of all of these: one that stands half open takes 46 kB, 190 MB for all, and the rest is
 /// what an allocator keeps of them.
 pub const HANDSHAKES_BYTES_MAX: usize = 256 << 20;

@@ -16,7 +16,7 @@ use quinn::{
 use quinn_proto::InvalidCid;
 
 use crate::limits::{
-    DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, FROM_AGENT_WINDOW_BYTES, HANDSHAKES_MAX,
+    DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, FROM_AGENT_WINDOW_BYTES, HANDSHAKES_WAITING_MAX,
     LINK_IDLE_TIMEOUT, PEER_CONNECTIONS_MAX, PEER_IDLE_TIMEOUT, PEER_RECEIVE_WINDOW_BYTES,
     PEER_SEND_WINDOW_BYTES, STREAM_FROM_AGENT_WINDOW_BYTES, STREAM_TO_AGENT_WINDOW_BYTES,
     STREAMS_FROM_AGENT_MAX, STREAMS_TO_AGENT_MAX, TO_AGENT_WINDOW_BYTES,
@@ -126,10 +126,11 @@ pub fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, T
     transport.enable_segmentation_offload(false);
     config
         .transport_config(Arc::new(transport))
-        .max_incoming(HANDSHAKES_MAX)
+        // Beyond it quinn refuses by itself; those that wait and those not yet looked at.
+        .max_incoming(2 * HANDSHAKES_WAITING_MAX)
         // What a peer sends before its handshake is accepted: a first flight is under 8 KiB.
         .incoming_buffer_size(16 << 10)
-        .incoming_buffer_size_total(16 << 20);
+        .incoming_buffer_size_total(32 << 20);
     Ok(config)
 }
 

@@ -1,9 +1,11 @@
 //! Who may begin: places for handshakes, and allowances of addresses and machines.
 //!
 //! # Invariants
-//! * At most [`HANDSHAKES_MAX`] peers are between their first packet and their first frame. When one
-//!   more comes the oldest gives way, once it had its time: a stranger that holds its place keeps
-//!   nobody out, and a fleet that comes back at once does not push itself out.
+//! * At most [`HANDSHAKES_MAX`] peers are between their first packet and their first frame. Others wait in
+//!   the order in which they came ([`Line`]); the oldest handshake gives way to them once it had its time: a
+//!   stranger that holds its place keeps nobody out, and a fleet that comes back at once does not push
+//!   itself out.
+//! * Who waits is begun with or dropped before it has given up itself, so that no handshake is for nobody.
 //! * Nobody is judged by an address that was not proven: to fail on somebody else's account, a peer
 //!   would have to receive there.
 //! * Both tables of allowances are bounded; what rested is forgotten.
@@ -11,19 +13,19 @@
 //! # Not here
 //! What a session may do ([`super::control`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
 
 use windlass_common::id::MachineName;
 use windlass_common::limits::{
-    FAILURES_PER_SOURCE, HANDSHAKE_GIVES_WAY_AFTER, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX,
-    SESSIONS_MAX, SESSIONS_PER_MACHINE, SOURCES_MAX,
+    FAILURES_PER_SOURCE, HANDSHAKE_GIVES_WAY_AFTER, HANDSHAKE_WAITS_MAX, HANDSHAKES_BEFORE_RETRY,
+    HANDSHAKES_MAX, HANDSHAKES_WAITING_MAX, SESSIONS_MAX, SESSIONS_PER_MACHINE, SOURCES_MAX,
 };
 use windlass_common::rate::{Allowance, Rate};
 
@@ -53,7 +55,7 @@ fn judge(proven: bool, under_way: usize, rested: bool) -> Verdict {
 #[derive(Debug)]
 pub(super) struct Door {
     since: Instant,
-    places: Arc<Mutex<Places>>,
+    places: Arc<Shared>,
     sources: Mutex<Allowances<IpAddr>>,
     machines: Mutex<Allowances<MachineName>>,
 }
@@ -69,7 +71,7 @@ impl Door {
     }
 
     pub(super) fn under_way(&self) -> usize {
-        lock(&self.places).holders.len()
+        lock(&self.places.taken).holders.len()
     }
 
     pub(super) fn judge(&self, address: IpAddr, proven: bool) -> Verdict {
@@ -77,14 +79,17 @@ impl Door {
         judge(proven, self.under_way(), rested)
     }
 
-    /// Gives a place. If there is none left the oldest gives way, unless it came just now.
-    pub(super) fn enter(&self) -> Option<Place> {
+    /// Gives a place; when all are taken, that of the oldest, unless it came just now. Fails with when that
+    /// one will have had its time.
+    pub(super) fn enter(&self) -> Result<Place, Instant> {
         let (sender, give_way) = oneshot::channel();
-        let (mut places, now) = (lock(&self.places), Instant::now());
-        if places.holders.len() >= HANDSHAKES_MAX {
-            let oldest = places.holders.first_entry()?;
-            if now.saturating_duration_since(oldest.get().since) < HANDSHAKE_GIVES_WAY_AFTER {
-                return None;
+        let (mut places, now) = (lock(&self.places.taken), Instant::now());
+        if places.holders.len() >= HANDSHAKES_MAX
+            && let Some(oldest) = places.holders.first_entry()
+        {
+            let until = oldest.get().since + HANDSHAKE_GIVES_WAY_AFTER;
+            if now < until {
+                return Err(until);
             }
             // Its receiver hears that the sender is gone.
             oldest.remove();
@@ -96,11 +101,25 @@ impl Door {
             _stays: sender,
         };
         places.holders.insert(number, holder);
-        Some(Place {
+        Ok(Place {
             number,
             give_way,
             places: Arc::clone(&self.places),
         })
+    }
+
+    /// Gives a place once there is one. Nothing is lost when its caller does not wait to the end.
+    pub(super) async fn entered(&self) -> Place {
+        loop {
+            let freed = self.places.freed.notified();
+            match self.enter() {
+                Ok(place) => return place,
+                Err(until) => tokio::select! {
+                    () = freed => {}
+                    () = sleep_until(until) => {}
+                },
+            }
+        }
     }
 
     /// Counts a failure on the account of an address that is proven.
@@ -113,6 +132,13 @@ impl Door {
     pub(super) fn admits_session(&self, machine: &MachineName) -> bool {
         lock(&self.machines).take(machine.clone(), self.since.elapsed())
     }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    taken: Mutex<Places>,
+    /// Told when a place is given back.
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +160,7 @@ struct Holder {
 pub(super) struct Place {
     number: u64,
     give_way: oneshot::Receiver<()>,
-    places: Arc<Mutex<Places>>,
+    places: Arc<Shared>,
 }
 
 /// Newer peers needed the place.
@@ -155,7 +181,45 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.places).holders.remove(&self.number);
+        lock(&self.places.taken).holders.remove(&self.number);
+        self.places.freed.notify_one();
+    }
+}
+
+/// Those who wait for a place, in the order in which they came.
+#[derive(Debug)]
+pub(super) struct Line<T>(VecDeque<(Instant, T)>);
+
+impl<T> Line<T> {
+    pub(super) fn new() -> Line<T> {
+        Line(VecDeque::new())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Puts one at its end, or gives it back when the line is full.
+    pub(super) fn join(&mut self, one: T) -> Result<(), T> {
+        if self.0.len() >= HANDSHAKES_WAITING_MAX {
+            return Err(one);
+        }
+        self.0.push_back((Instant::now(), one));
+        Ok(())
+    }
+
+    /// The first, if it has waited for too long.
+    pub(super) fn given_up(&mut self) -> Option<T> {
+        let (since, _) = self.0.front()?;
+        if since.elapsed() < HANDSHAKE_WAITS_MAX {
+            return None;
+        }
+        self.next()
+    }
+
+    /// The first.
+    pub(super) fn next(&mut self) -> Option<T> {
+        Some(self.0.pop_front()?.1)
     }
 }
 
@@ -252,7 +316,8 @@ mod tests {
         let door = Door::new();
         let mut places: Vec<Place> = (0..HANDSHAKES_MAX).map(|_| door.enter().unwrap()).collect();
         assert_eq!(door.under_way(), HANDSHAKES_MAX);
-        assert!(door.enter().is_none(), "all came just now");
+        let until = door.enter().expect_err("all came just now");
+        assert_eq!(until, Instant::now() + HANDSHAKE_GIVES_WAY_AFTER);
         tokio::time::advance(HANDSHAKE_GIVES_WAY_AFTER).await;
         let newest = door.enter().unwrap();
         assert_eq!(door.under_way(), HANDSHAKES_MAX);
@@ -267,6 +332,41 @@ mod tests {
         assert_eq!(door.under_way(), 1);
         drop(newest);
         assert_eq!(door.under_way(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_enters_when_a_place_is_given_back_or_given_way() {
+        let door = Door::new();
+        let mut places: Vec<Place> = (0..HANDSHAKES_MAX).map(|_| door.enter().unwrap()).collect();
+        let began = Instant::now();
+        let (given_back, entered) = (places.pop(), door.entered());
+        tokio::pin!(entered);
+        let at_once = tokio::time::timeout(Duration::ZERO, &mut entered).await;
+        assert!(at_once.is_err(), "no place");
+        drop(given_back);
+        let newest = entered.await;
+        assert_eq!(Instant::now(), began, "at once");
+        let second = door.entered().await;
+        assert_eq!(Instant::now(), began + HANDSHAKE_GIVES_WAY_AFTER);
+        drop((places, newest, second));
+        assert_eq!(door.under_way(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_is_bounded_and_forgets_those_who_have_gone() {
+        let mut line = Line::new();
+        for number in 0..HANDSHAKES_WAITING_MAX {
+            line.join(number).unwrap();
+        }
+        assert_eq!(line.join(9999), Err(9999));
+        assert_eq!((line.given_up(), line.next()), (None, Some(0)));
+        tokio::time::advance(HANDSHAKE_WAITS_MAX).await;
+        line.join(9999).unwrap();
+        for number in 1..HANDSHAKES_WAITING_MAX {
+            assert_eq!(line.given_up(), Some(number));
+        }
+        assert_eq!((line.given_up(), line.next()), (None, Some(9999)));
+        assert!(line.is_empty());
     }
 
     proptest! {

@@ -16,8 +16,8 @@ use tokio::time::{interval, timeout};
 use windlass_common::error::ErrorChain;
 use windlass_common::id::{Epoch, Incarnation, MachineName};
 use windlass_common::limits::{
-    ENROLLMENTS_MAX, GATEWAY_RECEIVE_BUFFER_BYTES, HANDSHAKES_MAX, HELLO_TIMEOUT, LOG_INTERVAL,
-    STRANGERS_MAX, TICKETS_PER_CONNECTION,
+    ENROLLMENTS_MAX, GATEWAY_RECEIVE_BUFFER_BYTES, HANDSHAKE_WAITS_MAX, HANDSHAKES_MAX,
+    HANDSHAKES_WAITING_MAX, HELLO_TIMEOUT, LOG_INTERVAL, STRANGERS_MAX, TICKETS_PER_CONNECTION,
 };
 use windlass_common::transport::{self, Close};
 use windlass_common::wire::message::Tune2;
@@ -29,7 +29,7 @@ use crate::pki::DirectorCa;
 use super::artifacts::Artifacts;
 use super::authorize::{AgentVerifier, server_door};
 use super::counters::{CounterView, Reason, Total};
-use super::door::{Door, GaveWay, Place, Verdict};
+use super::door::{Door, GaveWay, Line, Place, Verdict};
 use super::probe::Probes;
 use super::refuse::{Peer, Refusals, handshake_reason};
 use super::session::{Session, Sessions};
@@ -244,11 +244,21 @@ pub(crate) fn widen(socket: &UdpSocket) {
 async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
     let mut connections = JoinSet::new();
     let mut summary = interval(LOG_INTERVAL);
+    let mut line = Line::new();
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
             // Only takes finished tasks out; `accept` never ends because of it.
             Some(_) = connections.join_next() => continue,
+            place = shared.door.entered(), if !line.is_empty() => {
+                while let Some(gone) = line.given_up() {
+                    turn_away(&shared, gone, &NoHandshake::Waited);
+                }
+                if let Some(first) = line.next() {
+                    connections.spawn(serve(Arc::clone(&shared), first, place));
+                }
+                continue;
+            }
             _ = summary.tick() => {
                 shared.refusals.summarise();
                 continue;
@@ -258,20 +268,20 @@ async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
         let peer = incoming.remote_address();
         let proven = incoming.remote_address_validated() || !incoming.may_retry();
         match shared.door.judge(peer.ip(), proven) {
-            // Dropped without a word, so that it comes again in a moment.
             Verdict::Accept if strangers(&shared, &endpoint) >= STRANGERS_MAX => {
-                shared.refuse_handshake(Reason::HandshakesFull, peer, &NoHandshake::Crowd);
-                incoming.ignore();
+                turn_away(&shared, incoming, &NoHandshake::Crowd);
             }
-            Verdict::Accept => match shared.door.enter() {
-                Some(place) => {
-                    connections.spawn(serve(Arc::clone(&shared), incoming, place));
+            Verdict::Accept
+                if line.is_empty()
+                    && let Ok(place) = shared.door.enter() =>
+            {
+                connections.spawn(serve(Arc::clone(&shared), incoming, place));
+            }
+            Verdict::Accept => {
+                if let Err(incoming) = line.join(incoming) {
+                    turn_away(&shared, incoming, &NoHandshake::Full);
                 }
-                None => {
-                    shared.refuse_handshake(Reason::HandshakesFull, peer, &NoHandshake::Full);
-                    incoming.refuse();
-                }
-            },
+            }
             Verdict::Prove => {
                 shared.count(Total::HandshakesRetried);
                 // Fails only for a peer that cannot be asked, which counts as proven.
@@ -288,6 +298,12 @@ async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
     shared.refusals.summarise();
 }
 
+/// Drops a first packet without a word, so that it comes again in a moment.
+fn turn_away(shared: &Shared, incoming: quinn::Incoming, why: &NoHandshake) {
+    shared.refuse_handshake(Reason::HandshakesFull, incoming.remote_address(), why);
+    incoming.ignore();
+}
+
 /// Connections that are no sessions: handshakes, and what is left of those that ended.
 fn strangers(shared: &Shared, endpoint: &quinn::Endpoint) -> usize {
     endpoint
@@ -300,8 +316,10 @@ fn strangers(shared: &Shared, endpoint: &quinn::Endpoint) -> usize {
 enum NoHandshake {
     #[error("too many attempts of this address have failed; it may come again later")]
     SourceBusy,
-    #[error("{HANDSHAKES_MAX} handshakes are under way, all of them new")]
+    #[error("{HANDSHAKES_MAX} handshakes are under way, and {HANDSHAKES_WAITING_MAX} peers wait")]
     Full,
+    #[error("{HANDSHAKES_MAX} handshakes were under way for {HANDSHAKE_WAITS_MAX:?}")]
+    Waited,
     #[error("{STRANGERS_MAX} handshakes are under way or not yet forgotten")]
     Crowd,
     #[error("the handshake was not over")]
@@ -316,9 +334,10 @@ impl NoHandshake {
     fn reason(&self) -> Reason {
         match self {
             NoHandshake::SourceBusy => Reason::SourceBusy,
-            NoHandshake::Full | NoHandshake::Crowd | NoHandshake::GaveWay(_) => {
-                Reason::HandshakesFull
-            }
+            NoHandshake::Full
+            | NoHandshake::Waited
+            | NoHandshake::Crowd
+            | NoHandshake::GaveWay(_) => Reason::HandshakesFull,
             NoHandshake::TooSlow => Reason::HandshakeTimeout,
             NoHandshake::Failed(source) => handshake_reason(source),
         }
