@@ -53,6 +53,8 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("POST",   "/v1/clusters/{name}/agents",      Operator),
     ("*",      kubernetes::ROUTES[0],             Viewer),
     ("*",      kubernetes::ROUTES[1],             Viewer),
+    ("GET",    "/v1/disks",                       Viewer),
+    ("DELETE", "/v1/disks/{name}",                Operator),
     ("GET",    "/v1/machines",                    Viewer),
     ("GET",    "/v1/machines/{name}",             Viewer),
     ("GET",    "/v1/machines/{name}/evidence",    Operator),

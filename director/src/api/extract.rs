@@ -45,6 +45,10 @@ impl Named for windlass_common::id::MachineName {
     const KIND: &'static str = "node";
 }
 
+impl Named for windlass_common::id::DiskName {
+    const KIND: &'static str = "disk";
+}
+
 impl Named for windlass_common::id::OperatorName {
     const KIND: &'static str = "operator";
 }

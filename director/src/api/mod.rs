@@ -18,6 +18,7 @@ mod agents;
 mod ca;
 mod clusters;
 mod director;
+mod disks;
 mod extract;
 mod identity;
 mod kubernetes;
@@ -117,6 +118,8 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(clusters::show, clusters::apply, clusters::delete))
         .routes(routes!(clusters::credentials))
         .routes(routes!(agents::upgrade))
+        .routes(routes!(disks::list))
+        .routes(routes!(disks::delete))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show))
         .routes(routes!(machines::evidence))

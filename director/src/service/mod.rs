@@ -13,6 +13,7 @@
 mod agents;
 mod change;
 mod clusters;
+mod disks;
 mod draft;
 mod enrollment;
 mod error;
@@ -67,6 +68,7 @@ use crate::store::{Act, Commit, DirectoryLock, Records};
 pub use agents::{AT_A_TIME_MAX, AgentOrder};
 pub use change::StemcellChoice;
 pub use clusters::ChangeOrder;
+pub use disks::Disk;
 pub use enrollment::Tokens;
 pub use error::ServiceError;
 pub(crate) use kubernetes::ApiServer;
@@ -390,6 +392,17 @@ impl Director {
     ) -> ServiceResult<CaseRecord> {
         allow(caller, Role::Operator, "release machines")?;
         self.inner.release_node(machine, caller).await
+    }
+
+    /// Persistent disks, with the machines whose data they hold.
+    pub async fn disks(&self) -> ServiceResult<Vec<Disk>> {
+        self.inner.disks().await
+    }
+
+    /// Deletes a disk that no machine has, and its data. Returns what it was.
+    pub async fn delete_disk(&self, name: &DiskName, caller: &Caller) -> ServiceResult<Disk> {
+        allow(caller, Role::Operator, "delete disks")?;
+        self.inner.delete_disk(name, caller).await
     }
 
     /// Issues a token with which a machine that has no certificate that counts comes back; `place`: the

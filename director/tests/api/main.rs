@@ -15,15 +15,17 @@ use hyper::Method;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 use tokio::io::AsyncBufReadExt;
+use windlass_common::id::DiskName;
 use windlass_director::api::{Problem, openapi_json};
 use windlass_director::client::{Client, ClientError};
+use windlass_director::provider::Provider;
 
 use rig::{Rig, Stranger};
 
 type Case = fn(&tokio::runtime::Runtime) -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let cases: [(&str, Case); 16] = [
+    let cases: [(&str, Case); 17] = [
         ("only_operators_of_this_director_are_served", |r| {
             r.block_on(only_operators())
         }),
@@ -64,6 +66,10 @@ fn main() -> ExitCode {
         ("a_rotated_ca_leaves_out_who_did_not_renew", |r| {
             r.block_on(rotation::rotated())
         }),
+        (
+            "orphaned_disks_are_listed_and_go_when_they_are_named",
+            |r| r.block_on(disks()),
+        ),
         ("a_cluster_s_api_is_nobody_s_without_a_machine", |r| {
             r.block_on(roles::no_api_server())
         }),
@@ -339,6 +345,32 @@ async fn audit() -> Result<(), Failed> {
         .collect();
     assert!(by_operator.contains(&"cluster.create"), "{log:#}");
     assert!(by_operator.contains(&"task.cancel"), "{log:#}");
+    rig.end().await;
+    Ok(())
+}
+
+async fn disks() -> Result<(), Failed> {
+    let rig = Rig::start().await;
+    for name in ["gone-cp-0-d1", "gone-cp-1-d2"] {
+        let name = DiskName::new(name)?;
+        rig.provider.create_disk(&name, 64 << 20).await?;
+    }
+    let listed = async || -> Result<Vec<Value>, Failed> {
+        let answer = rig.client.get("/v1/disks").await?;
+        Ok(answer["items"].as_array().unwrap().clone())
+    };
+    let both = listed().await?;
+    assert_eq!(both.len(), 2, "{both:?}");
+    assert_eq!(both[0]["name"], "gone-cp-0-d1");
+    assert_eq!(both[0]["bytes"], 64 << 20);
+    assert!(both.iter().all(|disk| disk["machine"].is_null()));
+    let gone = rig.client.delete("/v1/disks/gone-cp-0-d1").await?;
+    assert_eq!(gone, both[0]);
+    assert_eq!(listed().await?, [both[1].clone()]);
+    let again = problem(rig.client.delete("/v1/disks/gone-cp-0-d1").await);
+    assert_eq!((again.status, again.code.as_str()), (404, "not-found"));
+    let log = rig.client.get("/v1/audit?action=disk.&limit=10").await?;
+    assert_eq!(log["items"][0]["subject"], "disk/gone-cp-0-d1", "{log:#}");
     rig.end().await;
     Ok(())
 }

@@ -53,7 +53,7 @@ pub(crate) struct Rig {
     ca: Arc<DirectorCa>,
     dir: tempfile::TempDir,
     director: Director,
-    provider: LocalProvider,
+    pub(crate) provider: LocalProvider,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
     _lock: DirectoryLock,

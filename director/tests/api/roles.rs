@@ -40,6 +40,8 @@ const EXPECTED: &[(&str, Role)] = &[
     ("holdMachine",              Role::Operator),
     ("releaseMachine",           Role::Operator),
     ("recreateMachine",          Role::Operator),
+    ("listDisks",                Role::Viewer),
+    ("deleteDisk",               Role::Operator),
     ("enrollMachine",            Role::Operator),
     ("listTasks",                Role::Viewer),
     ("getTask",                  Role::Viewer),

@@ -67,6 +67,10 @@ fn main() -> ExitCode {
             rotation::the_ca_is_rotated,
         ),
         trial(
+            "a_machine_without_its_identity_is_enrolled_again",
+            rotation::enrolled_again,
+        ),
+        trial(
             "a_rebooted_machine_comes_back_to_service",
             lifecycle::reboot,
         ),

@@ -161,20 +161,69 @@ fn old_context(world: &World) -> Result<tempfile::TempDir> {
 
 /// Starts or stops the agent of a machine, from outside.
 fn systemctl(machine: &str, verb: &str) -> Result<()> {
+    inside(machine, &["systemctl", verb, "windlass-agent"])?;
+    Ok(())
+}
+
+/// Runs a command on a machine as its hypervisor could: its agent is not asked.
+fn inside(machine: &str, command: &[&str]) -> Result<String> {
     let kubelets = host::machine_processes(machine, "kubelet")?;
-    let inside = kubelets.first().context("its kubelet runs")?;
+    let kubelet = kubelets.first().context("its kubelet runs")?;
     ensure!(
         Path::new("/usr/bin/nsenter").exists(),
         "nsenter (package util-linux) is missing"
     );
-    let status = Command::new("nsenter")
-        .args(["-t", &inside.to_string(), "-m", "-u", "-i", "-n", "-p"])
-        .args(["systemctl", verb, "windlass-agent"])
-        .status()
+    let output = Command::new("nsenter")
+        .args(["-t", &kubelet.to_string(), "-m", "-u", "-i", "-n", "-p"])
+        .args(command)
+        .output()
         .context("cannot run nsenter")?;
-    ensure!(
-        status.success(),
-        "systemctl {verb} windlass-agent: {status}"
-    );
-    Ok(())
+    ensure!(output.status.success(), "{command:?}: {output:?}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A machine that lost its identity is refused with the token of its birth, and comes back with a fresh one:
+/// the same incarnation, and its kubelet is the same process.
+pub(crate) fn enrolled_again() -> Result<()> {
+    with_world(|world| {
+        let kubectl = shared_cluster(world)?;
+        let worker = machine_of(world, SHARED, "worker")?;
+        let born = machines(world)?[&worker].0.clone();
+        let kubelets = host::machine_processes(&worker, "kubelet")?;
+        let refused = world.output(&["node", "enroll", &worker])?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(!refused.status.success(), "{worker} is connected");
+        ensure!(said.contains("renews its certificate by itself"), "{said}");
+        world.run(&["node", "hold", &worker, "--reason", "it loses its identity"])?;
+        systemctl(&worker, "stop")?;
+        inside(&worker, &["rm", "-r", "/var/lib/windlass/identity"])?;
+        systemctl(&worker, "start")?;
+        until("the spent token is refused", PATIENCE, || {
+            let journal = [
+                "journalctl",
+                "-u",
+                "windlass-agent",
+                "-n",
+                "20",
+                "-o",
+                "cat",
+            ];
+            let journal = inside(&worker, &journal)?;
+            Ok(journal.contains("cannot enroll").then_some(()))
+        })?;
+        let cut = world.output(&["node", "exec", &worker, "--", "true"])?;
+        ensure!(!cut.status.success(), "{worker} has a link: {cut:?}");
+        world.run(&["node", "enroll", &worker])?;
+        until("its agent is back", PATIENCE, || {
+            let back = world.output(&["node", "exec", &worker, "--", "true"])?;
+            Ok(back.status.success().then_some(()))
+        })?;
+        ensure!(machines(world)?[&worker].0 == born, "it was made anew");
+        ensure!(
+            host::machine_processes(&worker, "kubelet")? == kubelets,
+            "its kubelet was restarted"
+        );
+        world.run(&["node", "release", &worker])?;
+        healthy(&kubectl, 3)
+    })
 }

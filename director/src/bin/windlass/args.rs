@@ -80,6 +80,9 @@ pub(crate) enum Command {
     /// Look at machines, read their logs, run commands on them
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Look at persistent disks, delete those that no machine has
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// Follow, pause and stop what the director is doing
     #[command(subcommand)]
     Task(TaskCommand),
@@ -196,6 +199,30 @@ pub(crate) struct InitArgs {
     /// Name of the first operator
     #[arg(long, default_value = "admin")]
     pub(crate) operator: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// List persistent disks with the machines whose data they hold
+    ///
+    /// The disk of a machine that a cluster has no more, for example since its control plane shrank, is kept:
+    /// it is an orphan until somebody deletes it by name.
+    List {
+        /// Only those that no machine has
+        #[arg(long)]
+        orphans: bool,
+    },
+    /// Delete a disk that no machine has, and the data on it
+    #[command(
+        after_help = "Example:\n  windlass disk list --orphans\n  windlass disk delete demo-cp-2-data"
+    )]
+    Delete {
+        /// The disk
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -17,6 +17,7 @@ mod cluster;
 mod collect;
 mod daemon;
 mod director;
+mod disk;
 mod exec;
 mod failure;
 mod node;
@@ -127,6 +128,7 @@ async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Stemcell(command) => stemcell::run(session, command).await,
         Command::Cluster(command) => cluster::run(session, command).await,
         Command::Node(command) => node::run(session, command).await,
+        Command::Disk(command) => disk::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
         Command::Operator(command) => operator::run(session, command).await,
         Command::Context(command) => rotate::context(session, command).await,
