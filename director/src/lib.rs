@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod backup;
 pub mod bench;
 pub mod client;
 pub mod config;
