@@ -38,7 +38,7 @@ use crate::model::Revision;
 pub use lock::{DirectoryLock, LockError};
 pub use records::{Act, Commit, Record, Records};
 pub use seal::{SealError, Sealer};
-pub use sqlite::Sqlite;
+pub use sqlite::{Inventory, Sqlite, inspect, snapshot};
 pub use token::Token;
 
 /// Changes a watcher may fall behind before it has to read again: a create of 100 machines makes about
@@ -217,6 +217,14 @@ pub enum StoreError {
         /// The newest schema known.
         known: u32,
     },
+    /// A copy of a store is damaged.
+    #[error("{path} is damaged: {verdict}; take another copy")]
+    Corrupt {
+        /// The copy.
+        path: PathBuf,
+        /// SQLite's first finding.
+        verdict: String,
+    },
     /// The file system or SQLite refused.
     #[error("the store could not {doing} {path}; check that the disk has space and is writable")]
     Sqlite {
@@ -258,9 +266,11 @@ impl StoreError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Conflict { .. } => ErrorClass::Retry,
-            Self::Newer { .. } | Self::Sqlite { .. } | Self::Damaged { .. } | Self::Seal { .. } => {
-                ErrorClass::Operator
-            }
+            Self::Newer { .. }
+            | Self::Corrupt { .. }
+            | Self::Sqlite { .. }
+            | Self::Damaged { .. }
+            | Self::Seal { .. } => ErrorClass::Operator,
             Self::Closed => ErrorClass::Bug,
         }
     }

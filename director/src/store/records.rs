@@ -200,6 +200,19 @@ impl Records {
         Ok(())
     }
 
+    /// Opens every secret, and says how many there are: whether this is the key of this store.
+    pub async fn check_secrets(&self) -> Result<usize, StoreError> {
+        let entries = self.store.list(Kind::Secret, "").await?;
+        for entry in &entries {
+            let opened = self.sealer.open(&entry.name, &entry.body);
+            opened.map_err(|source| StoreError::Seal {
+                name: entry.name.clone(),
+                source,
+            })?;
+        }
+        Ok(entries.len())
+    }
+
     /// An untyped value of `kind`.
     pub async fn value<T: DeserializeOwned>(
         &self,
@@ -301,6 +314,28 @@ impl Records {
     /// Takes over: makes the epoch grow, and returns the new one.
     pub async fn next_epoch(&self) -> Result<Epoch, StoreError> {
         self.count(EPOCH).await.map(Epoch)
+    }
+
+    /// The epoch of the last take-over.
+    pub async fn epoch(&self) -> Result<Epoch, StoreError> {
+        let found: Option<(Revision, Counter)> = self.value(Kind::Meta, EPOCH).await?;
+        Ok(Epoch(found.map_or(0, |(_, counter)| counter.value)))
+    }
+
+    /// Adds to a commit that the epoch is at least this one; returns what it is then. The commit fails if the
+    /// epoch grows meanwhile.
+    pub async fn raise_epoch(
+        &self,
+        commit: &mut Commit,
+        least: Epoch,
+    ) -> Result<Epoch, StoreError> {
+        let found: Option<(Revision, Counter)> = self.value(Kind::Meta, EPOCH).await?;
+        let (expect, value) = match found {
+            Some((revision, counter)) => (Expect::At(revision), counter.value.max(least.0)),
+            None => (Expect::Absent, least.0),
+        };
+        commit.value(Kind::Meta, EPOCH, expect, &Counter { value });
+        Ok(Epoch(value))
     }
 
     /// A number that no task has.

@@ -9,12 +9,13 @@
 //! # After a crash
 //! SQLite replays or drops the tail of its log; a commit that had returned is there.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Savepoint, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Savepoint, params};
 use tokio::sync::{broadcast, oneshot};
 
 use super::{Change, Entry, Expect, Kind, Store, StoreError, StoreFuture, WATCH_QUEUE, Write};
@@ -144,6 +145,91 @@ impl Store for Sqlite {
     fn watch(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()
     }
+}
+
+/// Writes a consistent copy of the store at `from` to the new file `to`, synced and without a log beside it;
+/// also while a director writes to it, which waits for nothing.
+///
+/// # Errors
+/// [`StoreError::Sqlite`]; also when `from` is not there or `to` is.
+pub fn snapshot(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let fail = |doing, path: &Path| {
+        let path = path.to_owned();
+        move |source| StoreError::Sqlite {
+            doing,
+            path,
+            source,
+        }
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(from, flags).map_err(fail("open", from))?;
+    let target = to.to_string_lossy();
+    connection
+        .busy_timeout(Duration::from_secs(5))
+        .and_then(|()| connection.execute("VACUUM INTO ?1", [target.as_ref()]))
+        .map_err(fail("copy", from))?;
+    std::fs::File::open(to)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+        .map_err(fail("sync", to))
+}
+
+/// What a copy of a store holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inventory {
+    /// Its schema.
+    pub schema: u32,
+    /// Revision of its last commit.
+    pub revision: Revision,
+    /// Entries of each kind, by the kind's name.
+    pub entries: BTreeMap<String, u64>,
+}
+
+/// Checks a copy of a store that nobody writes to, page by page, and counts what is in it.
+///
+/// # Errors
+/// [`StoreError::Newer`], [`StoreError::Corrupt`] or [`StoreError::Sqlite`].
+pub fn inspect(path: &Path) -> Result<Inventory, StoreError> {
+    let fail = |source| StoreError::Sqlite {
+        doing: "check",
+        path: path.to_owned(),
+        source,
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags).map_err(fail)?;
+    let schema: u32 = db
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(fail)?;
+    if schema > SCHEMA {
+        return Err(StoreError::Newer {
+            path: path.to_owned(),
+            found: schema,
+            known: SCHEMA,
+        });
+    }
+    let verdict: String = db
+        .pragma_query_value(None, "integrity_check", |row| row.get(0))
+        .map_err(fail)?;
+    if verdict != "ok" {
+        return Err(StoreError::Corrupt {
+            path: path.to_owned(),
+            verdict: verdict.chars().take(200).collect(),
+        });
+    }
+    let counted = (|| {
+        let revision = db.query_row("SELECT last FROM revision", [], |row| row.get(0))?;
+        let entries = db
+            .prepare("SELECT kind, count(*) FROM entry GROUP BY kind")?
+            .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?
+            .map(|row| row.map(|(kind, count)| (kind, count.cast_unsigned())))
+            .collect::<Result<_, _>>()?;
+        Ok(Inventory {
+            schema,
+            revision: stored(revision),
+            entries,
+        })
+    })();
+    counted.map_err(fail)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) {
@@ -343,6 +429,39 @@ mod tests {
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .unwrap();
         assert_eq!(version, 99);
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_whole_while_the_store_is_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.sqlite");
+        let store = Sqlite::open(&path).unwrap();
+        for n in 0..50 {
+            let write = |name: String| Write {
+                kind: Kind::Meta,
+                name,
+                expect: Expect::Absent,
+                body: Some(vec![7; 1000]),
+            };
+            // Two entries a commit: a copy has both or none.
+            let commit = store.commit(vec![write(format!("a{n}")), write(format!("b{n}"))]);
+            if n % 10 == 5 {
+                let to = dir.path().join(format!("copy{n}"));
+                snapshot(&path, &to).unwrap();
+                let inventory = inspect(&to).unwrap();
+                let entries = inventory.entries["meta"];
+                assert_eq!(entries, 2 * inventory.revision.0);
+                assert!(snapshot(&path, &to).is_err(), "a copy is never overwritten");
+            }
+            commit.await.unwrap();
+        }
+        assert!(snapshot(&dir.path().join("none"), &dir.path().join("x")).is_err());
+        let copy = dir.path().join("copy45");
+        let mut bytes = std::fs::read(&copy).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 4096].fill(0xff);
+        std::fs::write(&copy, bytes).unwrap();
+        assert!(inspect(&copy).is_err());
     }
 
     #[tokio::test]
