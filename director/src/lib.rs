@@ -10,6 +10,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod drain;
+pub mod epoch;
 mod gate;
 pub mod gateway;
 pub mod health;

@@ -1,8 +1,9 @@
-//! `windlass-director`: the daemon, the small processes of the local provider that outlive it, and the
-//! benchmark of a fleet.
+//! `windlass-director`: the daemon, the small processes of the local provider that outlive it,
+//! backups of a data directory, and the benchmark of a fleet.
 
 use std::process::ExitCode;
 
+use windlass_director::backup::commands;
 use windlass_director::bench;
 use windlass_director::provider::local::{endpoint, monitor};
 
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
         Some("endpoint") => endpoint::main(arguments.skip(1).collect()),
         Some("bench") => bench::main(arguments.skip(1).collect()),
         Some("bench-target") => bench::target(arguments.skip(1).collect()),
+        Some("backup" | "restore") => commands::main(arguments.collect()),
         Some(_) | None => windlass_director::daemon::main(),
     }
 }

@@ -38,9 +38,9 @@ impl World {
     }
 
     fn provider(&self) -> Result<LocalProvider> {
-        let (dir, config) = self.config()?;
+        let (_, config) = self.config()?;
         Ok(LocalProvider::new(LocalConfig {
-            dir: dir.provider(),
+            dir: config.local.directory.clone(),
             name: config.local.name.clone(),
             cidr: config.local.cidr,
             director_exe: self.program("windlass-director"),

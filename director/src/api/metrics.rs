@@ -16,6 +16,7 @@ use super::ApiState;
 use super::problem::Problem;
 use crate::gate::Gate;
 use crate::gateway::{CounterView, Total};
+use crate::model::Timestamp;
 use crate::resurrector::Verdict;
 
 /// What exporters of this format say they send.
@@ -74,8 +75,21 @@ pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
         &verdicts,
         &conditions,
         &state.refusals,
+        &Own {
+            on_hold: state.director.is_on_hold(),
+            last_backup: state.director.backups().0,
+            backups_failed: state.director.backups().1,
+        },
     );
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+}
+
+/// What the director says of itself.
+#[derive(Debug, Default)]
+struct Own {
+    on_hold: bool,
+    last_backup: Option<Timestamp>,
+    backups_failed: u64,
 }
 
 fn exposition(
@@ -83,6 +97,7 @@ fn exposition(
     verdicts: &BTreeMap<Verdict, u64>,
     conditions: &BTreeMap<&'static str, u64>,
     api: &Refusals,
+    own: &Own,
 ) -> String {
     let mut text = String::with_capacity(8 << 10);
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {
@@ -148,6 +163,28 @@ fn exposition(
         "Connections that the API did not serve, by reason.",
         &refusals,
     );
+    family(
+        "windlass_director_on_hold",
+        "gauge",
+        "1 while the director was restored and waits for an operator.",
+        &one(usize::from(own.on_hold)),
+    );
+    // Without a backup there is no sample: absent() says so.
+    let last = own
+        .last_backup
+        .map(|at| (String::new(), at.unix_ms() / 1000));
+    family(
+        "windlass_director_last_backup_timestamp_seconds",
+        "gauge",
+        "When the last backup of the director was taken, since 1970.",
+        last.as_slice(),
+    );
+    family(
+        "windlass_director_backups_failed_total",
+        "counter",
+        "Scheduled backups of the director that failed.",
+        &[(String::new(), own.backups_failed)],
+    );
     text
 }
 
@@ -209,11 +246,26 @@ mod tests {
         }
         let verdicts = [(Verdict::NodeHung, 2)].into();
         let conditions = [("disk-space", 4), ("kubelet", 0)].into();
-        let text = exposition(&view, &verdicts, &conditions, &api);
+        let text = exposition(
+            &view,
+            &verdicts,
+            &conditions,
+            &api,
+            &Own {
+                on_hold: true,
+                last_backup: Some(Timestamp::from_unix_ms(1_800_000_000_500)),
+                backups_failed: 2,
+            },
+        );
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
             samples.len(),
-            2 + Total::ALL.len() + Reason::ALL.len() + 3 + Verdict::ALL.len() + conditions.len()
+            2 + Total::ALL.len()
+                + Reason::ALL.len()
+                + 3
+                + Verdict::ALL.len()
+                + conditions.len()
+                + 3
         );
         let names: BTreeSet<_> = samples
             .iter()
@@ -227,6 +279,9 @@ mod tests {
             "windlass_api_refusals_total{reason=\"handshake\"} 1",
             "windlass_api_refusals_total{reason=\"caller\"} 3",
             "windlass_machines{verdict=\"NodeHung\"} 2",
+            "windlass_director_on_hold 1",
+            "windlass_director_last_backup_timestamp_seconds 1800000000",
+            "windlass_director_backups_failed_total 2",
             "windlass_machines{verdict=\"MachineGone\"} 0",
             "windlass_machines_with_condition{condition=\"disk-space\"} 4",
         ] {

@@ -15,6 +15,7 @@
 
 mod access;
 mod agents;
+mod backup;
 mod ca;
 mod clusters;
 mod director;
@@ -50,6 +51,7 @@ use utoipa_axum::routes;
 use crate::service::Director;
 
 pub use agents::UpgradeAgents;
+pub use backup::AdoptDifferences;
 pub use ca::{RenewOperator, RenewedOperator, RotateCa};
 pub use director::Health;
 pub use identity::{CallerError, operator_of};
@@ -114,6 +116,9 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(ca::show))
         .routes(routes!(ca::rotate))
         .routes(routes!(ca::renew))
+        .routes(routes!(backup::take))
+        .routes(routes!(backup::hold))
+        .routes(routes!(backup::adopt))
         .routes(routes!(clusters::list, clusters::create))
         .routes(routes!(clusters::show, clusters::apply, clusters::delete))
         .routes(routes!(clusters::credentials))

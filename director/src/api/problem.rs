@@ -16,7 +16,7 @@ use crate::spec::Faults;
 pub struct Problem {
     /// HTTP status.
     pub status: u16,
-    /// Stable, for programs: `not-found`, `conflict`, `invalid`, `forbidden`, `unavailable`, `operator`,
+    /// Stable, for programs: `not-found`, `conflict`, `on-hold`, `invalid`, `forbidden`, `unavailable`, `operator`,
     /// `bug`, `malformed`, `unauthenticated`, `no-such-route`, `no-such-method`, `timeout`.
     pub code: String,
     /// What failed, with which values, and what to do; for people.
@@ -56,6 +56,7 @@ impl From<ServiceError> for Problem {
         let (status, code) = match &error {
             ServiceError::NotFound { .. } => (404, "not-found"),
             ServiceError::Conflict { .. } => (409, "conflict"),
+            ServiceError::OnHold { .. } => (409, "on-hold"),
             ServiceError::Invalid { .. } => (422, "invalid"),
             ServiceError::Forbidden { .. } => (403, "forbidden"),
             ServiceError::Unavailable { .. } => (503, "unavailable"),
@@ -66,6 +67,7 @@ impl From<ServiceError> for Problem {
             ServiceError::Invalid { faults } => format!("the input has {} fault(s)", faults.len()),
             ServiceError::NotFound { .. }
             | ServiceError::Conflict { .. }
+            | ServiceError::OnHold { .. }
             | ServiceError::Forbidden { .. }
             | ServiceError::Unavailable { .. }
             | ServiceError::Operator { .. }
@@ -76,6 +78,7 @@ impl From<ServiceError> for Problem {
             ServiceError::Invalid { faults } => faults,
             ServiceError::NotFound { .. }
             | ServiceError::Conflict { .. }
+            | ServiceError::OnHold { .. }
             | ServiceError::Forbidden { .. }
             | ServiceError::Unavailable { .. }
             | ServiceError::Operator { .. }

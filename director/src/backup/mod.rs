@@ -1,10 +1,19 @@
-//! Backups: archives that are sealed before they leave the process.
+//! Backups: archives that are sealed before they leave the process, and what follows from restoring one.
 //!
 //! [`envelope`] encrypts and opens them in the `age` format, so that the stock `age` tool opens them too.
+//! [`director`] packs the director itself, [`restore`] puts it back, [`hold`] keeps a restored director from
+//! acting until [`adopt`] has said what changed since and an operator approved. [`schedule`] takes backups
+//! by itself; [`commands`] are those of `windlass-director`.
 //!
 //! # Invariants
 //! * Nothing of a backup is written in the clear outside of the data directory.
 //! * Who has none of the private keys that an archive was sealed for has lost the archive: there is no other
 //!   way in.
 
+pub mod adopt;
+pub mod commands;
+pub mod director;
 pub mod envelope;
+pub mod hold;
+pub mod restore;
+pub mod schedule;

@@ -147,6 +147,15 @@ impl Client {
         })
     }
 
+    /// A `POST` whose answer is read in pieces, as they come.
+    pub async fn pieces(&self, path: &str) -> Result<Pieces, ClientError> {
+        let response = self.send(Method::POST, path, None, &[]).await?;
+        Ok(Pieces {
+            body: response.into_body(),
+            address: self.context.address.clone(),
+        })
+    }
+
     /// A request whose connection becomes a stream of `protocol` both ways.
     pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<Upgraded, ClientError> {
         let headers = [("connection", "Upgrade"), ("upgrade", protocol)];
@@ -258,6 +267,32 @@ impl Client {
             address: self.context.address.clone(),
             what,
         }
+    }
+}
+
+/// An answer that is read in pieces.
+#[derive(Debug)]
+pub struct Pieces {
+    body: Incoming,
+    address: String,
+}
+
+impl Pieces {
+    /// The next piece; `None` at the end of an answer that is whole.
+    ///
+    /// # Errors
+    /// When the answer breaks off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.map_err(|error| ClientError::Unreachable {
+                address: self.address.clone(),
+                source: std::io::Error::other(error),
+            })?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
     }
 }
 

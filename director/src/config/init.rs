@@ -13,6 +13,7 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{NameError, OperatorName};
 
 use super::{Config, DataDir, EXAMPLE, Identity, IdentityError, write_atomic};
+use crate::backup::envelope::{EnvelopeError, Identity as BackupKey};
 use crate::client::ContextFile;
 use crate::model::{Operator, Role};
 use crate::pki::IssueError;
@@ -58,8 +59,10 @@ pub struct Initialised {
     pub context: PathBuf,
     /// The configuration.
     pub config: PathBuf,
-    /// The key to back up.
+    /// The key of the store's secrets.
     pub seal_key: PathBuf,
+    /// The key that opens backups of the director.
+    pub backup_key: PathBuf,
 }
 
 /// Why a data directory was not made.
@@ -115,6 +118,9 @@ pub enum InitError {
     /// No identity.
     #[error("cannot make the director's identity")]
     Identity(#[from] IdentityError),
+    /// No key for backups.
+    #[error("cannot make the key of the director's backups")]
+    BackupKey(#[from] EnvelopeError),
     /// No certificate.
     #[error("cannot issue the first operator's certificate")]
     Issue(#[from] IssueError),
@@ -134,6 +140,7 @@ impl InitError {
             | Self::NoNetwork
             | Self::Invalid(_)
             | Self::Operator(_)
+            | Self::BackupKey(_)
             | Self::Lock(_) => ErrorClass::Operator,
         }
     }
@@ -151,6 +158,7 @@ pub async fn init(dir: &DataDir, request: InitRequest) -> Result<Initialised, In
     make_dir(dir.path())?;
     let _lock = DirectoryLock::acquire(dir.path())?;
     let now = jiff::Timestamp::now();
+    BackupKey::load_or_create(&dir.backup_key())?;
     let identity = Identity::create(dir, now).await?;
     let credentials = identity
         .ca
@@ -191,6 +199,7 @@ pub async fn init(dir: &DataDir, request: InitRequest) -> Result<Initialised, In
         context: dir.context(),
         config: dir.config(),
         seal_key: dir.seal_key(),
+        backup_key: dir.backup_key(),
     })
 }
 

@@ -27,6 +27,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use windlass_common::error::ErrorClass;
 
+use crate::backup::envelope::Recipient;
 use crate::gateway::ArtifactRates;
 use crate::resurrector::{Mode, Policy};
 use crate::spec::Faults;
@@ -75,6 +76,11 @@ impl DataDir {
         self.0.join("seal.key")
     }
 
+    /// The key that opens backups of this director; keep it elsewhere: with it lost, they are.
+    pub fn backup_key(&self) -> PathBuf {
+        self.0.join("backup.key")
+    }
+
     /// Log of a director that runs in the background.
     pub fn log(&self) -> PathBuf {
         self.0.join("director.log")
@@ -116,6 +122,21 @@ pub struct Config {
     pub local: LocalConfig,
     /// What is done about machines that do not work.
     pub resurrector: ResurrectorConfig,
+    /// Backups of the director itself.
+    pub backup: BackupConfig,
+}
+
+/// Backups of the director itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupConfig {
+    /// Time between two that are taken by themselves; `None`: none are.
+    pub every: Option<Duration>,
+    /// How many of those are kept.
+    pub keep: u32,
+    /// Where they are put.
+    pub directory: PathBuf,
+    /// Who can open every backup, besides this director's own key.
+    pub recipients: Vec<Recipient>,
 }
 
 /// What is done about machines that do not work.
@@ -161,6 +182,8 @@ pub struct StemcellConfig {
 /// The local provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalConfig {
+    /// Where it keeps machines and disks.
+    pub directory: PathBuf,
     /// Prefix of everything it makes on the host: 1 to 8 lower-case letters and digits.
     pub name: String,
     /// Network of the machines.

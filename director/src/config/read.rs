@@ -9,7 +9,8 @@ use serde_json::Value;
 use windlass_common::limits::{LAPSED_GRACE, LAPSED_GRACE_HOURS_MAX};
 
 use super::resurrector;
-use super::{ApiConfig, Config, DataDir, GatewayConfig, LocalConfig, StemcellConfig};
+use super::{ApiConfig, BackupConfig, Config, DataDir, GatewayConfig, LocalConfig, StemcellConfig};
+use crate::backup::envelope::{RECIPIENTS_MAX, Recipient};
 use crate::gateway::ArtifactRates;
 use crate::spec::{Faults, Fields, shown, usable_network};
 
@@ -73,14 +74,15 @@ fn whole(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<Config> {
     let gateway = gateway(fields.take("gateway").unwrap_or(&empty), faults);
     let stemcells = stemcells(fields.take("stemcells").unwrap_or(&empty), dir, faults);
     let local = match fields.take("provider") {
-        None => local(&empty, faults),
+        None => local(&empty, dir, faults),
         Some(value) => {
             let mut inner = Fields::open(value, "provider", faults)?;
-            let local = local(inner.take("local").unwrap_or(&empty), faults);
+            let local = local(inner.take("local").unwrap_or(&empty), dir, faults);
             inner.close(faults);
             local
         }
     };
+    let backup = backup(fields.take("backup").unwrap_or(&empty), dir, faults);
     let resurrector = resurrector::read(fields.take("resurrector").unwrap_or(&empty), faults);
     fields.close(faults);
     Some(Config {
@@ -90,6 +92,7 @@ fn whole(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<Config> {
         stemcells: stemcells?,
         local: local?,
         resurrector: resurrector?,
+        backup: backup?,
     })
 }
 
@@ -165,7 +168,7 @@ fn stemcells(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<Stemce
     })
 }
 
-fn local(value: &Value, faults: &mut Faults) -> Option<LocalConfig> {
+fn local(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<LocalConfig> {
     let mut fields = Fields::open(value, "provider.local", faults)?;
     let allowed = format!("1 to {PROVIDER_NAME_MAX} lower-case letters and digits, first a letter");
     let name = fields.optional("name", "local".to_owned(), &allowed, faults, provider_name);
@@ -190,11 +193,49 @@ fn local(value: &Value, faults: &mut Faults) -> Option<LocalConfig> {
                 .then(|| text.into())
         },
     );
+    let default = dir.provider();
+    let path = |text: &str| (!text.is_empty()).then(|| dir.path().join(text));
+    let directory = fields.optional("directory", default, "a path", faults, path);
     fields.close(faults);
     Some(LocalConfig {
+        directory: directory?,
         name: name?,
         cidr: cidr?,
         runc: runc?,
+    })
+}
+
+/// Hours between two backups; 0: none are taken by themselves. A year is as good as never.
+const BACKUP_HOURS: std::ops::RangeInclusive<u32> = 0..=8760;
+/// Backups that are kept.
+const BACKUPS_KEPT: std::ops::RangeInclusive<u32> = 1..=10_000;
+
+fn backup(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<BackupConfig> {
+    let mut fields = Fields::open(value, "backup", faults)?;
+    let hours = fields.number("every_hours", 0, &BACKUP_HOURS, "hours", faults);
+    let keep = fields.number("keep", 7, &BACKUPS_KEPT, "backups", faults);
+    let default = dir.path().join("backups");
+    let path = |text: &str| (!text.is_empty()).then(|| dir.path().join(text));
+    let directory = fields.optional("directory", default, "a path", faults, path);
+    let allowed = format!(
+        "a list of at most {} public keys of age, age1…",
+        RECIPIENTS_MAX - 1
+    );
+    let recipients = list(&mut fields, "recipients", &allowed, faults, |text| {
+        text.parse::<Recipient>().ok()
+    });
+    if let Some(recipients) = &recipients
+        && recipients.len() >= RECIPIENTS_MAX
+    {
+        faults.add("backup.recipients", recipients.len().to_string(), &allowed);
+    }
+    fields.close(faults);
+    let hours = hours?;
+    Some(BackupConfig {
+        every: (hours > 0).then(|| Duration::from_secs(u64::from(hours) * 3600)),
+        keep: keep?,
+        directory: directory?,
+        recipients: recipients?,
     })
 }
 

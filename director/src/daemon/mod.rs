@@ -45,7 +45,9 @@ const LOCK_AGAIN: Duration = Duration::from_millis(10);
 #[command(
     name = "windlass-director",
     version,
-    after_help = "`windlass-director bench fleet --help`: what a fleet of agents costs a director."
+    after_help = "`windlass-director backup --help`: back a data directory up, also of a director that does not run.\n\
+                  `windlass-director restore --help`: put a backup into a data directory.\n\
+                  `windlass-director bench fleet --help`: what a fleet of agents costs a director."
 )]
 struct Arguments {
     /// Data directory, made by `windlass director init`
@@ -172,7 +174,7 @@ async fn director(
         source,
     })?;
     let provider = LocalProvider::new(LocalConfig {
-        dir: dir.provider(),
+        dir: config.local.directory.clone(),
         name: config.local.name.clone(),
         cidr: config.local.cidr,
         director_exe: exe,

@@ -309,7 +309,7 @@ async fn greet(
     let tune = shared.pace();
     let welcome = Welcome {
         protocol,
-        epoch: shared.epoch,
+        epoch: shared.epoch.get(),
         tune: tune.intervals(),
     };
     frame::write(&mut send, &welcome)

@@ -55,7 +55,7 @@ use tokio::time::Instant;
 use windlass_common::clock::Clock;
 use windlass_common::condition::Conditions;
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
+use windlass_common::id::{ClusterName, Digest, Incarnation, MachineName};
 use windlass_common::limits;
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
@@ -63,6 +63,7 @@ use windlass_common::step::{Progress, StepRequest, StepResult};
 use windlass_common::wire::message::{Body, Hello, OutOfRange, Tune2, TunnelTarget, since};
 use windlass_common::wire::probe::ProbeAsk;
 
+use crate::epoch::CurrentEpoch;
 use crate::pki::{DirectorCa, IssueError};
 
 pub use counters::{CounterView, Reason, Total};
@@ -466,7 +467,7 @@ impl Gateway {
         enrollment: Arc<dyn EnrollmentStore>,
         registry: Arc<dyn IncarnationRegistry>,
         artifacts: Arc<dyn ArtifactSource>,
-        epoch: Epoch,
+        epoch: impl Into<CurrentEpoch>,
     ) -> Result<Gateway, StartError> {
         let doors = server::Doors {
             ca,
@@ -474,7 +475,7 @@ impl Gateway {
             registry,
             artifacts,
         };
-        let shared = server::start(config, doors, epoch)?;
+        let shared = server::start(config, doors, epoch.into())?;
         Ok(Gateway { shared })
     }
 

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
 use windlass_common::error::ErrorChain;
-use windlass_common::id::{Epoch, Incarnation, MachineName};
+use windlass_common::id::{Incarnation, MachineName};
 use windlass_common::limits::{
     ENROLLMENTS_MAX, GATEWAY_RECEIVE_BUFFER_BYTES, HANDSHAKE_WAITS_MAX, HANDSHAKES_MAX,
     HANDSHAKES_WAITING_MAX, HELLO_TIMEOUT, LOG_INTERVAL, STRANGERS_MAX, TICKETS_PER_CONNECTION,
@@ -24,6 +24,7 @@ use windlass_common::wire::message::Tune2;
 use windlass_common::wire::{ALPN, ALPN_ENROLL};
 use windlass_common::{error::ErrorClass, tls};
 
+use crate::epoch::CurrentEpoch;
 use crate::pki::DirectorCa;
 
 use super::artifacts::Artifacts;
@@ -56,7 +57,7 @@ pub(super) struct Shared {
     pace: watch::Sender<Tune2>,
     pub(super) doors: Doors,
     pub(super) agents: Arc<AgentVerifier>,
-    pub(super) epoch: Epoch,
+    pub(super) epoch: CurrentEpoch,
     pub(super) sessions: Sessions,
     pub(super) artifacts: Artifacts,
     pub(super) probes: Probes,
@@ -133,7 +134,7 @@ impl Shared {
 pub(super) fn start(
     config: GatewayConfig,
     doors: Doors,
-    epoch: Epoch,
+    epoch: CurrentEpoch,
 ) -> Result<Arc<Shared>, StartError> {
     let agents = AgentVerifier::new(&doors.ca, Arc::clone(&doors.registry));
     let agents = Arc::new(agents.map_err(StartError::Tls)?);

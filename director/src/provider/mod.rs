@@ -359,6 +359,14 @@ pub enum ProviderError {
         /// The machine that has it.
         holder: MachineName,
     },
+    /// The director was restored, and looks only.
+    #[error(
+        "will not {what}: the director was restored from a backup and is on hold; `windlass director adopt` shows what has changed since and ends the hold"
+    )]
+    OnHold {
+        /// What was asked for.
+        what: String,
+    },
     /// A disk is in use in its machine.
     #[error("disk {disk} is in use by machine {machine}; unmount it there, then detach it again")]
     DiskBusy {
@@ -428,6 +436,7 @@ impl ProviderError {
             | Self::NotFound { .. }
             | Self::Conflict { .. }
             | Self::DiskHeld { .. }
+            | Self::OnHold { .. }
             | Self::Damaged { .. } => ErrorClass::Operator,
             Self::Bug(_) => ErrorClass::Bug,
         }

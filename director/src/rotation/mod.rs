@@ -33,6 +33,7 @@ use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::{Digest, Incarnation, MachineName};
 use windlass_common::wire::message::{Body, TrustBundle, since};
 
+use crate::backup::hold::Hold;
 use crate::gateway::{Gateway, SessionView};
 use crate::model::{CaRotation, CaStatus, Caller, Machine, Operator, Timestamp, Waiting};
 use crate::pki::DirectorCa;
@@ -126,9 +127,19 @@ struct Inner {
 
 impl Rotations {
     /// Rotations of `ca`, which [`load`] has read; goes on with one that is under way.
-    pub fn start(records: Records, ca: Arc<DirectorCa>, links: Arc<dyn Links>) -> Rotations {
+    pub fn start(
+        records: Records,
+        ca: Arc<DirectorCa>,
+        links: Arc<dyn Links>,
+        hold: &Hold,
+    ) -> Rotations {
         let rotations = Rotations::idle(records, ca, links);
-        tokio::spawn(run(Arc::downgrade(&rotations.inner)));
+        let (inner, over) = (Arc::downgrade(&rotations.inner), hold.over());
+        tokio::spawn(async move {
+            // A director that is on hold does not know who has followed.
+            over.await;
+            run(inner).await;
+        });
         rotations
     }
 

@@ -27,6 +27,14 @@ pub enum ServiceError {
         /// What is in the way, and what to do.
         message: String,
     },
+    /// The director was restored and is on hold.
+    #[error(
+        "the director was restored from a backup and is on hold: it will not {action} before `windlass director adopt` has shown what changed since, and that was approved"
+    )]
+    OnHold {
+        /// What was asked for.
+        action: &'static str,
+    },
     /// The input is refused; all its faults.
     #[error("{}", Faults(.faults))]
     Invalid {
@@ -81,6 +89,7 @@ impl ServiceError {
             Self::Unavailable { .. } => ErrorClass::Retry,
             Self::NotFound { .. }
             | Self::Conflict { .. }
+            | Self::OnHold { .. }
             | Self::Invalid { .. }
             | Self::Forbidden { .. }
             | Self::Operator { .. } => ErrorClass::Operator,

@@ -17,6 +17,7 @@ mod disks;
 mod draft;
 mod enrollment;
 mod error;
+mod hold;
 mod kubernetes;
 mod nodes;
 mod operators;
@@ -46,7 +47,11 @@ use windlass_common::secret::Secret;
 use windlass_common::step::{Collect, Progress, StepResult};
 use windlass_common::wire::session::SessionEnd;
 
+use crate::backup::director::BackupError;
+use crate::backup::hold::{Hold, HoldRecord};
+use crate::backup::schedule::Backups;
 use crate::config::{Config, DataDir, Identity};
+use crate::epoch::CurrentEpoch;
 use crate::gateway::{CounterView, Gateway};
 use crate::health;
 use crate::kubernetes::facts;
@@ -71,6 +76,7 @@ pub use clusters::ChangeOrder;
 pub use disks::Disk;
 pub use enrollment::Tokens;
 pub use error::ServiceError;
+pub use hold::{AdoptOrder, HoldView};
 pub(crate) use kubernetes::ApiServer;
 pub(crate) use operators::CERTIFICATE_LIFE;
 pub use operators::Standing;
@@ -112,6 +118,9 @@ pub struct DirectorStatus {
     /// Grows at each start.
     #[schema(value_type = u64)]
     pub epoch: Epoch,
+    /// Why it does nothing to machines; absent when it was not restored, or what changed was adopted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<HoldRecord>,
     /// Its version.
     pub version: String,
     /// When it started.
@@ -160,7 +169,9 @@ pub struct Director {
 #[derive(Debug)]
 struct Inner {
     id: DirectorId,
-    epoch: Epoch,
+    epoch: CurrentEpoch,
+    hold: Hold,
+    backups: Backups,
     data_dir: PathBuf,
     started_at: Timestamp,
     gateway_address: SocketAddr,
@@ -213,6 +224,7 @@ impl Director {
     /// Orders a cluster, or goes on with one of the same spec whose task failed. Returns the task at once.
     pub async fn create_cluster(&self, spec: ClusterSpec, caller: &Caller) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "create clusters")?;
+        self.inner.not_on_hold("create clusters")?;
         self.inner.create_cluster(spec, caller).await
     }
 
@@ -224,6 +236,7 @@ impl Director {
         caller: &Caller,
     ) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "change clusters")?;
+        self.inner.not_on_hold("change clusters")?;
         self.inner.apply_cluster(spec, order, caller).await
     }
 
@@ -240,6 +253,7 @@ impl Director {
         caller: &Caller,
     ) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "upgrade agents")?;
+        self.inner.not_on_hold("upgrade agents")?;
         self.inner.upgrade_agents(name, order, caller).await
     }
 
@@ -267,6 +281,7 @@ impl Director {
         caller: &Caller,
     ) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "delete clusters")?;
+        self.inner.not_on_hold("delete clusters")?;
         self.inner.delete_cluster(name, disks, caller).await
     }
 
@@ -324,6 +339,7 @@ impl Director {
     /// Stops a task; a create removes what it had made. Returns the task as it is now; watch it for its end.
     pub async fn cancel_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "cancel tasks")?;
+        self.inner.not_on_hold("cancel tasks")?;
         self.inner.cancel_task(id, caller).await
     }
 
@@ -331,18 +347,21 @@ impl Director {
     /// Returns when that is written down; watch the task for when nothing of it runs.
     pub async fn pause_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "pause tasks")?;
+        self.inner.not_on_hold("pause tasks")?;
         self.inner.pause_task(id, true, caller).await
     }
 
     /// Goes on with a task that pauses.
     pub async fn resume_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "go on with tasks")?;
+        self.inner.not_on_hold("go on with tasks")?;
         self.inner.pause_task(id, false, caller).await
     }
 
     /// Orders what a failed task did not get done. Returns the task that does it.
     pub async fn retry_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "retry tasks")?;
+        self.inner.not_on_hold("retry tasks")?;
         self.inner.retry_task(id, caller).await
     }
 
@@ -414,6 +433,7 @@ impl Director {
         caller: &Caller,
     ) -> ServiceResult<FreshToken> {
         allow(caller, Role::Operator, "give tokens to machines")?;
+        self.inner.not_on_hold("give tokens to machines")?;
         self.inner.enroll_node(machine, place, caller).await
     }
 
@@ -425,6 +445,7 @@ impl Director {
         caller: &Caller,
     ) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "recreate machines")?;
+        self.inner.not_on_hold("recreate machines")?;
         self.inner
             .recreate_node(machine, accept_downtime, caller)
             .await
@@ -530,6 +551,7 @@ impl Director {
         caller: &Caller,
     ) -> ServiceResult<CaStatus> {
         allow(caller, Role::Admin, "rotate the CA")?;
+        self.inner.not_on_hold("rotate the CA")?;
         Ok(self.inner.rotations.order(abandon, caller).await?)
     }
 
@@ -563,6 +585,43 @@ impl Director {
             tracing::warn!(fault, "a stemcell cannot be used");
         }
         Ok(usable)
+    }
+
+    /// Whether the director was restored, and nobody has approved yet of what it found.
+    pub fn is_on_hold(&self) -> bool {
+        self.inner.hold.is_on()
+    }
+
+    /// Whether the director is on hold, and how the world differs from its records then.
+    pub async fn hold(&self) -> ServiceResult<HoldView> {
+        self.inner.hold_view().await
+    }
+
+    /// Adopts what has changed since the backup that the director was restored from, and ends its hold.
+    pub async fn adopt(&self, order: &AdoptOrder, caller: &Caller) -> ServiceResult<HoldView> {
+        allow(caller, Role::Admin, "end the director's hold")?;
+        self.inner.adopt(order, caller).await
+    }
+
+    /// A backup of the director, sealed, piece by piece; the last piece is an error if it is not whole.
+    pub async fn backup(
+        &self,
+        caller: &Caller,
+    ) -> ServiceResult<BoxStream<'static, Result<Vec<u8>, BackupError>>> {
+        allow(caller, Role::Admin, "back the director up")?;
+        let act = Act {
+            action: "director.backup",
+            subject: "director",
+            ..Act::default()
+        };
+        self.inner.note(caller, act).await?;
+        Ok(self.inner.backups.stream())
+    }
+
+    /// When the last backup was taken that is whole, as far as this director knows; and how many of its
+    /// scheduled ones failed since it started.
+    pub fn backups(&self) -> (Option<Timestamp>, u64) {
+        self.inner.backups.last()
     }
 
     /// What the director says about itself.
@@ -689,7 +748,8 @@ impl Inner {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(DirectorStatus {
             id: self.id.to_string(),
-            epoch: self.epoch,
+            epoch: self.epoch.get(),
+            hold: self.hold.record(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
             pid: std::process::id(),

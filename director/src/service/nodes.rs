@@ -73,7 +73,7 @@ impl Inner {
         self.note(caller, act).await?;
         let request = StepRequest {
             id,
-            epoch: self.epoch,
+            epoch: self.epoch.get(),
             deadline_ms: LIMIT_MS,
             step,
             labels: labels(caller),

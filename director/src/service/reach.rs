@@ -212,7 +212,7 @@ impl Inner {
         Origin {
             operator: caller.operator.clone(),
             request: caller.request.clone(),
-            epoch: self.epoch,
+            epoch: self.epoch.get(),
         }
     }
 

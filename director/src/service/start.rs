@@ -13,7 +13,12 @@ use super::repair::{self, Repairs};
 use super::tickets::tickets;
 use super::{Director, Inner, operators, upkeep};
 use crate::artifacts::Artifacts;
+use crate::backup;
+use crate::backup::envelope::{self, EnvelopeError};
+use crate::backup::hold::{HeldProvider, Hold};
+use crate::backup::schedule::Backups;
 use crate::config::{Config, DataDir, Identity};
+use crate::epoch::CurrentEpoch;
 use crate::gateway::{self, Gateway, GatewayConfig};
 use crate::model::{Machine, Timestamp};
 use crate::provider::{PreflightFault, Provider, Severity};
@@ -40,6 +45,9 @@ pub enum StartError {
     /// The provider cannot work here.
     #[error("machines cannot be made here: {}", .0.join("; "))]
     Provider(Vec<String>),
+    /// The key of backups cannot be used.
+    #[error("the key of the director's backups cannot be used")]
+    BackupKey(#[from] EnvelopeError),
     /// The gateway does not start.
     #[error("the gateway does not start")]
     Gateway(#[from] gateway::StartError),
@@ -52,7 +60,7 @@ impl StartError {
     /// Who acts.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Keys(_) | Self::Provider(_) => ErrorClass::Operator,
+            Self::Keys(_) | Self::Provider(_) | Self::BackupKey(_) => ErrorClass::Operator,
             Self::Store(source) => source.class(),
             Self::Gateway(source) => source.class(),
             Self::Address(_) => ErrorClass::Bug,
@@ -81,9 +89,24 @@ pub(super) async fn start(
     stemcells.trusted()?;
     let faults = preflight(provider.as_ref()).await?;
     operators::adopt_first(&records, &id, &data.operator()).await?;
-    let epoch = records.next_epoch().await?;
+    let epoch = CurrentEpoch::from(records.next_epoch().await?);
+    let hold = Hold::load(&records).await?;
+    let provider: Arc<dyn Provider> = Arc::new(HeldProvider::new(provider, hold.clone()));
+    let backup_key = envelope::Identity::load_or_create(&data.backup_key())?;
+    backup::director::sweep(data);
+    let backups = Backups::new(
+        data.clone(),
+        &backup_key,
+        &config.backup,
+        records.clone(),
+        hold.clone(),
+    )
+    .await?;
     let machines: Vec<Machine> = records.list().await?;
     let registry = Arc::new(Registry::new(id.clone(), &machines));
+    if hold.is_on() {
+        registry.remember_strangers();
+    }
     let tokens = Arc::new(Tokens::load(records.clone()).await?);
     let mut settings = GatewayConfig::new(config.gateway.listen);
     settings.artifacts = config.gateway.artifacts;
@@ -97,7 +120,7 @@ pub(super) async fn start(
         tokens,
         registry.clone(),
         artifacts.clone(),
-        epoch,
+        epoch.clone(),
     )
     .await?;
     let gateway_address = gateway.local_address().map_err(StartError::Address)?;
@@ -120,19 +143,31 @@ pub(super) async fn start(
             director: id.clone(),
             directors,
             ca: ca.clone(),
-            epoch,
+            epoch: epoch.clone(),
         },
         host: provider.host_traits(),
     });
     let witnesses = Arc::new(Circle::new(gateway.clone(), world.clone()));
     let repairs = Repairs::new(config.resurrector, witnesses.clone());
     let rollouts = Rollouts::new(records.clone(), world.clone());
-    let rotations = Rotations::start(records.clone(), ca.clone(), Arc::new(gateway.clone()));
-    let resumed = rollouts.resume().await?;
-    tracing::info!(director = %id, %epoch, %gateway_address, resumed = resumed.len(), "director started");
+    let links = Arc::new(gateway.clone());
+    let rotations = Rotations::start(records.clone(), ca.clone(), links, &hold);
+    let resumed = match hold.record() {
+        None => rollouts.resume().await?.len(),
+        Some(held) => {
+            tracing::warn!(
+                backup = %held.backup_at, restored = %held.since,
+                "the director was restored and is on hold; `windlass director adopt` ends that"
+            );
+            0
+        }
+    };
+    tracing::info!(director = %id, epoch = %epoch.get(), %gateway_address, resumed, "director started");
     let inner = Arc::new(Inner {
         id,
         epoch,
+        hold,
+        backups,
         data_dir: data.path().to_owned(),
         started_at: Timestamp::now(),
         gateway_address,
@@ -152,6 +187,7 @@ pub(super) async fn start(
         repairs,
     });
     upkeep::start(Arc::downgrade(&inner));
+    inner.backups.start();
     repair::start(Arc::downgrade(&inner));
     Ok(Director { inner })
 }

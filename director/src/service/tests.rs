@@ -21,16 +21,16 @@ use crate::pki::EnrollmentToken;
 use crate::rollout::tests::sim::{Life, Sim};
 use crate::store::{Expect, Kind, Token};
 
-const VERSION: &str = "1.37.2";
+pub(super) const VERSION: &str = "1.37.2";
 
-struct Rig {
-    dir: tempfile::TempDir,
-    sim: Arc<Sim>,
-    lock: DirectoryLock,
+pub(super) struct Rig {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) sim: Arc<Sim>,
+    pub(super) lock: DirectoryLock,
 }
 
 impl Rig {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         crate::stemcell::tests::install(&dir.path().join("stemcells"), VERSION);
         let data = data(dir.path());
@@ -42,7 +42,7 @@ impl Rig {
         Self { dir, sim, lock }
     }
 
-    async fn director(&self) -> Director {
+    pub(super) async fn director(&self) -> Director {
         let data = data(self.dir.path());
         let mut config = Config::parse("", &data).unwrap();
         config.gateway.listen = "127.0.0.1:0".parse().unwrap();
@@ -53,11 +53,11 @@ impl Rig {
     }
 }
 
-fn data(dir: &Path) -> DataDir {
+pub(super) fn data(dir: &Path) -> DataDir {
     DataDir::new(dir).unwrap()
 }
 
-fn spec(name: &str) -> ClusterSpec {
+pub(super) fn spec(name: &str) -> ClusterSpec {
     let size = MachineSize {
         cpu_millis: 1000,
         memory_mib: 1024,
@@ -88,7 +88,7 @@ fn spec(name: &str) -> ClusterSpec {
     }
 }
 
-fn ann() -> Caller {
+pub(super) fn ann() -> Caller {
     Caller {
         operator: "ann".into(),
         role: Role::Admin,
@@ -97,7 +97,7 @@ fn ann() -> Caller {
 }
 
 /// Waits until the task's machines are made and their agents awaited.
-async fn made(director: &Director, id: &TaskId) {
+pub(super) async fn made(director: &Director, id: &TaskId) {
     let waiting = async {
         let mut events = director.watch_task(id).await.unwrap();
         while events.next().await.is_some() {

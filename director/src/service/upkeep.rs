@@ -9,6 +9,7 @@
 //!   one under the lock that every order takes, so that upkeep never revives what a delete has removed.
 //! * While a task changes a cluster its endpoint is kept as the records say, which are written before an API
 //!   server leaves it; its machines are the task's.
+//! * A director that is on hold after a restore keeps nothing up.
 //! * Nothing is created or deleted here: only what a finished task made is put back in service.
 //!
 //! # After a crash
@@ -43,7 +44,10 @@ pub(super) fn start(director: Weak<Inner>) {
             let Some(director) = director.upgrade() else {
                 return;
             };
-            round(&director).await;
+            // On hold its records are not to be trusted.
+            if !director.hold.is_on() {
+                round(&director).await;
+            }
         }
     });
 }

@@ -10,6 +10,7 @@ use windlass_common::id::{Epoch, Incarnation, NodeName};
 use windlass_common::pki::MachineIdentity;
 use windlass_common::step::Outcome;
 use windlass_common::transport::Close;
+use windlass_director::backup::hold::Hold;
 use windlass_director::gateway::Event;
 use windlass_director::model::{self, CaStatus, Caller, MachinePhase, MachineRole, Revision, Role};
 use windlass_director::rotation::{Links, Phase, Rotations};
@@ -78,7 +79,8 @@ async fn rotations(director: &Director, machines: &[&str]) -> Rotations {
     }
     records.commit(commit).await.unwrap();
     let links: Arc<dyn Links> = Arc::new(director.gateway().clone());
-    Rotations::start(records, director.ca.clone(), links)
+    let hold = Hold::load(&records).await.unwrap();
+    Rotations::start(records, director.ca.clone(), links, &hold)
 }
 
 /// Waits until the rotation is as `wanted`.

@@ -77,7 +77,7 @@ impl Director {
                 director,
                 directors: vec!["10.0.0.1:1".parse()?],
                 ca: fixtures.ca.clone(),
-                epoch,
+                epoch: epoch.into(),
             },
             host: HostTraits::default(),
         });

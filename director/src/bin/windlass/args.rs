@@ -142,6 +142,33 @@ pub(crate) enum DirectorCommand {
         after_help = "Examples:\n  windlass director rotate-ca --wait\n  windlass director rotate-ca --status\n  windlass director rotate-ca --abandon demo-workers-3"
     )]
     RotateCa(RotateArgs),
+    /// Back the director up: its store with every CA, and its configuration, sealed in one file
+    ///
+    /// The director goes on meanwhile. The file is in the age format and can be opened by the director's backup key
+    /// and the recipients in director.toml. `windlass-director backup` does the same for one that does not run;
+    /// `windlass-director restore` puts a backup back.
+    #[command(after_help = "Example:\n  windlass director backup --to director.age")]
+    Backup {
+        /// File to write, which must not be there
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
+    /// Show which key opens backups of the director, and copy it
+    #[command(after_help = "Example:\n  windlass director backup-key --write /mnt/safe/backup.key")]
+    BackupKey {
+        /// Write a copy of the private key to this file, which must not be there
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+    },
+    /// Show what changed since the backup that the director was restored from, and adopt it
+    ///
+    /// A restored director is on hold: it looks, and does nothing to machines. Without --approve this shows how the
+    /// world differs from its records, and changes nothing. With it, exactly what was shown is adopted, and the hold
+    /// is over.
+    #[command(
+        after_help = "Examples:\n  windlass director adopt\n  windlass director adopt --approve sha256:3fa9…\n  windlass director adopt --approve sha256:3fa9… --forget demo-workers-3"
+    )]
+    Adopt(AdoptArgs),
     /// Stop the director and remove all its machines, disks and networks, then its state
     ///
     /// Works also after a crash, and when the director does not start any more. Stemcells are kept.
@@ -150,6 +177,19 @@ pub(crate) enum DirectorCommand {
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AdoptArgs {
+    /// Adopt the differences that were shown with this digest
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) approve: Option<String>,
+    /// Forget the record of this machine, which is gone or cannot be adopted; may be given several times
+    #[arg(long, value_name = "MACHINE", requires = "approve")]
+    pub(crate) forget: Vec<String>,
+    /// Adopt this machine although its agent has shown no certificate; may be given several times
+    #[arg(long, value_name = "MACHINE", requires = "approve")]
+    pub(crate) accept: Vec<String>,
 }
 
 #[derive(Debug, Args)]

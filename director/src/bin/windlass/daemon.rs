@@ -76,9 +76,9 @@ pub(crate) fn beside(name: &str) -> Result<PathBuf, Failure> {
 }
 
 /// The provider of a configuration.
-pub(crate) fn provider(dir: &DataDir, config: &Config) -> Result<LocalProvider, Failure> {
+pub(crate) fn provider(config: &Config) -> Result<LocalProvider, Failure> {
     LocalProvider::new(LocalConfig {
-        dir: dir.provider(),
+        dir: config.local.directory.clone(),
         name: config.local.name.clone(),
         cidr: config.local.cidr,
         director_exe: beside("windlass-director")?,
@@ -91,7 +91,7 @@ pub(crate) fn provider(dir: &DataDir, config: &Config) -> Result<LocalProvider, 
 pub(crate) async fn start(dir: &DataDir, config: &Config, client: &Client) -> Result<i32, Failure> {
     let mut faults = preflight::director(dir, config);
     if faults.iter().all(|fault| fault.subject != "user") {
-        faults.extend(provider(dir, config)?.preflight().await);
+        faults.extend(provider(config)?.preflight().await);
     }
     refuse(&faults)?;
     let program = beside("windlass-director")?;

@@ -35,6 +35,9 @@ pub(crate) async fn run(session: &Session, command: DirectorCommand) -> Result<E
         DirectorCommand::Start { foreground: false } => start(session).await,
         DirectorCommand::Stop => stop(session).await,
         DirectorCommand::Status => status(session).await,
+        DirectorCommand::Backup { to } => crate::backup::take(session, &to).await,
+        DirectorCommand::BackupKey { write } => crate::backup::key(session, write.as_deref()),
+        DirectorCommand::Adopt(arguments) => crate::backup::adopt(session, arguments).await,
         DirectorCommand::RotateCa(arguments) => crate::rotate::run(session, arguments).await,
         DirectorCommand::Reset { yes } => crate::reset::run(session, yes).await,
     }
@@ -67,11 +70,12 @@ async fn make(session: &Session, arguments: InitArgs) -> Result<ExitCode, Failur
         };
         format!(
             "director {} is set up in {}; its API will be {}\nKeep a copy of {} elsewhere: without it \
-             the store's secrets are lost.\nNext:\n{start}",
+             the store's secrets are lost. Keep one of {} as well: it opens backups.\nNext:\n{start}",
             made.id,
             made.data_dir.display(),
             made.url,
-            made.seal_key.display()
+            made.seal_key.display(),
+            made.backup_key.display()
         )
     });
     Ok(ExitCode::SUCCESS)
@@ -188,6 +192,13 @@ fn describe(status: &DirectorStatus) -> String {
         ("Tasks", format!("{} unfinished", status.tasks_unfinished)),
         ("Stemcells", status.stemcells.to_string()),
     ];
+    if let Some(hold) = &status.hold {
+        let what = format!(
+            "restored from the backup of {}: nothing is done to machines before `windlass director adopt`",
+            hold.backup_at
+        );
+        rows.push(("On hold", what));
+    }
     for fault in &status.provider_faults {
         rows.push(("Provider", fault.clone()));
     }

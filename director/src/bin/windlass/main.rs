@@ -11,6 +11,7 @@
 
 mod agents;
 mod args;
+mod backup;
 mod bundle;
 mod change;
 mod cluster;

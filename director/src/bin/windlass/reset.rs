@@ -27,7 +27,7 @@ pub(crate) async fn run(session: &Session, yes: bool) -> Result<ExitCode, Failur
     daemon::stop(&dir).await?;
     // No director may start while its machines go.
     let lock = DirectoryLock::acquire(dir.path()).map_err(|error| Failure::of(&error))?;
-    daemon::provider(&dir, &config)?
+    daemon::provider(&config)?
         .reset()
         .await
         .map_err(|error| Failure::of(&error))?;
@@ -53,6 +53,7 @@ fn forget(dir: &DataDir) -> Result<(), Failure> {
         with("-wal"),
         with("-shm"),
         dir.seal_key(),
+        dir.backup_key(),
         dir.log(),
         dir.context(),
     ];

@@ -76,7 +76,7 @@ impl Rig {
                 director,
                 directors: vec!["10.0.0.1:1".parse().unwrap()],
                 ca: Arc::new(ca),
-                epoch: Epoch(1),
+                epoch: Epoch(1).into(),
             },
             host: HostTraits::default(),
         });

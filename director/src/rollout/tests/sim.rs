@@ -59,9 +59,9 @@ pub(crate) struct State {
 }
 
 /// A machine and what its agent did.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Vm {
-    view: MachineView,
+    pub(crate) view: MachineView,
     pub(crate) settings: Settings,
     keys: BTreeMap<String, Vec<u8>>,
     /// What was asked under which id, and what came of it: the agent's journal.

@@ -1,6 +1,5 @@
 //! Steps that ask the provider: machines, disks and the endpoint.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use windlass_common::error::ErrorClass;
@@ -11,9 +10,10 @@ use windlass_common::settings::Settings;
 
 use super::context::ClusterContext;
 use super::{Done, EffectError, RecordChange, World};
+use crate::backup::adopt;
 use crate::model::{Cluster, Machine, Timestamp};
 use crate::pki::EnrollmentToken;
-use crate::planner::inputs::{self, CLUSTER_TAG};
+use crate::planner::inputs;
 use crate::provider::{
     EndpointRequest, EndpointView, MachineRequest, MachineSize, Power, ProviderError,
 };
@@ -127,7 +127,7 @@ impl World {
             address: machine.address,
             hostname: machine.node_name.clone(),
             settings: settings.expose().as_bytes().to_vec(),
-            tags: BTreeMap::from([(CLUSTER_TAG.to_owned(), machine.cluster.to_string())]),
+            tags: adopt::tags(machine),
         };
         let view = self.provider.create_machine(request).await?;
         Ok(Done {

@@ -30,10 +30,11 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{ClusterName, DirectorId, Epoch, MachineName};
+use windlass_common::id::{ClusterName, DirectorId, MachineName};
 
 use super::{Done, EffectError, Effects, RecordChange, StepOrder};
 use crate::artifacts::Artifacts;
+use crate::epoch::CurrentEpoch;
 use crate::kubernetes::facts::HostTraits;
 use crate::model::{Action, Plan, Task, TaskKind};
 use crate::pki::DirectorCa;
@@ -81,7 +82,7 @@ pub struct Birth {
     /// Its CA, whose newest root a machine trusts from its birth.
     pub ca: Arc<DirectorCa>,
     /// Its epoch.
-    pub epoch: Epoch,
+    pub epoch: CurrentEpoch,
 }
 
 impl Effects for World {

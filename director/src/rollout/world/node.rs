@@ -246,7 +246,7 @@ impl World {
         let request = StepRequest {
             labels: Default::default(),
             id: StepId(format!("{}/{}{suffix}{attempt}", order.task, order.key)),
-            epoch: self.birth.epoch,
+            epoch: self.birth.epoch.get(),
             deadline_ms: u64::try_from(order.limit.as_millis()).unwrap_or(u64::MAX),
             step,
         };

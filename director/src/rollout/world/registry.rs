@@ -1,7 +1,7 @@
 //! Which incarnation of each machine may connect: in memory, since the gateway asks in the handshake.
 
-use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use windlass_common::id::{ClusterName, DirectorId, Incarnation, MachineName};
 use windlass_common::pki::MachineIdentity;
@@ -9,11 +9,17 @@ use windlass_common::pki::MachineIdentity;
 use crate::gateway::IncarnationRegistry;
 use crate::model::Machine;
 
+/// Strangers that are remembered at most: as many as machines of a large fleet. Each was given a certificate by
+/// this director's CA.
+const STRANGERS_MAX: usize = 20_000;
+
 /// The incarnations that may connect. Filled from the machines' records when the director starts.
 #[derive(Debug)]
 pub struct Registry {
     director: DirectorId,
     current: RwLock<BTreeMap<MachineName, (ClusterName, Incarnation)>>,
+    /// Who has shown a certificate of ours and is not current; remembered while somebody wants to know.
+    strangers: Mutex<Option<BTreeSet<MachineIdentity>>>,
 }
 
 impl Registry {
@@ -27,6 +33,47 @@ impl Registry {
         Self {
             director,
             current: RwLock::new(current),
+            strangers: Mutex::new(None),
+        }
+    }
+
+    /// Remembers from now on who shows a certificate of this director's CA and is not current: machines
+    /// that are newer than the records of a director that was restored.
+    pub fn remember_strangers(&self) {
+        let mut strangers = self
+            .strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        strangers.get_or_insert_default();
+    }
+
+    /// Who was remembered.
+    pub fn strangers(&self) -> BTreeSet<MachineIdentity> {
+        let strangers = self
+            .strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        strangers.clone().unwrap_or_default()
+    }
+
+    /// Remembers nobody any more.
+    pub fn forget_strangers(&self) {
+        *self
+            .strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// A chain up to this director's CA was verified for it, and it is not current.
+    fn note_stranger(&self, identity: &MachineIdentity) {
+        let mut strangers = self
+            .strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = strangers.as_mut()
+            && known.len() < STRANGERS_MAX
+        {
+            known.insert(identity.clone());
         }
     }
 
@@ -59,13 +106,21 @@ impl Registry {
 
 impl IncarnationRegistry for Registry {
     fn is_current(&self, identity: &MachineIdentity) -> bool {
+        if identity.director != self.director {
+            return false;
+        }
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        identity.director == self.director
-            && current
-                .get(&identity.machine)
-                .is_some_and(|(cluster, incarnation)| {
-                    *cluster == identity.cluster && *incarnation == identity.incarnation
-                })
+        let is_current = current
+            .get(&identity.machine)
+            .is_some_and(|(cluster, incarnation)| {
+                *cluster == identity.cluster && *incarnation == identity.incarnation
+            });
+        drop(current);
+        // The gateway asks about identities of certificates that it has verified alone.
+        if !is_current {
+            self.note_stranger(identity);
+        }
+        is_current
     }
 
     fn is_replaced(&self, identity: &MachineIdentity) -> bool {

@@ -134,7 +134,14 @@ pub(super) fn start(director: Weak<Inner>) {
         let Some(mut changes) = director.upgrade().map(|d| d.repairs.witnesses.changes()) else {
             return;
         };
+        let Some(over) = director.upgrade().map(|d| d.hold.over()) else {
+            return;
+        };
+        // The records of a director on hold are not to be trusted: nobody is judged by them.
+        over.await;
         if let Some(director) = director.upgrade() {
+            let now = now_ms();
+            director.repairs.since_ms.store(now, Ordering::Relaxed);
             remedy::take_up(director).await;
         }
         let mut watch = Watch::new();

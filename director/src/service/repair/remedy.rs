@@ -286,7 +286,7 @@ async fn restart(director: &Inner, machine: &Machine, units: &[String]) -> Resul
     let limit_ms = u64::try_from(UNITS_LIMIT.as_millis()).unwrap_or(u64::MAX);
     let request = StepRequest {
         id: StepId(format!("repair/{random:08x}")),
-        epoch: director.epoch,
+        epoch: director.epoch.get(),
         deadline_ms: limit_ms,
         step: Step::Service(Service {
             units: stops.chain(starts).collect(),
