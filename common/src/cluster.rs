@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::gate::GateSpec;
 use crate::id::{ClusterName, PoolName};
 
 /// Desired state of one cluster.
@@ -31,33 +32,6 @@ pub struct ClusterSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gates: Vec<GateSpec>,
 }
-
-/// Something that has to be so before a change goes on from one machine to the next.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct GateSpec {
-    /// Unique in the cluster; a DNS label.
-    pub name: String,
-    /// A URL that has to answer.
-    pub http: HttpGate,
-}
-
-/// A URL that has to answer 200, asked by the director.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HttpGate {
-    /// `http://host:port/path`.
-    pub url: String,
-    /// How long it may take until it does, seconds, 1 to 3600.
-    pub timeout_seconds: u32,
-    /// How often it has to do so in a row, a second apart, 1 to 100.
-    pub success_threshold: u32,
-}
-
-/// Most gates of a cluster; each may take an hour for each machine.
-pub const GATES_MAX: usize = 8;
-/// Longest time that one gate may take, seconds.
-pub const GATE_TIMEOUT_MAX_SECONDS: u32 = 3600;
 
 /// What is allowed in order to get a node empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

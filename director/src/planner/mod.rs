@@ -41,8 +41,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use serde::Serialize;
-use windlass_common::cluster::{DrainSpec, GateSpec};
+use windlass_common::cluster::DrainSpec;
 use windlass_common::error::ErrorClass;
+use windlass_common::gate::GateSpec;
 use windlass_common::id::{
     ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
 };

@@ -33,8 +33,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, watch};
-use windlass_common::cluster::{GATE_TIMEOUT_MAX_SECONDS, GATES_MAX};
 use windlass_common::error::{ErrorChain, ErrorClass};
+use windlass_common::gate::{GATE_DELAY_MAX_SECONDS, GATE_TIMEOUT_MAX_SECONDS, GATES_MAX};
 use windlass_common::id::{ClusterName, MachineName};
 
 use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId, TaskState};
@@ -347,7 +347,10 @@ fn limit(action: &Action) -> Duration {
         | Action::RemoveMember { .. } => 300,
         // A keyspace of 8 GiB at 10 MB/s.
         Action::PromoteMember { .. } => 900,
-        Action::AwaitGates { .. } => GATES_MAX as u64 * u64::from(GATE_TIMEOUT_MAX_SECONDS) + 60,
+        Action::AwaitGates { .. } => {
+            let each = GATE_DELAY_MAX_SECONDS + GATE_TIMEOUT_MAX_SECONDS + 60;
+            GATES_MAX as u64 * u64::from(each) + 60
+        }
         // Fetching, the trial of a minute, and the way back from one that failed.
         Action::UpgradeAgent { .. } => 300,
         // The longest time that a policy may give, the longest grace of pods in practice, and volumes.

@@ -29,8 +29,8 @@ use windlass_common::id::{ClusterName, PoolName};
 
 pub use fault::{Faults, shown};
 pub use raw::{
-    INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawDrain, RawGate, RawHttpGate,
-    RawMachineSize, RawNetwork, RawPool, RawUpdatePolicy, from_text,
+    INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawDrain, RawGate, RawHttpGate, RawJobGate,
+    RawMachineSize, RawNetwork, RawPool, RawPromqlGate, RawServicePort, RawUpdatePolicy, from_text,
 };
 
 pub(crate) use fields::Fields;

@@ -52,7 +52,84 @@ pub struct RawGate {
     /// Unique in the cluster; a DNS label.
     pub name: String,
     /// A URL that has to answer 200, asked by the director.
-    pub http: RawHttpGate,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<RawHttpGate>,
+    /// Instead: a query of Prometheus that has to come out as expected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promql: Option<RawPromqlGate>,
+    /// Instead: a Job of the cluster that has to succeed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<RawJobGate>,
+}
+
+/// An instant query of Prometheus, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawPromqlGate {
+    /// Where its HTTP API is, asked by the director; without TLS, and without a user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "http://prometheus.example:9090")]
+    pub url: Option<String>,
+    /// Instead: a Service of the cluster, asked through its API servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<RawServicePort>,
+    /// A query for an instant vector or a scalar.
+    #[schema(example = "sum(rate(http_requests_total{code=~\"5..\"}[5m])) < 1")]
+    pub query: String,
+    /// `nonZero`: there are samples, and none of them is 0 or not a number; `empty`: there are none, as of an
+    /// alert that does not fire; `nonZero` when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "nonZero")]
+    pub expect: Option<String>,
+    /// How long nobody looks, since metrics tell of the past, seconds, 0 to 3600; 0 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3600)]
+    pub initial_delay_seconds: Option<u32>,
+    /// Time between two looks, seconds, 1 to 300; 10 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 300)]
+    pub interval_seconds: Option<u32>,
+    /// How long it may take from the first look on, seconds, 1 to 3600; 300 when not given. Then the change
+    /// fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3600)]
+    pub timeout_seconds: Option<u32>,
+    /// How often it has to come out as expected in a row, 1 to 100; 1 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    pub success_threshold: Option<u32>,
+}
+
+/// A port of a Service, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawServicePort {
+    /// Its namespace.
+    #[schema(example = "monitoring")]
+    pub namespace: String,
+    /// Its name.
+    #[schema(example = "prometheus")]
+    pub name: String,
+    /// Its port; 9090 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 65535)]
+    pub port: Option<u32>,
+}
+
+/// A Job that is made from a CronJob of the cluster, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawJobGate {
+    /// Namespace of the CronJob; the director may make Jobs in it.
+    #[schema(example = "shop")]
+    pub namespace: String,
+    /// The CronJob whose template is used; one that is for gates alone is suspended.
+    #[schema(example = "smoke")]
+    pub cron_job: String,
+    /// How long the Job may take, seconds, 1 to 3600; 300 when not given. Then the change fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3600)]
+    pub timeout_seconds: Option<u32>,
 }
 
 /// A URL that has to answer 200, as it is asked for.

@@ -206,14 +206,44 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
             load_balancer_seconds: Some(5),
             grace_period_max_seconds: Some(60),
         }),
-        gates: Some(vec![RawGate {
-            name: "shop".into(),
-            http: RawHttpGate {
-                url: "http://shop/".into(),
-                timeout_seconds: Some(30),
-                success_threshold: Some(2),
+        gates: Some(vec![
+            RawGate {
+                name: "shop".into(),
+                http: Some(RawHttpGate {
+                    url: "http://shop/".into(),
+                    timeout_seconds: Some(30),
+                    success_threshold: Some(2),
+                }),
+                ..RawGate::default()
             },
-        }]),
+            RawGate {
+                name: "errors".into(),
+                promql: Some(RawPromqlGate {
+                    url: None,
+                    service: Some(RawServicePort {
+                        namespace: "monitoring".into(),
+                        name: "prometheus".into(),
+                        port: Some(9090),
+                    }),
+                    query: "up == 1".into(),
+                    expect: Some("empty".into()),
+                    initial_delay_seconds: Some(1),
+                    interval_seconds: Some(5),
+                    timeout_seconds: Some(30),
+                    success_threshold: Some(2),
+                }),
+                ..RawGate::default()
+            },
+            RawGate {
+                name: "smoke".into(),
+                job: Some(RawJobGate {
+                    namespace: "shop".into(),
+                    cron_job: "smoke".into(),
+                    timeout_seconds: Some(30),
+                }),
+                ..RawGate::default()
+            },
+        ]),
     };
     let value = serde_json::to_value(&raw).unwrap();
     let spec = parse(&value, &around()).unwrap();

@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use futures_util::future::BoxFuture;
 use tokio::time::{Duration, Instant, sleep};
 use windlass_common::error::ErrorClass;
+use windlass_common::gate::ServicePort;
 use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 use windlass_director::drain::{
     Answer, DrainPolicy, Engine, Escalation, How, NodeRehearsal, Rehearsal, Turn,
 };
 use windlass_director::planner::inputs;
 use windlass_director::provider::Power;
-use windlass_director::rollout::world::{ClusterContext, KubeApi, LeaseMark};
+use windlass_director::rollout::world::{ClusterContext, JobOrder, KubeApi, LeaseMark};
 use windlass_director::rollout::{Done, EffectError, ProgressSink, RecordChange};
 
 use super::coverage::{Fault, Point};
@@ -321,6 +322,24 @@ impl KubeApi for Life {
             .await?;
             Ok(recorded(RecordChange::Uncordoned(machine.clone())))
         })
+    }
+
+    fn ask_service<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _service: &'a ServicePort,
+        _path: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        unreachable!("no cluster here has gates")
+    }
+
+    fn run_job<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _job: &'a JobOrder,
+        _progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        unreachable!("no cluster here has gates")
     }
 
     fn forget(&self, _cluster: &ClusterName) {

@@ -1,9 +1,5 @@
 //! Clusters change in service: their size, their version; directors die and operators change their minds.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,13 +8,14 @@ use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
+use crate::gates::{Gate, gates_are_gone, smoke};
 use crate::lifecycle::{healthy, items, with_world};
 use crate::load::{Traffic, control, finished};
 
 /// The Kubernetes version before the newest one.
 const OLDER: &str = "1.36.3";
 const NEWER: &str = "1.37.2";
-const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
+pub(crate) const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 
 /// Pools grow and shrink; what is on machines that go moves.
 pub(crate) fn scale() -> Result<()> {
@@ -191,17 +188,24 @@ pub(crate) fn upgrade_of_one() -> Result<()> {
         let refused = world.output(&upgrade)?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         ensure!(said.contains("--accept-downtime"), "no consent: {said}");
-        let gate = Gate::shut(world, "one")?;
+        let gate = Gate::shut(world, &kubectl, "one")?;
         let shut = world.output(&[&upgrade[..], &["--accept-downtime", "--wait"]].concat())?;
         let said = String::from_utf8_lossy(&shut.stderr).into_owned();
         ensure!(shut.status.code() == Some(1), "not stopped: {shut:?}");
         ensure!(said.contains("gate shop"), "nobody says why: {said}");
         untouched(world, &kubectl)?;
-        gate.open.store(true, Ordering::Relaxed);
-        let tasks = world.json(&["task", "list"])?;
-        let failed = items(&tasks)?.first().and_then(|task| task["id"].as_str());
-        world.run(&["task", "retry", failed.context("a task")?, "--wait"])?;
+        gate.open();
+        // The next machine changes, and the Job of its gate fails.
+        let shut = world.output(&["task", "retry", &newest_task(world)?, "--wait"])?;
+        let said = String::from_utf8_lossy(&shut.stderr).into_owned();
+        ensure!(shut.status.code() == Some(1), "not stopped: {shut:?}");
+        for part in ["gate smoke", "BackoffLimitExceeded", "unknown command"] {
+            ensure!(said.contains(part), "{part} is not told: {said}");
+        }
+        smoke(&kubectl, "help")?;
+        world.run(&["task", "retry", &newest_task(world)?, "--wait"])?;
         upgraded(world, &kubectl, "one", 3)?;
+        gates_are_gone(world, &kubectl, "one")?;
         world.run(&["cluster", "delete", "one", "--yes", "--wait"])?;
         Ok(())
     })
@@ -227,39 +231,10 @@ fn untouched(world: &World, kubectl: &Kubectl) -> Result<()> {
     Ok(())
 }
 
-/// What a gate of a cluster looks at: answers 503, then 200.
-struct Gate {
-    open: Arc<AtomicBool>,
-}
-
-impl Gate {
-    /// Puts a gate into the spec of a cluster that is shut at first.
-    fn shut(world: &World, cluster: &str) -> Result<Gate> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let url = format!("http://{}/", listener.local_addr()?);
-        let open = Arc::new(AtomicBool::new(false));
-        let answers = Arc::clone(&open);
-        std::thread::spawn(move || {
-            while let Ok((mut stream, _)) = listener.accept() {
-                let status = match answers.load(Ordering::Relaxed) {
-                    true => "200 OK",
-                    false => "503 Service Unavailable",
-                };
-                let mut request = [0; 1024];
-                let text = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
-                // A look that was given up is no matter of ours.
-                let _ = stream.read(&mut request);
-                let _ = stream.write_all(text.as_bytes());
-            }
-        });
-        let mut spec = world.json(&["cluster", "show", cluster])?["spec"].clone();
-        spec["gates"] = json!([{"name": "shop", "http": {"url": url, "timeoutSeconds": 3}}]);
-        let file = world.dir().join("gated.json");
-        std::fs::write(&file, spec.to_string())?;
-        let file = file.to_string_lossy().into_owned();
-        world.run(&["cluster", "apply", "-f", &file, "--wait"])?;
-        Ok(Gate { open })
-    }
+fn newest_task(world: &World) -> Result<String> {
+    let tasks = world.json(&["task", "list"])?;
+    let newest = items(&tasks)?.first().and_then(|task| task["id"].as_str());
+    Ok(newest.context("there is a task")?.to_owned())
 }
 
 /// Three control-plane machines: no consent needed; the director dies in the middle, and no request fails.

@@ -8,6 +8,7 @@ mod changes;
 mod crashes;
 mod etcd;
 mod faults;
+mod gates;
 mod health;
 mod lifecycle;
 mod load;

@@ -24,6 +24,7 @@ use super::facts::ClusterFacts;
 
 pub use self::admission::{GONE_NODES, admission_objects, anew_patch, gone_patch};
 pub use self::nodes::{POOL_LABEL, node_patch};
+pub(crate) use self::rbac::{GATES, GATES_LABEL};
 
 /// Namespace of cluster services.
 pub const SYSTEM_NAMESPACE: &str = "kube-system";
@@ -41,6 +42,7 @@ pub fn bootstrap_objects(cluster: &ClusterFacts) -> Vec<Value> {
     objects.extend(admission_objects());
     objects.extend(dns::rights());
     objects.extend(dns::objects(cluster));
+    objects.extend(rbac::gate_objects(&cluster.spec.gates));
     objects
 }
 

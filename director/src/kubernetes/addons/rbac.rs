@@ -1,6 +1,9 @@
 //! Who may do what: the director, the API servers towards kubelets, and cluster administrators.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Value, json};
+use windlass_common::gate::{GateCheck, GateSpec, PromqlServer};
 
 use super::super::pki::{
     CLUSTER_ADMINS_GROUP, CLUSTER_VIEWERS_GROUP, DIRECTOR_USER, KUBELET_CALLER_USER,
@@ -8,6 +11,11 @@ use super::super::pki::{
 use super::SYSTEM_NAMESPACE;
 
 const API_GROUP: &str = "rbac.authorization.k8s.io";
+
+/// Name of the role that gates need, in each namespace that one names, and of its binding.
+pub(crate) const GATES: &str = "windlass:gates";
+/// Label of what there is for gates, so that what no gate needs any more is found.
+pub(crate) const GATES_LABEL: &str = "windlass.internal/gates";
 
 /// Roles and bindings.
 pub(super) fn objects() -> Vec<Value> {
@@ -151,4 +159,71 @@ fn cluster_binding(name: &str, role: &str, kind: &str, subject: &str) -> Value {
         "roleRef": {"apiGroup": API_GROUP, "kind": "ClusterRole", "name": role},
         "subjects": [{"apiGroup": API_GROUP, "kind": kind, "name": subject}],
     })
+}
+
+/// What the director may do for the gates of a cluster: ask the Services that they name, look at the CronJobs
+/// that they name, and make, follow and remove Jobs beside those. Namespaces that are not there yet are made.
+pub(super) fn gate_objects(gates: &[GateSpec]) -> Vec<Value> {
+    let mut services: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    let mut cron_jobs: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for gate in gates {
+        match &gate.check {
+            GateCheck::Http(_) => {}
+            GateCheck::Promql(promql) => {
+                if let PromqlServer::Service(service) = &promql.server {
+                    let named = services.entry(&service.namespace).or_default();
+                    named.insert(service.proxied());
+                }
+            }
+            GateCheck::Job(job) => {
+                let named = cron_jobs.entry(&job.namespace).or_default();
+                named.insert(&job.cron_job);
+            }
+        }
+    }
+    let namespaces: BTreeSet<&str> = services.keys().chain(cron_jobs.keys()).copied().collect();
+    let of_namespace = |namespace: &&str| {
+        let mut rules = Vec::new();
+        if let Some(names) = services.get(namespace) {
+            rules.push(json!({
+                "apiGroups": [""],
+                "resources": ["services/proxy"],
+                "resourceNames": names,
+                "verbs": ["get"],
+            }));
+        }
+        if let Some(names) = cron_jobs.get(namespace) {
+            rules.push(json!({
+                "apiGroups": ["batch"],
+                "resources": ["cronjobs"],
+                "resourceNames": names,
+                "verbs": ["get"],
+            }));
+            // A Job has no name before it is made, so that roles cannot name it.
+            rules.push(json!({
+                "apiGroups": ["batch"],
+                "resources": ["jobs"],
+                "verbs": ["get", "create", "delete"],
+            }));
+            rules.push(json!({"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]}));
+        }
+        let metadata = json!({"name": GATES, "namespace": namespace, "labels": {GATES_LABEL: ""}});
+        [
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "Role",
+                "metadata": metadata,
+                "rules": rules,
+            }),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "RoleBinding",
+                "metadata": metadata,
+                "roleRef": {"apiGroup": API_GROUP, "kind": "Role", "name": GATES},
+                "subjects": [{"apiGroup": API_GROUP, "kind": "User", "name": DIRECTOR_USER}],
+            }),
+        ]
+    };
+    namespaces.iter().flat_map(of_namespace).collect()
 }

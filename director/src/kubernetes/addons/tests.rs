@@ -71,6 +71,51 @@ fn no_rule_has_a_wildcard() {
 }
 
 #[test]
+fn gates_give_the_director_what_they_name_and_no_more() {
+    let mut facts = cluster(1, 2, CONTAINER);
+    let without = bootstrap_objects(&facts).len();
+    let gates = json!([
+        {"name": "a", "http": {"url": "http://a/", "timeoutSeconds": 1, "successThreshold": 1}},
+        {"name": "b", "job": {"namespace": "shop", "cronJob": "smoke", "timeoutSeconds": 60}},
+        {"name": "c", "promql": {"service": {"namespace": "mon", "name": "prom", "port": 9090},
+            "query": "up", "expect": "nonZero", "initialDelaySeconds": 0, "intervalSeconds": 5,
+            "timeoutSeconds": 60, "successThreshold": 1}},
+    ]);
+    facts.spec.gates = serde_json::from_value(gates).unwrap();
+    let objects = bootstrap_objects(&facts);
+    let added = &objects[without..];
+    let names: Vec<_> = added
+        .iter()
+        .map(|o| (name(o), o["metadata"]["namespace"].as_str().unwrap_or("")))
+        .map(|((kind, name), namespace)| format!("{kind} {namespace}/{name}"))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "Namespace /mon",
+            "Role mon/windlass:gates",
+            "RoleBinding mon/windlass:gates",
+            "Namespace /shop",
+            "Role shop/windlass:gates",
+            "RoleBinding shop/windlass:gates",
+        ]
+    );
+    assert_eq!(
+        added[1]["rules"],
+        json!([{"apiGroups": [""], "resources": ["services/proxy"],
+            "resourceNames": ["prom:9090"], "verbs": ["get"]}])
+    );
+    assert_eq!(
+        added[4]["rules"],
+        json!([
+            {"apiGroups": ["batch"], "resources": ["cronjobs"], "resourceNames": ["smoke"], "verbs": ["get"]},
+            {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "create", "delete"]},
+            {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+        ])
+    );
+}
+
+#[test]
 fn dns_forwards_only_where_a_name_server_is_known() {
     let mut facts = cluster(1, 2, CONTAINER);
     let corefile = |facts: &ClusterFacts| {

@@ -116,7 +116,10 @@ struct Status {
 
 impl ApiError {
     pub(super) fn status(method: &Method, path: &str, code: StatusCode, body: &[u8]) -> Self {
-        let status: Status = serde_json::from_slice(body).unwrap_or_else(|_| Status {
+        let status: Option<Status> = serde_json::from_slice(body).ok();
+        // A Service behind the API server speaks a JSON of its own.
+        let status = status.filter(|status| !status.message.is_empty());
+        let status = status.unwrap_or_else(|| Status {
             reason: code.canonical_reason().unwrap_or_default().to_owned(),
             message: String::from_utf8_lossy(&body[..body.len().min(MESSAGE_BYTES_MAX)]).into(),
         });

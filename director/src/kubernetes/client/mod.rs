@@ -35,6 +35,7 @@ use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use windlass_common::gate::ServicePort;
 
 use self::connection::{Connection, Exchange};
 use super::facts::Endpoint;
@@ -43,6 +44,7 @@ use super::pki::ClientIdentity;
 pub(crate) use self::connection::tls_config;
 pub use self::connection::{ByteStream, ConnectFuture, Connector};
 pub use self::error::{ApiError, SetupError};
+pub(crate) use self::resource::encode;
 pub use self::resource::{Node, NodeCondition, Resource, Taint};
 
 /// Owner of the fields that the director applies.
@@ -348,6 +350,32 @@ impl Client {
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// The last lines that a pod has written: at most so many, and so many bytes of them.
+    ///
+    /// # Errors
+    /// [`ApiError`]; a pod whose container never started is a status 400.
+    pub async fn pod_log(
+        &self,
+        namespace: &str,
+        pod: &str,
+        lines: u32,
+        bytes: u32,
+    ) -> Result<String, ApiError> {
+        let of = Resource::POD.path(Some(namespace), Some(pod));
+        let path = format!("{of}/log?tailLines={lines}&limitBytes={bytes}");
+        let answer = self.call(Call::get(path)).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// Has an API server ask a port of a Service by `GET`; `path` has no slash in front, and may have a query.
+    ///
+    /// # Errors
+    /// [`ApiError`]; what the Service answers other than a success is a status.
+    pub async fn ask_service(&self, service: &ServicePort, path: &str) -> Result<Bytes, ApiError> {
+        let of = Resource::SERVICE.path(Some(&service.namespace), Some(&service.proxied()));
+        self.call(Call::get(format!("{of}/proxy/{path}"))).await
     }
 
     async fn call(&self, call: Call) -> Result<Bytes, ApiError> {

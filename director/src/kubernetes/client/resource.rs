@@ -67,6 +67,10 @@ impl Resource {
     pub const SERVICE_ACCOUNT: Resource = namespaced("v1", "ServiceAccount", "serviceaccounts");
     /// Deployments.
     pub const DEPLOYMENT: Resource = namespaced("apps/v1", "Deployment", "deployments");
+    /// Jobs.
+    pub const JOB: Resource = namespaced("batch/v1", "Job", "jobs");
+    /// CronJobs.
+    pub const CRON_JOB: Resource = namespaced("batch/v1", "CronJob", "cronjobs");
     /// Leases; a node's is in `kube-node-lease` under its name.
     pub const LEASE: Resource = namespaced("coordination.k8s.io/v1", "Lease", "leases");
     /// PodDisruptionBudgets.
@@ -103,7 +107,7 @@ impl Resource {
         "selfsubjectaccessreviews",
     );
 
-    const ALL: [&'static Resource; 18] = [
+    const ALL: [&'static Resource; 20] = [
         &Self::NODE,
         &Self::NAMESPACE,
         &Self::POD,
@@ -112,6 +116,8 @@ impl Resource {
         &Self::SECRET,
         &Self::SERVICE_ACCOUNT,
         &Self::DEPLOYMENT,
+        &Self::JOB,
+        &Self::CRON_JOB,
         &Self::LEASE,
         &Self::POD_DISRUPTION_BUDGET,
         &Self::VOLUME_ATTACHMENT,
@@ -173,7 +179,7 @@ pub(super) fn path_of(object: &Value) -> Result<String, ApiError> {
 
 /// Percent-encodes a path segment or query value (RFC 3986, section 2.3). `:` stays: it is part of the
 /// names of roles and legal in a segment that is not the first.
-pub(super) fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~:".contains(&byte) {

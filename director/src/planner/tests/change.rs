@@ -1,6 +1,6 @@
 //! Changes of clusters in service, and the broken plans of them that the checker has to see.
 
-use windlass_common::cluster::{GateSpec, HttpGate};
+use windlass_common::gate::{GateCheck, GateSpec, HttpGate};
 
 use super::*;
 
@@ -106,11 +106,11 @@ fn gates_stand_between_one_machine_and_the_next() {
     if let DesiredState::Present { gates, .. } = &mut desired.state {
         gates.push(GateSpec {
             name: "shop".into(),
-            http: HttpGate {
+            check: GateCheck::Http(HttpGate {
                 url: "http://shop/".into(),
                 timeout_seconds: 60,
                 success_threshold: 1,
-            },
+            }),
         });
     }
     let plan = checked(&desired, &observed);

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 use windlass_common::error::ErrorClass;
+use windlass_common::gate::ServicePort;
 use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName};
 use windlass_common::pki::{MachineIdentity, PrivateKey};
 use windlass_common::settings::Settings;
@@ -29,7 +30,7 @@ use crate::provider::{
     AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
     NetworkView, Power, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture,
 };
-use crate::rollout::world::{AgentFuture, Agents, ClusterContext, KubeApi, LeaseMark};
+use crate::rollout::world::{AgentFuture, Agents, ClusterContext, JobOrder, KubeApi, LeaseMark};
 use crate::rollout::{Done, EffectError, ProgressSink, RecordChange};
 use crate::store::memory::Memory;
 use crate::store::{Change, Entry, Kind, Store, StoreFuture, Write};
@@ -703,6 +704,24 @@ impl KubeApi for Life {
         _through: &'a [(MachineName, Incarnation)],
     ) -> BoxFuture<'a, Result<Option<LeaseMark>, EffectError>> {
         unreachable!("no step reads leases")
+    }
+
+    fn ask_service<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _service: &'a ServicePort,
+        _path: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        unreachable!("no cluster here has gates")
+    }
+
+    fn run_job<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _job: &'a JobOrder,
+        _progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        unreachable!("no cluster here has gates")
     }
 
     fn forget(&self, _cluster: &ClusterName) {}

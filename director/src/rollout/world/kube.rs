@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
-use windlass_common::error::ErrorClass;
+use windlass_common::error::{ErrorChain, ErrorClass};
+use windlass_common::gate::ServicePort;
 use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 
 use super::Agents;
 use super::context::ClusterContext;
+use super::gates::{self, JobOrder};
 use super::lease::{self, LeaseMark};
 use crate::drain::{self, DrainError, DrainPolicy, Drained, PodRef, Rehearsal};
 use crate::kubernetes::addons;
@@ -114,6 +116,23 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         through: &'a [(MachineName, Incarnation)],
     ) -> BoxFuture<'a, Result<Option<LeaseMark>, EffectError>>;
 
+    /// Has an API server ask a Service of the cluster, as a gate names it; why that failed, in words.
+    fn ask_service<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        service: &'a ServicePort,
+        path: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<u8>, String>>;
+
+    /// Runs a gate's Job under this name to its end, or goes on with the one that there is; why the gate stays
+    /// shut, in words.
+    fn run_job<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        job: &'a JobOrder,
+        progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<(), String>>;
+
     /// Drops what is kept in memory about a cluster.
     fn forget(&self, cluster: &ClusterName);
 }
@@ -146,7 +165,7 @@ impl KubeClient {
     }
 
     /// The director's own client of a cluster.
-    fn client(&self, context: &ClusterContext) -> Result<Arc<Client>, EffectError> {
+    pub(super) fn client(&self, context: &ClusterContext) -> Result<Arc<Client>, EffectError> {
         let name = &context.cluster.spec.name;
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let now = jiff::Timestamp::now();
@@ -255,6 +274,7 @@ impl KubeApi for KubeClient {
             for object in &objects {
                 client.apply(object).await.map_err(of_api)?;
             }
+            gates::prune(&client, &objects).await.map_err(of_api)?;
             Ok(Done {
                 changes: vec![format!("applied {} objects", objects.len())],
                 records: vec![RecordChange::Addons(inputs::addons_digest(&context.future))],
@@ -459,6 +479,32 @@ impl KubeApi for KubeClient {
         through: &'a [(MachineName, Incarnation)],
     ) -> BoxFuture<'a, Result<Option<LeaseMark>, EffectError>> {
         Box::pin(lease::read(self, context, node, through))
+    }
+
+    fn ask_service<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        service: &'a ServicePort,
+        path: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        Box::pin(async move {
+            let client = self.client(context).map_err(|error| error.message)?;
+            let answer = client.ask_service(service, path).await;
+            let answer = answer.map_err(|error| ErrorChain(&error).to_string())?;
+            Ok(answer.to_vec())
+        })
+    }
+
+    fn run_job<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        job: &'a JobOrder,
+        progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let client = self.client(context).map_err(|error| error.message)?;
+            job.run(&client, progress).await
+        })
     }
 
     fn forget(&self, cluster: &ClusterName) {

@@ -45,6 +45,7 @@ use crate::store::Records;
 
 pub use agents::{AgentFuture, Agents};
 pub use context::ClusterContext;
+pub use gates::JobOrder;
 pub use kube::{KubeApi, KubeClient};
 pub use lease::LeaseMark;
 pub use registry::Registry;
@@ -183,8 +184,12 @@ impl World {
             Action::JoinEndpoint { machine } => self.join_endpoint(context, machine).await,
             Action::AwaitApi => self.kubernetes.await_api(context).await,
             Action::AwaitGates { machine } => {
-                let gates = &context.cluster.spec.gates;
-                let mut done = gates::open(gates, machine, &order.progress).await?;
+                let keeper = gates::Keeper {
+                    context,
+                    kubernetes: self.kubernetes.as_ref(),
+                    order,
+                };
+                let mut done = keeper.open(machine).await?;
                 done.records.push(context.proven(machine)?);
                 Ok(done)
             }
