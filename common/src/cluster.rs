@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gate::GateSpec;
 use crate::id::{ClusterName, PoolName};
+use crate::maintenance::MaintenanceSpec;
 
 /// Desired state of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,12 @@ pub struct ClusterSpec {
     /// What has to be so before a change goes on from one machine to the next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gates: Vec<GateSpec>,
+    /// When machines may be changed.
+    #[serde(default, skip_serializing_if = "MaintenanceSpec::is_empty")]
+    pub maintenance: MaintenanceSpec,
+    /// By which clusters are chosen; they change nothing in the cluster.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What is allowed in order to get a node empty.

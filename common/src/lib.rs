@@ -13,6 +13,7 @@ pub mod id;
 pub mod journal;
 pub mod lapsed;
 pub mod limits;
+pub mod maintenance;
 pub mod pki;
 pub mod probe;
 pub mod rate;

@@ -15,6 +15,7 @@ mod gate;
 pub mod gateway;
 pub mod health;
 pub mod kubernetes;
+pub mod maintenance;
 pub mod model;
 pub mod pki;
 pub mod plan;

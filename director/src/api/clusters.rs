@@ -47,6 +47,8 @@ pub(super) struct ApplyQuery {
     accept_blocked: bool,
     /// Revision of the cluster that the change was made from; a later one is not overwritten.
     revision: Option<u64>,
+    /// Why the change does not wait for the cluster's maintenance window, 1 to 200 characters.
+    ignore_window: Option<String>,
 }
 
 /// What to delete.
@@ -181,6 +183,7 @@ fn change_order(
         accept_downtime: query.accept_downtime,
         accept_blocked: query.accept_blocked,
         revision: query.revision.map(Revision),
+        ignore_window: query.ignore_window.clone(),
     })
 }
 

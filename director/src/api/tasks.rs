@@ -4,8 +4,10 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::{Extension, Json};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
-use super::extract::Name;
+use super::extract::{Name, Query};
 use super::problem::Problem;
 use super::stream::task_events;
 use super::{ApiState, List};
@@ -81,16 +83,29 @@ pub(super) async fn pause(
     Ok((axum::http::StatusCode::ACCEPTED, Json(task)))
 }
 
-/// Go on with a task that pauses.
+/// How to go on.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ResumeQuery {
+    /// Why it does not wait for the cluster's maintenance window any more, 1 to 200 characters.
+    ignore_window: Option<String>,
+}
+
+/// Go on with a task that pauses, or that waits for a maintenance window.
 #[utoipa::path(post, path = "/v1/tasks/{id}/resume", operation_id = "resumeTask", tag = "tasks",
-    params(("id" = String, Path)),
+    params(("id" = String, Path), ResumeQuery),
     responses((status = 202, description = "It goes on", body = Task),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn resume(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
     Name(id): Name<TaskId>,
+    Query(query): Query<ResumeQuery>,
 ) -> Result<(axum::http::StatusCode, Json<Task>), Problem> {
+    if let Some(reason) = query.ignore_window {
+        state.director.ignore_window(&id, reason, &caller).await?;
+    }
     let task = state.director.resume_task(&id, &caller).await?;
     Ok((axum::http::StatusCode::ACCEPTED, Json(task)))
 }

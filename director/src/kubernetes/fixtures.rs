@@ -76,6 +76,8 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
             network,
             drain: Default::default(),
             gates: Vec::new(),
+            maintenance: Default::default(),
+            labels: Default::default(),
         },
         endpoint: Endpoint {
             name: "demo.windlass.internal".to_owned(),

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName};
 
 use crate::drain::Rehearsal;
+use crate::maintenance::WindowView;
 
 /// What has to be done to bring a cluster where it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -26,6 +27,9 @@ pub struct Plan {
     /// What its drains are expected to do, in a plan that is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drains: Option<DrainForecast>,
+    /// When its machines may be changed, in a plan that is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowView>,
 }
 
 /// What the drains of a plan are expected to do: a forecast, which its hash does not cover.
@@ -466,6 +470,7 @@ mod tests {
                 step("other", None, &[]),
             ],
             drains: None,
+            window: None,
         };
         let order: Vec<Vec<String>> = plan
             .drain_order()

@@ -114,6 +114,8 @@ pub enum TaskState {
     Pausing,
     /// Nothing of it runs, and every machine is in service or was not begun with.
     Paused,
+    /// As paused, until the cluster's maintenance window opens; it goes on by itself.
+    Waiting,
     /// A step failed for good, and machines that do not come back with what they were told are being given what
     /// they had before; then it has failed.
     RollingBack,
@@ -137,6 +139,7 @@ impl TaskState {
             | Self::Running
             | Self::Pausing
             | Self::Paused
+            | Self::Waiting
             | Self::RollingBack
             | Self::Cancelling => false,
         }
@@ -150,6 +153,7 @@ impl fmt::Display for TaskState {
             Self::Running => "Running",
             Self::Pausing => "Pausing",
             Self::Paused => "Paused",
+            Self::Waiting => "Waiting",
             Self::RollingBack => "RollingBack",
             Self::Succeeded => "Succeeded",
             Self::Failed => "Failed",
@@ -183,6 +187,12 @@ pub struct Task {
     pub cleanup: Option<Plan>,
     /// Why it failed.
     pub error: Option<Fault>,
+    /// What keeps it from beginning with another machine, for people: the cluster's maintenance window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
+    /// Why an operator has it go on outside of the cluster's maintenance windows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignore_window: Option<String>,
     /// Revision of this record.
     pub revision: Revision,
     /// When it was ordered.

@@ -68,5 +68,6 @@ pub fn plan(desired: &Desired, observed: &Observed, order: AgentUpgrades<'_>) ->
         hash,
         steps: steps.list,
         drains: None,
+        window: None,
     }
 }

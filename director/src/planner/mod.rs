@@ -354,6 +354,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
         hash,
         steps: steps.list,
         drains: None,
+        window: None,
     })
 }
 

@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
 use tokio::task::{JoinError, JoinSet};
+use windlass_common::clock::Clock;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::MachineName;
+use windlass_common::maintenance::MaintenanceSpec;
 
 use super::change;
 use super::pause;
 use super::step::{End, Runner, stopped};
 use super::{Effects, ProgressSink, STEPS_IN_FLIGHT, StepOrder, Stop, limit};
+use crate::maintenance::{self, Outlook, WindowView};
 use crate::model::{
     Cluster, ClusterPhase, Fault, Plan, PlanStep, StepKey, StepRecord, StepState, Task, TaskEvent,
     TaskId, TaskKind, TaskState, Timestamp,
@@ -29,6 +32,8 @@ pub(super) struct Driver {
     pub(super) events: broadcast::Sender<TaskEvent>,
     pub(super) stop: watch::Receiver<Stop>,
     pub(super) pause: watch::Receiver<bool>,
+    pub(super) ignore_window: watch::Receiver<Option<String>>,
+    pub(super) clock: Clock,
 }
 
 /// How a plan ended.
@@ -101,7 +106,10 @@ impl Driver {
                     task.started_at = Some(Timestamp::now());
                     self.set_state(&mut task, TaskState::Running, None).await;
                 }
-                TaskState::Running | TaskState::Pausing | TaskState::Paused => {
+                TaskState::Running
+                | TaskState::Pausing
+                | TaskState::Paused
+                | TaskState::Waiting => {
                     self.carry_out(&mut task).await;
                 }
                 TaskState::Cancelling => self.clean_up(&mut task).await,
@@ -235,6 +243,10 @@ impl Driver {
         let mut halt = Halt::default();
         let mut flight = Flight::default();
         let mut running: JoinSet<Ended> = JoinSet::new();
+        let windows = match cleanup {
+            true => MaintenanceSpec::default(),
+            false => self.windows(task).await,
+        };
         loop {
             note_ends(task, &flight.ended, &mut flight.failure);
             let stop = *self.stop.borrow();
@@ -248,13 +260,26 @@ impl Driver {
             let pausing = !cleanup && *self.pause.borrow();
             let halted_now = halt.begun;
             if !cleanup && !halted_now {
-                self.note_pause(task, pausing).await;
+                self.note_ignored(task).await;
             }
+            let outlook = match task.ignore_window {
+                Some(_) => Outlook::Open { until: None },
+                None => maintenance::outlook(&windows, self.clock.now()),
+            };
+            let held = match &outlook {
+                Outlook::Open { .. } => None,
+                Outlook::Closed { .. } => Some(WindowView::from(outlook.clone()).to_string()),
+            };
+            if !cleanup && !halted_now {
+                self.note_pause(task, pausing, held).await;
+            }
+            let pausing_now = pausing || task.held.is_some();
             let next = if halted_now {
                 Vec::new()
             } else {
                 let free = STEPS_IN_FLIGHT.saturating_sub(running.len());
-                let goes_on = |step: &PlanStep| !pausing || pause::goes_on(plan, &task.steps, step);
+                let goes_on =
+                    |step: &PlanStep| !pausing_now || pause::goes_on(plan, &task.steps, step);
                 ready(plan, &task.steps, &flight.begun, free, goes_on)
             };
             let orders: Vec<StepOrder> = next.iter().map(|step| self.order(task, step)).collect();
@@ -266,21 +291,32 @@ impl Driver {
                 let record = task.steps[&order.key].clone();
                 running.spawn(self.runner(halt.one()).run(order, record));
             }
-            let resting = pausing && !halted_now && !complete(plan, &task.steps);
+            let resting = pausing_now && !halted_now && !complete(plan, &task.steps);
             if running.is_empty() && !resting {
                 break;
             }
-            if running.is_empty() && task.state == TaskState::Pausing {
-                self.set_state(task, TaskState::Paused, None).await;
+            match task.state {
+                TaskState::Pausing if running.is_empty() => {
+                    self.set_state(task, TaskState::Paused, None).await;
+                }
+                TaskState::Running if running.is_empty() => {
+                    self.set_state(task, TaskState::Waiting, None).await;
+                }
+                _ => {}
             }
             let mut stop = self.stop.clone();
             let mut pause = self.pause.clone();
+            let mut ignore = self.ignore_window.clone();
+            let ignored = task.ignore_window.is_some();
+            let turns = outlook.until();
             let calm = cleanup || halt.begun;
             tokio::select! {
                 biased;
                 Some(end) = running.join_next() => flight.land(end),
                 () = stopped(&mut stop), if !calm => {}
                 () = turned(&mut pause, pausing), if !calm => {}
+                () = ordered(&mut ignore), if !calm && !ignored => {}
+                () = turned_at(&self.clock, turns), if !calm => {}
             }
             while let Some(end) = running.try_join_next() {
                 flight.land(end);
@@ -301,7 +337,9 @@ impl Driver {
         };
         let clean = stop == Stop::CleanUp && cleans;
         let runs = match task.state {
-            TaskState::Running | TaskState::Pausing | TaskState::Paused => true,
+            TaskState::Running | TaskState::Pausing | TaskState::Paused | TaskState::Waiting => {
+                true
+            }
             TaskState::Queued
             | TaskState::RollingBack
             | TaskState::Cancelling
@@ -314,14 +352,46 @@ impl Driver {
         }
     }
 
-    /// Writes down that a task pauses or goes on, so that a restart does not forget it.
-    async fn note_pause(&self, task: &mut Task, pausing: bool) {
-        match (task.state, pausing) {
-            (TaskState::Running, true) => self.set_state(task, TaskState::Pausing, None).await,
-            (TaskState::Pausing | TaskState::Paused, false) => {
-                self.set_state(task, TaskState::Running, None).await;
+    /// When the machines of a task may be begun with: at any time where it changes none that serve, or heals.
+    async fn windows(&self, task: &Task) -> MaintenanceSpec {
+        match task.kind {
+            TaskKind::UpdateCluster | TaskKind::UpgradeAgents => {}
+            TaskKind::CreateCluster | TaskKind::RepairCluster | TaskKind::DeleteCluster => {
+                return MaintenanceSpec::default();
             }
-            _ => {}
+        }
+        loop {
+            match self.records.get::<Cluster>(task.cluster.as_str()).await {
+                // The spec does not change before the task is over.
+                Ok(cluster) => {
+                    return cluster.map_or_else(Default::default, |c| c.spec.maintenance);
+                }
+                Err(error) => wait_for_store(&error).await,
+            }
+        }
+    }
+
+    /// Writes down that a task goes on outside of windows, so that a restart does not forget it.
+    async fn note_ignored(&self, task: &mut Task) {
+        let reason = self.ignore_window.borrow().clone();
+        if task.ignore_window.is_none() && reason.is_some() {
+            task.ignore_window = reason;
+            self.set_state(task, task.state, None).await;
+        }
+    }
+
+    /// Writes down that a task pauses, is held by its window or goes on, so that a restart does not forget it.
+    async fn note_pause(&self, task: &mut Task, pausing: bool, held: Option<String>) {
+        let changed = task.held != held;
+        task.held = held;
+        let state = match (task.state, pausing) {
+            (TaskState::Running | TaskState::Waiting, true) => TaskState::Pausing,
+            (TaskState::Pausing | TaskState::Paused, false) => TaskState::Running,
+            (TaskState::Waiting, false) if task.held.is_none() => TaskState::Running,
+            (state, _) => state,
+        };
+        if changed || state != task.state {
+            self.set_state(task, state, None).await;
         }
     }
 
@@ -401,6 +471,9 @@ impl Driver {
         if state.is_over() {
             task.ended_at = Some(Timestamp::now());
         }
+        if matches!(state, TaskState::RollingBack | TaskState::Cancelling) || state.is_over() {
+            task.held = None;
+        }
         loop {
             match self.write_state(task).await {
                 Ok(()) => break,
@@ -463,13 +536,24 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             "{id} is paused; `windlass task resume {id}` goes on with it",
             id = task.id
         )),
+        TaskState::Waiting => Some(format!(
+            "{id} waits for the maintenance window: {}; `windlass task resume {id} --ignore-window REASON` goes \
+             on with it now",
+            task.held.as_deref().unwrap_or("it is looked at"),
+            id = task.id
+        )),
+        TaskState::Running => task.held.as_ref().map(|held| {
+            format!(
+                "{} finishes the machines that it has begun with; the maintenance window has closed: {held}",
+                task.id
+            )
+        }),
         TaskState::RollingBack => Some(format!(
             "{} has failed, and machines get back what they had: {}",
             task.id,
             fault.as_deref().unwrap_or("no reason was given")
         )),
         TaskState::Queued
-        | TaskState::Running
         | TaskState::Cancelling
         | TaskState::Succeeded
         | TaskState::Failed
@@ -482,6 +566,7 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             | TaskState::Running
             | TaskState::Pausing
             | TaskState::Paused
+            | TaskState::Waiting
             | TaskState::RollingBack => (ClusterPhase::Creating, rests),
             TaskState::Cancelling => (ClusterPhase::Deleting, None),
             TaskState::Failed => (ClusterPhase::Failed, fault),
@@ -493,6 +578,7 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             | TaskState::Running
             | TaskState::Pausing
             | TaskState::Paused
+            | TaskState::Waiting
             | TaskState::RollingBack
             | TaskState::Cancelling => (ClusterPhase::Updating, rests),
             TaskState::Failed => (ClusterPhase::Degraded, fault),
@@ -512,6 +598,7 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             | TaskState::Running
             | TaskState::Pausing
             | TaskState::Paused
+            | TaskState::Waiting
             | TaskState::RollingBack
             | TaskState::Cancelling => (ClusterPhase::Deleting, rests),
             TaskState::Failed => (ClusterPhase::Failed, fault),
@@ -525,6 +612,22 @@ async fn turned(pause: &mut watch::Receiver<bool>, pausing: bool) {
     if pause.wait_for(|pause| *pause != pausing).await.is_err() {
         // Nobody is left who could say so.
         std::future::pending::<()>().await;
+    }
+}
+
+/// Returns when an operator has the task go on outside of its window.
+async fn ordered(ignore: &mut watch::Receiver<Option<String>>) {
+    if ignore.wait_for(Option::is_some).await.is_err() {
+        // Nobody is left who could say so.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns when the window has turned; never when it does not.
+async fn turned_at(clock: &Clock, at: Option<jiff::Timestamp>) {
+    match at {
+        Some(at) => clock.reached(at).await,
+        None => std::future::pending().await,
     }
 }
 

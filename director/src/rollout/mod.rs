@@ -11,6 +11,8 @@
 //!   that they had, and has failed then. That too is written down before it begins.
 //! * A task that pauses finishes the machines that it has begun with, and then nothing of it runs until it is
 //!   told to go on; that is written down, and survives the director.
+//! * A change of machines whose cluster's maintenance window is not open does the same, and goes on by itself
+//!   when it opens. Creates, deletes and repairs, and the way back of a change, wait for no window.
 //!
 //! # After a crash
 //! [`Rollouts::resume`] goes on with every task that was not over.
@@ -33,6 +35,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, watch};
+use windlass_common::clock::Clock;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::gate::{GATE_DELAY_MAX_SECONDS, GATE_TIMEOUT_MAX_SECONDS, GATES_MAX};
 use windlass_common::id::{ClusterName, MachineName};
@@ -179,6 +182,7 @@ pub struct Rollouts {
 struct Shared {
     records: Records,
     effects: Arc<dyn Effects>,
+    clock: Clock,
     running: Mutex<BTreeMap<TaskId, Running>>,
 }
 
@@ -187,6 +191,7 @@ struct Running {
     events: broadcast::Sender<TaskEvent>,
     stop: watch::Sender<Stop>,
     pause: watch::Sender<bool>,
+    ignore_window: watch::Sender<Option<String>>,
     over: watch::Receiver<bool>,
     abort: tokio::task::AbortHandle,
 }
@@ -194,10 +199,16 @@ struct Running {
 impl Rollouts {
     /// Carries tasks out with these effects.
     pub fn new(records: Records, effects: Arc<dyn Effects>) -> Self {
+        Self::with_clock(records, effects, Clock::system())
+    }
+
+    /// Carries tasks out with these effects, in maintenance windows by this clock.
+    pub fn with_clock(records: Records, effects: Arc<dyn Effects>, clock: Clock) -> Self {
         Self {
             shared: Arc::new(Shared {
                 records,
                 effects,
+                clock,
                 running: Mutex::default(),
             }),
         }
@@ -230,6 +241,7 @@ impl Rollouts {
         let (events, _) = broadcast::channel(EVENT_QUEUE);
         let (stop, stopped) = watch::channel(Stop::No);
         let pause = watch::Sender::new(paused);
+        let ignore_window = watch::Sender::new(None);
         let (finish, over) = watch::channel(false);
         let driver = drive::Driver {
             id: id.clone(),
@@ -238,6 +250,8 @@ impl Rollouts {
             events: events.clone(),
             stop: stopped,
             pause: pause.subscribe(),
+            ignore_window: ignore_window.subscribe(),
+            clock: self.shared.clock.clone(),
         };
         let shared = Arc::downgrade(&self.shared);
         let key = id.clone();
@@ -258,6 +272,7 @@ impl Rollouts {
                 events,
                 stop,
                 pause,
+                ignore_window,
                 over,
                 abort: handle.abort_handle(),
             },
@@ -276,6 +291,15 @@ impl Rollouts {
     pub fn pause(&self, id: &TaskId, pause: bool) -> bool {
         match self.running().get(id) {
             Some(running) => running.pause.send(pause).is_ok(),
+            None => false,
+        }
+    }
+
+    /// Has a running task go on outside of its cluster's maintenance windows; false when it does not run. Its
+    /// record says when it does.
+    pub fn ignore_window(&self, id: &TaskId, reason: String) -> bool {
+        match self.running().get(id) {
+            Some(running) => running.ignore_window.send(Some(reason)).is_ok(),
             None => false,
         }
     }

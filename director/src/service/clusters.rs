@@ -7,8 +7,10 @@ use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 
 use super::change::StemcellChoice;
 use super::draft::{Draft, random_u32};
+use super::tasks::reason_given;
 use super::{Inner, PlanRequest, ServiceError, ServiceResult};
 use crate::kubernetes::pki::ClusterPki;
+use crate::maintenance;
 use crate::model::{
     Action, Caller, Cluster, ClusterPhase, Disruption, DrainForecast, Goal, Machine, MachinePhase,
     Plan, PlanStep, Revision, Task, TaskId, TaskKind, TaskState, Timestamp,
@@ -34,6 +36,8 @@ pub struct ChangeOrder {
     pub accept_blocked: bool,
     /// The revision of the cluster that the change was made from: a later one is not overwritten.
     pub revision: Option<Revision>,
+    /// Why it does not wait for the cluster's maintenance window.
+    pub ignore_window: Option<String>,
 }
 
 /// A change of a cluster, not ordered yet.
@@ -64,6 +68,7 @@ impl Inner {
         order: &ChangeOrder,
         caller: &Caller,
     ) -> ServiceResult<Task> {
+        let ignore_window = order.ignore_window.clone().map(reason_given).transpose()?;
         let _order = self.orders.lock().await;
         let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
         let Some(cluster) = found else {
@@ -103,7 +108,9 @@ impl Inner {
             same_spec(&cluster, &spec)?;
             TaskKind::CreateCluster
         };
-        self.order_change(change, plan, kind, &before, caller).await
+        let mut task = self.new_task(kind, plan, caller).await?;
+        task.ignore_window = ignore_window;
+        self.order_change(change, task, &before, caller).await
     }
 
     /// The cluster as `spec` wants it, and what there is of it.
@@ -197,13 +204,11 @@ impl Inner {
     async fn order_change(
         &self,
         change: Change,
-        plan: Plan,
-        kind: TaskKind,
+        task: Task,
         before: &[Machine],
         caller: &Caller,
     ) -> ServiceResult<Task> {
         let Draft { cluster, machines } = change.draft;
-        let task = self.new_task(kind, plan, caller).await?;
         let mut commit = Commit::default();
         for machine in &machines {
             if before.contains(machine) {
@@ -216,7 +221,7 @@ impl Inner {
             }
             commit.put(machine)?;
         }
-        let (phase, action) = match kind {
+        let (phase, action) = match task.kind {
             TaskKind::UpdateCluster => (ClusterPhase::Updating, "cluster.update"),
             TaskKind::RepairCluster => (ClusterPhase::Updating, "cluster.repair"),
             TaskKind::CreateCluster | TaskKind::DeleteCluster | TaskKind::UpgradeAgents => {
@@ -323,6 +328,7 @@ impl Inner {
                 let consent = |step: &PlanStep| step.disrupts == Disruption::Api;
                 let order = ChangeOrder {
                     accept_downtime: task.plan.steps.iter().any(consent),
+                    ignore_window: task.ignore_window.clone(),
                     ..ChangeOrder::default()
                 };
                 self.apply_cluster(cluster.spec, &order, caller).await
@@ -354,6 +360,10 @@ impl Inner {
     }
 
     pub(super) async fn plan_cluster(&self, request: PlanRequest) -> ServiceResult<Plan> {
+        let windows = match &request {
+            PlanRequest::Apply(spec, _) => Some(spec.maintenance.clone()),
+            PlanRequest::Create(_) | PlanRequest::Delete(_) => None,
+        };
         let (desired, observed) = match request {
             PlanRequest::Create(spec) => {
                 let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
@@ -375,6 +385,9 @@ impl Inner {
         };
         let mut plan = make_plan(&desired, &observed)?;
         self.plans.remember(&plan);
+        plan.window = windows
+            .filter(|windows| !windows.is_empty() && !plan.steps.is_empty())
+            .map(|windows| maintenance::outlook(&windows, jiff::Timestamp::now()).into());
         plan.drains = self.world.forecast(&plan, &desired).await;
         Ok(plan)
     }
@@ -443,6 +456,8 @@ impl Inner {
             steps: Default::default(),
             cleanup: None,
             error: None,
+            held: None,
+            ignore_window: None,
             revision: Revision(0),
             created_at: Timestamp::now(),
             started_at: None,
@@ -473,10 +488,14 @@ impl Inner {
         caller: &Caller,
     ) -> ServiceResult<Task> {
         commit.put(&task)?;
+        let outside = match &task.ignore_window {
+            Some(reason) => format!(", outside of maintenance windows: {reason}"),
+            None => String::new(),
+        };
         let act = Act {
             action,
             subject: &format!("cluster/{}", task.cluster),
-            detail: &format!("{} plan {}", task.id, task.plan.hash),
+            detail: &format!("{} plan {}{outside}", task.id, task.plan.hash),
             outcome: "",
         };
         self.records.audit_caller(&mut commit, caller, act);
@@ -518,6 +537,7 @@ fn running(
         (TaskKind::UpgradeAgents, _) => "has its agents upgraded",
         (_, TaskState::Cancelling) => "is being brought back by a cancel",
         (_, TaskState::RollingBack) => "gets back what it had before a change failed",
+        (_, TaskState::Waiting) => "has a change that waits for its maintenance window,",
         (_, TaskState::Pausing | TaskState::Paused) => "has a paused change, carried out",
         _ => "is being changed",
     };

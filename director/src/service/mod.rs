@@ -358,6 +358,17 @@ impl Director {
         self.inner.pause_task(id, false, caller).await
     }
 
+    /// Has a task go on although its cluster's maintenance window is closed. Returns when that is written down.
+    pub async fn ignore_window(
+        &self,
+        id: &TaskId,
+        reason: String,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        allow(caller, Role::Operator, "go on outside of windows")?;
+        self.inner.ignore_window(id, reason, caller).await
+    }
+
     /// Orders what a failed task did not get done. Returns the task that does it.
     pub async fn retry_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "retry tasks")?;

@@ -7,8 +7,9 @@ use tokio::sync::broadcast;
 use windlass_common::error::ErrorChain;
 
 use super::{Inner, ServiceError, ServiceResult};
-use crate::model::{Caller, Task, TaskEvent, TaskId, TaskState};
+use crate::model::{Caller, FieldFault, Task, TaskEvent, TaskId, TaskState};
 use crate::rollout::Stop;
+use crate::spec::REASON_MAX;
 use crate::store::{Act, Records};
 
 /// How long an order to a task waits until it is written down that it is being followed; running provider
@@ -81,6 +82,35 @@ impl Inner {
         self.task(id).await
     }
 
+    /// Has a task go on outside of its cluster's maintenance windows; returns when that is written down.
+    pub(super) async fn ignore_window(
+        &self,
+        id: &TaskId,
+        reason: String,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        let reason = reason_given(reason)?;
+        let task = self.task(id).await?;
+        if pauses(task.state).is_none() {
+            return Err(ServiceError::Conflict {
+                message: format!("{id} is {}; it waits for no window", task.state),
+            });
+        }
+        let act = Act {
+            action: "task.ignore-window",
+            subject: &format!("cluster/{}", task.cluster),
+            detail: &format!("{id}: {reason}"),
+            outcome: "",
+        };
+        self.note(caller, act).await?;
+        let events = self.rollouts.subscribe(id);
+        self.rollouts.ignore_window(id, reason);
+        if task.state == TaskState::Waiting {
+            noted(events, |state| state != TaskState::Waiting).await;
+        }
+        self.task(id).await
+    }
+
     pub(super) async fn cancel_task(&self, id: &TaskId, caller: &Caller) -> ServiceResult<Task> {
         let task = self.task(id).await?;
         if task.state.is_over() {
@@ -102,6 +132,19 @@ impl Inner {
     }
 }
 
+/// A reason that an operator gives for what is to be explained later.
+pub(super) fn reason_given(reason: String) -> ServiceResult<String> {
+    let length = reason.chars().count();
+    if reason.trim().is_empty() || length > REASON_MAX {
+        let allowed = format!("why, in 1 to {REASON_MAX} characters");
+        let shown: String = reason.chars().take(80).collect();
+        return Err(ServiceError::Invalid {
+            faults: vec![FieldFault::new("ignore_window", shown, allowed)],
+        });
+    }
+    Ok(reason)
+}
+
 /// Waits until a task is in a state that is waited for, for a while: if it takes longer, the task's own state
 /// tells it.
 async fn noted(events: Option<broadcast::Receiver<TaskEvent>>, wanted: impl Fn(TaskState) -> bool) {
@@ -121,7 +164,7 @@ async fn noted(events: Option<broadcast::Receiver<TaskEvent>>, wanted: impl Fn(T
 /// Whether a task in this state was told to pause; `None` when it is no matter of pausing.
 fn pauses(state: TaskState) -> Option<bool> {
     match state {
-        TaskState::Queued | TaskState::Running => Some(false),
+        TaskState::Queued | TaskState::Running | TaskState::Waiting => Some(false),
         TaskState::Pausing | TaskState::Paused => Some(true),
         TaskState::RollingBack
         | TaskState::Cancelling

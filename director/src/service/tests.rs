@@ -85,6 +85,8 @@ pub(super) fn spec(name: &str) -> ClusterSpec {
         },
         drain: Default::default(),
         gates: Vec::new(),
+        maintenance: Default::default(),
+        labels: Default::default(),
     }
 }
 

@@ -12,6 +12,7 @@ mod fault;
 mod fields;
 mod gates;
 mod kubelet;
+mod maintenance;
 mod network;
 mod raw;
 #[cfg(test)]
@@ -29,11 +30,13 @@ use windlass_common::id::{ClusterName, PoolName};
 
 pub use fault::{Faults, shown};
 pub use raw::{
-    INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawDrain, RawGate, RawHttpGate, RawJobGate,
-    RawMachineSize, RawNetwork, RawPool, RawPromqlGate, RawServicePort, RawUpdatePolicy, from_text,
+    INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawDrain, RawFreeze, RawGate, RawHttpGate,
+    RawJobGate, RawMachineSize, RawMaintenance, RawNetwork, RawPool, RawPromqlGate, RawServicePort,
+    RawUpdatePolicy, RawWindow, from_text,
 };
 
 pub(crate) use fields::Fields;
+pub(crate) use maintenance::REASON_MAX;
 pub(crate) use network::usable as usable_network;
 
 /// Allowed numbers of control-plane machines: odd, since an even member adds a vote to lose and none
@@ -136,6 +139,8 @@ fn cluster(input: &Value, around: &Surroundings, faults: &mut Faults) -> Option<
     let network = network::parse(&mut fields, machines, around, faults);
     let drain = drain::parse(&mut fields, faults);
     let gates = gates::parse(&mut fields, faults);
+    let maintenance = maintenance::parse(&mut fields, faults);
+    let labels = labels(&mut fields, faults);
     fields.close(faults);
     Some(ClusterSpec {
         name: name?,
@@ -145,6 +150,8 @@ fn cluster(input: &Value, around: &Surroundings, faults: &mut Faults) -> Option<
         network: network?,
         drain: drain?,
         gates,
+        maintenance: maintenance?,
+        labels,
     })
 }
 

@@ -43,6 +43,60 @@ pub struct RawClusterSpec {
     /// What has to be so before a change goes on from one machine to the next; at most 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gates: Option<Vec<RawGate>>,
+    /// When machines may be changed; at any time when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<RawMaintenance>,
+    /// By which clusters are chosen, for example in a campaign; keys and values as of labels in Kubernetes. They
+    /// change nothing in the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!({"stage": "canary"}))]
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// When machines may be changed, as it is asked for. Orders, repairs and what is begun do not wait.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawMaintenance {
+    /// Machines are begun with inside of one of these alone; at any time when there are none. At most 32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub windows: Option<Vec<RawWindow>>,
+    /// No machine is begun with during one of these, whatever the windows say. At most 32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freezes: Option<Vec<RawFreeze>>,
+}
+
+/// A window that comes again each week, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawWindow {
+    /// Days on which it opens: mon, tue, wed, thu, fri, sat, sun; all of them when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days: Option<Vec<String>>,
+    /// When it opens on these days, by the clocks of its time zone. A time that clocks skip in spring is taken
+    /// as much later, one that they show twice in autumn is the first.
+    #[schema(example = "02:00", pattern = "^[0-2][0-9]:[0-5][0-9]$")]
+    pub start: String,
+    /// How long it is open, minutes that pass, 1 to 10080 (a week).
+    #[schema(minimum = 1, maximum = 10_080)]
+    pub duration_minutes: u32,
+    /// Name of a time zone in IANA's database; UTC when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "Europe/Berlin")]
+    pub time_zone: Option<String>,
+}
+
+/// A time in which nothing changes, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawFreeze {
+    /// Its first moment, RFC 3339.
+    #[schema(example = "2030-12-20T00:00:00Z")]
+    pub from: String,
+    /// The first moment after it.
+    #[schema(example = "2031-01-02T00:00:00Z")]
+    pub to: String,
+    /// Why, in at most 200 characters.
+    pub reason: String,
 }
 
 /// Something that has to be so before a change goes on, as it is asked for.

@@ -244,6 +244,20 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
                 ..RawGate::default()
             },
         ]),
+        maintenance: Some(RawMaintenance {
+            windows: Some(vec![RawWindow {
+                days: Some(vec!["mon".into(), "sat".into()]),
+                start: "02:00".into(),
+                duration_minutes: 90,
+                time_zone: Some("Europe/Berlin".into()),
+            }]),
+            freezes: Some(vec![RawFreeze {
+                from: "2030-12-20T00:00:00Z".into(),
+                to: "2031-01-02T00:00:00Z".into(),
+                reason: "peak season".into(),
+            }]),
+        }),
+        labels: Some([("stage".to_owned(), "canary".to_owned())].into()),
     };
     let value = serde_json::to_value(&raw).unwrap();
     let spec = parse(&value, &around()).unwrap();

@@ -96,6 +96,8 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
             network,
             drain: Default::default(),
             gates: Vec::new(),
+            maintenance: Default::default(),
+            labels: Default::default(),
         },
     }
 }

@@ -348,6 +348,8 @@ impl Operator {
             steps: Default::default(),
             cleanup: None,
             error: None,
+            held: None,
+            ignore_window: None,
             revision: Revision(0),
             created_at: Timestamp::now(),
             started_at: None,

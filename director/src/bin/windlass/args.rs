@@ -481,6 +481,9 @@ pub(crate) struct ChangeArgs {
     /// `drain.timeoutSeconds` says.
     #[arg(long)]
     pub(crate) accept_blocked: bool,
+    /// Go on although the cluster's maintenance window is closed; the reason is in the audit log
+    #[arg(long, value_name = "REASON")]
+    pub(crate) ignore_window: Option<String>,
     /// Wait for the end, showing what each machine is doing
     ///
     /// Ctrl-C ends the waiting, not the task.
@@ -757,10 +760,15 @@ pub(crate) enum TaskCommand {
         #[arg(long)]
         wait: bool,
     },
-    /// Go on with a task that pauses
+    /// Go on with a task that pauses, or that waits for a maintenance window
+    ///
+    /// A task that waits goes on by itself when its window opens.
     Resume {
         /// Its id
         id: String,
+        /// Go on although the cluster's maintenance window is closed; the reason is in the audit log
+        #[arg(long, value_name = "REASON")]
+        ignore_window: Option<String>,
         /// Wait until it has ended
         #[arg(long)]
         wait: bool,

@@ -147,6 +147,9 @@ async fn place(
     if let Some(plan) = &change.plan {
         path.push_str(&format!("&plan={}", segment(plan)));
     }
+    if let Some(reason) = &change.ignore_window {
+        path.push_str(&format!("&ignore_window={}", segment(reason)));
+    }
     if let Some(revision) = order.revision {
         path.push_str(&format!("&revision={revision}"));
     }

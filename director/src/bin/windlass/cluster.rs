@@ -254,6 +254,14 @@ pub(crate) fn explain(plan: &Plan) -> String {
     });
     text.push_str(&table(&["STEP", "DISRUPTS", "WHY"], rows));
     text.push_str(&drains(plan));
+    if let Some(window) = &plan.window {
+        let then = if window.open {
+            "machines are begun with at once"
+        } else {
+            "machines wait for it, unless --ignore-window says why they need not"
+        };
+        text.push_str(&format!("\n\nMaintenance window: {window}; {then}."));
+    }
     text.push_str(&format!("\n\nplan {}", plan.hash));
     text
 }
@@ -420,6 +428,8 @@ fn body(spec: &SpecArgs) -> Result<String, Failure> {
         network: (network != RawNetwork::default()).then_some(network),
         drain: None,
         gates: None,
+        maintenance: None,
+        labels: None,
     };
     serde_json::to_string(&raw).map_err(|error| Failure::of(&error))
 }

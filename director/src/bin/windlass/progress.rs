@@ -38,6 +38,7 @@ pub(crate) async fn wait(
         | TaskState::Running
         | TaskState::Pausing
         | TaskState::Paused
+        | TaskState::Waiting
         | TaskState::RollingBack
         | TaskState::Cancelling => {
             let why = task

@@ -117,6 +117,7 @@ fn next(machine: &Machine, task: Option<&Task>, doing: Option<&StepKey>) -> Opti
     };
     let when = match task.map(|task| task.state) {
         None => " once it is ordered again",
+        Some(TaskState::Waiting) => " when the maintenance window opens",
         Some(TaskState::Pausing | TaskState::Paused) => " after `windlass task resume`",
         Some(_) => "",
     };

@@ -36,8 +36,15 @@ pub(crate) async fn run(session: &Session, command: TaskCommand) -> Result<ExitC
             });
             Ok(ExitCode::SUCCESS)
         }
-        TaskCommand::Resume { id, wait } => {
-            let (answer, _) = order(&client, &id, "resume").await?;
+        TaskCommand::Resume {
+            id,
+            ignore_window,
+            wait,
+        } => {
+            let how = ignore_window.map_or_else(String::new, |reason| {
+                format!("?ignore_window={}", segment(&reason))
+            });
+            let (answer, _) = order(&client, &id, &format!("resume{how}")).await?;
             ordered(session, &client, &answer, wait).await
         }
         TaskCommand::Retry { id, wait } => {
@@ -126,6 +133,12 @@ fn describe(task: &Task) -> String {
         ),
         ("Took", took(task)),
     ];
+    if let Some(held) = &task.held {
+        rows.push(("Window", held.clone()));
+    }
+    if let Some(reason) = &task.ignore_window {
+        rows.push(("Ignores windows", reason.clone()));
+    }
     if let Some(error) = &task.error {
         rows.push(("Error", error.message.clone()));
     }

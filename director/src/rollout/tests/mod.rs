@@ -3,6 +3,7 @@
 mod pause;
 pub(crate) mod sim;
 mod update;
+mod window;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -238,6 +239,8 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
         },
         drain: Default::default(),
         gates: Vec::new(),
+        maintenance: Default::default(),
+        labels: Default::default(),
     };
     let stemcell = stemcells.find(VERSION).unwrap().version;
     let machine = |text: &str, number: u8, role: MachineRole| {
@@ -318,6 +321,8 @@ async fn order(
         steps: BTreeMap::new(),
         cleanup: None,
         error: None,
+        held: None,
+        ignore_window: None,
         revision: Revision(0),
         created_at: Timestamp::now(),
         started_at: None,

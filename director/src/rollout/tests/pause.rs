@@ -29,7 +29,7 @@ impl Rig {
     }
 
     /// No machine is half way: each is what it was or what it is to be, and serves.
-    async fn assert_whole(&self, when: &str) {
+    pub(super) async fn assert_whole(&self, when: &str) {
         let director = self.immortal().await;
         let machines = director.records.machines_of("demo").await.unwrap();
         assert_eq!(machines.len(), 2);
