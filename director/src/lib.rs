@@ -6,6 +6,7 @@ pub mod api;
 pub mod artifacts;
 pub mod backup;
 pub mod bench;
+pub mod campaign;
 pub mod client;
 pub mod config;
 pub mod daemon;

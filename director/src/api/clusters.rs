@@ -184,6 +184,7 @@ fn change_order(
         accept_blocked: query.accept_blocked,
         revision: query.revision.map(Revision),
         ignore_window: query.ignore_window.clone(),
+        campaign: None,
     })
 }
 

@@ -17,6 +17,7 @@ mod access;
 mod agents;
 mod backup;
 mod ca;
+mod campaigns;
 mod clusters;
 mod director;
 mod disks;
@@ -26,6 +27,7 @@ mod kubernetes;
 mod machines;
 mod metrics;
 mod operators;
+mod overview;
 mod problem;
 mod repair;
 mod serve;
@@ -53,6 +55,7 @@ use crate::service::Director;
 pub use agents::UpgradeAgents;
 pub use backup::AdoptDifferences;
 pub use ca::{RenewOperator, RenewedOperator, RotateCa};
+pub use campaigns::CreateCampaign;
 pub use director::Health;
 pub use identity::{CallerError, operator_of};
 pub use machines::{ExecRequest, NodeOutput, Source};
@@ -143,6 +146,13 @@ fn documented() -> OpenApiRouter<ApiState> {
             operators::change,
             operators::revoke
         ))
+        .routes(routes!(campaigns::list, campaigns::create))
+        .routes(routes!(campaigns::show))
+        .routes(routes!(campaigns::pause))
+        .routes(routes!(campaigns::resume))
+        .routes(routes!(campaigns::cancel))
+        .routes(routes!(campaigns::retry))
+        .routes(routes!(overview::list))
         .routes(routes!(tasks::list))
         .routes(routes!(tasks::show))
         .routes(routes!(tasks::events))

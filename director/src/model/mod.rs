@@ -13,9 +13,11 @@
 
 mod audit;
 mod ca;
+mod campaign;
 mod cluster;
 mod machine;
 mod operator;
+mod overview;
 mod plan;
 mod stemcell;
 mod task;
@@ -24,12 +26,17 @@ mod usage;
 
 pub use audit::{AuditEntry, AuditFilter};
 pub use ca::{CaRotation, CaStatus, Waiting};
+pub use campaign::{
+    Campaign, CampaignId, CampaignIdError, CampaignState, CampaignView, Member, MemberState,
+    Refusal,
+};
 pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault};
 pub use machine::{
     AgentView, Joined, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole,
     MachineView, Wanted,
 };
 pub use operator::{Caller, Operator, Role};
+pub use overview::{ClusterOverview, TaskOverview};
 pub use plan::{Action, Disruption, DrainForecast, Goal, Invariant, Plan, PlanStep, StepKey};
 pub use stemcell::StemcellRecord;
 pub use task::{

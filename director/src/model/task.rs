@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::ClusterName;
 
-use super::{Plan, Revision, StepKey, Timestamp};
+use super::{CampaignId, Plan, Revision, StepKey, Timestamp};
 
 /// Names a task: `t<number>-<6 hex digits>`. The digits are random, so that a director restored from an
 /// old store never reuses a name that an agent has in its journal.
@@ -45,21 +45,24 @@ impl fmt::Display for TaskId {
 impl FromStr for TaskId {
     type Err = TaskIdError;
     fn from_str(value: &str) -> Result<Self, TaskIdError> {
-        let ok = value.len() <= 32
-            && value
-                .strip_prefix('t')
-                .and_then(|rest| rest.split_once('-'))
-                .is_some_and(|(number, random)| {
-                    number.parse::<u64>().is_ok()
-                        && random.len() == 6
-                        && random.bytes().all(|b| b.is_ascii_hexdigit())
-                });
-        if ok {
-            Ok(Self(value.to_owned()))
-        } else {
-            Err(TaskIdError(value.chars().take(80).collect()))
+        match is_numbered(value, 't') {
+            true => Ok(Self(value.to_owned())),
+            false => Err(TaskIdError(value.chars().take(80).collect())),
         }
     }
+}
+
+/// Whether a text is a letter with a number, `-`, and 6 hex digits.
+pub(super) fn is_numbered(value: &str, letter: char) -> bool {
+    let parts = value
+        .strip_prefix(letter)
+        .and_then(|rest| rest.split_once('-'));
+    value.len() <= 32
+        && parts.is_some_and(|(number, random)| {
+            number.parse::<u64>().is_ok()
+                && random.len() == 6
+                && random.bytes().all(|b| b.is_ascii_hexdigit())
+        })
 }
 
 impl TryFrom<String> for TaskId {
@@ -193,6 +196,9 @@ pub struct Task {
     /// Why an operator has it go on outside of the cluster's maintenance windows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore_window: Option<String>,
+    /// The campaign that it is part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub campaign: Option<CampaignId>,
     /// Revision of this record.
     pub revision: Revision,
     /// When it was ordered.

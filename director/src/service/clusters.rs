@@ -12,8 +12,8 @@ use super::{Inner, PlanRequest, ServiceError, ServiceResult};
 use crate::kubernetes::pki::ClusterPki;
 use crate::maintenance;
 use crate::model::{
-    Action, Caller, Cluster, ClusterPhase, Disruption, DrainForecast, Goal, Machine, MachinePhase,
-    Plan, PlanStep, Revision, Task, TaskId, TaskKind, TaskState, Timestamp,
+    Action, Caller, CampaignId, Cluster, ClusterPhase, Disruption, DrainForecast, Goal, Machine,
+    MachinePhase, Plan, PlanStep, Revision, Task, TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::planner::{self, Desired, Observed, inputs};
 use crate::resurrector::CaseRecord;
@@ -38,6 +38,8 @@ pub struct ChangeOrder {
     pub revision: Option<Revision>,
     /// Why it does not wait for the cluster's maintenance window.
     pub ignore_window: Option<String>,
+    /// The campaign that the change is part of.
+    pub campaign: Option<CampaignId>,
 }
 
 /// A change of a cluster, not ordered yet.
@@ -69,6 +71,9 @@ impl Inner {
         caller: &Caller,
     ) -> ServiceResult<Task> {
         let ignore_window = order.ignore_window.clone().map(reason_given).transpose()?;
+        if !order.accept_blocked {
+            self.rehearse(&spec, order).await?;
+        }
         let _order = self.orders.lock().await;
         let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
         let Some(cluster) = found else {
@@ -98,9 +103,6 @@ impl Inner {
         let change = self.drafted(&cluster, &spec, &order.stemcell).await?;
         let plan = make_plan(&change.desired, &change.observed)?;
         self.held(&plan, order)?;
-        if !order.accept_blocked {
-            self.drains(&plan, &change.desired).await?;
-        }
         let ever_ready = before.iter().any(has_joined);
         let kind = if ever_ready {
             TaskKind::UpdateCluster
@@ -110,7 +112,25 @@ impl Inner {
         };
         let mut task = self.new_task(kind, plan, caller).await?;
         task.ignore_window = ignore_window;
+        task.campaign.clone_from(&order.campaign);
         self.order_change(change, task, &before, caller).await
+    }
+
+    /// Refuses a change whose drains would wait in vain. That takes the cluster's API, for which no order of
+    /// another cluster waits: what is found is a forecast, and the change is planned again when it is ordered.
+    async fn rehearse(&self, spec: &ClusterSpec, order: &ChangeOrder) -> ServiceResult<()> {
+        let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
+        let Some(cluster) = found else {
+            return Ok(());
+        };
+        let another = order.revision.is_some_and(|seen| seen != cluster.revision);
+        if another || self.unfinished(&cluster).await?.is_some() {
+            return Ok(()); // the order says what that means
+        }
+        let change = self.drafted(&cluster, spec, &order.stemcell).await?;
+        let plan = make_plan(&change.desired, &change.observed)?;
+        self.held(&plan, order)?;
+        self.drains(&plan, &change.desired).await
     }
 
     /// The cluster as `spec` wants it, and what there is of it.
@@ -458,6 +478,7 @@ impl Inner {
             error: None,
             held: None,
             ignore_window: None,
+            campaign: None,
             revision: Revision(0),
             created_at: Timestamp::now(),
             started_at: None,

@@ -11,6 +11,7 @@
 //! HTTP, authentication and output formats (api); parsing of configuration files (config).
 
 mod agents;
+mod campaigns;
 mod change;
 mod clusters;
 mod disks;
@@ -18,9 +19,12 @@ mod draft;
 mod enrollment;
 mod error;
 mod hold;
+#[cfg(test)]
+mod fleet_tests;
 mod kubernetes;
 mod nodes;
 mod operators;
+mod overview;
 mod reach;
 mod repair;
 mod shown;
@@ -57,8 +61,9 @@ use crate::health;
 use crate::kubernetes::facts;
 use crate::kubernetes::pki;
 use crate::model::{
-    AuditEntry, AuditFilter, CaStatus, Caller, Cluster, Machine, MachineFilter, MachineView,
-    Operator, Plan, Role, StemcellRecord, Task, TaskEvent, TaskId, Timestamp, Usage,
+    AuditEntry, AuditFilter, CaStatus, Caller, CampaignId, CampaignView, Cluster, Machine,
+    MachineFilter, MachineView, Operator, Plan, Role, StemcellRecord, Task, TaskEvent, TaskId,
+    Timestamp, Usage,
 };
 use crate::pki::DirectorCa;
 use crate::provider::Provider;
@@ -71,6 +76,9 @@ use crate::stemcell::Catalogue;
 use crate::store::{Act, Commit, DirectoryLock, Records};
 
 pub use agents::{AT_A_TIME_MAX, AgentOrder};
+pub use campaigns::{
+    CampaignOrder, ClusterChoice, IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX, SOAK_MAX_SECONDS, Steer,
+};
 pub use change::StemcellChoice;
 pub use clusters::ChangeOrder;
 pub use disks::Disk;
@@ -374,6 +382,46 @@ impl Director {
         allow(caller, Role::Operator, "retry tasks")?;
         self.inner.not_on_hold("retry tasks")?;
         self.inner.retry_task(id, caller).await
+    }
+
+    /// All campaigns, newest first.
+    pub async fn campaigns(&self) -> ServiceResult<Vec<CampaignView>> {
+        self.inner.campaigns().await
+    }
+
+    /// One campaign, with how far its clusters are.
+    pub async fn campaign(&self, id: &CampaignId) -> ServiceResult<CampaignView> {
+        self.inner.campaign(id).await
+    }
+
+    /// What a campaign would do, without doing it.
+    pub async fn plan_campaign(
+        &self,
+        order: &CampaignOrder,
+        caller: &Caller,
+    ) -> ServiceResult<CampaignView> {
+        self.inner.plan_campaign(order, caller).await
+    }
+
+    /// Orders an upgrade of many clusters, in waves. Returns at once.
+    pub async fn create_campaign(
+        &self,
+        order: &CampaignOrder,
+        caller: &Caller,
+    ) -> ServiceResult<CampaignView> {
+        allow(caller, Role::Operator, "upgrade clusters")?;
+        self.inner.create_campaign(order, caller).await
+    }
+
+    /// Has a campaign pause, go on, end, or try again what failed. Returns when that is written down.
+    pub async fn steer_campaign(
+        &self,
+        id: &CampaignId,
+        steer: Steer,
+        caller: &Caller,
+    ) -> ServiceResult<CampaignView> {
+        allow(caller, Role::Operator, "steer campaigns")?;
+        self.inner.steer_campaign(id, steer, caller).await
     }
 
     /// A kubeconfig for the caller, in the group of cluster administrators.

@@ -11,7 +11,7 @@ use super::enrollment::Tokens;
 use super::kubernetes::Identities;
 use super::repair::{self, Repairs};
 use super::tickets::tickets;
-use super::{Director, Inner, operators, upkeep};
+use super::{Director, Inner, campaigns, operators, upkeep};
 use crate::artifacts::Artifacts;
 use crate::backup;
 use crate::backup::envelope::{self, EnvelopeError};
@@ -24,7 +24,7 @@ use crate::model::{Machine, Timestamp};
 use crate::provider::{PreflightFault, Provider, Severity};
 use crate::resurrector::witness::Circle;
 use crate::rollout::Rollouts;
-use crate::rollout::world::{Agents, Birth, KubeClient, Registry, World};
+use crate::rollout::world::{Agents, Birth, KubeApi, KubeClient, Registry, World};
 use crate::rotation::Rotations;
 use crate::stemcell::Catalogue;
 use crate::store::StoreError;
@@ -81,6 +81,22 @@ pub(super) async fn start(
     identity: Identity,
     provider: Arc<dyn Provider>,
 ) -> Result<Director, StartError> {
+    let doors = |gateway: &Gateway| {
+        let agents: Arc<dyn Agents> = Arc::new(gateway.clone());
+        let kubernetes: Arc<dyn KubeApi> = Arc::new(KubeClient::new(agents.clone()));
+        (agents, kubernetes)
+    };
+    start_through(data, config, identity, provider, doors).await
+}
+
+/// Starts a director that reaches machines and their clusters' APIs through these, made of its gateway.
+pub(super) async fn start_through(
+    data: &DataDir,
+    config: &Config,
+    identity: Identity,
+    provider: Arc<dyn Provider>,
+    doors: impl FnOnce(&Gateway) -> (Arc<dyn Agents>, Arc<dyn KubeApi>),
+) -> Result<Director, StartError> {
     let Identity { id, ca, records } = identity;
     let stemcells = Catalogue::new(
         config.stemcells.directory.clone(),
@@ -130,11 +146,11 @@ pub(super) async fn start(
             address.set_port(gateway_address.port());
         }
     }
-    let agents: Arc<dyn Agents> = Arc::new(gateway.clone());
+    let (agents, kubernetes) = doors(&gateway);
     let world = Arc::new(World {
         records: records.clone(),
         provider: provider.clone(),
-        kubernetes: Arc::new(KubeClient::new(agents.clone())),
+        kubernetes,
         agents,
         registry,
         stemcells: stemcells.clone(),
@@ -189,6 +205,7 @@ pub(super) async fn start(
     upkeep::start(Arc::downgrade(&inner));
     inner.backups.start();
     repair::start(Arc::downgrade(&inner));
+    campaigns::start(Arc::downgrade(&inner));
     Ok(Director { inner })
 }
 

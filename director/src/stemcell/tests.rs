@@ -70,11 +70,13 @@ pub(crate) fn catalogue(root: &Path, kubernetes: &str) -> Catalogue {
     Catalogue::new(root.to_owned(), trust(root, &[&key]))
 }
 
-/// Like [`catalogue`], as files: stemcells in `root`, trusted keys in `root/trusted.pub`.
+/// Like [`catalogue`], as files: stemcells in `root`, trusted keys in `root/trusted.pub`, beside those there are.
 pub(crate) fn install(root: &Path, kubernetes: &str) {
     let key = key();
     write(root, kubernetes, "1", &key);
-    fs::write(root.join("trusted.pub"), format!("{}\n", public(&key))).unwrap();
+    let trusted = root.join("trusted.pub");
+    let before = fs::read_to_string(&trusted).unwrap_or_default();
+    fs::write(&trusted, format!("{before}{}\n", public(&key))).unwrap();
 }
 
 #[test]

@@ -94,6 +94,8 @@ pub enum Kind {
     Operator,
     /// Who has followed a rotation of the CA, while it lasts: `machine/<name>` and `operator/<name>`.
     Trust,
+    /// Campaigns over many clusters, by id.
+    Campaign,
     /// What is known of machines that do not or did not work, by machine.
     Case,
 }
@@ -114,6 +116,7 @@ impl Kind {
             Self::Audit => "audit",
             Self::Operator => "operator",
             Self::Trust => "trust",
+            Self::Campaign => "campaign",
             Self::Case => "case",
         }
     }

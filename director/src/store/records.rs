@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use super::{Change, Entry, Expect, Kind, Sealer, Store, StoreError, Write};
 use crate::model::{
-    AuditEntry, AuditFilter, Caller, Cluster, Machine, Operator, Revision, StepKey, StepRecord,
-    Task, TaskId, Timestamp,
+    AuditEntry, AuditFilter, Caller, Campaign, Cluster, Machine, Operator, Revision, StepKey,
+    StepRecord, Task, TaskId, Timestamp,
 };
 use crate::resurrector::CaseRecord;
 
@@ -24,6 +24,8 @@ use crate::resurrector::CaseRecord;
 const EPOCH: &str = "epoch";
 /// Name of the entry that holds the number of the last task.
 const TASK_NUMBER: &str = "task-number";
+/// Name of the entry that holds the number of the last campaign.
+const CAMPAIGN_NUMBER: &str = "campaign-number";
 /// Most lines of the audit log in one answer.
 const AUDIT_MAX: u32 = 1000;
 /// Newest lines of the audit log that a filter is tried on: of about 300 bytes each, 6 MB.
@@ -77,6 +79,7 @@ macro_rules! record {
 record!(Cluster, Cluster, |r| r.spec.name.as_str());
 record!(Machine, Machine, |r| r.name.as_str());
 record!(Task, Task, |r| r.id.as_str());
+record!(Campaign, Campaign, |r| r.id.as_str());
 record!(Operator, Operator, |r| r.name.as_str());
 record!(CaseRecord, Case, |r| r.machine.as_str());
 
@@ -341,6 +344,11 @@ impl Records {
     /// A number that no task has.
     pub async fn next_task_number(&self) -> Result<u64, StoreError> {
         self.count(TASK_NUMBER).await
+    }
+
+    /// A number that no campaign has.
+    pub async fn next_campaign_number(&self) -> Result<u64, StoreError> {
+        self.count(CAMPAIGN_NUMBER).await
     }
 
     /// Every change from now on.

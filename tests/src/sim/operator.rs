@@ -350,6 +350,7 @@ impl Operator {
             error: None,
             held: None,
             ignore_window: None,
+            campaign: None,
             revision: Revision(0),
             created_at: Timestamp::now(),
             started_at: None,

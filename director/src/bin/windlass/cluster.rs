@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use windlass_director::client::Client;
 use windlass_director::config::write_atomic;
+use windlass_director::maintenance::{self, WindowView};
 use windlass_director::model::{Action, Cluster, Disruption, DrainForecast, Plan, Task};
 use windlass_director::spec::{
     INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawNetwork, RawPool,
@@ -162,6 +163,17 @@ pub(crate) fn describe(cluster: &Cluster) -> String {
         "Created",
         format!("{} ({} ago)", cluster.created_at, age(cluster.created_at)),
     ));
+    if !spec.labels.is_empty() {
+        let labels = spec
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
+        rows.push(("Labels", labels.collect::<Vec<_>>().join(", ")));
+    }
+    if !spec.maintenance.is_empty() {
+        let window = maintenance::outlook(&spec.maintenance, jiff::Timestamp::now());
+        rows.push(("Window", WindowView::from(window).to_string()));
+    }
     if let Some(message) = &cluster.message {
         rows.push(("Message", message.clone()));
     }

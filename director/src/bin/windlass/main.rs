@@ -13,6 +13,7 @@ mod agents;
 mod args;
 mod backup;
 mod bundle;
+mod campaign;
 mod change;
 mod cluster;
 mod collect;
@@ -24,6 +25,7 @@ mod failure;
 mod node;
 mod operator;
 mod output;
+mod overview;
 mod progress;
 mod reset;
 mod rotate;
@@ -130,6 +132,9 @@ async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Cluster(command) => cluster::run(session, command).await,
         Command::Node(command) => node::run(session, command).await,
         Command::Disk(command) => disk::run(session, command).await,
+        Command::Upgrade(asked) => campaign::upgrade(session, asked).await,
+        Command::Campaign(command) => campaign::run(session, command).await,
+        Command::Top { once, interval } => overview::run(session, once, interval).await,
         Command::Task(command) => task::run(session, command).await,
         Command::Operator(command) => operator::run(session, command).await,
         Command::Context(command) => rotate::context(session, command).await,

@@ -323,6 +323,7 @@ async fn order(
         error: None,
         held: None,
         ignore_window: None,
+        campaign: None,
         revision: Revision(0),
         created_at: Timestamp::now(),
         started_at: None,

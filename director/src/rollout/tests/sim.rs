@@ -53,6 +53,10 @@ pub(crate) struct State {
     pub(crate) cordoned: BTreeSet<NodeName>,
     /// Machines ever made, with how often each incarnation was.
     pub(crate) births: BTreeMap<(MachineName, Incarnation), u32>,
+    /// Beginnings of names of nodes whose drains do not end.
+    pub(crate) stuck: BTreeSet<String>,
+    /// What a director writes down is in another store than this world's.
+    pub(crate) stored_elsewhere: bool,
     /// Steps that fail once, by the end of their id.
     pub(crate) fail_once: BTreeSet<&'static str>,
     /// Steps whose answer is lost once after they were done, by the end of their id.
@@ -128,6 +132,9 @@ impl Life {
 impl Life {
     /// The step is written down as running, under the attempt number in its id, before it is sent.
     fn assert_intent(&self, request: &StepRequest) {
+        if self.sim.state.lock().unwrap().stored_elsewhere {
+            return;
+        }
         let (step, attempt) = request.id.0.split_once('~').unwrap_or((&request.id.0, "1"));
         let part = ["/keys", "/configure", "/serves"].iter().find_map(|part| {
             let of = step.strip_suffix(part)?;
@@ -175,7 +182,7 @@ impl Provider for Life {
 
     fn network(&self) -> NetworkView {
         NetworkView {
-            cidr: "10.0.0.0/24".parse().unwrap(),
+            cidr: "10.0.0.0/20".parse().unwrap(),
             gateway: Ipv4Addr::new(10, 0, 0, 1),
             reserved: Vec::new(),
         }
@@ -678,6 +685,13 @@ impl KubeApi for Life {
         Box::pin(async move {
             self.effect(|state| state.cordoned.insert(node.clone()))
                 .await;
+            let stuck = || {
+                let state = self.sim.state.lock().unwrap();
+                state.stuck.iter().any(|of| node.as_str().starts_with(of))
+            };
+            while stuck() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             Ok(Done::default())
         })
     }

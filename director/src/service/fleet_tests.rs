@@ -1,0 +1,405 @@
+//! Many clusters under one director: real store, orders, rollouts and campaigns; provider, agents and the clusters'
+//! APIs are simulated.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use windlass_common::cluster::Amount;
+
+use super::tests::ann;
+use super::*;
+use crate::config::{Config, DataDir, Identity};
+use crate::model::{
+    CampaignId, CampaignState, CampaignView, ClusterOverview, ClusterPhase, MemberState, TaskState,
+};
+use crate::resurrector::Mode;
+use crate::rollout::tests::sim::{Life, Sim};
+use crate::rollout::world::{Agents, KubeApi};
+use crate::service::campaigns::{CampaignOrder, ClusterChoice};
+use crate::store::DirectoryLock;
+
+const OLDER: &str = "1.36.3";
+const NEWER: &str = "1.37.2";
+/// A hundred clusters are made in a third of it on a busy host.
+const LIMIT: Duration = Duration::from_secs(240);
+
+struct Fleet {
+    dir: tempfile::TempDir,
+    sim: Arc<Sim>,
+    lock: DirectoryLock,
+}
+
+fn data(dir: &Path) -> DataDir {
+    DataDir::new(dir).unwrap()
+}
+
+fn named(name: &str) -> ClusterName {
+    ClusterName::new(name).unwrap()
+}
+
+/// One control-plane machine and one worker of the older version.
+fn spec(name: &str, stage: &str) -> ClusterSpec {
+    let size = json!({"cpuMillis": 1000, "memoryMib": 1024, "diskMib": 64});
+    serde_json::from_value(json!({
+        "name": name,
+        "kubernetesVersion": OLDER,
+        "controlPlane": {"count": 1, "size": size},
+        "pools": {"w": {"count": 1, "size": size}},
+        "network": {"podCidr": "10.244.0.0/16", "serviceCidr": "10.96.0.0/16"},
+        "labels": {"stage": stage},
+    }))
+    .unwrap()
+}
+
+impl Fleet {
+    async fn new() -> Fleet {
+        let dir = tempfile::tempdir().unwrap();
+        let stemcells = dir.path().join("stemcells");
+        for version in [OLDER, NEWER] {
+            crate::stemcell::tests::install(&stemcells, version);
+        }
+        Identity::create(&data(dir.path()), jiff::Timestamp::now())
+            .await
+            .unwrap();
+        let lock = DirectoryLock::acquire(dir.path()).unwrap();
+        let sim: Arc<Sim> = Arc::default();
+        sim.state.lock().unwrap().stored_elsewhere = true;
+        Fleet { dir, sim, lock }
+    }
+
+    async fn director(&self) -> Director {
+        let data = data(self.dir.path());
+        let mut config = Config::parse("", &data).unwrap();
+        config.gateway.listen = "127.0.0.1:0".parse().unwrap();
+        // Nobody is connected to the gateway: there would be nothing but dead machines.
+        config.resurrector.mode = Mode::Off;
+        let identity = Identity::load(&data, jiff::Timestamp::now()).await.unwrap();
+        let life = Life::new(self.sim.clone(), usize::MAX);
+        let doors =
+            |_: &Gateway| -> (Arc<dyn Agents>, Arc<dyn KubeApi>) { (life.clone(), life.clone()) };
+        let _held = &self.lock;
+        let started = start::start_through(&data, &config, identity, life.clone(), doors).await;
+        let director = started.unwrap();
+        let records = &director.inner.records;
+        if records.get::<Operator>("ann").await.unwrap().is_none() {
+            let mut commit = Commit::default();
+            let ann = Operator::new("ann", Role::Admin, "director");
+            commit.put(&ann).unwrap();
+            records.commit(commit).await.unwrap();
+        }
+        director
+    }
+
+    /// Has the drains of a cluster's nodes not end, or end.
+    fn stick(&self, cluster: &str, stuck: bool) {
+        let stuck_ones = &mut self.sim.state.lock().unwrap().stuck;
+        let begins = format!("{cluster}-");
+        if stuck {
+            stuck_ones.insert(begins);
+        } else {
+            stuck_ones.remove(&begins);
+        }
+    }
+}
+
+/// Makes these clusters, all at once.
+async fn make(director: &Director, names: &[(&str, &str)]) {
+    for (name, stage) in names {
+        director
+            .create_cluster(spec(name, stage), &ann())
+            .await
+            .unwrap();
+    }
+    until(director, |all| {
+        all.iter().all(|one| one.phase == ClusterPhase::Ready)
+    })
+    .await;
+}
+
+/// Waits until all clusters are as they should be for the caller.
+async fn until(
+    director: &Director,
+    enough: impl Fn(&[ClusterOverview]) -> bool,
+) -> Vec<ClusterOverview> {
+    let found = async {
+        loop {
+            let all = director.overview().await.unwrap();
+            if enough(&all) {
+                return all;
+            }
+            let faults: Vec<_> = all.iter().filter_map(|one| one.fault.clone()).collect();
+            let failed = all.iter().any(|one| one.phase == ClusterPhase::Failed);
+            assert!(!failed, "{faults:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, found).await.expect("in time")
+}
+
+/// Waits until a campaign is so.
+async fn campaign(
+    director: &Director,
+    id: &CampaignId,
+    enough: impl Fn(&CampaignView) -> bool,
+) -> CampaignView {
+    let found = async {
+        loop {
+            let view = director.campaign(id).await.unwrap();
+            if enough(&view) {
+                return view;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, found).await.expect("in time")
+}
+
+fn order(waves: &[&str]) -> CampaignOrder {
+    CampaignOrder {
+        kubernetes_version: Some(NEWER.into()),
+        waves: waves
+            .iter()
+            .map(|text| text.parse::<Amount>().unwrap())
+            .collect(),
+        accept_downtime: true,
+        ..CampaignOrder::default()
+    }
+}
+
+fn in_state(view: &CampaignView, state: MemberState) -> Vec<&str> {
+    let members = view.members.iter().filter(|member| member.state == state);
+    members.map(|member| member.cluster.as_str()).collect()
+}
+
+fn upgraded(one: &ClusterOverview) -> bool {
+    one.task.is_none() && one.versions.keys().eq([NEWER]) && one.to_change == 0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_campaign_goes_wave_by_wave_through_the_death_of_its_director() {
+    let fleet = Fleet::new().await;
+    let director = fleet.director().await;
+    make(
+        &director,
+        &[("a", "canary"), ("b", "prod"), ("c", "prod"), ("d", "prod")],
+    )
+    .await;
+    fleet.stick("a", true);
+    let made = director
+        .create_campaign(&order(&["1"]), &ann())
+        .await
+        .unwrap();
+    let id = made.campaign.id.clone();
+    let sizes: Vec<_> = made.campaign.waves.iter().map(Vec::len).collect();
+    assert_eq!(sizes, [1, 3]);
+    // A cluster is in one campaign at a time.
+    let again = director
+        .create_campaign(&order(&[]), &ann())
+        .await
+        .unwrap_err();
+    assert!(again.to_string().contains(id.as_str()), "{again}");
+    campaign(&director, &id, |view| {
+        in_state(view, MemberState::Running) == ["a"]
+    })
+    .await;
+    director.shutdown().await;
+    drop(director);
+    let director = fleet.director().await;
+    // It pauses with its task, and goes on with it.
+    let paused = director
+        .steer_campaign(&id, Steer::Pause, &ann())
+        .await
+        .unwrap();
+    assert_eq!(paused.campaign.state, CampaignState::Paused);
+    let task = paused.members[0].task.clone().unwrap();
+    fleet.stick("a", false);
+    let rests = async {
+        while director.task(&task).await.unwrap().state != TaskState::Paused {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, rests).await.expect("in time");
+    director
+        .steer_campaign(&id, Steer::Resume, &ann())
+        .await
+        .unwrap();
+    let over = campaign(&director, &id, |view| view.campaign.state.is_over()).await;
+    assert_eq!(over.campaign.state, CampaignState::Succeeded, "{over:?}");
+    let first = over.members[0].ended_at.unwrap();
+    for member in &over.members[1..] {
+        let task = director.task(member.task.as_ref().unwrap()).await.unwrap();
+        assert!(task.created_at >= first, "{member:?} was begun too early");
+        assert_eq!(task.campaign.as_ref(), Some(&id));
+        assert_eq!(task.operator, "ann");
+    }
+    until(&director, |all| all.iter().all(upgraded)).await;
+    let log = director.audit(100, &AuditFilter::default()).await.unwrap();
+    let of_campaign: Vec<_> = log
+        .iter()
+        .filter(|entry| entry.subject == format!("campaign/{id}"))
+        .map(|entry| entry.action.as_str())
+        .collect();
+    let want = [
+        "campaign.end",
+        "campaign.resume",
+        "campaign.pause",
+        "campaign.create",
+    ];
+    assert_eq!(of_campaign, want);
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_campaign_stops_at_a_refusal_and_goes_on_when_it_is_retried() {
+    let fleet = Fleet::new().await;
+    let director = fleet.director().await;
+    make(&director, &[("a", "canary"), ("b", "prod")]).await;
+    let mut careless = order(&["1"]);
+    careless.accept_downtime = false;
+    careless.choice = ClusterChoice::Labelled([("stage".to_owned(), "canary".to_owned())].into());
+    let made = director.create_campaign(&careless, &ann()).await.unwrap();
+    let id = made.campaign.id;
+    let over = campaign(&director, &id, |view| view.campaign.state.is_over()).await;
+    assert_eq!(over.campaign.state, CampaignState::Failed);
+    let why = over.campaign.error.unwrap();
+    assert!(
+        why.contains("cluster a") && why.contains("--accept-downtime"),
+        "{why}"
+    );
+    assert!(
+        director
+            .tasks()
+            .await
+            .unwrap()
+            .iter()
+            .all(|task| task.campaign.is_none())
+    );
+    // A window that is closed is waited for before a task is made, and an operator may go on without.
+    let mut frozen = director.cluster(&named("b")).await.unwrap().spec;
+    frozen.maintenance = serde_json::from_value(json!({"freezes": [
+        {"from": "2020-01-01T00:00:00Z", "to": "2999-01-01T00:00:00Z", "reason": "for ever"}]}))
+    .unwrap();
+    let task = director
+        .apply_cluster(frozen.clone(), &ChangeOrder::default(), &ann())
+        .await
+        .unwrap();
+    assert!(
+        task.plan.steps.is_empty(),
+        "windows change no machine: {:?}",
+        task.plan.steps
+    );
+    until(&director, |all| all.iter().all(|one| one.task.is_none())).await;
+    let mut chosen = order(&[]);
+    chosen.choice = ClusterChoice::Named(vec![named("a"), named("b")]);
+    let made = director.create_campaign(&chosen, &ann()).await.unwrap();
+    let id = made.campaign.id;
+    let waits = campaign(&director, &id, |view| {
+        in_state(view, MemberState::Succeeded) == ["a"]
+    });
+    let waits = waits.await;
+    assert_eq!(in_state(&waits, MemberState::Waiting), ["b"]);
+    director
+        .steer_campaign(&id, Steer::Cancel, &ann())
+        .await
+        .unwrap();
+    let over = campaign(&director, &id, |view| view.campaign.state.is_over()).await;
+    assert_eq!(over.campaign.state, CampaignState::Cancelled);
+    // What is ordered in a freeze waits, and says until when.
+    frozen.kubernetes_version = NEWER.into();
+    let consent = ChangeOrder {
+        accept_downtime: true,
+        ..ChangeOrder::default()
+    };
+    let plan = director
+        .plan_cluster(PlanRequest::Apply(frozen.clone(), StemcellChoice::Keep))
+        .await
+        .unwrap();
+    assert!(!plan.window.unwrap().open);
+    let task = director
+        .apply_cluster(frozen, &consent, &ann())
+        .await
+        .unwrap();
+    let held = until(&director, |all| {
+        all[1]
+            .task
+            .as_ref()
+            .is_some_and(|task| task.state == TaskState::Waiting)
+    })
+    .await;
+    let next = held[1].next.as_deref().unwrap();
+    assert!(
+        next.contains("2999-01-01") && next.contains("for ever"),
+        "{next}"
+    );
+    let nothing = director.ignore_window(&task.id, " ".into(), &ann()).await;
+    assert!(matches!(nothing, Err(ServiceError::Invalid { .. })));
+    let reason = "incident 7".to_owned();
+    director
+        .ignore_window(&task.id, reason, &ann())
+        .await
+        .unwrap();
+    until(&director, |all| all.iter().all(upgraded)).await;
+    let log = director.audit(10, &AuditFilter::default()).await.unwrap();
+    let ignored = log
+        .iter()
+        .find(|entry| entry.action == "task.ignore-window");
+    assert!(ignored.unwrap().detail.contains("incident 7"));
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_hundred_clusters_one_that_is_stuck_delays_no_other() {
+    let fleet = Fleet::new().await;
+    let director = fleet.director().await;
+    let names: Vec<String> = (0..100).map(|number| format!("f{number:02}")).collect();
+    let made: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "prod")).collect();
+    make(&director, &made).await;
+    fleet.stick("f00", true);
+    let mut all = order(&[]);
+    all.max_in_flight = Some(100);
+    let campaign_made = director.create_campaign(&all, &ann()).await.unwrap();
+    let id = campaign_made.campaign.id;
+    let seen = until(&director, |all| {
+        all.iter().filter(|one| upgraded(one)).count() == 99
+    })
+    .await;
+    let stuck = &seen[0];
+    assert_eq!(
+        (stuck.name.as_str(), stuck.phase),
+        ("f00", ClusterPhase::Updating)
+    );
+    let task = stuck.task.as_ref().unwrap();
+    assert!(
+        task.running.iter().any(|key| key.0.ends_with("/drain")),
+        "{task:?}"
+    );
+    // Nor does it delay the plan of another.
+    let asked = Instant::now();
+    let spec = director.cluster(&named("f99")).await.unwrap().spec;
+    let request = PlanRequest::Apply(spec, StemcellChoice::Keep);
+    assert!(
+        director
+            .plan_cluster(request)
+            .await
+            .unwrap()
+            .steps
+            .is_empty()
+    );
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
+    let view = director
+        .steer_campaign(&id, Steer::Cancel, &ann())
+        .await
+        .unwrap();
+    assert_eq!(in_state(&view, MemberState::Succeeded).len(), 99);
+    fleet.stick("f00", false);
+    let over = campaign(&director, &id, |view| view.campaign.state.is_over()).await;
+    assert_eq!(over.campaign.state, CampaignState::Cancelled);
+    assert_eq!(in_state(&over, MemberState::Failed), ["f00"]);
+    director.shutdown().await;
+}
