@@ -405,6 +405,28 @@ fn steps(golden: &mut Golden) {
             beside: vec![peer("demo-cp-0", 2)],
         },
     });
+    golden.pin(EtcdData {
+        address: "127.0.0.1:2379".parse().unwrap(),
+        ca_path: "/etc/ca.pem".to_owned(),
+        client: ClientFiles {
+            certificate_path: "/etc/c.pem".to_owned(),
+            key_path: "/etc/k.pem".to_owned(),
+        },
+        action: EtcdDataAction::Restore(EtcdRestore {
+            restore: EtcdRestoreId {
+                id: "t12-3fa9c0".to_owned(),
+                unfinished: vec!["t11-0a1b2c".to_owned()],
+            },
+            source: EtcdSource::Snapshot {
+                digest: Digest::of(b"snapshot"),
+                bytes: 20_512,
+            },
+            member: peer("demo-cp-0", 2),
+            members: vec![peer("demo-cp-0", 2), peer("demo-cp-1", 3)],
+            token: "demo-t12-3fa9c0".to_owned(),
+            bump_revision: 1_000_000_000,
+        }),
+    });
 }
 
 fn sessions(golden: &mut Golden) {

@@ -43,7 +43,7 @@ pub(super) fn of(step: &Step) -> BTreeSet<Thing> {
         }
         Step::AgentUpgrade(_) => [Thing::Path(crate::steps::upgrade::PROGRAM.to_owned())].into(),
         // One at a time: each looks first, and acts on what it saw.
-        Step::Etcd(_) => [Thing::Unit("etcd.service".to_owned())].into(),
+        Step::Etcd(_) | Step::EtcdData(_) => [Thing::Unit("etcd.service".to_owned())].into(),
         Step::Gate(_) | Step::Collect(_) | Step::Exec(_) => BTreeSet::new(),
     }
 }

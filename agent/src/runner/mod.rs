@@ -34,7 +34,9 @@ use tokio::time::{Instant, timeout_at};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Epoch};
 use windlass_common::limits::STEPS_IN_FLIGHT_MAX;
-use windlass_common::step::{EtcdAction, Outcome, Payload, Step, StepId, StepRequest, StepResult};
+use windlass_common::step::{
+    EtcdAction, EtcdDataAction, Outcome, Payload, Step, StepId, StepRequest, StepResult,
+};
 use windlass_common::wire::codec;
 use windlass_common::wire::step::{OPERATOR, REQUEST};
 
@@ -344,6 +346,7 @@ fn looks(step: &Step) -> bool {
     match step {
         Step::Gate(_) | Step::Collect(_) => true,
         Step::Etcd(etcd) => etcd.action == EtcdAction::Report,
+        Step::EtcdData(data) => data.action == EtcdDataAction::Inspect,
         Step::Fetch(_)
         | Step::Keys(_)
         | Step::Configure(_)
@@ -367,7 +370,8 @@ fn slots(step: &Step) -> u32 {
         | Step::Gate(_)
         | Step::Collect(_)
         | Step::Exec(_)
-        | Step::Etcd(_) => 1,
+        | Step::Etcd(_)
+        | Step::EtcdData(_) => 1,
     }
 }
 

@@ -2,10 +2,14 @@
 //!
 //! All faults of a step are named at once.
 
+use std::net::SocketAddr;
+
 use windlass_common::limits::{AGENT_BYTES_MAX, AGENT_TRIAL_S};
 use windlass_common::step::{
-    AgentUpgrade, Check, Collect, Configure, Disk, Etcd, EtcdAction, EtcdPeer, Exec, Fetch,
-    FileSpec, Gate, Keys, MEMBERS_MAX, SNAPSHOTS_KEPT_MAX, STEP_ID_MAX, Service, Step, StepId,
+    AgentUpgrade, Check, ClientFiles, Collect, Configure, Disk, Etcd, EtcdAction, EtcdData,
+    EtcdDataAction, EtcdPeer, EtcdRestoreId, EtcdSource, Exec, Fetch, FileSpec, Gate, Keys,
+    MEMBERS_MAX, RESTORE_ID_MAX, SNAPSHOTS_KEPT_MAX, STEP_ID_MAX, Service, Step, StepId,
+    UNFINISHED_RESTORES_MAX,
 };
 
 use crate::host::STATE_DIR;
@@ -50,6 +54,7 @@ pub fn check(id: &StepId, step: &Step) -> Vec<String> {
         Step::Exec(exec) => check_exec(&mut faults, exec),
         Step::AgentUpgrade(upgrade) => check_upgrade(&mut faults, upgrade),
         Step::Etcd(etcd) => check_etcd(&mut faults, etcd),
+        Step::EtcdData(data) => check_etcd_data(&mut faults, data),
     }
     faults.0
 }
@@ -247,15 +252,7 @@ fn check_exec(faults: &mut Faults, exec: &Exec) {
 }
 
 fn check_etcd(faults: &mut Faults, etcd: &Etcd) {
-    if !etcd.address.ip().is_loopback() {
-        let address = etcd.address;
-        faults.add(format!(
-            "{address} is not on loopback: a machine acts through its own member only"
-        ));
-    }
-    faults.readable(&etcd.ca_path);
-    faults.readable(&etcd.client.certificate_path);
-    faults.readable(&etcd.client.key_path);
+    check_own_member(faults, etcd.address, &etcd.ca_path, &etcd.client);
     match &etcd.action {
         EtcdAction::AddLearner { peer, beside } => {
             faults.count("members", beside.len(), 1, MEMBERS_MAX);
@@ -279,17 +276,84 @@ fn check_etcd(faults: &mut Faults, etcd: &Etcd) {
     }
 }
 
+fn check_own_member(faults: &mut Faults, address: SocketAddr, ca_path: &str, client: &ClientFiles) {
+    if !address.ip().is_loopback() {
+        faults.add(format!(
+            "{address} is not on loopback: a machine acts through its own member only"
+        ));
+    }
+    faults.readable(ca_path);
+    faults.readable(&client.certificate_path);
+    faults.readable(&client.key_path);
+}
+
+fn check_etcd_data(faults: &mut Faults, data: &EtcdData) {
+    check_own_member(faults, data.address, &data.ca_path, &data.client);
+    match &data.action {
+        EtcdDataAction::Inspect => {}
+        EtcdDataAction::SetAside(restore) => check_restore(faults, restore),
+        EtcdDataAction::Restore(restore) => {
+            check_restore(faults, &restore.restore);
+            faults.count("members", restore.members.len(), 1, MEMBERS_MAX);
+            for peer in &restore.members {
+                check_peer(faults, peer);
+            }
+            if !restore.members.contains(&restore.member) {
+                faults.add(format!(
+                    "{} is none of the members that etcd begins with",
+                    restore.member.name
+                ));
+            }
+            if !is_plain(&restore.token, b"") {
+                faults.add("the token of a restore must be letters, digits and dashes");
+            }
+            if restore.bump_revision == 0 {
+                faults.add("revisions that were given out must not be given out again");
+            }
+            if let EtcdSource::Snapshot { bytes, .. } = restore.source
+                && !(1..=ARTIFACT_BYTES_MAX).contains(&bytes)
+            {
+                faults.add(format!(
+                    "a snapshot of {bytes} bytes; 1 to {ARTIFACT_BYTES_MAX} are allowed"
+                ));
+            }
+        }
+    }
+}
+
+fn check_restore(faults: &mut Faults, restore: &EtcdRestoreId) {
+    let (unfinished, most) = (restore.unfinished.len(), UNFINISHED_RESTORES_MAX);
+    faults.count("restores without an end", unfinished, 0, most);
+    for id in restore
+        .unfinished
+        .iter()
+        .chain([&restore.id])
+        .take(most + 1)
+    {
+        if id.len() > RESTORE_ID_MAX || !is_plain(id, b"") {
+            faults.add(format!(
+                "the id of a restore must be 1 to {RESTORE_ID_MAX} letters, digits and dashes"
+            ));
+        }
+    }
+    if restore.unfinished.contains(&restore.id) {
+        faults.add("a restore is not one of those before it");
+    }
+}
+
+/// Whether a text may be part of an argument of a program: nothing of it looks like an option or a list.
+fn is_plain(text: &str, also: &[u8]) -> bool {
+    (1..=253).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || also.contains(&b))
+}
+
 /// A peer is named in arguments of a program: nothing of it may look like an option or a list.
 fn check_peer(faults: &mut Faults, peer: &EtcdPeer) {
-    let plain = |text: &str, also: &[u8]| {
-        (1..=253).contains(&text.len())
-            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || also.contains(&b))
-    };
     let address = peer.url.strip_prefix("https://");
-    if !plain(&peer.name, b"") || !address.is_some_and(|address| plain(address, b".:")) {
+    if !is_plain(&peer.name, b"") || !address.is_some_and(|address| is_plain(address, b".:")) {
         faults.add(format!(
             "{:?} at {:?} is no member of etcd: a name, and https://HOST:PORT",
             peer.name, peer.url
@@ -362,6 +426,40 @@ mod tests {
         for (path, mode, want) in cases {
             assert_eq!(faults(file(path, mode)), want, "{path} {mode:o}");
         }
+    }
+
+    #[test]
+    fn restores_name_members_and_nothing_else() {
+        let peer = |name: &str| EtcdPeer {
+            name: name.to_owned(),
+            url: "https://10.77.0.2:2380".to_owned(),
+        };
+        let step = |token: &str, member: &str, id: &str| {
+            faults(Step::EtcdData(EtcdData {
+                address: "127.0.0.1:2379".parse().unwrap(),
+                ca_path: "/etc/ca.pem".to_owned(),
+                client: ClientFiles {
+                    certificate_path: "/etc/c.pem".to_owned(),
+                    key_path: "/etc/k.pem".to_owned(),
+                },
+                action: EtcdDataAction::Restore(windlass_common::step::EtcdRestore {
+                    restore: EtcdRestoreId {
+                        id: id.to_owned(),
+                        unfinished: vec!["t11-3fa9c0".to_owned()],
+                    },
+                    source: EtcdSource::Own,
+                    member: peer(member),
+                    members: vec![peer("demo-cp-0")],
+                    token: token.to_owned(),
+                    bump_revision: 1,
+                }),
+            }))
+        };
+        assert_eq!(step("demo-t12-3fa9c0", "demo-cp-0", "t12-3fa9c0"), 0);
+        assert_eq!(step("a,b", "demo-cp-0", "t12-3fa9c0"), 1);
+        assert_eq!(step("demo", "demo-cp-1", "t12-3fa9c0"), 1);
+        assert_eq!(step("demo", "demo-cp-0", "../data"), 1);
+        assert_eq!(step("demo", "demo-cp-0", "t11-3fa9c0"), 1);
     }
 
     #[test]

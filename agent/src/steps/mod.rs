@@ -226,6 +226,7 @@ pub async fn run(
         Step::Exec(exec) => exec::run(run, exec).await,
         Step::AgentUpgrade(upgrade) => upgrade::run(context, run, id, upgrade).await,
         Step::Etcd(etcd) => etcd::run(context, run, etcd).await,
+        Step::EtcdData(data) => etcd::data::run(context, run, data).await,
     }
 }
 

@@ -8,6 +8,7 @@
 //! content is a new kind.
 
 mod etcd;
+mod etcd_data;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +24,10 @@ use crate::secret::SecretBytes;
 pub use etcd::{
     Etcd, EtcdAction, EtcdMemberReport, EtcdPeer, EtcdReport, EtcdStatus, MEMBERS_MAX,
     SNAPSHOTS_KEPT_MAX,
+};
+pub use etcd_data::{
+    EtcdData, EtcdDataAction, EtcdDataReport, EtcdRestore, EtcdRestoreId, EtcdSource,
+    RESTORE_ID_MAX, UNFINISHED_RESTORES_MAX,
 };
 
 /// Longest step id, in bytes.
@@ -79,6 +84,8 @@ pub enum Step {
     AgentUpgrade(AgentUpgrade),
     /// Act on etcd through the machine's own member; of protocol 2.
     Etcd(Etcd),
+    /// Look at the data of the machine's own member of etcd, or put other data into its place; of protocol 2.
+    EtcdData(EtcdData),
 }
 
 impl Step {
@@ -95,6 +102,7 @@ impl Step {
             Step::Exec(_) => "exec",
             Step::AgentUpgrade(_) => "agent-upgrade",
             Step::Etcd(_) => "etcd",
+            Step::EtcdData(_) => "etcd-data",
         }
     }
 
@@ -109,7 +117,8 @@ impl Step {
             | Step::Gate(_)
             | Step::Collect(_)
             | Step::AgentUpgrade(_)
-            | Step::Etcd(_) => true,
+            | Step::Etcd(_)
+            | Step::EtcdData(_) => true,
             Step::Exec(_) => false,
         }
     }

@@ -94,6 +94,7 @@ bodies! {
     0x0117 => step::Exec,
     0x0118 => step::AgentUpgrade,
     0x0130 => step::Etcd,
+    0x0138 => step::EtcdData,
 }
 
 /// The oldest protocol version that has a kind: what is newer than the version agreed on is not sent.

@@ -3,8 +3,8 @@
 use super::frame::{Frame, FrameError};
 use super::message::{Body, StepHeader};
 use crate::step::{
-    AgentUpgrade, Collect, Configure, Disk, Etcd, Exec, Fetch, Gate, Keys, STEP_ID_MAX, Service,
-    Step, StepRequest,
+    AgentUpgrade, Collect, Configure, Disk, Etcd, EtcdData, Exec, Fetch, Gate, Keys, STEP_ID_MAX,
+    Service, Step, StepRequest,
 };
 
 /// Most labels in a header.
@@ -35,6 +35,7 @@ pub fn to_frames(request: &StepRequest) -> Result<[Frame; 2], FrameError> {
         Step::Exec(body) => Frame::of(body),
         Step::AgentUpgrade(body) => Frame::of(body),
         Step::Etcd(body) => Frame::of(body),
+        Step::EtcdData(body) => Frame::of(body),
     }?;
     Ok([Frame::of(&header)?, body])
 }
@@ -69,6 +70,7 @@ pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, Fram
         Exec::KIND => Step::Exec(body.body()?),
         AgentUpgrade::KIND => Step::AgentUpgrade(body.body()?),
         Etcd::KIND => Step::Etcd(body.body()?),
+        EtcdData::KIND => Step::EtcdData(body.body()?),
         got => {
             return Err(FrameError::Unexpected {
                 got,

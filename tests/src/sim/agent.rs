@@ -325,6 +325,7 @@ impl Machine for Simulated {
                 Step::Gate(_) => 50,
                 Step::Fetch(_)
                 | Step::Etcd(_)
+                | Step::EtcdData(_)
                 | Step::Keys(_)
                 | Step::Configure(_)
                 | Step::Disk(_)

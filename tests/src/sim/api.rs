@@ -209,6 +209,14 @@ impl KubeApi for Life {
         })
     }
 
+    fn settle_nodes<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        // Nobody orders a restore here.
+        Box::pin(async { Ok(Done::default()) })
+    }
+
     fn lease<'a>(
         &'a self,
         _context: &'a ClusterContext,

@@ -78,6 +78,13 @@ impl State {
                     nothing
                 }
             },
+            Step::EtcdData(_) => {
+                self.violated(
+                    1,
+                    format!("{name} is to have other data, and nobody ordered that"),
+                );
+                nothing
+            }
             Step::Exec(_) => Some(Ok((Payload::Exit(0), vec!["ran".to_owned()]))),
             Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) => nothing,
         }

@@ -13,8 +13,9 @@
 //!
 //! # Not here
 //! What is done when, and who is asked for it (the director's planner); starting and stopping members
-//! ([`super::service`]).
+//! ([`super::service`]); a member's data without etcd ([`data`]).
 
+pub(super) mod data;
 mod parse;
 mod snapshot;
 
@@ -119,6 +120,27 @@ pub enum EtcdError {
         /// What is free.
         free: u64,
     },
+    /// Restored data does not fit beside what there is.
+    #[error(
+        "data of {bytes} bytes and its log do not fit on the data disk, which has {free} left; remove what is not \
+         etcd's from it, or {before} once what an earlier restore replaced is of no more use"
+    )]
+    NoRoomToRestore {
+        /// Size of the database.
+        bytes: u64,
+        /// What is free.
+        free: u64,
+        /// Where data of before a restore is.
+        before: String,
+    },
+    /// Data cannot be made from a snapshot or a database.
+    #[error("no data can be made from {what}: {said}; restore from another one")]
+    Unusable {
+        /// From what.
+        what: String,
+        /// The last thing that the program said.
+        said: String,
+    },
     /// A file of a snapshot could not be handled.
     #[error("cannot {action} {path}")]
     File {
@@ -140,9 +162,11 @@ impl EtcdError {
             | Self::NotSeen { .. }
             | Self::NoSuccessor { .. }
             | Self::File { .. } => ErrorClass::Retry,
-            Self::Start { .. } | Self::OtherMembers { .. } | Self::NoRoom { .. } => {
-                ErrorClass::Operator
-            }
+            Self::Start { .. }
+            | Self::OtherMembers { .. }
+            | Self::NoRoom { .. }
+            | Self::NoRoomToRestore { .. }
+            | Self::Unusable { .. } => ErrorClass::Operator,
             Self::Output { .. } | Self::NoMember { .. } | Self::Itself { .. } => ErrorClass::Bug,
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use windlass_common::step::{EtcdMemberReport, EtcdPeer, EtcdReport, EtcdStatus};
+use windlass_common::step::{EtcdDataReport, EtcdMemberReport, EtcdPeer, EtcdReport, EtcdStatus};
 
 #[derive(Debug, Deserialize)]
 struct Header {
@@ -14,6 +14,8 @@ struct Header {
     cluster_id: u64,
     #[serde(default)]
     member_id: u64,
+    #[serde(default)]
+    revision: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -61,6 +63,19 @@ struct Status {
     raft_applied_index: u64,
     #[serde(default)]
     errors: Vec<String>,
+}
+
+impl EndpointStatus {
+    /// Adds what a member says of its data.
+    pub(super) fn add_to(&self, report: &mut EtcdDataReport) {
+        let status = &self.status;
+        report.running = true;
+        report.revision = Some(status.header.revision);
+        report.raft_term = Some(status.raft_term);
+        report.raft_index = Some(status.raft_index);
+        report.leader = Some(status.leader != 0);
+        report.db_bytes = Some(status.db_size);
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -242,6 +257,23 @@ mod tests {
         assert_eq!((status.db_bytes, status.db_used_bytes), (20_480, 16_384));
         assert_eq!((status.raft_index, status.raft_applied), (12, 12));
         assert_eq!(report.members[1].alarms, ["NOSPACE"]);
+    }
+
+    #[test]
+    fn a_member_says_how_far_its_data_goes() {
+        let statuses: Vec<EndpointStatus> = serde_json::from_str(STATUSES).unwrap();
+        let mut report = EtcdDataReport::default();
+        statuses[0].add_to(&mut report);
+        assert_eq!((report.running, report.leader), (true, Some(true)));
+        assert_eq!(
+            (report.revision, report.raft_index, report.raft_term),
+            (Some(2), Some(12), Some(3))
+        );
+        // What is zero is left out: it sees no leader.
+        let alone = STATUSES.replace(r#""leader":15803648178628663679,"#, "");
+        let statuses: Vec<EndpointStatus> = serde_json::from_str(&alone).unwrap();
+        statuses[0].add_to(&mut report);
+        assert_eq!(report.leader, Some(false));
     }
 
     #[test]

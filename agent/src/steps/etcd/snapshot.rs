@@ -49,7 +49,7 @@ pub(super) async fn take(
 }
 
 /// Reads all of it: hash and structure.
-async fn verify(local: &Local<'_>, path: &str) -> Result<SnapshotStatus, EtcdError> {
+pub(super) async fn verify(local: &Local<'_>, path: &str) -> Result<SnapshotStatus, EtcdError> {
     let program = format!("{}/etcdutl", local.directory);
     let argv = [&program, "snapshot", "status", path, "-w", "json"];
     let output = run_program(&argv).await?;
@@ -130,7 +130,7 @@ fn prune(directory: &Path, keep: usize) -> Result<Vec<PathBuf>, EtcdError> {
     Ok(names)
 }
 
-fn remove(path: &Path) -> Result<(), EtcdError> {
+pub(super) fn remove(path: &Path) -> Result<(), EtcdError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             Err(file("remove", path, source))
@@ -139,7 +139,7 @@ fn remove(path: &Path) -> Result<(), EtcdError> {
     }
 }
 
-fn file(action: &'static str, path: &Path, source: std::io::Error) -> EtcdError {
+pub(super) fn file(action: &'static str, path: &Path, source: std::io::Error) -> EtcdError {
     EtcdError::File {
         action,
         path: path.display().to_string(),
