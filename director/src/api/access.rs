@@ -54,6 +54,7 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("DELETE", "/v1/clusters/{name}",             Operator),
     ("POST",   "/v1/clusters/{name}/credentials", Admin),
     ("POST",   "/v1/clusters/{name}/agents",      Operator),
+    ("POST",   "/v1/clusters/{name}/restore",     Admin),
     ("*",      kubernetes::ROUTES[0],             Viewer),
     ("*",      kubernetes::ROUTES[1],             Viewer),
     ("GET",    "/v1/disks",                       Viewer),

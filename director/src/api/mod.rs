@@ -30,6 +30,7 @@ mod operators;
 mod overview;
 mod problem;
 mod repair;
+mod restore;
 mod serve;
 mod shell;
 mod stream;
@@ -62,6 +63,7 @@ pub use machines::{ExecRequest, NodeOutput, Source};
 pub use operators::{AddOperator, AddedOperator, ChangeOperator};
 pub use problem::Problem;
 pub use repair::{HoldNode, RecreateNode};
+pub use restore::RestoreCluster;
 pub use serve::{Server, ServerError, server_tls};
 pub use shell::PROTOCOL as SESSION_PROTOCOL;
 
@@ -128,6 +130,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(agents::upgrade))
         .routes(routes!(disks::list))
         .routes(routes!(disks::delete))
+        .routes(routes!(restore::restore))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show))
         .routes(routes!(machines::evidence))

@@ -202,6 +202,20 @@ impl Machine {
         self.votes() || self.joined.as_ref().is_some_and(added)
     }
 
+    /// Wants the next incarnation of it as it is, whatever else was wanted; `down` says that this one serves nobody.
+    pub fn condemn(&mut self, down: bool) {
+        if self.phase == MachinePhase::Planned {
+            return; // its old incarnation is gone already, and this one was never made
+        }
+        self.condemned = down;
+        self.wanted = Some(Wanted::Reborn {
+            incarnation: Incarnation(self.incarnation.0.saturating_add(1)),
+            stemcell: self.stemcell.clone(),
+            kubernetes_version: self.kubernetes_version.clone(),
+            size: self.size,
+        });
+    }
+
     /// The machine as it is to be, with the incarnation it will have.
     pub fn as_wanted(&self) -> Machine {
         let mut machine = self.clone();

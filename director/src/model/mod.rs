@@ -19,6 +19,7 @@ mod machine;
 mod operator;
 mod overview;
 mod plan;
+mod restore;
 mod stemcell;
 mod task;
 mod time;
@@ -38,6 +39,7 @@ pub use machine::{
 pub use operator::{Caller, Operator, Role};
 pub use overview::{ClusterOverview, TaskOverview};
 pub use plan::{Action, Disruption, DrainForecast, Goal, Invariant, Plan, PlanStep, StepKey};
+pub use restore::{MemberFate, MemberRank, RestoreForecast, RestoreSource};
 pub use stemcell::StemcellRecord;
 pub use task::{
     Fault, StepRecord, StepState, Task, TaskEvent, TaskId, TaskIdError, TaskKind, TaskState,

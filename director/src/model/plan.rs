@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName};
 
+use super::{RestoreForecast, RestoreSource};
 use crate::drain::Rehearsal;
 use crate::maintenance::WindowView;
 
@@ -30,6 +31,9 @@ pub struct Plan {
     /// When its machines may be changed, in a plan that is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowView>,
+    /// What it is expected to lose, in the plan of a restore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreForecast>,
 }
 
 /// What the drains of a plan are expected to do: a forecast, which its hash does not cover.
@@ -315,6 +319,43 @@ pub enum Action {
         /// What is so from here on.
         of: String,
     },
+    /// Stop the machine's API server and controllers, also for its next boot: nobody reads or writes etcd.
+    StopApi {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Stop the machine's member of etcd, also for its next boot.
+    StopMember {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Make the data of the machine's member of etcd anew; what it had is kept beside.
+    RestoreMember {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+        /// From what.
+        source: RestoreSource,
+        /// The machines whose members etcd begins with, this one included.
+        #[schema(value_type = Vec<String>)]
+        members: Vec<MachineName>,
+    },
+    /// Set the data of the machine's member of etcd aside: it joins without any.
+    SetMemberAside {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Start the machine's kubelet again: it registers its node, and forgets what it has seen. Pods go on.
+    RestartKubelet {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
+    /// Delete Node objects of machines that there are no more, and have API servers refuse them.
+    SettleNodes,
 }
 
 impl Action {
@@ -347,11 +388,17 @@ impl Action {
             | Self::PromoteMember { machine }
             | Self::MoveLeader { machine }
             | Self::RemoveMember { machine }
+            | Self::StopApi { machine }
+            | Self::StopMember { machine }
+            | Self::RestoreMember { machine, .. }
+            | Self::SetMemberAside { machine }
+            | Self::RestartKubelet { machine }
             | Self::UpgradeAgent { machine, .. } => Some(machine),
             Self::EnsureEndpoint
             | Self::AwaitApi
             | Self::Checkpoint { .. }
             | Self::ApplyAddons
+            | Self::SettleNodes
             | Self::DeleteDisk { .. }
             | Self::DeleteEndpoint
             | Self::ForgetCluster => None,
@@ -395,6 +442,12 @@ impl Action {
             Self::MoveLeader { .. } => "move-leader",
             Self::RemoveMember { .. } => "remove-member",
             Self::Checkpoint { .. } => "checkpoint",
+            Self::StopApi { .. } => "stop-api",
+            Self::StopMember { .. } => "stop-member",
+            Self::RestoreMember { .. } => "restore-member",
+            Self::SetMemberAside { .. } => "set-member-aside",
+            Self::RestartKubelet { .. } => "restart-kubelet",
+            Self::SettleNodes => "settle-nodes",
         }
     }
 }
@@ -471,6 +524,7 @@ mod tests {
             ],
             drains: None,
             window: None,
+            restore: None,
         };
         let order: Vec<Vec<String>> = plan
             .drain_order()

@@ -92,6 +92,8 @@ pub enum TaskKind {
     RepairCluster,
     /// Upgrade the agents of a cluster's machines in place.
     UpgradeAgents,
+    /// Make a cluster's etcd anew, from a snapshot or from what one member has.
+    RestoreCluster,
 }
 
 impl fmt::Display for TaskKind {
@@ -102,6 +104,7 @@ impl fmt::Display for TaskKind {
             Self::UpdateCluster => "update-cluster",
             Self::RepairCluster => "repair-cluster",
             Self::UpgradeAgents => "upgrade-agents",
+            Self::RestoreCluster => "restore-cluster",
         })
     }
 }
@@ -210,6 +213,21 @@ pub struct Task {
 }
 
 impl Task {
+    /// Whether this is a restore that has taken something out of service and is not over: from there on it leads
+    /// to its end only.
+    pub fn has_to_end(&self) -> bool {
+        let begun = |step: &super::PlanStep| {
+            let stops = matches!(
+                step.action,
+                super::Action::StopApi { .. } | super::Action::Fence { .. }
+            );
+            stops && self.steps.contains_key(&step.key)
+        };
+        self.kind == TaskKind::RestoreCluster
+            && !self.state.is_over()
+            && self.plan.steps.iter().any(begun)
+    }
+
     /// Number of steps that succeeded, and number of all.
     pub fn progress(&self) -> (usize, usize) {
         let plan = self.cleanup.as_ref().unwrap_or(&self.plan);

@@ -18,6 +18,7 @@
 //! A plan of n steps takes n²/64 words; pools of m machines that change take m² looks at them.
 
 mod order;
+pub mod restore;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -138,6 +139,15 @@ impl<'a> Checker<'a> {
             | Action::MoveLeader { .. }
             | Action::AddRoutes { .. }
             | Action::PruneRoutes { .. } => {}
+            Action::StopApi { .. }
+            | Action::StopMember { .. }
+            | Action::RestoreMember { .. }
+            | Action::SetMemberAside { .. }
+            | Action::RestartKubelet { .. }
+            | Action::SettleNodes => {
+                let problem = "nobody ordered a restore";
+                self.fail(&step.key, Invariant::EtcdQuorum, problem);
+            }
             Action::AddMember { machine } => self.add_member(step, machine),
             Action::StartMember { machine } => self.start_member(step, machine),
             Action::PromoteMember { machine } => {

@@ -132,6 +132,13 @@ impl<'a> Checker<'a> {
                 | Action::PromoteMember { .. }
                 | Action::MoveLeader { .. }
                 | Action::RemoveMember { .. }
+                // Those of a restore stand before all that is judged here: see `super::restore`.
+                | Action::StopApi { .. }
+                | Action::StopMember { .. }
+                | Action::RestoreMember { .. }
+                | Action::SetMemberAside { .. }
+                | Action::RestartKubelet { .. }
+                | Action::SettleNodes
                 | Action::Checkpoint { .. } => {}
             }
         }

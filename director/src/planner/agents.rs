@@ -69,5 +69,6 @@ pub fn plan(desired: &Desired, observed: &Observed, order: AgentUpgrades<'_>) ->
         steps: steps.list,
         drains: None,
         window: None,
+        restore: None,
     }
 }

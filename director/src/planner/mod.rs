@@ -32,6 +32,7 @@ pub mod agents;
 pub mod inputs;
 mod members;
 mod present;
+pub mod restore;
 mod steps;
 mod takedown;
 #[cfg(test)]
@@ -261,7 +262,9 @@ pub enum PlanError {
     /// A member of etcd has lost its data.
     #[error(
         "data disk {disk} of control-plane machine {machine} is gone, and {others} of the other {members} \
-         members of etcd are in service: too few to make the member anew; bring them back, or restore the disk"
+         members of etcd are in service: too few to make the member anew; bring them back, or restore the disk. If a \
+         majority is gone for good, `windlass cluster restore NAME --from-member --dry-run` shows what is left of \
+         etcd"
     )]
     DiskLost {
         /// The disk.
@@ -355,6 +358,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
         steps: steps.list,
         drains: None,
         window: None,
+        restore: None,
     })
 }
 

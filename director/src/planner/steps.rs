@@ -38,6 +38,12 @@ impl Steps {
         });
     }
 
+    /// Takes over a step of another plan.
+    pub(super) fn take(&mut self, step: PlanStep) {
+        self.keys.insert(step.key.clone());
+        self.list.push(step);
+    }
+
     /// A place where the steps `after` meet; not added when none of them is planned.
     pub(super) fn checkpoint(
         &mut self,

@@ -119,8 +119,14 @@ pub enum Refusal {
         machines: u32,
     },
     /// etcd would lose its majority.
-    #[error("etcd has {healthy} of {members} members well and needs {quorum} without this one")]
+    #[error(
+        "etcd has {healthy} of {members} members well and needs {quorum} without this one; bring others back, or, \
+         if a majority is gone for good, `windlass cluster restore {cluster} --from-member --dry-run` shows what is \
+         left of etcd and what beginning again with it would lose"
+    )]
     Quorum {
+        /// The cluster.
+        cluster: ClusterName,
         /// Other members that serve.
         healthy: u32,
         /// All members.
@@ -233,6 +239,7 @@ fn control_plane(fleet: &Fleet, machine: &MachineName, member: &Member) -> Resul
     let quorum = members / 2 + 1;
     if members > 1 && healthy < quorum {
         return Err(Refusal::Quorum {
+            cluster: member.cluster.clone(),
             healthy,
             members,
             quorum,

@@ -345,6 +345,7 @@ fn etcd_keeps_its_majority() {
     assert_eq!(ask(&fleet, "cp-0", Rung::Reboot), Ok(()));
     set(&mut fleet, "cp-1", |m| m.verdict = Verdict::MachineGone);
     let quorum = Err(Refusal::Quorum {
+        cluster: fleet.machines[&name("cp-0")].cluster.clone(),
         healthy: 1,
         members: 3,
         quorum: 2,

@@ -65,7 +65,7 @@ pub(super) fn intent(action: &Action) -> Option<RecordChange> {
         Some(RecordChange::Cordoning(machine.clone()))
     } else if let Action::LeaveEndpoint { machine } = action {
         Some(RecordChange::Leaving(machine.clone()))
-    } else if let Action::StopComponents { machine } = action {
+    } else if let Action::StopComponents { machine } | Action::StopApi { machine } = action {
         Some(RecordChange::Stopping(machine.clone()))
     } else if let Action::Fence { machine } = action {
         Some(RecordChange::Fencing(machine.clone()))

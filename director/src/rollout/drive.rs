@@ -143,6 +143,7 @@ impl Driver {
                     TaskKind::CreateCluster
                     | TaskKind::RepairCluster
                     | TaskKind::DeleteCluster
+                    | TaskKind::RestoreCluster
                     | TaskKind::UpgradeAgents => TaskState::Failed,
                 };
                 self.set_state(task, state, Some(fault)).await;
@@ -250,7 +251,9 @@ impl Driver {
         loop {
             note_ends(task, &flight.ended, &mut flight.failure);
             let stop = *self.stop.borrow();
-            if !cleanup && stop != Stop::No {
+            // Only the end of the cluster ends a restore that has begun.
+            let deaf = stop == Stop::CleanUp && task.has_to_end();
+            if !cleanup && stop != Stop::No && !deaf {
                 self.begin_to_cancel(task, stop).await;
                 halt.all();
             }
@@ -309,7 +312,7 @@ impl Driver {
             let mut ignore = self.ignore_window.clone();
             let ignored = task.ignore_window.is_some();
             let turns = outlook.until();
-            let calm = cleanup || halt.begun;
+            let calm = cleanup || halt.begun || deaf;
             tokio::select! {
                 biased;
                 Some(end) = running.join_next() => flight.land(end),
@@ -333,7 +336,7 @@ impl Driver {
     async fn begin_to_cancel(&self, task: &mut Task, stop: Stop) {
         let cleans = match task.kind {
             TaskKind::CreateCluster | TaskKind::UpdateCluster | TaskKind::RepairCluster => true,
-            TaskKind::DeleteCluster | TaskKind::UpgradeAgents => false,
+            TaskKind::DeleteCluster | TaskKind::UpgradeAgents | TaskKind::RestoreCluster => false,
         };
         let clean = stop == Stop::CleanUp && cleans;
         let runs = match task.state {
@@ -572,25 +575,27 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             TaskState::Failed => (ClusterPhase::Failed, fault),
             TaskState::Cancelled => (ClusterPhase::Failed, cancelled()),
         },
-        TaskKind::UpdateCluster | TaskKind::RepairCluster => match task.state {
-            TaskState::Succeeded => (ClusterPhase::Ready, None),
-            TaskState::Queued
-            | TaskState::Running
-            | TaskState::Pausing
-            | TaskState::Paused
-            | TaskState::Waiting
-            | TaskState::RollingBack
-            | TaskState::Cancelling => (ClusterPhase::Updating, rests),
-            TaskState::Failed => (ClusterPhase::Degraded, fault),
-            TaskState::Cancelled => {
-                let name = &task.cluster;
-                let left = format!(
-                    "{} was cancelled; `windlass cluster plan {name}` shows what is left of it",
-                    task.id
-                );
-                (ClusterPhase::Ready, Some(left))
+        TaskKind::UpdateCluster | TaskKind::RepairCluster | TaskKind::RestoreCluster => {
+            match task.state {
+                TaskState::Succeeded => (ClusterPhase::Ready, None),
+                TaskState::Queued
+                | TaskState::Running
+                | TaskState::Pausing
+                | TaskState::Paused
+                | TaskState::Waiting
+                | TaskState::RollingBack
+                | TaskState::Cancelling => (ClusterPhase::Updating, rests),
+                TaskState::Failed => (ClusterPhase::Degraded, fault),
+                TaskState::Cancelled => {
+                    let name = &task.cluster;
+                    let left = format!(
+                        "{} was cancelled; `windlass cluster plan {name}` shows what is left of it",
+                        task.id
+                    );
+                    (ClusterPhase::Ready, Some(left))
+                }
             }
-        },
+        }
         // The cluster is what it was, whichever agents its machines have.
         TaskKind::UpgradeAgents => (cluster.phase, fault.or(cluster.message.take())),
         TaskKind::DeleteCluster => match task.state {

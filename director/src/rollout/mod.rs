@@ -363,6 +363,10 @@ fn limit(action: &Action) -> Duration {
         | Action::AwaitApi
         | Action::StopComponents { .. }
         | Action::MoveLeader { .. }
+        | Action::StopApi { .. }
+        | Action::StopMember { .. }
+        | Action::RestartKubelet { .. }
+        | Action::SettleNodes
         | Action::Fence { .. } => 180,
         Action::AwaitControlPlane { .. }
         | Action::AwaitNode { .. }
@@ -371,6 +375,10 @@ fn limit(action: &Action) -> Duration {
         | Action::RemoveMember { .. } => 300,
         // A keyspace of 8 GiB at 10 MB/s.
         Action::PromoteMember { .. } => 900,
+        // A snapshot of 8 GiB that comes at 10 MB/s, is made into data, and synced.
+        Action::RestoreMember { .. } => 1800,
+        // Data that a restore without an end has left is removed.
+        Action::SetMemberAside { .. } => 300,
         Action::AwaitGates { .. } => {
             let each = GATE_DELAY_MAX_SECONDS + GATE_TIMEOUT_MAX_SECONDS + 60;
             GATES_MAX as u64 * u64::from(each) + 60
@@ -403,6 +411,8 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::AddRoutes { .. }
         | Action::PruneRoutes { .. }
         | Action::StartMember { .. }
+        | Action::RestartKubelet { .. }
+        | Action::SettleNodes
         | Action::MoveLeader { .. } => true,
         Action::EnsureEndpoint
         | Action::CreateDisk { .. }
@@ -421,6 +431,11 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::AddMember { .. }
         | Action::PromoteMember { .. }
         | Action::RemoveMember { .. }
+        // A restore that has begun is let end.
+        | Action::StopApi { .. }
+        | Action::StopMember { .. }
+        | Action::RestoreMember { .. }
+        | Action::SetMemberAside { .. }
         // On trial it would be rolled back for nothing.
         | Action::UpgradeAgent { .. } => false,
     }

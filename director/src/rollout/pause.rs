@@ -38,6 +38,7 @@ fn begins(action: &Action) -> bool {
         | Action::AddMember { .. }
         | Action::StartMember { .. }
         | Action::RemoveMember { .. }
+        | Action::StopApi { .. }
         | Action::UpgradeAgent { .. }
         | Action::Fence { .. }
         | Action::DeleteMachine { .. }
@@ -61,6 +62,12 @@ fn begins(action: &Action) -> bool {
         | Action::ForgetMachine { .. }
         | Action::PromoteMember { .. }
         | Action::MoveLeader { .. }
+        // A restore does not pause once an API server is stopped.
+        | Action::StopMember { .. }
+        | Action::RestoreMember { .. }
+        | Action::SetMemberAside { .. }
+        | Action::RestartKubelet { .. }
+        | Action::SettleNodes
         | Action::Checkpoint { .. } => false,
     }
 }

@@ -244,9 +244,10 @@ impl Inner {
         let (phase, action) = match task.kind {
             TaskKind::UpdateCluster => (ClusterPhase::Updating, "cluster.update"),
             TaskKind::RepairCluster => (ClusterPhase::Updating, "cluster.repair"),
-            TaskKind::CreateCluster | TaskKind::DeleteCluster | TaskKind::UpgradeAgents => {
-                (ClusterPhase::Creating, "cluster.create")
-            }
+            TaskKind::CreateCluster
+            | TaskKind::DeleteCluster
+            | TaskKind::RestoreCluster
+            | TaskKind::UpgradeAgents => (ClusterPhase::Creating, "cluster.create"),
         };
         self.order_existing(&mut commit, cluster, &task, phase)?;
         self.place_order(commit, task, action, caller).await
@@ -364,6 +365,14 @@ impl Inner {
             TaskKind::UpgradeAgents => Err(ServiceError::Conflict {
                 message: format!(
                     "{id} upgrades agents: `windlass cluster upgrade-agents {}` goes on with those that are left",
+                    task.cluster
+                ),
+            }),
+            // Members are looked at anew, and what is lost is accepted anew.
+            TaskKind::RestoreCluster => Err(ServiceError::Conflict {
+                message: format!(
+                    "{id} is a restore: `windlass cluster restore {}` orders it again; what it had replaced on \
+                     machines is kept there",
                     task.cluster
                 ),
             }),
@@ -547,7 +556,10 @@ fn running(
             let goes_back = matches!(task.state, TaskState::Cancelling | TaskState::RollingBack);
             !goes_back && same && order.plan.is_none()
         }
-        TaskKind::RepairCluster | TaskKind::DeleteCluster | TaskKind::UpgradeAgents => false,
+        TaskKind::RepairCluster
+        | TaskKind::DeleteCluster
+        | TaskKind::RestoreCluster
+        | TaskKind::UpgradeAgents => false,
     };
     if leads_there {
         return Ok(task);
@@ -556,6 +568,7 @@ fn running(
         (TaskKind::DeleteCluster, _) => "is being deleted",
         (TaskKind::RepairCluster, _) => "is being repaired",
         (TaskKind::UpgradeAgents, _) => "has its agents upgraded",
+        (TaskKind::RestoreCluster, _) => "is being restored",
         (_, TaskState::Cancelling) => "is being brought back by a cancel",
         (_, TaskState::RollingBack) => "gets back what it had before a change failed",
         (_, TaskState::Waiting) => "has a change that waits for its maintenance window,",

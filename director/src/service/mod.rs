@@ -27,6 +27,7 @@ mod operators;
 mod overview;
 mod reach;
 mod repair;
+mod restore;
 mod shown;
 mod start;
 mod tasks;
@@ -90,6 +91,7 @@ pub(crate) use operators::CERTIFICATE_LIFE;
 pub use operators::Standing;
 pub use reach::{Ending, Reach, Terminal};
 pub use repair::NodeWhy;
+pub use restore::{RestoreFrom, RestoreRequest};
 pub use start::StartError;
 pub use tickets::tickets;
 pub use token::FreshToken;
@@ -263,6 +265,29 @@ impl Director {
         allow(caller, Role::Operator, "upgrade agents")?;
         self.inner.not_on_hold("upgrade agents")?;
         self.inner.upgrade_agents(name, order, caller).await
+    }
+
+    /// What restoring a cluster would do and lose, without doing it. Takes the role that restoring takes: it reads
+    /// a file of the director's host.
+    pub async fn plan_restore(
+        &self,
+        name: &ClusterName,
+        request: &RestoreRequest,
+        caller: &Caller,
+    ) -> ServiceResult<Plan> {
+        allow(caller, Role::Admin, "restore clusters")?;
+        self.inner.plan_restore(name, request).await
+    }
+
+    /// Orders a cluster to be restored. Returns the task at once.
+    pub async fn restore_cluster(
+        &self,
+        name: &ClusterName,
+        request: &RestoreRequest,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        allow(caller, Role::Admin, "restore clusters")?;
+        self.inner.restore_cluster(name, request, caller).await
     }
 
     /// What creating, changing or deleting would do, without doing it.

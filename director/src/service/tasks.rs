@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 use windlass_common::error::ErrorChain;
 
 use super::{Inner, ServiceError, ServiceResult};
-use crate::model::{Caller, FieldFault, Task, TaskEvent, TaskId, TaskState};
+use crate::model::{Caller, FieldFault, Task, TaskEvent, TaskId, TaskKind, TaskState};
 use crate::rollout::Stop;
 use crate::spec::REASON_MAX;
 use crate::store::{Act, Records};
@@ -69,6 +69,14 @@ impl Inner {
                 });
             }
         }
+        if task.kind == TaskKind::RestoreCluster && pause {
+            return Err(ServiceError::Conflict {
+                message: format!(
+                    "{id} is a restore, and does not pause: the API of cluster {} is down until it is over",
+                    task.cluster
+                ),
+            });
+        }
         let act = Act {
             action: if pause { "task.pause" } else { "task.resume" },
             subject: &format!("cluster/{}", task.cluster),
@@ -116,6 +124,16 @@ impl Inner {
         if task.state.is_over() {
             return Err(ServiceError::Conflict {
                 message: format!("{id} is {} already; there is nothing to cancel", task.state),
+            });
+        }
+        if task.has_to_end() {
+            return Err(ServiceError::Conflict {
+                message: format!(
+                    "{id} restores cluster {} and has stopped API servers or shut machines out: from there on only \
+                     its end brings them back. A director that dies goes on with it; `windlass task watch {id}` \
+                     follows it",
+                    task.cluster
+                ),
             });
         }
         let act = Act {

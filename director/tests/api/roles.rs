@@ -31,6 +31,7 @@ const EXPECTED: &[(&str, Role)] = &[
     ("deleteCluster",            Role::Operator),
     ("createClusterCredentials", Role::Admin),
     ("upgradeAgents",            Role::Operator),
+    ("restoreCluster",           Role::Admin),
     ("listMachines",             Role::Viewer),
     ("getMachine",               Role::Viewer),
     ("getMachineEvidence",       Role::Operator),

@@ -89,7 +89,7 @@ pub(crate) fn lost_disk() -> Result<()> {
 }
 
 /// Ids of the members that have a vote, as etcd itself says; each machine has to agree.
-fn voting(world: &World, cluster: &str) -> Result<BTreeSet<u64>> {
+pub(crate) fn voting(world: &World, cluster: &str) -> Result<BTreeSet<u64>> {
     let machines = world.json(&["node", "list", "--cluster", cluster])?;
     let mut seen = BTreeSet::new();
     for machine in items(&machines)? {

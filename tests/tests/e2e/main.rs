@@ -14,6 +14,7 @@ mod lifecycle;
 mod load;
 mod reach;
 mod repair;
+mod restore;
 mod rotation;
 mod workloads;
 mod zombie;
@@ -106,6 +107,12 @@ fn main() -> ExitCode {
         trial(
             "a_member_of_etcd_whose_disk_is_gone_joins_again",
             etcd::lost_disk,
+        ),
+        trial("restores_go_back_to_a_snapshot", restore::from_a_snapshot),
+        // Two machines are lost and made anew: a control plane of three, twice.
+        long(
+            "restores_begin_again_with_the_last_member",
+            restore::from_the_last_member,
         ),
         trial(
             "one_control_plane_is_upgraded_with_consent",

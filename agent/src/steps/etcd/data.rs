@@ -404,7 +404,9 @@ async fn offline(local: &Local<'_>, run: &Run, disk: &Path) -> Result<Option<u64
     // A member that runs and waits for the others holds its database locked: a copy is looked at.
     let (from, copy) = (database(disk), disk.join(COPY));
     let bytes = fs::metadata(&from).map_or(0, |meta| meta.len());
-    room(disk, bytes)?;
+    if room(disk, bytes).is_err() {
+        return Ok(None); // not known is not lost
+    }
     let to = copy.clone();
     let copied = move || match fs::copy(&from, &to) {
         Ok(_) => Ok(()),

@@ -16,7 +16,7 @@ use windlass_director::spec::{
 use crate::args::{ClusterCommand, SpecArgs};
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::output::{age, note, table};
-use crate::{Session, agents, change, progress, shown};
+use crate::{Session, agents, change, progress, restore, shown};
 
 pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -53,6 +53,9 @@ pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<Ex
             at_a_time,
             upgrade,
         } => agents::upgrade(session, &client, &name, machine, at_a_time, upgrade).await,
+        ClusterCommand::Restore { name, restore } => {
+            restore::restore(session, &client, &name, restore).await
+        }
         ClusterCommand::Plan { spec, delete } => plan(session, &client, &spec, delete).await,
         ClusterCommand::Credentials {
             name,

@@ -28,6 +28,7 @@ mod output;
 mod overview;
 mod progress;
 mod reset;
+mod restore;
 mod rotate;
 mod shell;
 mod shown;

@@ -58,6 +58,9 @@ pub(crate) async fn wait(
                 TaskKind::UpgradeAgents => format!(
                     "`windlass node list --cluster {cluster}` shows whose agents are connected"
                 ),
+                TaskKind::RestoreCluster => format!(
+                    "`windlass cluster restore {cluster}` orders it again once the cause is out of the way; what was replaced on machines is kept there"
+                ),
                 TaskKind::DeleteCluster => {
                     format!("`windlass task retry {id}` tries again")
                 }
@@ -105,6 +108,7 @@ fn succeeded(task: &Task) -> String {
         TaskKind::UpdateCluster => format!("cluster {cluster} is as it should be{took}"),
         TaskKind::RepairCluster => format!("cluster {cluster} is repaired{took}"),
         TaskKind::UpgradeAgents => format!("the agents of cluster {cluster} are upgraded{took}"),
+        TaskKind::RestoreCluster => format!("cluster {cluster} is restored{took}"),
         TaskKind::DeleteCluster => format!("cluster {cluster} is deleted{took}"),
     }
 }

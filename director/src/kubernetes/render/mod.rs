@@ -37,7 +37,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use windlass_common::error::ErrorClass;
 use windlass_common::secret::SecretBytes;
 use windlass_common::step::{
-    ClientFiles, Configure, Disk, Etcd, EtcdAction, EtcdPeer, FileContent, FileSpec, KeySpec, Keys,
+    ClientFiles, Configure, Disk, Etcd, EtcdAction, EtcdData, EtcdDataAction, EtcdPeer,
+    FileContent, FileSpec, KeySpec, Keys,
 };
 
 use super::ETCD_CLIENT_PORT;
@@ -46,7 +47,10 @@ use super::pki::{Certificates, ClusterPki, EncryptionKey, Profile, ServiceAccoun
 
 pub use self::flags::FlagsError;
 pub(super) use self::kubelet::CONTROL_PLANE_TAINT;
-pub use self::services::{Phase, control_plane_gate, gate, service, stop_control_plane};
+pub use self::services::{
+    API_UNITS, MEMBER_UNITS, Phase, control_plane_gate, gate, restart_kubelet, service,
+    stop_control_plane, stop_units,
+};
 
 /// Grows with every change of what is rendered from the same facts, so that machines that were configured
 /// by an older director are seen to differ.
@@ -183,6 +187,22 @@ pub fn etcd_step(action: EtcdAction) -> Etcd {
             certificate_path: client.certificate_path(),
             key_path: client.key_path(),
         },
+        action,
+    }
+}
+
+/// Acts on the data of a machine's own member, whether or not etcd answers.
+pub fn etcd_data_step(action: EtcdDataAction) -> EtcdData {
+    let Etcd {
+        address,
+        ca_path,
+        client,
+        ..
+    } = etcd_step(EtcdAction::Report);
+    EtcdData {
+        address,
+        ca_path,
+        client,
         action,
     }
 }

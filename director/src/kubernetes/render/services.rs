@@ -223,21 +223,51 @@ pub fn control_plane_gate() -> Gate {
 /// Stops a control plane so that nobody notices: the API server ends its requests and says goodbye, the
 /// controllers give up their leases, and etcd hands over its leadership last.
 pub fn stop_control_plane() -> Service {
-    let units = [
-        "kube-apiserver",
-        "kube-controller-manager",
-        "kube-scheduler",
-        "etcd",
-    ];
-    let stop = |name: &str| UnitGoal {
+    let units = API_UNITS.iter().chain(&MEMBER_UNITS);
+    Service {
+        units: units.map(|name| stopped(name, true)).collect(),
+    }
+}
+
+/// API server and controllers, in the order in which they end in peace.
+pub const API_UNITS: [&str; 3] = [
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+];
+/// The member of etcd.
+pub const MEMBER_UNITS: [&str; 1] = ["etcd"];
+
+/// Stops units also for the machine's next boot: they start when they are told to, and not before.
+pub fn stop_units(units: &[&str]) -> Service {
+    Service {
+        units: units.iter().map(|name| stopped(name, false)).collect(),
+    }
+}
+
+fn stopped(name: &str, enabled: bool) -> UnitGoal {
+    UnitGoal {
         unit: format!("{name}.service"),
         state: UnitState::Inactive,
-        enabled: true,
+        enabled,
         configuration: None,
         wait: true,
-    };
+    }
+}
+
+/// Starts the kubelet again, as it is configured; its pods go on.
+pub fn restart_kubelet(configure: &Configure) -> Service {
+    let kubelet = |goal: &UnitGoal| goal.unit == "kubelet.service";
+    let starts = service(Phase::Node, configure)
+        .units
+        .into_iter()
+        .filter(kubelet);
+    let starts = starts.map(|goal| UnitGoal { wait: true, ..goal });
     Service {
-        units: units.map(stop).into(),
+        units: [stopped("kubelet", true)]
+            .into_iter()
+            .chain(starts)
+            .collect(),
     }
 }
 

@@ -3,6 +3,7 @@
 mod agents;
 mod change;
 mod properties;
+mod restore;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -224,6 +225,12 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
         Action::AwaitGates { machine } => assert!(observed.machines[machine].ready),
         Action::UpgradeAgent { machine, .. } => assert!(observed.machines[machine].complete),
         Action::Checkpoint { .. } => {}
+        Action::StopApi { .. }
+        | Action::StopMember { .. }
+        | Action::RestoreMember { .. }
+        | Action::SetMemberAside { .. }
+        | Action::RestartKubelet { .. }
+        | Action::SettleNodes => unreachable!("nobody orders a restore here"),
         Action::DeleteDisk { disk } => {
             let gone = observed.disks.remove(disk).unwrap();
             assert_eq!(gone.attached_to, None);

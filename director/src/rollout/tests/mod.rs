@@ -1,6 +1,7 @@
 //! Rollouts that die at every point there is, and end the same.
 
 mod pause;
+mod restore;
 pub(crate) mod sim;
 mod update;
 mod window;

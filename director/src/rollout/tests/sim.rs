@@ -18,7 +18,8 @@ use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeN
 use windlass_common::pki::{MachineIdentity, PrivateKey};
 use windlass_common::settings::Settings;
 use windlass_common::step::{
-    FileContent, FileSpec, Outcome, Payload, Progress, Step, StepRequest, StepResult, UnitState,
+    EtcdDataAction, FileContent, FileSpec, Outcome, Payload, Progress, Step, StepRequest,
+    StepResult, UnitState,
 };
 
 use crate::drain::{DrainPolicy, NodeRehearsal, Rehearsal};
@@ -74,6 +75,12 @@ pub(crate) struct Vm {
     pub(crate) mounted: bool,
     pub(crate) configured: bool,
     pub(crate) started: bool,
+    /// Whether its API server runs.
+    pub(crate) serves: bool,
+    /// The restores that put data onto its disk, in this order.
+    pub(crate) restored: Vec<String>,
+    /// How often its kubelet was started again.
+    pub(crate) kubelet_restarts: u32,
     /// Its kubelet's configuration.
     pub(crate) kubelet: String,
 }
@@ -214,6 +221,9 @@ impl Provider for Life {
                 mounted: false,
                 configured: false,
                 started: false,
+                serves: false,
+                restored: Vec::new(),
+                kubelet_restarts: 0,
                 kubelet: String::new(),
             };
             state.machines.insert(request.name, vm);
@@ -439,12 +449,32 @@ impl Vm {
             }
             Step::Service(service) => {
                 assert!(self.configured, "components start with a configuration");
+                let names = |unit: &str| service.units.iter().any(|goal| goal.unit == unit);
+                if service
+                    .units
+                    .iter()
+                    .all(|goal| goal.unit == "kubelet.service")
+                {
+                    self.kubelet_restarts += 1;
+                    return Payload::None;
+                }
+                if service
+                    .units
+                    .iter()
+                    .all(|unit| unit.state == UnitState::Inactive)
+                    && !names("etcd.service")
+                {
+                    assert!(service.units.iter().all(|goal| !goal.enabled));
+                    self.serves = false;
+                    return Payload::None;
+                }
                 if service
                     .units
                     .iter()
                     .all(|unit| unit.state == UnitState::Inactive)
                 {
                     self.started = false;
+                    self.serves = false;
                     return Payload::None;
                 }
                 assert!(
@@ -456,6 +486,19 @@ impl Vm {
                 let etcd = service.units.iter().any(|unit| unit.unit == "etcd.service");
                 assert!(!etcd || self.mounted, "etcd starts on its disk");
                 self.started = true;
+                self.serves = names("kube-apiserver.service");
+            }
+            Step::EtcdData(data) => {
+                let EtcdDataAction::Restore(restore) = &data.action else {
+                    unreachable!("one member is not set aside")
+                };
+                let id = &restore.restore;
+                assert!(!self.started && !self.serves, "it reads and writes still");
+                if self.restored.last() != Some(&id.id) {
+                    self.restored.push(id.id.clone());
+                }
+                assert!(restore.members.contains(&restore.member));
+                assert!(restore.token.ends_with(&id.id), "{}", restore.token);
             }
             Step::Gate(_) => assert!(self.started),
             Step::Etcd(_) => assert!(self.started, "a member that runs is asked"),
@@ -631,6 +674,17 @@ impl KubeApi for Life {
                 changes: Vec::new(),
                 records: vec![RecordChange::NodeDropped(machine.clone(), node.clone())],
             })
+        })
+    }
+
+    fn settle_nodes<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.effect(|state| assert!(state.addons, "the right to it is one of the add-ons"))
+                .await;
+            Ok(Done::default())
         })
     }
 

@@ -150,6 +150,28 @@ impl World {
         Ok(inputs::present(cluster, machines, &facts, &images))
     }
 
+    /// What a machine of a cluster would be told now, were its records these.
+    pub fn told(
+        &self,
+        cluster: &Cluster,
+        machines: &[Machine],
+        name: &MachineName,
+    ) -> Result<Configuration, EffectError> {
+        let stemcell = self
+            .stemcells
+            .get(&cluster.stemcell)
+            .map_err(|error| EffectError::of(error.class(), &error))?;
+        let mut facts = inputs::facts(cluster, machines, &stemcell, self.host);
+        let machine = machines.iter().find(|machine| machine.name == *name);
+        let own = machine.and_then(|machine| self.stemcells.get(&machine.stemcell).ok());
+        if let Some(own) = own {
+            facts.images = inputs::images(&own);
+        }
+        let of = facts.machines.iter().find(|m| m.name == *name);
+        let of = of.ok_or_else(|| missing("machine", name.as_str()))?;
+        Ok(Configurations::new(&facts).of(of, &facts.images))
+    }
+
     /// What there is of a cluster now.
     pub async fn observe(&self, name: &ClusterName) -> Result<Observed, EffectError> {
         let cluster: Option<Cluster> = self.records.get(name.as_str()).await?;

@@ -70,6 +70,13 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         node: &'a NodeName,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
 
+    /// Deletes the Node objects of machines that there are no more, with their pods, and has API servers refuse
+    /// them and all earlier incarnations of the machines that there are.
+    fn settle_nodes<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
     /// Waits until an API server of the cluster is ready.
     fn await_api<'a>(
         &'a self,
@@ -472,6 +479,51 @@ impl KubeApi for KubeClient {
         })
     }
 
+    fn settle_nodes<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let client = self.client(context)?;
+            let mut changes = Vec::new();
+            for machine in &context.machines {
+                let before = Incarnation(machine.incarnation.0.saturating_sub(1));
+                if before >= Incarnation::FIRST
+                    && let Ok(node) = machine.name.node_name(before)
+                {
+                    self.bar(context, &client, &machine.name, &node).await?;
+                }
+            }
+            let nodes: Vec<Node> = client
+                .list(&Resource::NODE, None, None)
+                .await
+                .map_err(of_api)?;
+            for node in nodes {
+                let current = |machine: &Machine| machine.node_name.as_str() == node.name;
+                if context.machines.iter().any(current) {
+                    continue;
+                }
+                let Ok(name) = NodeName::new(&node.name) else {
+                    continue; // none that a machine of ours ever had
+                };
+                if let Some(machine) = gone_for_good(context, &name) {
+                    self.bar(context, &client, &machine, &name).await?;
+                }
+                client
+                    .delete(&Resource::NODE, None, name.as_str())
+                    .await
+                    .map_err(of_api)?;
+                let left = drain::remove_pods(&client, &name).await.map_err(of_drain)?;
+                changes.push(format!("node {name} is deleted: its machine is gone"));
+                changes.extend(left.iter().map(|pod| format!("removed {pod}")));
+            }
+            Ok(Done {
+                changes,
+                records: Vec::new(),
+            })
+        })
+    }
+
     fn lease<'a>(
         &'a self,
         context: &'a ClusterContext,
@@ -513,6 +565,15 @@ impl KubeApi for KubeClient {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(cluster);
     }
+}
+
+/// The machine that a node was of, if there is none of its name any more: a name that was given to another one
+/// begins to count anew.
+fn gone_for_good(context: &ClusterContext, node: &NodeName) -> Option<MachineName> {
+    let (machine, _) = node.as_str().rsplit_once("-i")?;
+    let machine = MachineName::new(machine).ok()?;
+    let known = context.machines.iter().any(|of| of.name == machine);
+    (!known).then_some(machine)
 }
 
 fn of_api(error: ApiError) -> EffectError {

@@ -24,6 +24,7 @@ mod node;
 mod precondition;
 mod registry;
 mod rehearse;
+mod restore;
 mod upgrade;
 
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use super::{Done, EffectError, Effects, RecordChange, StepOrder};
 use crate::artifacts::Artifacts;
 use crate::epoch::CurrentEpoch;
 use crate::kubernetes::facts::HostTraits;
+use crate::kubernetes::render;
 use crate::model::{Action, Plan, Task, TaskKind};
 use crate::pki::DirectorCa;
 use crate::planner;
@@ -125,6 +127,12 @@ impl Effects for World {
                 | Action::PromoteMember { .. }
                 | Action::MoveLeader { .. }
                 | Action::RemoveMember { .. }
+                | Action::StopApi { .. }
+                | Action::StopMember { .. }
+                | Action::RestoreMember { .. }
+                | Action::SetMemberAside { .. }
+                | Action::RestartKubelet { .. }
+                | Action::SettleNodes
                 | Action::ApplyAddons
                 | Action::AwaitNode { .. }
                 | Action::DropNode { .. } => {
@@ -142,9 +150,9 @@ impl Effects for World {
                     self.plan_removal(&task.cluster).await
                 }
                 TaskKind::UpdateCluster | TaskKind::RepairCluster => self.plan_return(task).await,
-                TaskKind::UpgradeAgents => Err(EffectError::new(
+                TaskKind::UpgradeAgents | TaskKind::RestoreCluster => Err(EffectError::new(
                     ErrorClass::Bug,
-                    "an upgrade of agents leaves nothing to clean up",
+                    format!("{} leaves nothing to clean up", task.kind),
                 )),
             }
         })
@@ -206,6 +214,29 @@ impl World {
             Action::PromoteMember { machine } => self.promote_member(context, machine, order).await,
             Action::MoveLeader { machine } => self.move_leader(context, machine, order).await,
             Action::RemoveMember { machine } => self.remove_member(context, machine, order).await,
+            Action::StopApi { machine } => {
+                let stop = render::stop_units(&render::API_UNITS);
+                self.stop_for_good(context, machine, order, stop).await
+            }
+            Action::StopMember { machine } => {
+                let stop = render::stop_units(&render::MEMBER_UNITS);
+                self.stop_for_good(context, machine, order, stop).await
+            }
+            Action::RestoreMember {
+                machine,
+                source,
+                members,
+            } => {
+                self.restore_member(context, machine, source, members, order)
+                    .await
+            }
+            Action::SetMemberAside { machine } => {
+                self.set_member_aside(context, machine, order).await
+            }
+            Action::RestartKubelet { machine } => {
+                self.restart_kubelet(context, machine, order).await
+            }
+            Action::SettleNodes => self.settle_nodes(context, order).await,
             Action::ApplyAddons => self.kubernetes.apply_addons(context).await,
             Action::AwaitNode { machine, .. } => {
                 let kubernetes = &self.kubernetes;
@@ -257,14 +288,18 @@ pub(crate) fn check(
     desired: &planner::Desired,
     observed: &planner::Observed,
 ) -> Result<(), EffectError> {
-    crate::plan::check(plan, desired, observed).map_err(|violations| {
-        EffectError::new(
-            ErrorClass::Bug,
-            violations
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("; "),
-        )
-    })
+    crate::plan::check(plan, desired, observed).map_err(|violations| violated(&violations))
+}
+
+/// Refuses the plan of a restore that breaks an invariant.
+pub(crate) fn check_restore(
+    plan: &Plan,
+    order: &planner::restore::RestoreOrder,
+) -> Result<(), EffectError> {
+    crate::plan::restore::check(plan, order).map_err(|violations| violated(&violations))
+}
+
+fn violated(violations: &[crate::plan::Violation]) -> EffectError {
+    let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
+    EffectError::new(ErrorClass::Bug, all.join("; "))
 }

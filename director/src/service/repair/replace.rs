@@ -6,7 +6,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
 use super::sight::serves;
 use super::{ACTOR, now_ms};
-use crate::model::{Caller, ClusterPhase, Machine, MachinePhase, Task, TaskKind, Wanted};
+use crate::model::{Caller, ClusterPhase, Machine, Task, TaskKind};
 use crate::planner;
 use crate::resurrector::{CaseRecord, Rung};
 use crate::service::clusters::{ChangeOrder, make_plan};
@@ -54,7 +54,7 @@ impl Inner {
             .collect();
         let before = machines.clone();
         for machine in machines.iter_mut().filter(|m| names.contains(&m.name)) {
-            condemn(machine, down.contains(&machine.name));
+            machine.condemn(down.contains(&machine.name));
         }
         let (mut desired, mut observed) = self.state(&cluster, &machines).await?;
         planner::narrow(&mut desired, &mut observed, names, &down);
@@ -96,18 +96,4 @@ impl Inner {
         self.place_order(commit, task, "cluster.repair", caller)
             .await
     }
-}
-
-/// Wants the next incarnation of a machine as it is, whatever else was wanted of it.
-fn condemn(machine: &mut Machine, down: bool) {
-    if machine.phase == MachinePhase::Planned {
-        return; // its old incarnation is gone already, and this one was never made
-    }
-    machine.condemned = down;
-    machine.wanted = Some(Wanted::Reborn {
-        incarnation: Incarnation(machine.incarnation.0.saturating_add(1)),
-        stemcell: machine.stemcell.clone(),
-        kubernetes_version: machine.kubernetes_version.clone(),
-        size: machine.size,
-    });
 }

@@ -1,0 +1,121 @@
+//! `windlass cluster restore`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use windlass_director::api::RestoreCluster;
+use windlass_director::client::Client;
+use windlass_director::model::{MemberRank, Plan, RestoreForecast};
+
+use crate::Session;
+use crate::cluster::{explain, ordered, segment};
+use crate::failure::Failure;
+use crate::output::table;
+
+/// Stands for the member whose data goes furthest.
+pub(crate) const BEST: &str = "best";
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("source").required(true)))]
+pub(crate) struct RestoreArgs {
+    /// A snapshot of etcd: a file where the director runs
+    #[arg(long, value_name = "FILE", group = "source")]
+    from: Option<PathBuf>,
+    /// Begin again with the data of this machine's member, or of the one that goes furthest
+    #[arg(long, value_name = "MACHINE", group = "source", num_args = 0..=1, default_missing_value = BEST)]
+    from_member: Option<String>,
+    /// What the plan says is lost may be lost
+    #[arg(long)]
+    accept_loss: bool,
+    /// Show what would be done and lost; change nothing
+    #[arg(long, conflicts_with_all = ["plan", "wait", "accept_loss"])]
+    dry_run: bool,
+    /// Carry out exactly the plan with this hash, or stop and say what changed
+    #[arg(long, value_name = "HASH")]
+    plan: Option<String>,
+    /// Wait for the end, showing what each machine is doing
+    ///
+    /// Ctrl-C ends the waiting, not the task.
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Orders it, or shows what it would do.
+pub(crate) async fn restore(
+    session: &Session,
+    client: &Client,
+    cluster: &str,
+    args: RestoreArgs,
+) -> Result<ExitCode, Failure> {
+    let mut path = format!(
+        "/v1/clusters/{}/restore?dry_run={}&accept_loss={}",
+        segment(cluster),
+        args.dry_run,
+        args.accept_loss
+    );
+    if let Some(plan) = &args.plan {
+        path.push_str(&format!("&plan={}", segment(plan)));
+    }
+    let best = args.from_member.as_deref() == Some(BEST);
+    let body = RestoreCluster {
+        snapshot: args.from.map(absolute).transpose()?,
+        member: args.from_member.filter(|_| !best),
+        best_member: best,
+    };
+    let body = serde_json::to_string(&body).map_err(|error| Failure::of(&error))?;
+    let answer = client.post(&path, body).await?;
+    if args.dry_run {
+        let plan: Plan = client.typed(&answer)?;
+        session.output.answer(&answer, || {
+            let forecast = plan.restore.as_ref().map(forecast).unwrap_or_default();
+            format!("{forecast}{}", explain(&plan))
+        });
+        return Ok(ExitCode::SUCCESS);
+    }
+    ordered(session, client, &answer, args.wait).await
+}
+
+/// The director reads the file where it runs.
+fn absolute(path: PathBuf) -> Result<String, Failure> {
+    let path = std::path::absolute(&path).map_err(|error| Failure::of(&error))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn forecast(forecast: &RestoreForecast) -> String {
+    let known = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
+    let row = |member: &MemberRank| {
+        vec![
+            member.machine.to_string(),
+            member.fate.name().to_owned(),
+            known(member.revision),
+            known(member.raft_index),
+            known(member.raft_term),
+            known(member.db_bytes),
+            member
+                .last_write_at
+                .map_or("-".to_owned(), |at| at.to_string()),
+            member.problem.clone().unwrap_or_default(),
+        ]
+    };
+    let head = [
+        "MEMBER",
+        "THEN",
+        "REVISION",
+        "INDEX",
+        "TERM",
+        "BYTES",
+        "LAST WRITE",
+        "",
+    ];
+    let losses: Vec<String> = forecast
+        .losses
+        .iter()
+        .map(|loss| format!("  {loss}"))
+        .collect();
+    format!(
+        "etcd is made anew from {}\n\n{}\n\nwhat is lost:\n{}\n\n",
+        forecast.source,
+        table(&head, forecast.members.iter().map(row)),
+        losses.join("\n")
+    )
+}

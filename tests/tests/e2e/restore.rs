@@ -1,0 +1,206 @@
+//! Clusters come back: from a snapshot, and from the last member that is left.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+use windlass_tests::wait::until;
+use windlass_tests::world::World;
+
+use crate::changes::{deploy, done};
+use crate::etcd::voting;
+use crate::lifecycle::{healthy, with_world};
+use crate::repair;
+
+/// How long a restore may take: it stops and starts a control plane of three, on a busy host.
+const LONG: Duration = Duration::from_secs(600);
+
+/// A cluster of three goes back to a snapshot; its director dies on the way. What the snapshot holds is there, what
+/// came later is not, and controllers and kubelets that had seen later revisions work.
+pub(crate) fn from_a_snapshot() -> Result<()> {
+    with_world(|world| {
+        let create = ["cluster", "create", "back", "--control-plane", "3"];
+        world.run(&[&create[..], &["--workers", "1", "--wait"]].concat())?;
+        let kubectl = world.kubectl("back")?;
+        healthy(&kubectl, 4)?;
+        kubectl.run(&[
+            "create",
+            "secret",
+            "generic",
+            "kept",
+            "--from-literal=word=xyzzy",
+        ])?;
+        kubectl.run(&["create", "configmap", "kept", "--from-literal=from=before"])?;
+        deploy(&kubectl, 1)?;
+        let snapshot = snapshot(world, "back-cp-0")?;
+        kubectl.run(&["create", "configmap", "later", "--from-literal=from=after"])?;
+        kubectl.run(&["delete", "secret", "kept"])?;
+        deploy(&kubectl, 2)?;
+
+        let from = snapshot.to_str().context("a path of text")?;
+        let restore = ["cluster", "restore", "back", "--from", from];
+        let plan = world.json(&[&restore[..], &["--dry-run"]].concat())?;
+        let losses = plan["restore"]["losses"]
+            .as_array()
+            .context("it says what is lost")?;
+        ensure!(!losses.is_empty(), "nothing is lost: {plan:#}");
+        let fates: Vec<&Value> = members(&plan)?.iter().map(|m| &m["fate"]).collect();
+        ensure!(fates == ["begins", "begins", "begins"], "members: {plan:#}");
+        refused(world, &restore, "--accept-loss")?;
+        let hash = plan["hash"].as_str().context("a plan has a hash")?;
+        let task = world.json(&[&restore[..], &["--plan", hash, "--accept-loss"]].concat())?;
+        let task = task["id"].as_str().context("a task has an id")?.to_owned();
+        until("an API server is stopped", LONG, || {
+            let seen = world.json(&["task", "show", &task])?;
+            let steps = seen["steps"].as_object().context("a task has steps")?;
+            Ok(steps
+                .keys()
+                .any(|key| key.ends_with("/stop-api"))
+                .then_some(()))
+        })?;
+        refused(
+            world,
+            &["task", "cancel", &task],
+            "only its end brings them back",
+        )?;
+        world.crash_director()?;
+        ended(world, &task)?;
+
+        healthy(&kubectl, 4)?;
+        let secret = kubectl.get(&["secret", "kept"])?;
+        ensure!(
+            secret["data"]["word"] == STANDARD.encode("xyzzy"),
+            "the Secret: {secret}"
+        );
+        let kept = kubectl.get(&["configmap", "kept"])?;
+        ensure!(kept["data"]["from"] == "before", "data of before: {kept}");
+        kubectl.refused(&["get", "configmap", "later"])?;
+        // The Deployment is the snapshot's; what follows is for controllers, scheduler and kubelets.
+        kubectl.run(&["scale", "deployment/web", "--replicas=3"])?;
+        kubectl.pods_ready("app=web", 3)?;
+        ensure!(voting(world, "back")?.len() == 3, "all have a vote");
+        let before = ["node", "exec", "back-cp-1", "--", "ls"];
+        world.run(
+            &[
+                &before[..],
+                &["/var/lib/etcd/before-restore/member/snap/db"],
+            ]
+            .concat(),
+        )?;
+        done(world, "back")?;
+        world.run(&["cluster", "delete", "back", "--yes", "--wait"])?;
+        Ok(())
+    })
+}
+
+/// Two of three control-plane machines are lost with their disks: nothing is done before an operator has seen what
+/// is left, and the cluster comes back around the last member.
+pub(crate) fn from_the_last_member() -> Result<()> {
+    let world = repair::world("qloss")?;
+    let create = ["cluster", "create", "qloss", "--control-plane", "3"];
+    world.run(&[&create[..], &["--workers", "1", "--wait"]].concat())?;
+    let kubectl = world.kubectl("qloss")?;
+    healthy(&kubectl, 4)?;
+    kubectl.run(&[
+        "create",
+        "secret",
+        "generic",
+        "kept",
+        "--from-literal=word=xyzzy",
+    ])?;
+    deploy(&kubectl, 1)?;
+    let restore = ["cluster", "restore", "qloss", "--from-member"];
+    refused(
+        &world,
+        &[&restore[..], &["--dry-run"]].concat(),
+        "etcd has its majority",
+    )?;
+    for machine in ["qloss-cp-0", "qloss-cp-2"] {
+        let shown = world.json(&["node", "show", machine])?;
+        let disk = shown["dataDisk"].as_str().context("a member has a disk")?;
+        world.delete_behind(machine)?;
+        world.delete_disk_behind(disk)?;
+    }
+    let plan = until("the last member sees no leader", LONG, || {
+        let output = world.output(&[&restore[..], &["--dry-run", "--json"]].concat())?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        let plan: Value = serde_json::from_slice(&output.stdout)?;
+        Ok(Some(plan))
+    })?;
+    let first = members(&plan)?.first().context("members are ranked")?;
+    ensure!(
+        first["machine"] == "qloss-cp-1" && first["fate"] == "begins",
+        "{plan:#}"
+    );
+    ensure!(
+        first["revision"].as_u64() > Some(0),
+        "it is known how far it goes: {first}"
+    );
+    let lost = plan["restore"]["losses"].to_string();
+    ensure!(
+        lost.contains("qloss-cp-0") && lost.contains("qloss-cp-2"),
+        "{lost}"
+    );
+    let task = world.json(&[&restore[..], &["--accept-loss"]].concat())?;
+    let task = task["id"].as_str().context("a task has an id")?.to_owned();
+    ended(&world, &task)?;
+    healthy(&kubectl, 4)?;
+    let secret = kubectl.get(&["secret", "kept"])?;
+    ensure!(
+        secret["data"]["word"] == STANDARD.encode("xyzzy"),
+        "the Secret: {secret}"
+    );
+    ensure!(voting(&world, "qloss")?.len() == 3, "all have a vote");
+    for machine in ["qloss-cp-0", "qloss-cp-2"] {
+        ensure!(
+            repair::incarnation(&world, machine)? == 2,
+            "{machine} is another one"
+        );
+    }
+    kubectl.run(&["scale", "deployment/web", "--replicas=3"])?;
+    kubectl.pods_ready("app=web", 3)?;
+    done(&world, "qloss")
+}
+
+fn members(plan: &Value) -> Result<&Vec<Value>> {
+    plan["restore"]["members"]
+        .as_array()
+        .context("a restore has members")
+}
+
+/// A snapshot that etcd itself makes, brought to where the director runs.
+fn snapshot(world: &World, machine: &str) -> Result<PathBuf> {
+    let script = "cd /etc/kubernetes/pki && \
+        /opt/windlass/components/etcd/current/etcdctl --endpoints=https://127.0.0.1:2379 \
+        --cacert=etcd-ca.crt --cert=apiserver-etcd-client.crt --key=apiserver-etcd-client.key \
+        snapshot save /var/lib/etcd/e2e.db >/dev/null 2>&1 && exec base64 -w0 /var/lib/etcd/e2e.db";
+    let text = world.run(&["node", "exec", machine, "--", "sh", "-c", script])?;
+    let bytes = STANDARD.decode(text.trim()).context("no base64")?;
+    let path = world.dir().join("snapshot.db");
+    std::fs::write(&path, bytes)?;
+    Ok(path)
+}
+
+/// A command fails, and says this.
+fn refused(world: &World, arguments: &[&str], why: &str) -> Result<()> {
+    let output = world.output(arguments)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        !output.status.success() && said.contains(why),
+        "{arguments:?}: {output:?}"
+    );
+    Ok(())
+}
+
+fn ended(world: &World, task: &str) -> Result<()> {
+    let task = world.task_ended(task, LONG)?;
+    if task["state"] != "Succeeded" {
+        bail!("the restore: {task:#}");
+    }
+    Ok(())
+}
