@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod health;
 pub mod kubernetes;
 pub mod maintenance;
+pub mod ledger;
 pub mod model;
 pub mod pki;
 pub mod plan;

@@ -208,12 +208,17 @@ impl Machine {
             return; // its old incarnation is gone already, and this one was never made
         }
         self.condemned = down;
-        self.wanted = Some(Wanted::Reborn {
+        self.wanted = Some(self.as_it_is());
+    }
+
+    /// The next incarnation of it, as it is now.
+    pub fn as_it_is(&self) -> Wanted {
+        Wanted::Reborn {
             incarnation: Incarnation(self.incarnation.0.saturating_add(1)),
             stemcell: self.stemcell.clone(),
             kubernetes_version: self.kubernetes_version.clone(),
             size: self.size,
-        });
+        }
     }
 
     /// The machine as it is to be, with the incarnation it will have.

@@ -188,6 +188,12 @@ pub struct Task {
     pub plan: Plan,
     /// Each step of the plan that was touched; one that is absent waits.
     pub steps: BTreeMap<StepKey, StepRecord>,
+    /// The plan that it goes on with since machines died on the way; the one above is what was approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<Plan>,
+    /// How often it was planned anew.
+    #[serde(default)]
+    pub rounds: u32,
     /// The plan that ends a cancelled task, once there is one: removes what a create had made, or brings what
     /// an update had begun back to service.
     pub cleanup: Option<Plan>,
@@ -228,9 +234,15 @@ impl Task {
             && self.plan.steps.iter().any(begun)
     }
 
+    /// The plan that is carried out now.
+    pub fn current(&self) -> &Plan {
+        let again = self.again.as_ref().unwrap_or(&self.plan);
+        self.cleanup.as_ref().unwrap_or(again)
+    }
+
     /// Number of steps that succeeded, and number of all.
     pub fn progress(&self) -> (usize, usize) {
-        let plan = self.cleanup.as_ref().unwrap_or(&self.plan);
+        let plan = self.current();
         let done = plan
             .steps
             .iter()

@@ -28,6 +28,7 @@
 
 mod absent;
 mod address;
+pub mod again;
 pub mod agents;
 pub mod inputs;
 mod members;
@@ -401,11 +402,18 @@ pub fn narrow(
             || votes(name, machine)
             || (!machine.control_plane() && joined(name, observed))
     });
-    let stays = |name: &MachineName| wanted.contains_key(name);
-    observed.machines.retain(|name, _| stays(name));
-    // What waits to go and what waits to join is not counted on.
+    // Members on their way out vote until they are gone, and are counted as they are. What else waits to go, and
+    // what waits to join, is not counted on.
+    let leaving: Vec<(MachineName, DesiredMachine)> = observed
+        .leaving_voters()
+        .filter_map(|name| Some((name.clone(), as_found(observed.machines.get(name)?))))
+        .collect();
+    wanted.extend(leaving);
     observed.surplus.clear();
     observed.leaving.clear();
+    observed
+        .machines
+        .retain(|name, _| wanted.contains_key(name));
     observed.addons = Some(*addons);
     observed
         .out_of_endpoint
@@ -440,6 +448,22 @@ pub fn narrow(
             fenced: false,
         };
         observed.machines.insert(name.clone(), as_it_is);
+    }
+}
+
+/// A machine of which nothing is wanted, taken for as it should be.
+fn as_found(found: &ObservedMachine) -> DesiredMachine {
+    let unknown = Digest::of(b"not known");
+    DesiredMachine {
+        pool: found.pool.clone(),
+        incarnation: found.incarnation,
+        node: found.node.clone(),
+        stemcell: String::new(),
+        kubernetes_version: found.kubernetes_version.clone(),
+        disk: None,
+        configuration: found.configured.unwrap_or(unknown),
+        components: found.started.unwrap_or(unknown),
+        labels: found.labelled.unwrap_or(unknown),
     }
 }
 

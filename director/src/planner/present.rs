@@ -6,6 +6,7 @@ use windlass_common::id::{ClusterName, Digest, Incarnation, MachineName, PoolNam
 
 use super::steps::{Steps, addons_key, api_key, checkpoint_key, endpoint_key, machine_key};
 use super::{Budget, DesiredMachine, Observed, ObservedMachine, PlanError, members, takedown};
+use crate::kubernetes::facts::minor_of;
 use crate::model::{Action, Disruption, Invariant, StepKey};
 
 /// What a machine needs.
@@ -120,6 +121,17 @@ impl<'a> Site<'a> {
 
     pub(super) fn found(&self, name: &MachineName) -> Option<&'a ObservedMachine> {
         self.observed.machines.get(name)
+    }
+
+    /// Whether a machine is to be newer than an API server is now.
+    pub(super) fn newer(&self, name: &MachineName) -> bool {
+        let members = self.machines.iter().filter(|(_, m)| m.control_plane());
+        let now = members.map(|(name, wanted)| {
+            let found = self.found(name).map(|found| &found.kubernetes_version);
+            minor_of(found.unwrap_or(&wanted.kubernetes_version))
+        });
+        let wanted = minor_of(&self.machines[name].kubernetes_version);
+        wanted.is_none() || wanted > now.min().flatten()
     }
 
     /// Whether the incarnation that there is goes on.

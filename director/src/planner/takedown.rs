@@ -125,11 +125,13 @@ pub(super) fn workers(
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
     for (pool, crew) in crews(site) {
-        // A kubelet is never newer than an API server: whatever is made waits for the control plane.
-        let mut gate = vec![api_shown_by(site), addons_key()];
+        // A kubelet is never newer than an API server: whatever is newer waits for the control plane.
+        let at_once = vec![api_shown_by(site), addons_key()];
+        let mut gate = at_once.clone();
         gate.extend(control_plane.iter().cloned());
         for name in &crew.make {
-            bring_up(site, name, &gate, steps)?;
+            let gate = if site.newer(name) { &gate } else { &at_once };
+            bring_up(site, name, gate, steps)?;
             into_service(site, name, steps);
         }
         let made = format!("{pool}-made");

@@ -94,7 +94,12 @@ fn outlook(
     now_ms: u64,
     policy: &Policy,
 ) -> Outlook {
-    let fenced = fleet.machines.get(name).is_some_and(|member| member.fenced);
+    let member = fleet.machines.get(name);
+    // What a task has begun to take away is not restarted first, nor is what is shut out: it does not come back.
+    let going = member.is_some_and(|member| {
+        let taken = member.in_hand && member.joins && member.verdict.is_down();
+        member.fenced || taken
+    });
     let rung = match next(case, now_ms, &policy.ladder) {
         Move::Rest => return Outlook::Rest,
         Move::Wait { until_ms, why } => {
@@ -105,8 +110,7 @@ fn outlook(
             let why = why.to_owned();
             return Outlook::Stay { why };
         }
-        // What is shut out does not come back by a restart.
-        Move::Act(_) if fenced => Rung::Replace,
+        Move::Act(_) if going => Rung::Replace,
         Move::Act(rung) => rung,
     };
     match allow(fleet, name, rung, now_ms, &policy.guard) {

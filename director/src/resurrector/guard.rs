@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, MachineName, PoolName};
 
 use super::{Rung, Verdict};
+use crate::ledger::{Account, Owner, Standing, Wait};
 
 /// Everything that the guards look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct Member {
     pub silent: bool,
     /// Whether a rollout or a repair has it in hand.
     pub in_hand: bool,
+    /// Whether the task that works on its cluster takes its replacement in, which then comes next.
+    pub joins: bool,
     /// Whether an operator holds it as it is.
     pub held: bool,
     /// Whether it is shut out already: it can only be replaced.
@@ -173,7 +176,7 @@ pub fn allow(
     if member.held {
         return Err(Refusal::Held);
     }
-    if member.in_hand {
+    if member.in_hand && !(member.joins && member.verdict.is_down() && rung == Rung::Replace) {
         return Err(Refusal::InHand);
     }
     if rung < Rung::Reboot {
@@ -182,10 +185,7 @@ pub fn allow(
     }
     itself(fleet, now_ms, policy)?;
     storm(fleet, &member.cluster, policy)?;
-    match &member.role {
-        Role::ControlPlane => control_plane(fleet, machine, member)?,
-        Role::Worker(pool) => budget(fleet, machine, member, pool, policy)?,
-    }
+    disruption(fleet, machine, member, policy)?;
     if rung == Rung::Replace {
         poison(fleet, member, policy)?;
     }
@@ -219,62 +219,75 @@ fn storm(fleet: &Fleet, cluster: &ClusterName, policy: &GuardPolicy) -> Result<(
     Ok(())
 }
 
-fn control_plane(fleet: &Fleet, machine: &MachineName, member: &Member) -> Result<(), Refusal> {
-    let others = || {
-        fleet.machines.iter().filter(|(name, other)| {
-            *name != machine && other.cluster == member.cluster && other.role == Role::ControlPlane
-        })
-    };
-    if let Some((other, _)) = others().find(|(_, other)| other.in_hand) {
-        let other = other.clone();
-        return Err(Refusal::OneAtATime { other });
-    }
-    // A member that serves nobody is none that could be lost.
-    if member.verdict.is_down() {
-        return Ok(());
-    }
-    // One about which nothing is known is not counted on.
-    let healthy = count(others().filter(|(_, other)| other.verdict.serves()));
-    let members = count(others()) + 1;
-    let quorum = members / 2 + 1;
-    if members > 1 && healthy < quorum {
-        return Err(Refusal::Quorum {
-            cluster: member.cluster.clone(),
-            healthy,
-            members,
-            quorum,
-        });
-    }
-    Ok(())
-}
-
-fn budget(
+/// What the ledger says: a machine that serves nobody costs nothing, and goes first.
+fn disruption(
     fleet: &Fleet,
     machine: &MachineName,
     member: &Member,
-    pool: &PoolName,
     policy: &GuardPolicy,
 ) -> Result<(), Refusal> {
-    // One that is down already costs nothing, and goes first.
-    if member.verdict.is_down() {
-        return Ok(());
+    let alike = || {
+        let of = fleet.machines.iter();
+        of.filter(|(_, other)| other.cluster == member.cluster && other.role == member.role)
+    };
+    // A repair of its own goes after the one before it; a task that takes it in puts all in order.
+    if member.role == Role::ControlPlane
+        && !member.joins
+        && let Some((other, _)) = alike().find(|(name, other)| *name != machine && other.in_hand)
+    {
+        let other = other.clone();
+        return Err(Refusal::OneAtATime { other });
     }
-    let unavailable = count(fleet.machines.iter().filter(|(name, other)| {
-        *name != machine
-            && other.cluster == member.cluster
-            && other.role == member.role
-            && (other.in_hand || other.verdict.is_down())
-    }));
-    let most = policy.pool_max_unavailable;
-    if unavailable >= most {
-        let pool = pool.clone();
-        return Err(Refusal::Budget {
+    let standing = |(name, other): (&MachineName, &Member)| {
+        let standing = if other.verdict.is_down() {
+            Standing::Down
+        } else if name == machine {
+            Standing::Serves
+        } else if other.in_hand {
+            Standing::Taken
+        // A member about which nothing is known is not counted on.
+        } else if other.role == Role::ControlPlane && !other.verdict.serves() {
+            Standing::Down
+        } else {
+            Standing::Serves
+        };
+        (name.clone(), standing)
+    };
+    let machines: BTreeMap<_, _> = alike().map(standing).collect();
+    let most = usize::try_from(policy.pool_max_unavailable).unwrap_or(usize::MAX);
+    let owner = match &member.role {
+        Role::ControlPlane => Owner::Etcd,
+        Role::Worker(pool) => Owner::Pool {
+            pool: pool.clone(),
+            floor: machines.len().saturating_sub(most),
+        },
+    };
+    let account = Account { owner, machines };
+    account.take(machine).map(drop).map_err(|wait| match wait {
+        Wait::Pool {
+            pool, down, taken, ..
+        } => Refusal::Budget {
             pool,
-            unavailable,
-            most,
-        });
-    }
-    Ok(())
+            unavailable: count(down.iter().chain(&taken)),
+            most: policy.pool_max_unavailable,
+        },
+        Wait::Member { other } => Refusal::OneAtATime { other },
+        Wait::Quorum {
+            left,
+            members,
+            quorum,
+            ..
+        } => {
+            let [healthy, members, quorum] =
+                [left, members, quorum].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+            Refusal::Quorum {
+                cluster: member.cluster.clone(),
+                healthy,
+                members,
+                quorum,
+            }
+        }
+    })
 }
 
 fn poison(fleet: &Fleet, member: &Member, policy: &GuardPolicy) -> Result<(), Refusal> {

@@ -35,5 +35,5 @@ pub use decide::{Outlook, Policy, decide};
 pub use evidence::{Evidence, Lease, Link, Peers, Power, Probe, Work};
 pub use guard::{Director, Fleet, GuardPolicy, Member, Refusal, Role, allow};
 pub use ladder::{ATTEMPTS_MAX, Attempt, Case, LadderPolicy, Move, Rung, next};
-pub use record::{Begun, CaseRecord, HISTORY_MAX, Hold, HoldKind, Mode, VerdictChange};
+pub use record::{ACTOR, Begun, CaseRecord, HISTORY_MAX, Hold, HoldKind, Mode, VerdictChange};
 pub use verdict::{Verdict, verdict};

@@ -10,6 +10,8 @@ use windlass_common::id::{Incarnation, MachineName};
 use super::{Case, Evidence, LadderPolicy, Rung, Verdict};
 use crate::model::Revision;
 
+/// Who repairs, in the audit log and as the owner of tasks.
+pub const ACTOR: &str = "resurrector";
 /// Judgements that are kept for each machine; 100 bytes each.
 pub const HISTORY_MAX: usize = 32;
 

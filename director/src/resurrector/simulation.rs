@@ -302,6 +302,7 @@ impl World {
                 verdict: record.case.verdict,
                 silent: body.silent_since_ms.is_some() && !(coming && replaced),
                 in_hand: coming && replaced,
+                joins: false,
                 held: false,
                 fenced: false,
                 stillborn: record.case.stillborn(),

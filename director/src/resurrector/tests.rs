@@ -252,6 +252,7 @@ fn member(role: Role, verdict: Verdict) -> Member {
         verdict,
         silent: false,
         in_hand: false,
+        joins: false,
         held: false,
         fenced: false,
         stillborn: 0,

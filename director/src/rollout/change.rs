@@ -49,6 +49,8 @@ pub enum RecordChange {
     Stopping(MachineName),
     /// It is about to be shut out.
     Fencing(MachineName),
+    /// It came back before it was shut out, and stays for now.
+    Returned(MachineName),
     /// The Node object of an earlier incarnation is gone.
     NodeDropped(MachineName, NodeName),
     /// Nothing of it is left; its record and its address go.
@@ -115,6 +117,7 @@ pub(super) async fn apply(
             | RecordChange::MemberRemoved(name)
             | RecordChange::Stopping(name)
             | RecordChange::Fencing(name)
+            | RecordChange::Returned(name)
             | RecordChange::NodeDropped(name, _)
             | RecordChange::MachineForgotten(name) => {
                 if !machines.contains_key(name)
@@ -219,6 +222,11 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
                 depart(record);
             }
             record.fenced = true;
+        }
+        RecordChange::Returned(_) => {
+            let node = record.node_name.clone();
+            record.departed.retain(|gone| *gone != node);
+            (record.condemned, record.fenced) = (false, false);
         }
         RecordChange::NodeDropped(_, node) => record.departed.retain(|gone| gone != node),
         RecordChange::Addons(_) | RecordChange::MachineForgotten(_) | RecordChange::Forget => {}

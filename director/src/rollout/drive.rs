@@ -17,8 +17,8 @@ use super::step::{End, Runner, stopped};
 use super::{Effects, ProgressSink, STEPS_IN_FLIGHT, StepOrder, Stop, limit};
 use crate::maintenance::{self, Outlook, WindowView};
 use crate::model::{
-    Cluster, ClusterPhase, Fault, Plan, PlanStep, StepKey, StepRecord, StepState, Task, TaskEvent,
-    TaskId, TaskKind, TaskState, Timestamp,
+    Action, Cluster, ClusterPhase, Fault, Plan, PlanStep, StepKey, StepRecord, StepState, Task,
+    TaskEvent, TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::store::{Commit, Records, StoreError};
 
@@ -34,6 +34,7 @@ pub(super) struct Driver {
     pub(super) pause: watch::Receiver<bool>,
     pub(super) ignore_window: watch::Receiver<Option<String>>,
     pub(super) clock: Clock,
+    pub(super) look: watch::Receiver<()>,
 }
 
 /// How a plan ended.
@@ -41,6 +42,8 @@ enum Outcome {
     Succeeded,
     Failed(Fault),
     Stopped,
+    /// What is left of it does not fit any more.
+    Unfit,
 }
 
 type Ended = (StepOrder, StepRecord, End);
@@ -51,6 +54,8 @@ struct Flight {
     begun: BTreeSet<StepKey>,
     ended: Vec<Ended>,
     failure: Option<Fault>,
+    /// The plan does not fit any more.
+    unfit: bool,
 }
 
 /// Has the steps that run end.
@@ -130,25 +135,87 @@ impl Driver {
     }
 
     async fn carry_out(&self, task: &mut Task) {
-        let plan = task.plan.clone();
-        let outcome = self.run_plan(task, &plan, false).await;
+        let outcome = if self.fits(task).await {
+            let plan = task.current().clone();
+            self.run_plan(task, &plan, false).await
+        } else {
+            Outcome::Unfit
+        };
         if task.state == TaskState::Cancelling {
             return; // however far it got, the clean-up comes next
         }
         match outcome {
+            // What was repaired before its turn may be left.
+            Outcome::Succeeded if !self.fits(task).await => self.plan_again(task).await,
             Outcome::Succeeded => self.set_state(task, TaskState::Succeeded, None).await,
-            Outcome::Failed(fault) => {
-                let state = match task.kind {
-                    TaskKind::UpdateCluster => TaskState::RollingBack,
-                    TaskKind::CreateCluster
-                    | TaskKind::RepairCluster
-                    | TaskKind::DeleteCluster
-                    | TaskKind::RestoreCluster
-                    | TaskKind::UpgradeAgents => TaskState::Failed,
-                };
-                self.set_state(task, state, Some(fault)).await;
-            }
+            Outcome::Failed(_) if !self.fits(task).await => self.plan_again(task).await,
+            Outcome::Failed(fault) => self.give_up(task, fault).await,
             Outcome::Stopped => self.set_state(task, TaskState::Cancelled, None).await,
+            Outcome::Unfit => self.plan_again(task).await,
+        }
+    }
+
+    async fn give_up(&self, task: &mut Task, fault: Fault) {
+        let state = match task.kind {
+            TaskKind::UpdateCluster => TaskState::RollingBack,
+            TaskKind::CreateCluster
+            | TaskKind::RepairCluster
+            | TaskKind::DeleteCluster
+            | TaskKind::UpgradeAgents => TaskState::Failed,
+        };
+        self.set_state(task, state, Some(fault)).await;
+    }
+
+    /// Whether what is left of the task's plan fits what the records say.
+    async fn fits(&self, task: &Task) -> bool {
+        loop {
+            match self.effects.fits(task).await {
+                Ok(fits) => return fits,
+                Err(error) => {
+                    tracing::error!(task = %task.id, %error, "it cannot be told whether the plan fits; the task waits");
+                    tokio::time::sleep(STORE_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Writes down the plan that the task goes on with.
+    async fn plan_again(&self, task: &mut Task) {
+        let stop = *self.stop.borrow();
+        if stop != Stop::No {
+            self.begin_to_cancel(task, stop).await;
+            if task.state != TaskState::Cancelling {
+                self.set_state(task, TaskState::Cancelled, None).await;
+            }
+            return;
+        }
+        match self.effects.plan_again(task).await {
+            Ok(plan) => {
+                tracing::info!(task = %task.id, cluster = %task.cluster, steps = plan.steps.len(), "task is planned anew");
+                task.again = Some(plan);
+                task.rounds += 1;
+                let pausing = *self.pause.borrow();
+                let state = if pausing {
+                    TaskState::Pausing
+                } else {
+                    TaskState::Running
+                };
+                self.set_state(task, state, None).await;
+                self.tell(TaskEvent::Snapshot {
+                    task: Box::new(task.clone()),
+                });
+            }
+            Err(error) if error.class == ErrorClass::Retry => {
+                tracing::warn!(task = %task.id, %error, "the task cannot be planned anew yet");
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+            Err(error) => {
+                let class = error.class;
+                let message = format!(
+                    "machines have changed on the way, and there is no plan to go on with: {error}"
+                );
+                self.give_up(task, Fault { class, message }).await;
+            }
         }
     }
 
@@ -189,7 +256,7 @@ impl Driver {
                 "rolled back: {names} serves with its former kubelet settings, and no machine takes those of the \
                  spec before the next `windlass cluster apply`"
             ),
-            Outcome::Stopped => format!("the way back of {names} was stopped"),
+            Outcome::Stopped | Outcome::Unfit => format!("the way back of {names} was stopped"),
             Outcome::Failed(fault) => format!("the way back of {names} failed: {}", fault.message),
         };
         self.fail(task, &note).await;
@@ -232,7 +299,7 @@ impl Driver {
             return;
         };
         match self.run_plan(task, &plan, true).await {
-            Outcome::Succeeded | Outcome::Stopped => {
+            Outcome::Succeeded | Outcome::Stopped | Outcome::Unfit => {
                 self.set_state(task, TaskState::Cancelled, None).await;
             }
             Outcome::Failed(fault) => self.set_state(task, TaskState::Failed, Some(fault)).await,
@@ -248,8 +315,10 @@ impl Driver {
             true => MaintenanceSpec::default(),
             false => self.windows(task).await,
         };
+        let mut look = self.look.clone();
         loop {
             note_ends(task, &flight.ended, &mut flight.failure);
+            flight.unfit |= !cleanup && flight.ended.iter().any(spared);
             let stop = *self.stop.borrow();
             // Only the end of the cluster ends a restore that has begun.
             let deaf = stop == Stop::CleanUp && task.has_to_end();
@@ -257,7 +326,7 @@ impl Driver {
                 self.begin_to_cancel(task, stop).await;
                 halt.all();
             }
-            if flight.failure.is_some() {
+            if flight.failure.is_some() || flight.unfit {
                 halt.all();
             }
             let pausing = !cleanup && *self.pause.borrow();
@@ -281,8 +350,7 @@ impl Driver {
                 Vec::new()
             } else {
                 let free = STEPS_IN_FLIGHT.saturating_sub(running.len());
-                let goes_on =
-                    |step: &PlanStep| !pausing_now || pause::goes_on(plan, &task.steps, step);
+                let goes_on = |step: &PlanStep| !pausing_now || pause::goes_on(plan, task, step);
                 ready(plan, &task.steps, &flight.begun, free, goes_on)
             };
             let orders: Vec<StepOrder> = next.iter().map(|step| self.order(task, step)).collect();
@@ -320,12 +388,15 @@ impl Driver {
                 () = turned(&mut pause, pausing), if !calm => {}
                 () = ordered(&mut ignore), if !calm && !ignored => {}
                 () = turned_at(&self.clock, turns), if !calm => {}
+                () = called(&mut look), if !calm => flight.unfit = !self.fits(task).await,
             }
             while let Some(end) = running.try_join_next() {
                 flight.land(end);
             }
         }
+        let stop = *self.stop.borrow();
         match flight.failure {
+            _ if flight.unfit && stop == Stop::No => Outcome::Unfit,
             Some(fault) => Outcome::Failed(fault),
             None if complete(plan, &task.steps) => Outcome::Succeeded,
             None => Outcome::Stopped,
@@ -525,6 +596,17 @@ impl Driver {
     }
 }
 
+/// Whether a step has found its machine back, so that what was planned for it does not hold.
+fn spared((_, _, end): &Ended) -> bool {
+    match end {
+        End::Succeeded(done) => {
+            let mut records = done.records.iter();
+            records.any(|change| matches!(change, change::RecordChange::Returned(_)))
+        }
+        End::Failed(_) | End::Stopped => false,
+    }
+}
+
 /// What the state of its task means for a cluster.
 fn settle(cluster: &mut Cluster, task: &Task) {
     cluster.task = (!task.state.is_over()).then(|| task.id.clone());
@@ -556,6 +638,7 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             task.id,
             fault.as_deref().unwrap_or("no reason was given")
         )),
+        TaskState::Running => task.again.as_ref().map(|plan| repairs(task, plan)),
         TaskState::Queued
         | TaskState::Cancelling
         | TaskState::Succeeded
@@ -612,9 +695,37 @@ fn settle(cluster: &mut Cluster, task: &Task) {
     };
 }
 
+/// Why a task was planned anew, and what comes first.
+fn repairs(task: &Task, plan: &Plan) -> String {
+    let fenced = |step: &PlanStep| match &step.action {
+        Action::Fence { machine } => Some(machine.to_string()),
+        _ => None,
+    };
+    let names: Vec<String> = plan.steps.iter().filter_map(fenced).collect();
+    if names.is_empty() {
+        return format!(
+            "{} was planned anew, since machines have changed on the way",
+            task.id
+        );
+    }
+    format!(
+        "{} died while {} ran, and is replaced first; the rest of the change waits for it",
+        names.join(", "),
+        task.id
+    )
+}
+
 /// Returns when a task that pauses or does not is to do the other.
 async fn turned(pause: &mut watch::Receiver<bool>, pausing: bool) {
     if pause.wait_for(|pause| *pause != pausing).await.is_err() {
+        // Nobody is left who could say so.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns when somebody says that the plan has to be looked at.
+async fn called(look: &mut watch::Receiver<()>) {
+    if look.changed().await.is_err() {
         // Nobody is left who could say so.
         std::future::pending::<()>().await;
     }

@@ -9,6 +9,8 @@
 //! * While the store cannot be written nothing new begins.
 //! * An update that fails first gives the machines that do not come back with their new configuration the one
 //!   that they had, and has failed then. That too is written down before it begins.
+//! * A task whose plan does not fit any more, since a machine died or came back, has the steps that run end, and
+//!   goes on with a plan that does, inside what was approved. That is in the store before any of it begins.
 //! * A task that pauses finishes the machines that it has begun with, and then nothing of it runs until it is
 //!   told to go on; that is written down, and survives the director.
 //! * A change of machines whose cluster's maintenance window is not open does the same, and goes on by itself
@@ -45,6 +47,7 @@ use crate::store::{Records, StoreError};
 
 pub use change::RecordChange;
 pub(crate) use change::cluster_pki_name;
+pub(crate) use pause::in_hand;
 
 /// Events a watcher may fall behind before it gets a snapshot instead: a create of 3 machines sends about
 /// 60.
@@ -52,6 +55,9 @@ const EVENT_QUEUE: usize = 512;
 /// Steps of one task that run at once: 64 machines being made or configured keep a director busy without
 /// drowning a provider.
 const STEPS_IN_FLIGHT: usize = 64;
+
+/// Begins the keys of a plan that a task goes on with; its number and a slash follow.
+pub(crate) const AGAIN: &str = "again-";
 
 /// What steps do to the world.
 pub trait Effects: Send + Sync + fmt::Debug {
@@ -62,6 +68,13 @@ pub trait Effects: Send + Sync + fmt::Debug {
     /// The plan that ends a cancelled task: it removes everything a create has made, its fresh disks
     /// included, or brings what an update has begun back to service and leaves the rest as it is.
     fn plan_cleanup<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Plan, EffectError>>;
+
+    /// Whether what is left of a task's plan still fits what there is. Reads only.
+    fn fits<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<bool, EffectError>>;
+
+    /// The plan that a task goes on with when its own does not fit any more: what is left to do inside what was
+    /// approved, machines first that serve nobody. Repeating it is safe.
+    fn plan_again<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Plan, EffectError>>;
 
     /// The plan that gives machines what they had before a change that has failed, as far as they do not come
     /// back with the new; `None` when there are none. Repeating it is safe.
@@ -192,6 +205,7 @@ struct Running {
     stop: watch::Sender<Stop>,
     pause: watch::Sender<bool>,
     ignore_window: watch::Sender<Option<String>>,
+    look: watch::Sender<()>,
     over: watch::Receiver<bool>,
     abort: tokio::task::AbortHandle,
 }
@@ -242,6 +256,7 @@ impl Rollouts {
         let (stop, stopped) = watch::channel(Stop::No);
         let pause = watch::Sender::new(paused);
         let ignore_window = watch::Sender::new(None);
+        let look = watch::Sender::new(());
         let (finish, over) = watch::channel(false);
         let driver = drive::Driver {
             id: id.clone(),
@@ -252,6 +267,7 @@ impl Rollouts {
             pause: pause.subscribe(),
             ignore_window: ignore_window.subscribe(),
             clock: self.shared.clock.clone(),
+            look: look.subscribe(),
         };
         let shared = Arc::downgrade(&self.shared);
         let key = id.clone();
@@ -273,6 +289,7 @@ impl Rollouts {
                 stop,
                 pause,
                 ignore_window,
+                look,
                 over,
                 abort: handle.abort_handle(),
             },
@@ -291,6 +308,14 @@ impl Rollouts {
     pub fn pause(&self, id: &TaskId, pause: bool) -> bool {
         match self.running().get(id) {
             Some(running) => running.pause.send(pause).is_ok(),
+            None => false,
+        }
+    }
+
+    /// Has a running task look again whether its plan fits what the records say now; false when it does not run.
+    pub fn look_again(&self, id: &TaskId) -> bool {
+        match self.running().get(id) {
+            Some(running) => running.look.send(()).is_ok(),
             None => false,
         }
     }

@@ -2,26 +2,64 @@
 //!
 //! # Invariants
 //! * A machine that was begun with is finished: no machine is left drained, stopped or half made.
-//! * No other machine is begun with, and no data is destroyed.
+//! * No other machine is begun with, and no data is destroyed. One that died meanwhile is repaired all the same.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use crate::model::{Action, Plan, PlanStep, StepKey, StepRecord};
+use windlass_common::id::MachineName;
+
+use super::AGAIN;
+use crate::model::{Action, Plan, PlanStep, StepKey, StepState, Task};
 
 /// Whether a step whose turn has come may begin although its task pauses.
-pub(super) fn goes_on(plan: &Plan, steps: &BTreeMap<StepKey, StepRecord>, step: &PlanStep) -> bool {
+pub(super) fn goes_on(plan: &Plan, task: &Task, step: &PlanStep) -> bool {
     if !begins(&step.action) {
         return true;
     }
     let Some(machine) = step.action.machine() else {
         return false;
     };
+    // What has died since is repaired: a pause is for the change.
+    let repaired = |action: &Action| task.again.is_some() && matches!(action, Action::Fence { .. });
     let mut of_machine = plan.steps.iter();
     of_machine.any(|other| {
         other.action.machine() == Some(machine)
             && begins(&other.action)
-            && steps.contains_key(&other.key)
+            && (has_begun(task, other) || repaired(&other.action))
     })
+}
+
+/// Whether a step was begun, in this plan of its task or an earlier one.
+fn has_begun(task: &Task, step: &PlanStep) -> bool {
+    fn root(key: &StepKey) -> &str {
+        let rest = key
+            .0
+            .strip_prefix(AGAIN)
+            .and_then(|rest| rest.split_once('/'));
+        rest.map_or(&key.0, |(_, root)| root)
+    }
+    let root_of = root(&step.key);
+    task.steps.keys().any(|key| root(key) == root_of)
+}
+
+/// The machines that a task has begun with and is not done with, and those that it is to bring into service: what
+/// waits for its turn and serves is nobody's yet. `serves` says which were in service.
+pub(crate) fn in_hand(task: &Task, serves: impl Fn(&MachineName) -> bool) -> BTreeSet<MachineName> {
+    let mut begun = BTreeSet::new();
+    let mut left = BTreeSet::new();
+    for step in &task.current().steps {
+        let Some(machine) = step.action.machine() else {
+            continue;
+        };
+        let record = task.steps.get(&step.key);
+        if !serves(machine) || (begins(&step.action) && has_begun(task, step)) {
+            begun.insert(machine.clone());
+        }
+        if record.is_none_or(|record| record.state != StepState::Succeeded) {
+            left.insert(machine.clone());
+        }
+    }
+    &begun & &left
 }
 
 /// Whether a machine changes by this, or something is destroyed. What only waits, tells or opens again may

@@ -483,6 +483,8 @@ impl Inner {
             state: TaskState::Queued,
             plan,
             steps: Default::default(),
+            again: None,
+            rounds: 0,
             cleanup: None,
             error: None,
             held: None,

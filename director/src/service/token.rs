@@ -10,7 +10,7 @@ use windlass_common::secret::Secret;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::gateway::IncarnationRegistry;
 use crate::model::{Caller, Timestamp};
-use crate::store::{Act, Commit, Kind, Token};
+use crate::store::{Act, Commit};
 
 /// What became of a fresh token.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -67,13 +67,7 @@ impl Inner {
             });
         }
         let mut commit = Commit::default();
-        let tokens: Vec<(String, Token)> = self.records.values(Kind::Token, "").await?;
-        for (digest, token) in &tokens {
-            if token.machine == *name && !token.spent {
-                commit.delete_value(Kind::Token, digest);
-            }
-        }
-        let (settings, expires_at) = self.world.settings_with_token(&machine, &mut commit)?;
+        let (settings, expires_at) = self.world.fresh_token(&machine, &mut commit).await?;
         let act = Act {
             action: "node.enroll",
             subject: &format!("machine/{name}"),

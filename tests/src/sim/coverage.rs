@@ -113,7 +113,8 @@ const RECORDS: [&str; 3] = ["checkpoint", "forget-machine", "forget-cluster"];
 pub fn is_rare(step: &str) -> bool {
     matches!(
         step,
-        "fence"
+        "exec"
+            | "fence"
             | "delete-disk"
             | "delete-endpoint"
             | "delete-machine"

@@ -4,8 +4,8 @@
 //! | --- | --- |
 //! | 1 | when a member of etcd is taken, and when one starts: quorum, one at a time, never on an empty disk |
 //! | 2 | when a machine is made or a disk attached, and after every event |
-//! | 3 | when a worker is taken out of service |
-//! | 4 | when a pod is deleted, and when a machine that has pods goes |
+//! | 3 | when a worker is taken out of service, also by being shut out |
+//! | 4 | when a pod is deleted, and when a machine that has pods goes or is shut out |
 //! | 5 | after every event |
 //! | 6 | when a step arrives or is carried out; at the end of a task, and of the seed |
 //! | 7 | when a disk is deleted |
@@ -152,6 +152,14 @@ impl State {
         let pods = self.pods_on(&vm.node).len();
         if serves && pods > 0 {
             self.violated(4, format!("{how} {name}, which serves {pods} pods"));
+        }
+    }
+
+    /// A machine is about to be shut out: one that came back, and that the director hears of, is not.
+    pub fn fencing(&mut self, name: &MachineName) {
+        let now = self.now;
+        if self.vms.get(name).is_some_and(|vm| vm.connected(now)) {
+            self.cutting(name, "fencing");
         }
     }
 

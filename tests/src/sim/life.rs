@@ -51,6 +51,11 @@ pub fn action() -> &'static str {
     ACTION.try_with(|action| *action).unwrap_or("-")
 }
 
+/// Does this as a step of that kind.
+pub async fn doing<T>(kind: &'static str, what: impl Future<Output = T>) -> T {
+    ACTION.scope(kind, what).await
+}
+
 impl Life {
     /// A life that begins.
     pub fn new(site: &Site, fixtures: &Arc<Fixtures>, faulty: bool) -> Arc<Self> {
@@ -147,6 +152,26 @@ impl Effects for Watched {
                 state.ordered.disks_named.extend(made);
                 state.ordered.going = true;
             }
+            if let Some(mutation) = state.mutation {
+                mutation.spoil(&mut plan);
+            }
+            Ok(plan)
+        })
+    }
+
+    fn fits<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<bool, EffectError>> {
+        self.world.fits(task)
+    }
+
+    fn plan_again<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Plan, EffectError>> {
+        Box::pin(async move {
+            let mut plan = self.world.plan_again(task).await?;
+            let mut state = self.life.site.lock();
+            state.tell(format!(
+                "{} is planned anew: {} steps",
+                task.id,
+                plan.steps.len()
+            ));
             if let Some(mutation) = state.mutation {
                 mutation.spoil(&mut plan);
             }

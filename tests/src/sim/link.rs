@@ -15,6 +15,7 @@ use windlass_director::rollout::world::{AgentFuture, Agents};
 use super::coverage::{Fault, Point};
 use super::fixtures;
 use super::life::{Life, action};
+use super::mutation::Mutation;
 use super::state::Site;
 
 /// How often somebody who waits for a machine looks again.
@@ -253,6 +254,11 @@ impl Agents for Life {
             let message = "no tunnels here".to_owned();
             Err(DeliveryError::Refused { machine, message })
         })
+    }
+
+    fn is_heard(&self, machine: &MachineName, incarnation: Incarnation) -> bool {
+        let blind = self.site.lock().mutation == Some(Mutation::CameBackUnseen);
+        !blind && self.connected(machine, incarnation)
     }
 
     fn revoke(&self, identity: &MachineIdentity) {

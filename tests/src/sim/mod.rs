@@ -6,6 +6,7 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | [`operator`], [`draft`] | orders, and what has to have become of them |
+//! | [`repairs`] | machines given up in the middle of a task, and pauses |
 //! | [`director`], [`life`] | a director and one life of it |
 //! | [`store`], [`provider`], [`link`], [`api`] | what a director reaches, each with its faults |
 //! | [`agent`], [`apply`] | the real runner and journal on a simulated machine |
@@ -20,7 +21,7 @@
 //!
 //! # Not here
 //! QUIC, TLS, systemd, real disks: tests of the crates. Verdicts and what they lead to: a simulation of its own
-//! (`director/src/resurrector`). Users' gates, pausing, and upgrades of agents.
+//! (`director/src/resurrector`). Users' gates, which are real requests, and upgrades of agents.
 
 pub mod agent;
 pub mod api;
@@ -37,6 +38,7 @@ pub mod link;
 pub mod mutation;
 pub mod operator;
 pub mod provider;
+pub mod repairs;
 pub mod secrets;
 pub mod state;
 pub mod store;

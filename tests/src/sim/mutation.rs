@@ -27,6 +27,12 @@ pub enum Mutation {
     DiskUnnamed,
     /// An enrollment token is logged.
     TokenLogged,
+    /// Nobody looks whether a machine has come back before it is shut out.
+    CameBackUnseen,
+    /// Agents carry out steps of any epoch.
+    EpochsIgnored,
+    /// Agents forget what they have done when they end.
+    JournalForgotten,
 }
 
 impl Mutation {
@@ -34,9 +40,12 @@ impl Mutation {
     pub fn breaks(self) -> u8 {
         match self {
             Self::ControlPlaneAtOnce => 1,
-            Self::AttachedEarly | Self::StoreLies => 6,
+            Self::AttachedEarly
+            | Self::StoreLies
+            | Self::EpochsIgnored
+            | Self::JournalForgotten => 6,
             Self::BudgetIgnored => 3,
-            Self::DrainSkipped | Self::PodBudgetsIgnored => 4,
+            Self::DrainSkipped | Self::PodBudgetsIgnored | Self::CameBackUnseen => 4,
             Self::KubeletsFirst => 5,
             Self::DiskUnnamed => 7,
             Self::TokenLogged => 9,
@@ -80,7 +89,13 @@ impl Mutation {
                     }
                 }
             }
-            Self::PodBudgetsIgnored | Self::StoreLies | Self::DiskUnnamed | Self::TokenLogged => {}
+            Self::PodBudgetsIgnored
+            | Self::StoreLies
+            | Self::DiskUnnamed
+            | Self::TokenLogged
+            | Self::CameBackUnseen
+            | Self::EpochsIgnored
+            | Self::JournalForgotten => {}
         }
     }
 }
@@ -100,7 +115,7 @@ fn cut(plan: &mut Plan, which: impl Fn(&str, &str) -> bool) {
 }
 
 fn machine(key: &StepKey) -> &str {
-    let rest = key.0.strip_prefix("machine/");
+    let rest = key.0.split_once("machine/").map(|(_, rest)| rest);
     rest.and_then(|rest| rest.split('/').next()).unwrap_or("")
 }
 

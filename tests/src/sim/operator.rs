@@ -23,7 +23,9 @@ use windlass_director::store::{Commit, Expect, Kind};
 use super::director::Director;
 use super::draft::Target;
 use super::fixtures::{self, Fixtures};
+use super::life::doing;
 use super::mutation::Mutation;
+use super::repairs::Repairs;
 use super::state::{FAULTS_MAX, Site};
 
 /// How often an order is given until faults end, and until it has to have succeeded.
@@ -346,6 +348,8 @@ impl Operator {
             state: TaskState::Queued,
             plan,
             steps: Default::default(),
+            again: None,
+            rounds: 0,
             cleanup: None,
             error: None,
             held: None,
@@ -380,6 +384,13 @@ impl Operator {
             let director = self.director.as_ref().context("a director lives")?;
             self.site.lock().faults.rollout = true;
             director.rollouts.resume().await?;
+            director.rollouts.pause(task, false);
+            let repairs = Repairs {
+                site: &self.site,
+                desk: &self.desk,
+                director,
+                task,
+            };
             let exec = self.site.lock().dice.chance(500);
             let execs = async {
                 if exec {
@@ -404,6 +415,9 @@ impl Operator {
                     false
                 }
                 () = execs => false,
+                () = repairs.pauses() => false,
+                () = repairs.accidents(&self.fixtures) => false,
+                died = repairs.work() => died?,
             };
             self.execs += 1;
             self.site.lock().faults.rollout = false;
@@ -591,6 +605,7 @@ async fn run_exec(site: &Site, director: &Director, number: u64) {
         let asked = director
             .life
             .run_step(&machine, incarnation, request.clone(), sender);
+        let asked = doing("exec", asked);
         match timeout(Duration::from_secs(300), asked).await {
             Ok(Ok(_)) => return,
             Ok(Err(_)) | Err(_) => sleep(Duration::from_secs(20)).await,

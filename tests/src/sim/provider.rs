@@ -167,14 +167,13 @@ impl Provider for Life {
                 return Err(late());
             }
             let (name, of) = (request.name.clone(), request.incarnation);
-            let view = self
-                .call(move |state| {
-                    let view = state.make(&request, true)?;
-                    Ok(view)
-                })
-                .await;
-            self.boots(&name, of);
-            view
+            self.call(move |state| {
+                let view = state.make(&request, true)?;
+                // It boots whatever becomes of who has asked for it.
+                self.boots(&name, of);
+                Ok(view)
+            })
+            .await
         })
     }
 
@@ -225,9 +224,12 @@ impl Provider for Life {
         name: &'a MachineName,
         _grace: Duration,
     ) -> ProviderFuture<'a, MachineView> {
+        if action() == "fence" {
+            self.site.lock().fencing(name);
+        }
         Box::pin(self.call(move |state| {
             state.destroys("a machine is stopped");
-            // What is fenced was down when that was decided; that it came back since is not looked at.
+            // What comes back while its power is being cut nobody can see.
             if action() != "fence" {
                 state.cutting(name, "stopping");
             }
@@ -425,15 +427,14 @@ impl Provider for Life {
 
 impl Life {
     fn boots(&self, name: &MachineName, of: Incarnation) {
-        let complete = self
-            .site
-            .lock()
-            .vms
-            .get(name)
-            .is_some_and(|vm| vm.view.complete && !vm.agent.is_up());
-        if complete {
-            self.site.boot(&Arc::clone(&self.fixtures), name, of, true);
-        }
+        let (site, fixtures, name) = (self.site.clone(), Arc::clone(&self.fixtures), name.clone());
+        tokio::spawn(async move {
+            let whole = |vm: &Vm| vm.view.complete && !vm.agent.is_up();
+            let boots = site.lock().vms.get(&name).is_some_and(whole);
+            if boots {
+                site.boot(&fixtures, &name, of, true);
+            }
+        });
     }
 }
 

@@ -65,7 +65,7 @@ impl State {
                     let Ok(task) = serde_json::from_slice::<Task>(body) else {
                         continue;
                     };
-                    let plans = [Some(&task.plan), task.cleanup.as_ref()];
+                    let plans = [Some(&task.plan), task.again.as_ref(), task.cleanup.as_ref()];
                     for step in plans.into_iter().flatten().flat_map(|plan| &plan.steps) {
                         let key = format!("{}/{}", task.id, step.key);
                         self.actions.insert(key, step.action.name());

@@ -14,7 +14,7 @@ use crate::load::{Traffic, control, finished};
 
 /// The Kubernetes version before the newest one.
 const OLDER: &str = "1.36.3";
-const NEWER: &str = "1.37.2";
+pub(crate) const NEWER: &str = "1.37.2";
 pub(crate) const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 
 /// Pools grow and shrink; what is on machines that go moves.
@@ -317,7 +317,7 @@ pub(crate) fn cancelled_upgrade() -> Result<()> {
 }
 
 /// A cluster of the older version with something in it.
-fn older(world: &World, name: &str, members: &str, workers: &str) -> Result<Kubectl> {
+pub(crate) fn older(world: &World, name: &str, members: &str, workers: &str) -> Result<Kubectl> {
     world.run(&[
         "cluster",
         "create",
@@ -358,7 +358,7 @@ pub(crate) fn succeeded(task: &Value, verb: &str) -> usize {
 }
 
 /// Every node at the newer version, the data of before, pods in service, and nothing left to do.
-fn upgraded(world: &World, kubectl: &Kubectl, name: &str, nodes: usize) -> Result<()> {
+pub(crate) fn upgraded(world: &World, kubectl: &Kubectl, name: &str, nodes: usize) -> Result<()> {
     healthy(kubectl, nodes)?;
     let list = kubectl.get(&["nodes"])?;
     for node in items(&list)? {

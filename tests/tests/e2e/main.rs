@@ -129,6 +129,10 @@ fn main() -> ExitCode {
         long("a_whole_cluster_is_upgraded_under_load", load::upgrade),
         long("a_whole_cluster_is_made_anew_under_load", load::replacement),
         trial("repair_replaces_a_worker_that_is_gone", repair::lost_worker),
+        long(
+            "repair_joins_the_upgrade_that_runs",
+            repair::joins_an_upgrade,
+        ),
         long("repair_leaves_alone_what_is_cut_off", repair::cut_off),
         trial("repair_brings_members_back", repair::control_plane),
         trial("repair_gives_up_on_poison", repair::poison),

@@ -10,6 +10,7 @@ use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
+use crate::changes;
 use crate::lifecycle::{healthy, items};
 use crate::zombie::Zombie;
 
@@ -151,6 +152,68 @@ pub(crate) fn lost_worker() -> Result<()> {
     killed_kubelet(&world, &kubectl)?;
     crash_in_the_middle(&world, &kubectl)?;
     operators(&world)?;
+    Ok(())
+}
+
+/// A worker is gone in the middle of an upgrade: the upgrade replaces it next, and takes no other machine
+/// meanwhile.
+pub(crate) fn joins_an_upgrade() -> Result<()> {
+    let world = world("joins")?;
+    let kubectl = changes::older(&world, "joins", "1", "3")?;
+    let upgrade = ["cluster", "upgrade", "joins", "--to", changes::NEWER];
+    let task = world.json(&[&upgrade[..], &["--accept-downtime"]].concat())?;
+    let task = task["id"].as_str().context("a task has an id")?.to_owned();
+    until("the first worker is replaced", LONG, || {
+        let seen = world.json(&["task", "show", &task])?;
+        Ok((changes::succeeded(&seen, "/delete") >= 2).then_some(()))
+    })?;
+    let shown = world.json(&["cluster", "show", "joins"])?;
+    let waits = |machine: &&Value| {
+        machine["wanted"]["kind"] == "reborn" && machine["role"]["kind"] == "worker"
+    };
+    let machine = items(&shown["machines"])?.iter().filter(waits).next_back();
+    let machine = machine.context("a worker waits for its turn")?["name"].clone();
+    let machine = machine.as_str().context("a name")?.to_owned();
+    world.delete_behind(&machine)?;
+    let began = Instant::now();
+    verdict(&world, &machine, "machineGone")?;
+    eprintln!("  judged: {:.1} s", began.elapsed().as_secs_f64());
+    let told = until("the upgrade takes it in", LONG, || {
+        let shown = world.json(&["cluster", "show", "joins"])?;
+        let message = shown["message"].to_string();
+        Ok(message.contains("replaced first").then_some(message))
+    })?;
+    ensure!(told.contains(&machine), "nobody says who: {told}");
+    reborn(&world, &machine, 1)?;
+    eprintln!("  replaced: {:.1} s", began.elapsed().as_secs_f64());
+    let seen = world.json(&["task", "show", &task])?;
+    ensure!(seen["state"] == "Running", "it waited: {}", seen["state"]);
+    let ended = world.task_ended(&task, Duration::from_secs(600))?;
+    ensure!(ended["state"] == "Succeeded", "task: {:#}", ended["error"]);
+    eprintln!("  upgraded: {:.1} s", began.elapsed().as_secs_f64());
+    kept_its_budget(&ended, &machine)?;
+    ensure!(repair_of(&world, "joins")?.is_none(), "a task of its own");
+    changes::upgraded(&world, &kubectl, "joins", 4)?;
+    world.run(&["cluster", "delete", "joins", "--yes", "--wait"])?;
+    Ok(())
+}
+
+/// What was gone was shut out, not drained, and nothing else was drained before it was back.
+fn kept_its_budget(task: &Value, machine: &str) -> Result<()> {
+    let steps = task["steps"].as_object().context("a task has steps")?;
+    let again = |verb: &str| format!("again-1/machine/{machine}/{verb}");
+    ensure!(
+        steps.contains_key(&again("fence")) && !steps.contains_key(&again("drain")),
+        "steps: {:?}",
+        steps.keys()
+    );
+    let back = &steps[&again("await-node")]["endedAt"];
+    let back = back.as_str().context("it was waited for")?;
+    for (key, step) in steps {
+        let drains = key.starts_with("again-") && key.ends_with("/drain");
+        let at = step["startedAt"].as_str().unwrap_or_default();
+        ensure!(!drains || at >= back, "{key} began at {at}, before {back}");
+    }
     Ok(())
 }
 

@@ -236,6 +236,7 @@ impl View {
     fn snapshot(&mut self, task: &Task) {
         let first = self.plans.is_empty();
         self.plans = std::iter::once(&task.plan)
+            .chain(&task.again)
             .chain(&task.cleanup)
             .cloned()
             .collect();

@@ -79,7 +79,9 @@ fn version(cluster: &Cluster, machine: &Machine) -> String {
 
 /// The steps that run now, by machine.
 fn doing(task: &Task) -> BTreeMap<MachineName, StepKey> {
-    let plans = std::iter::once(&task.plan).chain(&task.cleanup);
+    let plans = std::iter::once(&task.plan)
+        .chain(&task.again)
+        .chain(&task.cleanup);
     let steps = plans.flat_map(|plan| &plan.steps);
     let runs = |key| {
         task.steps
@@ -126,7 +128,7 @@ fn next(machine: &Machine, task: Option<&Task>, doing: Option<&StepKey>) -> Opti
 
 /// The first step of a machine that was not begun.
 fn waiting(task: &Task, machine: &Machine) -> Option<StepKey> {
-    let plan = task.cleanup.as_ref().unwrap_or(&task.plan);
+    let plan = task.current();
     let of = |step: &&windlass_director::model::PlanStep| {
         step.action.machine() == Some(&machine.name) && !task.steps.contains_key(&step.key)
     };

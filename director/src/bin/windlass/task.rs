@@ -142,7 +142,9 @@ fn describe(task: &Task) -> String {
     if let Some(error) = &task.error {
         rows.push(("Error", error.message.clone()));
     }
-    let plans = std::iter::once(&task.plan).chain(&task.cleanup);
+    let plans = std::iter::once(&task.plan)
+        .chain(&task.again)
+        .chain(&task.cleanup);
     let steps = plans.flat_map(|plan| &plan.steps).map(|step| {
         let record = task.steps.get(&step.key);
         let state = record.map_or("waiting", |record| match record.state {

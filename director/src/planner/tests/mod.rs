@@ -1,5 +1,6 @@
 //! A model of what steps do, tables of new and deleted clusters, and how they may be broken.
 
+mod again;
 mod agents;
 mod change;
 mod properties;

@@ -1,5 +1,6 @@
 //! Rollouts that die at every point there is, and end the same.
 
+mod again;
 mod pause;
 mod restore;
 pub(crate) mod sim;
@@ -320,6 +321,8 @@ async fn order(
         state: TaskState::Queued,
         plan,
         steps: BTreeMap::new(),
+        again: None,
+        rounds: 0,
         cleanup: None,
         error: None,
         held: None,

@@ -72,6 +72,8 @@ pub(crate) struct Vm {
     keys: BTreeMap<String, Vec<u8>>,
     /// What was asked under which id, and what came of it: the agent's journal.
     journal: BTreeMap<String, (Step, StepResult)>,
+    /// Whether its agent was ever let in.
+    connected: bool,
     pub(crate) mounted: bool,
     pub(crate) configured: bool,
     pub(crate) started: bool,
@@ -83,6 +85,14 @@ pub(crate) struct Vm {
     pub(crate) kubelet_restarts: u32,
     /// Its kubelet's configuration.
     pub(crate) kubelet: String,
+}
+
+impl State {
+    /// A machine loses its power for good.
+    pub(crate) fn cut(&mut self, machine: &MachineName) {
+        let vm = self.machines.get_mut(machine).unwrap();
+        vm.view.power = Power::Stopped;
+    }
 }
 
 /// What no kubelet of this world starts with.
@@ -218,6 +228,7 @@ impl Provider for Life {
                 settings: serde_json::from_slice(&request.settings).unwrap(),
                 keys: BTreeMap::new(),
                 journal: BTreeMap::new(),
+                connected: false,
                 mounted: false,
                 configured: false,
                 started: false,
@@ -518,8 +529,9 @@ impl Agents for Life {
         _deadline: Instant,
     ) -> AgentFuture<'a, ()> {
         Box::pin(async move {
-            self.effect(|state| match state.machines.get(machine) {
+            self.effect(|state| match state.machines.get_mut(machine) {
                 Some(vm) => {
+                    vm.connected = true;
                     assert_eq!(vm.settings.incarnation, incarnation);
                     assert_eq!(vm.settings.token.expose().len(), 64);
                     Ok(())
@@ -608,6 +620,15 @@ impl Agents for Life {
         _incarnation: Incarnation,
     ) -> AgentFuture<'a, Box<dyn ByteStream>> {
         unreachable!("the API is simulated above the tunnel")
+    }
+
+    fn is_heard(&self, machine: &MachineName, incarnation: Incarnation) -> bool {
+        let state = self.sim.state.lock().unwrap();
+        let found = state.machines.get(machine);
+        found.is_some_and(|vm| {
+            let runs = vm.view.power == Power::Running;
+            vm.settings.incarnation == incarnation && vm.connected && runs
+        })
     }
 
     fn revoke(&self, _identity: &MachineIdentity) {}

@@ -42,6 +42,9 @@ pub trait Agents: Send + Sync + fmt::Debug {
         incarnation: Incarnation,
     ) -> AgentFuture<'a, Box<dyn ByteStream>>;
 
+    /// Whether signs of life of this incarnation arrive now.
+    fn is_heard(&self, machine: &MachineName, incarnation: Incarnation) -> bool;
+
     /// Closes the session of an incarnation that is not current any more.
     fn revoke(&self, identity: &MachineIdentity);
 }
@@ -86,6 +89,10 @@ impl Agents for Gateway {
             let tunnel = Gateway::open_tunnel(self, machine, incarnation, target).await?;
             Ok(Box::new(tunnel) as Box<dyn ByteStream>)
         })
+    }
+
+    fn is_heard(&self, machine: &MachineName, incarnation: Incarnation) -> bool {
+        self.link(machine, incarnation).beating
     }
 
     fn revoke(&self, identity: &MachineIdentity) {

@@ -48,6 +48,8 @@ impl World {
         for machine in &mut machines {
             let before = machine.clone();
             machine.wanted = give_up(machine, &observed, all);
+            // Whether it serves anybody is judged anew.
+            machine.condemned &= machine.wanted.is_some();
             pin(&cluster, machine, task);
             if *machine != before {
                 commit.put(machine)?;
@@ -115,7 +117,7 @@ impl World {
         Ok(Some(renamed(plan, ROLLBACK)))
     }
 
-    async fn changing(&self, name: &ClusterName) -> Result<Cluster, EffectError> {
+    pub(super) async fn changing(&self, name: &ClusterName) -> Result<Cluster, EffectError> {
         self.records.get(name.as_str()).await?.ok_or_else(|| {
             EffectError::new(
                 ErrorClass::Bug,
@@ -133,10 +135,8 @@ fn pin(cluster: &Cluster, machine: &mut Machine, task: &Task) {
         return;
     }
     machine.pinned = true;
-    if task
-        .steps
-        .contains_key(&machine_key(&machine.name, "configure"))
-    {
+    let key = machine_key(&machine.name, "configure");
+    if task.steps.keys().any(|begun| begun.0.ends_with(&key.0)) {
         machine.configured = None;
         machine.started = None;
     }
@@ -168,7 +168,8 @@ fn joining(machine: &Machine) -> bool {
     machine.incarnation == Incarnation::FIRST && !joined
 }
 
-fn renamed(mut plan: Plan, prefix: &str) -> Plan {
+/// The plan with other keys, so that none of its steps is taken for one of another plan of its task.
+pub(super) fn renamed(mut plan: Plan, prefix: &str) -> Plan {
     let rename = |key: &mut StepKey| key.0.insert_str(0, prefix);
     for step in &mut plan.steps {
         rename(&mut step.key);

@@ -11,7 +11,7 @@ use windlass_common::settings::Settings;
 use super::context::ClusterContext;
 use super::{Done, EffectError, RecordChange, World};
 use crate::backup::adopt;
-use crate::model::{Cluster, Machine, Timestamp};
+use crate::model::{Cluster, Machine, MachinePhase, Timestamp};
 use crate::pki::EnrollmentToken;
 use crate::planner::inputs;
 use crate::provider::{
@@ -179,6 +179,66 @@ impl World {
         Ok((Secret::new(text), expires_at))
     }
 
+    /// A fresh token for a machine, in the place of those that nobody has used up; it counts once the commit is
+    /// made. Returns the settings with it, and until when it counts.
+    pub(crate) async fn fresh_token(
+        &self,
+        machine: &Machine,
+        commit: &mut Commit,
+    ) -> Result<(Secret, Timestamp), EffectError> {
+        let tokens: Vec<(String, Token)> = self.records.values(Kind::Token, "").await?;
+        for (digest, token) in &tokens {
+            if token.machine == machine.name && !token.spent {
+                commit.delete_value(Kind::Token, digest);
+            }
+        }
+        self.settings_with_token(machine, commit)
+    }
+
+    /// Gives a machine that has never connected another token when the one of its birth lapses before `limit` has
+    /// passed: it would never be let in.
+    pub(super) async fn keep_token(
+        &self,
+        machine: &Machine,
+        limit: Duration,
+    ) -> Result<(), EffectError> {
+        let connected = machine.phase >= MachinePhase::Enrolled;
+        if connected || self.agents.is_heard(&machine.name, machine.incarnation) {
+            return Ok(());
+        }
+        let until = Timestamp::now().unix_ms() + u64::try_from(limit.as_millis()).unwrap_or(0);
+        let tokens: Vec<(String, Token)> = self.records.values(Kind::Token, "").await?;
+        let counts = |(_, token): &(String, Token)| {
+            let of = token.machine == machine.name && token.incarnation == machine.incarnation;
+            of && (token.spent || token.expires_at.unix_ms() > until)
+        };
+        if tokens.iter().any(counts) {
+            return Ok(());
+        }
+        let mut commit = Commit::default();
+        let (settings, expires_at) = self.fresh_token(machine, &mut commit).await?;
+        // It is in the machine before it counts: what is only written down would be taken for enough after a crash.
+        let text = settings.expose().as_bytes().to_vec();
+        let placed = self
+            .provider
+            .place_settings(&machine.name, machine.incarnation, text)
+            .await?;
+        if placed {
+            self.records.commit(commit).await?;
+            tracing::info!(machine = %machine.name, %expires_at, "machine has a fresh enrollment token");
+            return Ok(());
+        }
+        Err(EffectError::new(
+            ErrorClass::Operator,
+            format!(
+                "machine {name} has never connected, the token of its birth has lapsed, and its provider cannot \
+                 give it another; bring it there with `windlass node enroll {name} --print`, or order it anew with \
+                 `windlass node recreate {name}`",
+                name = machine.name
+            ),
+        ))
+    }
+
     pub(super) async fn attach_disk(
         &self,
         disk: &DiskName,
@@ -193,8 +253,12 @@ impl World {
     }
 
     /// Refuses a machine at the link, also over connections that are open, and has the provider prove that it
-    /// is off: only then are its pods given to others, its name and its disk to its successor.
+    /// is off: only then are its pods given to others, its name and its disk to its successor. One that has come
+    /// back meanwhile is spared.
     pub(super) async fn fence(&self, machine: &MachineName) -> Result<Done, EffectError> {
+        if let Some(back) = self.came_back(machine).await? {
+            return Ok(back);
+        }
         self.expel(machine);
         let proof = match self.provider.machine(machine).await? {
             None => "the provider does not have it",

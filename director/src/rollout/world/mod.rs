@@ -12,6 +12,7 @@
 //! # Not here
 //! Order, retries and journal (the rollout above).
 
+mod again;
 mod agents;
 mod cancel;
 mod context;
@@ -156,6 +157,14 @@ impl Effects for World {
                 )),
             }
         })
+    }
+
+    fn fits<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<bool, EffectError>> {
+        Box::pin(self.still_fits(task))
+    }
+
+    fn plan_again<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Plan, EffectError>> {
+        Box::pin(self.plan_on(task))
     }
 
     fn plan_rollback<'a>(

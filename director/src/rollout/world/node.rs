@@ -32,6 +32,7 @@ impl World {
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
         let deadline = Instant::now() + limit;
+        self.keep_token(machine, limit).await?;
         self.agents
             .wait_connected(name, machine.incarnation, deadline)
             .await?;

@@ -2,8 +2,10 @@
 //!
 //! A plan is judged by what there was when it was made. A machine that has gone down by itself since then
 //! counts as well: nothing more is taken while quorum or a pool's budget would not allow it. The step waits
-//! for it, a drain for ten minutes, and then fails: the change stops, and what is left of it is shown.
+//! for it, a drain for ten minutes, and then fails: the change stops, and what is left of it is shown. What may
+//! be taken is decided by [`crate::ledger`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,7 +16,8 @@ use windlass_common::step::Step;
 use super::context::ClusterContext;
 use super::{Done, EffectError, StepOrder, World};
 use crate::kubernetes::render;
-use crate::model::{Machine, Task, TaskKind};
+use crate::ledger::{Account, Owner, Standing};
+use crate::model::{Machine, MachinePhase, Task, TaskKind};
 use crate::rollout::limit;
 
 /// How long the other members of a control plane are looked at: one that serves answers at once.
@@ -42,26 +45,29 @@ impl World {
             .filter(|machine| machine.name != *name)
             .map(|other| self.serves(other, &look));
         let looks = join_all(looks).await;
-        let (serving, quorum) = (
-            looks.iter().filter(|look| look.is_ok()).count(),
-            members.len() / 2 + 1,
-        );
-        if serving >= quorum {
+        let others = members.iter().filter(|machine| machine.name != *name);
+        let standing = |look: &Result<(), EffectError>| match look {
+            Ok(()) => Standing::Serves,
+            Err(_) => Standing::Down,
+        };
+        let standings = looks.iter().map(standing);
+        let mut machines: BTreeMap<_, _> = others.map(|m| m.name.clone()).zip(standings).collect();
+        machines.insert(name.clone(), Standing::Serves);
+        let account = Account {
+            owner: Owner::Etcd,
+            machines,
+        };
+        let Err(wait) = account.take(name) else {
             return Ok(());
-        }
+        };
         let why: Vec<String> = looks
             .into_iter()
             .filter_map(|look| Some(look.err()?.message))
             .collect();
-        Err(EffectError {
-            class: ErrorClass::Retry,
-            message: format!(
-                "{name} is not stopped: {serving} other members of its control plane serve, and {quorum} have \
-                 to; bring them back: {}",
-                why.join("; ")
-            ),
-            resend: false,
-        })
+        Err(EffectError::new(
+            ErrorClass::Retry,
+            format!("{name} is not stopped: {wait}: {}", why.join("; ")),
+        ))
     }
 
     async fn serves(&self, machine: &Machine, look: &StepOrder) -> Result<(), EffectError> {
@@ -87,22 +93,37 @@ impl World {
             return Ok(()); // it is missed already
         }
         let of_pool = |other: &&Machine| other.role.pool() == Some(pool);
-        let left = context.machines.iter().filter(of_pool).filter(|other| {
-            other.name != *name && !other.cordoned && serving.contains(&other.node_name)
-        });
+        let standing = |other: &Machine| {
+            let standing = if other.cordoned && other.name != *name {
+                Standing::Taken
+            } else if serving.contains(&other.node_name) {
+                Standing::Serves
+            } else if other.phase < MachinePhase::Ready || other.fenced {
+                Standing::Taken
+            } else {
+                Standing::Down
+            };
+            (other.name.clone(), standing)
+        };
         let task: Option<Task> = self.records.get(order.task.as_str()).await?;
         let repair = task.is_some_and(|task| task.kind == TaskKind::RepairCluster);
-        let (left, floor) = (left.count(), floor(context, pool, repair));
-        if left >= floor {
-            return Ok(());
-        }
-        Err(EffectError::new(
-            ErrorClass::Retry,
-            format!(
-                "{name} is not drained: {left} other machines of pool {pool} serve, and {floor} have to; \
-                 bring others back, or raise maxUnavailable"
-            ),
-        ))
+        let account = Account {
+            owner: Owner::Pool {
+                pool: pool.clone(),
+                floor: floor(context, pool, repair),
+            },
+            machines: context
+                .machines
+                .iter()
+                .filter(of_pool)
+                .map(standing)
+                .collect(),
+        };
+        let wait = |wait| {
+            let message = format!("{name} is not drained: {wait}");
+            EffectError::new(ErrorClass::Retry, message)
+        };
+        account.take(name).map(drop).map_err(wait)
     }
 
     /// Closes a node and has its pods leave it; see [`super::KubeApi::drain`].

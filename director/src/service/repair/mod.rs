@@ -9,8 +9,9 @@
 //! * A remedy is written down, with the evidence for it, before it is begun.
 //! * The machine's record names its next incarnation in the same commit that writes the remedy down and makes
 //!   the task, so that there is a task for each replacement that was tried, and one only.
-//! * A cluster has one task at a time. A replacement waits for the end of a task that works on its cluster;
-//!   milder remedies only for one that has the machine itself in hand.
+//! * A cluster has one task at a time. A machine that serves nobody is replaced by the change or repair that
+//!   runs, as the next thing it does; what still serves waits for the end of it. Milder remedies wait only for a
+//!   task that has the machine itself in hand.
 //! * A director whose clock jumped, or that stood still, watches first, as after its start.
 //!
 //! # After a crash
@@ -44,7 +45,8 @@ use crate::gateway::Gateway;
 use crate::model::{Machine, Timestamp};
 use crate::resurrector::witness::{Gathered, Witnesses};
 use crate::resurrector::{
-    CaseRecord, Evidence, Lease, Link, Mode, Outlook, Peers, Power, Verdict, Work, decide, verdict,
+    ACTOR, CaseRecord, Evidence, Lease, Link, Mode, Outlook, Peers, Power, Verdict, Work, decide,
+    verdict,
 };
 use crate::store::{Commit, StoreError};
 
@@ -403,6 +405,3 @@ fn tell(
         .records
         .audit(commit, ACTOR, "node.verdict", &subject, &said);
 }
-
-/// Who acts, in the audit log and as the owner of tasks.
-const ACTOR: &str = "resurrector";

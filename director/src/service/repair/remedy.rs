@@ -10,10 +10,10 @@ use windlass_common::id::{ClusterName, MachineName};
 use windlass_common::step::{Outcome, Service, Step, StepId, StepRequest, UnitGoal, UnitState};
 
 use super::sight::Sight;
-use super::{ACTOR, Repairs, now_ms};
+use super::{Repairs, now_ms};
 use crate::health::{Mends, counting, failing_units, mends, of_session};
 use crate::model::{Caller, Machine, Role, Timestamp};
-use crate::resurrector::{Begun, CaseRecord, Outlook, Rung};
+use crate::resurrector::{ACTOR, Begun, CaseRecord, Outlook, Rung};
 use crate::service::draft::random_u32;
 use crate::service::{Inner, ServiceError, ServiceResult};
 use crate::store::{Commit, StoreError};
@@ -64,7 +64,9 @@ pub(super) fn orders(
             orders.push(Order::One(name.clone(), rung));
             continue;
         }
-        if let Some(task) = sight.tasks.get(&machine.cluster) {
+        if let Some(task) = sight.tasks.get(&machine.cluster)
+            && !sight.joins(machine)
+        {
             let why = format!("{task} works on its cluster; the replacement follows it");
             *outlook = Outlook::Refused { rung, why };
             continue;

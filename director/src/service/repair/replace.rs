@@ -1,17 +1,18 @@
-//! Replacements: the next incarnation of machines, by a task that touches nothing else.
+//! Replacements: the next incarnation of machines, by a task that touches nothing else, or by the one that works
+//! on their cluster already.
 
 use std::collections::BTreeSet;
 
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
+use super::now_ms;
 use super::sight::serves;
-use super::{ACTOR, now_ms};
 use crate::model::{Caller, ClusterPhase, Machine, Task, TaskKind};
-use crate::planner;
-use crate::resurrector::{CaseRecord, Rung};
+use crate::planner::{self, again};
+use crate::resurrector::{ACTOR, CaseRecord, Rung};
 use crate::service::clusters::{ChangeOrder, make_plan};
 use crate::service::{Inner, ServiceError, ServiceResult};
-use crate::store::Commit;
+use crate::store::{Commit, StoreError};
 
 impl Inner {
     /// Orders the next incarnation of `names`, which are machines of one cluster. Those that serve nobody
@@ -26,12 +27,7 @@ impl Inner {
         let _order = self.orders.lock().await;
         let cluster = self.cluster(cluster).await?;
         if let Some(task) = self.unfinished(&cluster).await? {
-            return Err(ServiceError::Conflict {
-                message: format!(
-                    "{} works on cluster {}; wait for it, or cancel it",
-                    task.id, cluster.spec.name
-                ),
-            });
+            return self.take_in(task, names, caller).await;
         }
         if !serves(cluster.phase) {
             return Err(ServiceError::Conflict {
@@ -71,29 +67,89 @@ impl Inner {
                 commit.put(machine)?;
             }
         }
-        let now = now_ms();
         for name in names {
-            let found = records.iter().find(|record| record.machine == *name);
             let machine = machines.iter().find(|machine| machine.name == *name);
             let incarnation = machine.map_or(Incarnation::FIRST, |machine| machine.incarnation);
-            let mut record = match found {
-                Some(record) => record.clone(),
-                None => CaseRecord::new(name.clone(), incarnation, now),
-            };
-            let verdict = record.case.verdict;
-            record.case.tried(Rung::Replace, now);
-            (record.begun, record.failure) = (None, None);
-            commit.put(&record)?;
-            let subject = format!("machine/{name}");
-            let said = match caller.operator.as_str() {
-                ACTOR => format!("{verdict}: {} by {}", Rung::Replace, task.id),
-                operator => format!("{operator} ordered: {} by {}", Rung::Replace, task.id),
-            };
-            self.records
-                .audit(&mut commit, ACTOR, "node.repair", &subject, &said);
+            self.note_replacement(&mut commit, &records, (name, incarnation), &task, caller)?;
         }
         self.order_existing(&mut commit, cluster, &task, ClusterPhase::Updating)?;
         self.place_order(commit, task, "cluster.repair", caller)
             .await
+    }
+
+    /// Has the task that works on a cluster replace those of `names` that serve nobody, next and without asking
+    /// them to leave. The others wait for its end.
+    async fn take_in(
+        &self,
+        task: Task,
+        names: &BTreeSet<MachineName>,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        loop {
+            let records: Vec<CaseRecord> = self.records.list().await?;
+            let machines = self.records.machines_of(task.cluster.as_str()).await?;
+            let dead = |machine: &&Machine| {
+                let mut of_machine = records.iter().filter(|r| r.machine == machine.name);
+                names.contains(&machine.name)
+                    && of_machine.any(|record| record.is_down(machine.incarnation))
+            };
+            let dead: Vec<&Machine> = machines.iter().filter(dead).collect();
+            if dead.is_empty() || !again::takes_repairs(&task) {
+                return Err(ServiceError::Conflict {
+                    message: format!(
+                        "{} works on cluster {}; wait for it, or cancel it",
+                        task.id, task.cluster
+                    ),
+                });
+            }
+            let mut commit = Commit::default();
+            for machine in dead {
+                let mut condemned = machine.clone();
+                again::condemn_within(&mut condemned, &machines);
+                if condemned != *machine {
+                    commit.put(&condemned)?;
+                }
+                let about = (&machine.name, machine.incarnation);
+                self.note_replacement(&mut commit, &records, about, &task, caller)?;
+            }
+            match self.records.commit(commit).await {
+                Ok(_) => break,
+                // The task was faster, or the next verdict.
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // One that has ended meanwhile is followed by a repair, after the pause between two replacements.
+        self.rollouts.look_again(&task.id);
+        Ok(task)
+    }
+
+    /// Writes down that a machine is replaced by a task, and for whom.
+    fn note_replacement(
+        &self,
+        commit: &mut Commit,
+        records: &[CaseRecord],
+        (name, incarnation): (&MachineName, Incarnation),
+        task: &Task,
+        caller: &Caller,
+    ) -> ServiceResult<()> {
+        let now = now_ms();
+        let found = records.iter().find(|record| record.machine == *name);
+        let mut record = match found {
+            Some(record) => record.clone(),
+            None => CaseRecord::new(name.clone(), incarnation, now),
+        };
+        let verdict = record.case.verdict;
+        record.case.tried(Rung::Replace, now);
+        (record.begun, record.failure) = (None, None);
+        commit.put(&record)?;
+        let subject = format!("machine/{name}");
+        let said = match caller.operator.as_str() {
+            ACTOR => format!("{verdict}: {} by {}", Rung::Replace, task.id),
+            operator => format!("{operator} ordered: {} by {}", Rung::Replace, task.id),
+        };
+        self.records
+            .audit(commit, ACTOR, "node.repair", &subject, &said);
+        Ok(())
     }
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
-use crate::model::{
-    Cluster, ClusterPhase, Machine, MachinePhase, MachineRole, StepState, Task, TaskId,
-};
+use crate::model::{Cluster, ClusterPhase, Machine, MachinePhase, MachineRole, TaskId};
+use crate::planner::again;
 use crate::resurrector::{Case, CaseRecord, Director, Fleet, Member, Role, Verdict};
+use crate::rollout;
 use crate::store::{Records, StoreError};
 
 /// All machines with what is known of them, and the tasks that have them in hand.
@@ -17,6 +17,8 @@ pub(super) struct Sight {
     in_hand: BTreeSet<MachineName>,
     /// The task that works on a cluster.
     pub(super) tasks: BTreeMap<ClusterName, TaskId>,
+    /// Clusters whose task takes repairs in.
+    open: BTreeSet<ClusterName>,
     /// Machines that are not judged, each with the reason.
     pub(super) unwatched: BTreeMap<MachineName, &'static str>,
 }
@@ -26,16 +28,32 @@ impl Sight {
         let clusters: Vec<Cluster> = records.list().await?;
         let machines: Vec<Machine> = records.list().await?;
         let cases: Vec<CaseRecord> = records.list().await?;
+        let ready: BTreeSet<&MachineName> = machines
+            .iter()
+            .filter(|machine| machine.phase == MachinePhase::Ready)
+            .map(|machine| &machine.name)
+            .collect();
         let mut in_hand = BTreeSet::new();
         let mut tasks = BTreeMap::new();
+        let mut open = BTreeSet::new();
         for cluster in &clusters {
             let Some(id) = &cluster.task else { continue };
             let task = records.task(id).await?;
             if let Some(task) = task.filter(|task| !task.state.is_over()) {
-                in_hand.extend(works_on(&task));
+                in_hand.extend(rollout::in_hand(&task, |name| ready.contains(name)));
+                if again::takes_repairs(&task) {
+                    open.insert(cluster.spec.name.clone());
+                }
                 tasks.insert(cluster.spec.name.clone(), task.id);
             }
         }
+        // What a task was told to replace is its own.
+        in_hand.extend(
+            machines
+                .iter()
+                .filter(|m| m.condemned && tasks.contains_key(&m.cluster))
+                .map(|m| m.name.clone()),
+        );
         let cases: BTreeMap<_, _> = cases.into_iter().map(|r| (r.machine.clone(), r)).collect();
         let serving: BTreeSet<&ClusterName> = clusters
             .iter()
@@ -63,6 +81,7 @@ impl Sight {
             records: cases,
             in_hand,
             tasks,
+            open,
             unwatched,
         })
     }
@@ -104,6 +123,14 @@ impl Sight {
             .map_or(Verdict::Healthy, |record| record.case.verdict)
     }
 
+    /// Whether a machine serves nobody, and the task that works on its cluster has not taken its repair in yet.
+    pub(super) fn joins(&self, machine: &Machine) -> bool {
+        self.open.contains(&machine.cluster)
+            && !machine.condemned
+            && !machine.fenced
+            && self.verdict(machine).is_down()
+    }
+
     /// Everything that the guards look at. Machines that are ignored are as if they were not there.
     pub(super) fn fleet(
         &self,
@@ -132,6 +159,7 @@ impl Sight {
                 },
                 silent: judged && silent(machine),
                 in_hand: busy || acting.contains(&machine.name),
+                joins: self.joins(machine) && !acting.contains(&machine.name),
                 held: record.is_some_and(CaseRecord::held),
                 fenced: machine.fenced,
                 stillborn: record.map_or(0, |record| record.case.stillborn()),
@@ -169,16 +197,4 @@ fn not_judged(machine: &Machine, in_hand: bool) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-/// The machines that a task has something left to do to.
-fn works_on(task: &Task) -> impl Iterator<Item = MachineName> {
-    let plan = task.cleanup.as_ref().unwrap_or(&task.plan);
-    let done = |key| {
-        task.steps
-            .get(key)
-            .is_some_and(|step| step.state == StepState::Succeeded)
-    };
-    let left = plan.steps.iter().filter(move |step| !done(&step.key));
-    left.filter_map(|step| step.action.machine().cloned())
 }

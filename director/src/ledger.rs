@@ -1,0 +1,245 @@
+//! The disruption ledger: whether a machine may be taken out of service now. Pure.
+//!
+//! Rollouts, repairs and scale-in draw from one account for each pool, and one for each control plane. An
+//! account is never stored: it is what the records and the witnesses say about its machines at the moment in
+//! which one is to be taken, so no crash makes it wrong.
+//!
+//! # Invariants
+//! * A machine that serves nobody costs nothing, whoever takes it.
+//! * No machine that serves is taken while those left beside it are fewer than the account's floor. Machines
+//!   that are down by themselves are missed like those that are taken.
+//! * Of a control plane, none that serves is taken while another one is being changed.
+//!
+//! # Not here
+//! Zones: no provider has any yet. The order in which machines are taken (planner), and who is down
+//! ([`crate::resurrector`]).
+
+use std::collections::BTreeMap;
+
+use windlass_common::id::{MachineName, PoolName};
+
+/// What a machine is to its account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It serves.
+    Serves,
+    /// It serves nobody, and not because of us; or nothing is known about it.
+    Down,
+    /// A task or a repair has taken it.
+    Taken,
+}
+
+/// Whose account it is, with what it has to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// A pool: so many of its machines serve at any moment.
+    Pool {
+        /// Which.
+        pool: PoolName,
+        /// The least number that serves.
+        floor: usize,
+    },
+    /// The members of a cluster's etcd: a majority serves, unless there is one only.
+    Etcd,
+}
+
+/// The machines of one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Whose.
+    pub owner: Owner,
+    /// Its machines.
+    pub machines: BTreeMap<MachineName, Standing>,
+}
+
+/// What taking a machine costs its account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// Nothing: it serves nobody already.
+    Nothing,
+    /// One machine in service.
+    One,
+}
+
+/// Why a machine has to wait.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Wait {
+    /// The pool has none to spare.
+    #[error(
+        "{left} other machines of pool {pool} serve, and {floor} have to{}; bring others back, or raise \
+         maxUnavailable",
+        missing(down, taken)
+    )]
+    Pool {
+        /// Which.
+        pool: PoolName,
+        /// Others that serve.
+        left: usize,
+        /// The least number that serves.
+        floor: usize,
+        /// Others that are down by themselves.
+        down: Vec<MachineName>,
+        /// Others that are taken.
+        taken: Vec<MachineName>,
+    },
+    /// Another member is being changed.
+    #[error("control-plane machine {other} is being changed; one at a time")]
+    Member {
+        /// The other.
+        other: MachineName,
+    },
+    /// etcd would lose its majority.
+    #[error(
+        "{left} other members of its control plane serve, and {quorum} have to{}; bring them back",
+        missing(down, &[])
+    )]
+    Quorum {
+        /// Others that serve.
+        left: usize,
+        /// All members.
+        members: usize,
+        /// A majority.
+        quorum: usize,
+        /// Others that are down by themselves.
+        down: Vec<MachineName>,
+    },
+}
+
+/// Who is missed, in words.
+fn missing(down: &[MachineName], taken: &[MachineName]) -> String {
+    let names = |of: &[MachineName]| {
+        let names: Vec<&str> = of.iter().map(MachineName::as_str).collect();
+        names.join(", ")
+    };
+    let mut text = String::new();
+    for (of, what) in [(down, "down"), (taken, "being changed")] {
+        if !of.is_empty() {
+            text.push_str(&format!("; {what}: {}", names(of)));
+        }
+    }
+    text
+}
+
+impl Account {
+    /// Whether `machine` may be taken out of service now, and what that costs. One that is no machine of the
+    /// account costs it nothing.
+    ///
+    /// # Errors
+    /// What it has to wait for.
+    pub fn take(&self, machine: &MachineName) -> Result<Cost, Wait> {
+        if self.machines.get(machine) != Some(&Standing::Serves) {
+            return Ok(Cost::Nothing);
+        }
+        let others = |standing: Standing| {
+            let of = self.machines.iter();
+            of.filter(move |(name, other)| *name != machine && **other == standing)
+                .map(|(name, _)| name.clone())
+        };
+        let left = others(Standing::Serves).count();
+        let down = || others(Standing::Down).collect();
+        match &self.owner {
+            Owner::Pool { pool, floor } if left < *floor => Err(Wait::Pool {
+                pool: pool.clone(),
+                left,
+                floor: *floor,
+                down: down(),
+                taken: others(Standing::Taken).collect(),
+            }),
+            Owner::Pool { .. } => Ok(Cost::One),
+            Owner::Etcd => {
+                if let Some(other) = others(Standing::Taken).next() {
+                    return Err(Wait::Member { other });
+                }
+                let members = self.machines.len();
+                let quorum = members / 2 + 1;
+                if members > 1 && left < quorum {
+                    let down = down();
+                    return Err(Wait::Quorum {
+                        left,
+                        members,
+                        quorum,
+                        down,
+                    });
+                }
+                Ok(Cost::One)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Standing::{Down, Serves, Taken};
+    use super::*;
+
+    fn name(number: usize) -> MachineName {
+        MachineName::new(&format!("m-{number}")).unwrap()
+    }
+
+    fn account(floor: Option<usize>, standings: &[Standing]) -> Account {
+        let pool = PoolName::new("workers").unwrap();
+        Account {
+            owner: floor.map_or(Owner::Etcd, |floor| Owner::Pool { pool, floor }),
+            machines: (0..).map(name).zip(standings.iter().copied()).collect(),
+        }
+    }
+
+    #[test]
+    fn machines_are_taken_as_the_account_allows() {
+        type Case = (
+            &'static str,
+            Option<usize>,
+            &'static [Standing],
+            &'static str,
+        );
+        // The first machine of each account is the one that is to be taken.
+        #[rustfmt::skip]
+        let cases: &[Case] = &[
+            ("one to spare",                       Some(2), &[Serves, Serves, Serves],        "one"),
+            ("none to spare",                      Some(3), &[Serves, Serves, Serves],        "wait: pool"),
+            ("a dead one is missed",               Some(2), &[Serves, Serves, Down],          "wait: pool"),
+            ("one that is taken is missed",        Some(2), &[Serves, Serves, Taken],         "wait: pool"),
+            ("a dead one costs nothing",           Some(3), &[Down, Serves, Serves],          "nothing"),
+            ("also when all are dead",             Some(3), &[Down, Down, Down],              "nothing"),
+            ("also beside one that is taken",      Some(2), &[Down, Taken, Serves],           "nothing"),
+            ("a taken one goes on",                Some(2), &[Taken, Serves, Serves],         "nothing"),
+            ("two to spare, one dead",             Some(1), &[Serves, Serves, Down],          "one"),
+            ("surge makes room",                   Some(3), &[Serves, Serves, Serves, Serves], "one"),
+            ("the last of a pool that may be out", Some(0), &[Serves],                        "one"),
+            ("three members",                      None,    &[Serves, Serves, Serves],        "one"),
+            ("a dead member is missed",            None,    &[Serves, Serves, Down],          "wait: quorum"),
+            ("one member at a time",               None,    &[Serves, Serves, Taken],         "wait: member"),
+            ("a dead member costs nothing",        None,    &[Down, Serves, Serves],          "nothing"),
+            ("nor beside one that is changed",     None,    &[Down, Taken, Serves],           "nothing"),
+            ("quorum lost, both dead ones go",     None,    &[Down, Down, Serves],            "nothing"),
+            ("the living one does not",            None,    &[Serves, Down, Down],            "wait: quorum"),
+            ("five with one dead",                 None,    &[Serves, Serves, Serves, Serves, Down], "one"),
+            ("five with two dead",                 None,    &[Serves, Serves, Serves, Down, Down],   "wait: quorum"),
+            ("a cluster of one",                   None,    &[Serves],                        "one"),
+        ];
+        for (what, floor, standings, wanted) in cases {
+            let found = match account(*floor, standings).take(&name(0)) {
+                Ok(Cost::Nothing) => "nothing",
+                Ok(Cost::One) => "one",
+                Err(Wait::Pool { .. }) => "wait: pool",
+                Err(Wait::Member { .. }) => "wait: member",
+                Err(Wait::Quorum { .. }) => "wait: quorum",
+            };
+            assert_eq!(found, *wanted, "{what}");
+        }
+    }
+
+    #[test]
+    fn who_waits_is_told_for_whom() {
+        let wait = account(Some(3), &[Serves, Down, Taken, Serves]).take(&name(0));
+        let said = wait.unwrap_err().to_string();
+        for part in [
+            "1 other machines",
+            "3 have to",
+            "down: m-1",
+            "being changed: m-2",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+}

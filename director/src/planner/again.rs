@@ -1,0 +1,150 @@
+//! When a task has to be planned anew, and what a repair in the middle of it wants. Pure.
+//!
+//! A repair never waits for a change of its whole cluster, and never fights it: the change that runs takes it in.
+//! The machine is condemned in its record; the task finds that its plan does not fit any more, and goes on with
+//! one that replaces the dead machine first. Target and consent stay those that were approved.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use windlass_common::id::{Incarnation, MachineName};
+
+use crate::kubernetes::facts::minor_of;
+use crate::model::{
+    Action, Machine, MachinePhase, PlanStep, StepState, Task, TaskKind, TaskState, Wanted,
+};
+
+/// Whether the task that works on a cluster takes in the repair of a machine that serves nobody.
+pub fn takes_repairs(task: &Task) -> bool {
+    let changes = matches!(task.kind, TaskKind::UpdateCluster | TaskKind::RepairCluster);
+    let goes_on = matches!(
+        task.state,
+        TaskState::Queued | TaskState::Running | TaskState::Pausing | TaskState::Paused | TaskState::Waiting
+    );
+    changes && goes_on
+}
+
+/// Wants a machine that serves nobody replaced in the middle of a change: by what the change makes of it, or by
+/// what it was where API servers are not as new as that yet. `machines` are those of its cluster.
+pub fn condemn_within(machine: &mut Machine, machines: &[Machine]) {
+    if machine.phase == MachinePhase::Planned {
+        return;
+    }
+    machine.condemned = true;
+    let members = machines.iter().filter(|m| m.role.is_control_plane());
+    let oldest = members
+        .filter_map(|m| minor_of(&m.kubernetes_version))
+        .min();
+    match &machine.wanted {
+        Some(Wanted::Gone) => {}
+        Some(Wanted::Reborn {
+            kubernetes_version, ..
+        }) if machine.role.is_control_plane() || minor_of(kubernetes_version) <= oldest => {}
+        Some(Wanted::Reborn { .. }) | None => machine.wanted = Some(machine.as_it_is()),
+    }
+}
+
+/// Gives up the replacement of a machine that came back, if it was to become nothing but itself.
+pub fn spare(machine: &mut Machine) {
+    if machine.wanted == Some(machine.as_it_is()) {
+        machine.wanted = None;
+    }
+}
+
+/// Whether a change to `stemcell` has left a machine as it was, since it was repaired before its turn.
+pub fn is_behind(machine: &Machine, stemcell: &str) -> bool {
+    machine.wanted.is_none() && machine.phase == MachinePhase::Ready && machine.stemcell != stemcell
+}
+
+/// What a plan does to one machine.
+#[derive(Default)]
+struct Part<'a> {
+    drain: Option<&'a PlanStep>,
+    fence: Option<&'a PlanStep>,
+    delete: Option<&'a PlanStep>,
+}
+
+impl Part<'_> {
+    fn goes(&self, task: &Task) -> bool {
+        self.delete.is_some_and(|step| !done(task, step))
+    }
+
+    fn came_back(&self, task: &Task, machine: &Machine) -> bool {
+        let shut_out = self.fence.is_some_and(|step| done(task, step));
+        self.goes(task) && shut_out && !machine.fenced
+    }
+}
+
+fn done(task: &Task, step: &PlanStep) -> bool {
+    let record = task.steps.get(&step.key);
+    record.is_some_and(|record| record.state == StepState::Succeeded)
+}
+
+fn parts(task: &Task) -> BTreeMap<&MachineName, Part<'_>> {
+    let mut parts: BTreeMap<&MachineName, Part<'_>> = BTreeMap::new();
+    for step in &task.current().steps {
+        match &step.action {
+            Action::Drain { machine, .. } => parts.entry(machine).or_default().drain = Some(step),
+            Action::Fence { machine } => parts.entry(machine).or_default().fence = Some(step),
+            Action::DeleteMachine { machine } => {
+                parts.entry(machine).or_default().delete = Some(step);
+            }
+            _ => {}
+        }
+    }
+    parts
+}
+
+/// The machines that a task's plan takes away or brings into service.
+pub fn replaced(task: &Task) -> BTreeSet<MachineName> {
+    let steps = task.current().steps.iter();
+    steps
+        .filter_map(|step| match &step.action {
+            Action::DeleteMachine { machine } | Action::AwaitNode { machine, .. } => {
+                Some(machine.clone())
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// Machines that a task's plan was to shut out, and that have come back before that.
+pub fn spared(task: &Task, machines: &[Machine]) -> BTreeSet<MachineName> {
+    let parts = parts(task);
+    let came_back = |machine: &&Machine| {
+        let part = parts.get(&machine.name);
+        part.is_some_and(|part| part.came_back(task, machine))
+    };
+    let machines = machines.iter().filter(came_back);
+    machines.map(|machine| machine.name.clone()).collect()
+}
+
+/// Whether what is left of a task's plan still fits its machines: none was condemned that it would drain or does
+/// not touch, and none has come back that it was about to shut out. `stemcell` is what its cluster is to be made
+/// from, `held` are those that an operator keeps.
+pub fn fits(
+    task: &Task,
+    stemcell: &str,
+    machines: &[Machine],
+    held: &BTreeSet<MachineName>,
+) -> bool {
+    let changes = matches!(task.kind, TaskKind::UpdateCluster | TaskKind::RepairCluster);
+    if !changes {
+        return true;
+    }
+    let parts = parts(task);
+    let fits = |machine: &Machine| {
+        let dead = machine.condemned && !machine.fenced && !held.contains(&machine.name);
+        let Some(part) = parts.get(&machine.name) else {
+            return !dead;
+        };
+        let drained = part.drain.is_none_or(|step| done(task, step));
+        let at_once = part.goes(task) && drained;
+        !part.came_back(task, machine) && (!dead || at_once)
+    };
+    let complete = || task.current().steps.iter().all(|step| done(task, step));
+    let behind = || {
+        let repaired = task.kind == TaskKind::UpdateCluster && task.again.is_some();
+        repaired && machines.iter().any(|m| is_behind(m, stemcell)) && complete()
+    };
+    machines.iter().all(fits) && !behind()
+}

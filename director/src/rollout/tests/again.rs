@@ -1,0 +1,118 @@
+//! Machines that are condemned in the middle of an update, and directors that die while they are.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::planner::again;
+
+impl Rig {
+    /// A verdict in the middle of an update: the worker serves nobody. It may be there again before it is shut
+    /// out. False when it is not in service at the time, and so not judged.
+    async fn condemn_worker(&self, comes_back: bool) -> bool {
+        let director = self.immortal().await;
+        let machines = director.records.machines_of("demo").await.unwrap();
+        let worker = machines.iter().find(|m| !m.role.is_control_plane());
+        let mut worker = worker.unwrap().clone();
+        if worker.phase != MachinePhase::Ready {
+            return false;
+        }
+        again::condemn_within(&mut worker, &machines);
+        let mut commit = Commit::default();
+        commit.put(&worker).unwrap();
+        director.records.commit(commit).await.unwrap();
+        if !comes_back {
+            self.sim.state.lock().unwrap().cut(&worker.name);
+        }
+        true
+    }
+}
+
+async fn ends_the_same(comes_back: bool) -> usize {
+    let mut condemned = 0;
+    // The update gets so far before the verdict; then the director that takes it in dies at every point.
+    for head_start in [1, 6, 12, 20, 30, 45, 60, 75] {
+        let judged = AtomicBool::new(false);
+        at_every_point(async |dies_at| {
+            let rig = Rig::new();
+            let task = rig.order_replacement().await;
+            if rig.run(&task, head_start, Stop::No).await.is_some() {
+                return true;
+            }
+            if !rig.condemn_worker(comes_back).await {
+                return true;
+            }
+            judged.store(true, Ordering::Relaxed);
+            let (through, task) = rig.through_death(&task, dies_at, Stop::No).await;
+            assert_eq!(
+                task.state,
+                TaskState::Succeeded,
+                "head start {head_start}, died at {dies_at}: {:?}",
+                task.error
+            );
+            assert!(task.again.is_some(), "it was planned anew");
+            let (cluster, machines) = rig.settled().await;
+            assert_eq!(
+                (cluster.phase, cluster.message),
+                (ClusterPhase::Ready, None)
+            );
+            // One that comes back is spared, since nothing else was wanted of it than another incarnation.
+            let reborn = |m: &Machine| comes_back || m.incarnation >= Incarnation(2);
+            assert!(machines.iter().all(reborn), "died at {dies_at}");
+            let drained = |key: &crate::model::StepKey| key.0.ends_with("demo-w-0/drain");
+            let again = task
+                .steps
+                .keys()
+                .any(|key| key.0.starts_with("again-") && drained(key));
+            assert!(comes_back || !again, "what is dead is not drained");
+            through
+        })
+        .await;
+        condemned += usize::from(judged.into_inner());
+    }
+    condemned
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_dies_in_the_middle_is_replaced_by_the_update_whoever_dies() {
+    assert!(ends_the_same(false).await > 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_comes_back_in_the_middle_is_drained_whoever_dies() {
+    assert!(ends_the_same(true).await > 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_never_connected_gets_another_token_when_its_own_has_lapsed() {
+    let rig = Rig::new();
+    let task = rig.order_create().await;
+    // Up to the first machines; then an hour passes without a director.
+    assert!(rig.run(&task, 24, Stop::No).await.is_none());
+    let director = rig.immortal().await;
+    let tokens: Vec<(String, crate::store::Token)> =
+        director.records.values(Kind::Token, "").await.unwrap();
+    assert!(!tokens.is_empty());
+    let mut commit = Commit::default();
+    for (digest, token) in &tokens {
+        let mut lapsed = token.clone();
+        lapsed.expires_at = Timestamp::from_unix_ms(1);
+        commit.value(Kind::Token, digest, Expect::Any, &lapsed);
+    }
+    director.records.commit(commit).await.unwrap();
+    let births = |rig: &Rig| -> BTreeMap<MachineName, String> {
+        let state = rig.sim.state.lock().unwrap();
+        let of = |(name, vm): (&MachineName, &sim::Vm)| {
+            (name.clone(), vm.settings.token.expose().to_owned())
+        };
+        state.machines.iter().map(of).collect()
+    };
+    let before = births(&rig);
+    assert!(!before.is_empty());
+    let over = rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+    assert_eq!(over.state, TaskState::Succeeded, "{:?}", over.error);
+    let after = births(&rig);
+    let fresh = before
+        .iter()
+        .filter(|(name, token)| after[*name] != **token);
+    assert!(fresh.count() > 0, "no machine has another token");
+}
