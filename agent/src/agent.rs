@@ -13,6 +13,8 @@
 //! lost are brought back.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -42,6 +44,7 @@ use crate::notify::Notify;
 use crate::report::{Observer, heartbeat};
 use crate::runner::Runner;
 use crate::settings::{self, SettingsError, Source};
+use crate::steps::etcd::snapshot;
 use crate::steps::{Context, Reporter, lock};
 use crate::units::{Job, Units, watch as unit_watch};
 use crate::vitals::Gauge;
@@ -344,6 +347,10 @@ impl Handler for Agent {
 
     fn vitals(&self) -> Vitals {
         self.gauge.look()
+    }
+
+    fn open_snapshot(&self, name: &str) -> io::Result<(File, u64)> {
+        snapshot::open(&self.runner.context().host, name)
     }
 
     fn epoch_seen(&self, epoch: Epoch) {

@@ -247,6 +247,9 @@ pub const PROBES_WAITING_MAX: usize = 6_000;
 /// Sessions (followed logs, shells, watched usage) on one machine at a time: a few operators with a few
 /// windows each; a quarter of [`STREAMS_TO_AGENT_MAX`] stays for tunnels.
 pub const SESSIONS_ON_MACHINE_MAX: usize = 32;
+/// Largest snapshot of etcd that is sent, bytes: a quota is 8 GiB at most, and a database outgrows it by what
+/// was written until its alarm went off.
+pub const SNAPSHOT_BYTES_MAX: u64 = 10 << 30;
 /// Shortest and longest pause between two samples of usage, milliseconds. A sample costs the machine
 /// four small reads and 60 bytes.
 pub const VITALS_INTERVAL_MS: std::ops::RangeInclusive<u32> = 500..=60_000;

@@ -450,6 +450,10 @@ fn sessions(golden: &mut Golden) {
         origin: origin(),
         argv: vec!["tar".to_owned(), "-x".to_owned()],
     });
+    golden.pin(SendSnapshot {
+        origin: origin(),
+        name: "00000000000000004711-0badcafe.db".to_owned(),
+    });
     golden.pin(WatchVitals {
         origin: origin(),
         interval_ms: 2000,

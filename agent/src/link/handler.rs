@@ -1,6 +1,8 @@
 //! What the link needs of the rest of the agent.
 
+use std::fs::File;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -41,6 +43,12 @@ pub trait Handler: Send + Sync + 'static {
     /// Usage now, for somebody who watches; the last report's by default. May read files.
     fn vitals(&self) -> Vitals {
         self.reports().borrow().vitals.clone()
+    }
+
+    /// Opens a snapshot of etcd on the data disk; gives its size in bytes. May read files.
+    fn open_snapshot(&self, name: &str) -> io::Result<(File, u64)> {
+        let said = format!("this machine keeps no snapshots, not {name:?} either");
+        Err(io::Error::new(io::ErrorKind::NotFound, said))
     }
 
     /// The director said its epoch. Called before any of its steps.

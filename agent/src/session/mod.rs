@@ -1,5 +1,5 @@
 //! Sessions: streams of the director that live as long as somebody listens. Following logs, a shell, a
-//! command that reads the operator's input, and usage as it is.
+//! command that reads the operator's input, usage as it is, and a snapshot of etcd on its way to a backup.
 //!
 //! # Invariants
 //! * What a session started on the machine ends with it: when the director closes the stream, when the
@@ -13,6 +13,7 @@
 mod command;
 mod logs;
 mod shell;
+mod snapshot;
 mod vitals;
 
 use std::sync::Arc;
@@ -25,7 +26,8 @@ use windlass_common::step::OutputStream;
 use windlass_common::wire::frame::{self, Frame, FrameError};
 use windlass_common::wire::message::{Body, Refusal, RefusalCode};
 use windlass_common::wire::session::{
-    FollowLogs, OpenShell, Origin, RunCommand, SessionEnd, SessionOpen, SessionOutput, WatchVitals,
+    FollowLogs, OpenShell, Origin, RunCommand, SendSnapshot, SessionEnd, SessionOpen,
+    SessionOutput, WatchVitals,
 };
 
 use crate::link::Handler;
@@ -41,6 +43,7 @@ enum Request {
     Logs(FollowLogs),
     Shell(OpenShell),
     Command(RunCommand),
+    Snapshot(SendSnapshot),
     Vitals(WatchVitals),
 }
 
@@ -50,6 +53,7 @@ impl Request {
             FollowLogs::KIND => first.body().map(Request::Logs),
             OpenShell::KIND => first.body().map(Request::Shell),
             RunCommand::KIND => first.body().map(Request::Command),
+            SendSnapshot::KIND => first.body().map(Request::Snapshot),
             _ => first.body().map(Request::Vitals),
         }
     }
@@ -59,6 +63,7 @@ impl Request {
             Request::Logs(FollowLogs { origin, .. })
             | Request::Shell(OpenShell { origin, .. })
             | Request::Command(RunCommand { origin, .. })
+            | Request::Snapshot(SendSnapshot { origin, .. })
             | Request::Vitals(WatchVitals { origin, .. }) => origin,
         }
     }
@@ -68,6 +73,7 @@ impl Request {
             Request::Logs(_) => "logs",
             Request::Shell(_) => "shell",
             Request::Command(_) => "command",
+            Request::Snapshot(_) => "snapshot",
             Request::Vitals(_) => "vitals",
         }
     }
@@ -95,7 +101,11 @@ impl Sessions {
     pub(crate) fn begin_with(kind: u16) -> bool {
         matches!(
             kind,
-            FollowLogs::KIND | OpenShell::KIND | RunCommand::KIND | WatchVitals::KIND
+            FollowLogs::KIND
+                | OpenShell::KIND
+                | RunCommand::KIND
+                | SendSnapshot::KIND
+                | WatchVitals::KIND
         )
     }
 
@@ -130,6 +140,9 @@ impl Sessions {
             Request::Logs(logs) => logs::serve(logs, send, recv).await?,
             Request::Shell(shell) => shell::serve(shell, send, recv).await?,
             Request::Command(command) => command::serve(command, send, recv).await?,
+            Request::Snapshot(request) => {
+                snapshot::serve(request, &self.handler, send, recv).await?
+            }
             Request::Vitals(watch) => vitals::serve(watch, &self.handler, send, recv).await?,
         };
         tracing::info!(session = what, operator, request = number, "session ends");

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::ClientFiles;
+use crate::id::Digest;
 
 /// Most members that a step names: etcd advises at most seven, a control plane has at most five.
 pub const MEMBERS_MAX: usize = 16;
@@ -69,7 +70,8 @@ pub enum EtcdAction {
     Defragment,
     /// Put alarms out. They go off again when their cause is still there.
     DisarmAlarms,
-    /// Save the keyspace on the machine's data disk, verify what was saved, and remove older ones.
+    /// Save the keyspace on the machine's data disk, verify what was saved, and remove older ones. Says what it
+    /// is: an [`EtcdSnapshot`] as JSON, in one piece of output.
     Snapshot {
         /// How many are kept, this one included; 1 to [`SNAPSHOTS_KEPT_MAX`].
         keep: u32,
@@ -126,4 +128,25 @@ pub struct EtcdStatus {
     pub raft_applied: u64,
     /// What it finds wrong with itself, in its own words.
     pub errors: Vec<String>,
+}
+
+/// A snapshot of the keyspace that was verified: its structure, and the digest that etcd wrote behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EtcdSnapshot {
+    /// Name of its file.
+    pub name: String,
+    /// Revision of the keyspace.
+    pub revision: u64,
+    /// Over all keys and values, as `etcdutl snapshot status` says it.
+    pub hash: u32,
+    /// Keys, all their kept revisions counted.
+    pub keys: u64,
+    /// Size of the file, bytes.
+    pub bytes: u64,
+    /// SHA-256 of the file.
+    pub digest: Digest,
+    /// Version of etcd whose format it has; empty when it does not say so.
+    #[serde(default)]
+    pub format: String,
 }

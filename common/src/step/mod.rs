@@ -22,8 +22,8 @@ use crate::id::{Digest, Epoch};
 use crate::secret::SecretBytes;
 
 pub use etcd::{
-    Etcd, EtcdAction, EtcdMemberReport, EtcdPeer, EtcdReport, EtcdStatus, MEMBERS_MAX,
-    SNAPSHOTS_KEPT_MAX,
+    Etcd, EtcdAction, EtcdMemberReport, EtcdPeer, EtcdReport, EtcdSnapshot, EtcdStatus,
+    MEMBERS_MAX, SNAPSHOTS_KEPT_MAX,
 };
 pub use etcd_data::{
     EtcdData, EtcdDataAction, EtcdDataReport, EtcdRestore, EtcdRestoreId, EtcdSource,

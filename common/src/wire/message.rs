@@ -76,6 +76,7 @@ bodies! {
     0x0087 => session::SessionEnd,
     0x0088 => session::VitalsSample,
     0x0089 => session::RunCommand,
+    0x008A => session::SendSnapshot,
     0x0090 => Tune2,
     0x00A0 => probe::ProbeAsk,
     0x00A1 => probe::ProbeAnswer,

@@ -1,8 +1,8 @@
 //! Bodies of sessions: streams of the director that live as long as somebody listens.
 //!
-//! The first frame says what for ([`FollowLogs`], [`OpenShell`], [`RunCommand`], [`WatchVitals`]); the agent answers
-//! [`SessionOpen`] or a refusal, then sends output or samples, and [`SessionEnd`] last if it ends by
-//! itself. The director closes its side to end it. Sent from protocol version 2 on.
+//! The first frame says what for ([`FollowLogs`], [`OpenShell`], [`RunCommand`], [`WatchVitals`],
+//! [`SendSnapshot`]); the agent answers [`SessionOpen`] or a refusal, then sends output or samples, and
+//! [`SessionEnd`] last if it ends by itself. The director closes its side to end it. Sent from protocol version 2 on.
 
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +61,16 @@ pub struct WatchVitals {
     pub origin: Origin,
     /// Between two samples, milliseconds; see [`crate::limits::VITALS_INTERVAL_MS`].
     pub interval_ms: u32,
+}
+
+/// Sends a snapshot of etcd that is on the machine's data disk: its bytes as [`SessionOutput`], then
+/// [`SessionEnd::Exit`] with 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendSnapshot {
+    /// Who asked.
+    pub origin: Origin,
+    /// Which: the name in the [`crate::step::EtcdSnapshot`] that the step said which took it.
+    pub name: String,
 }
 
 /// The session is open.

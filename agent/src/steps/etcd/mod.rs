@@ -17,14 +17,16 @@
 
 pub(super) mod data;
 mod parse;
-mod snapshot;
+pub(crate) mod snapshot;
 
 use std::io;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use windlass_common::error::ErrorClass;
-use windlass_common::step::{Etcd, EtcdAction, EtcdPeer, EtcdReport, OutputStream, Payload};
+use windlass_common::step::{
+    Etcd, EtcdAction, EtcdPeer, EtcdReport, EtcdStatus, OutputStream, Payload,
+};
 
 use super::{Context, Failure, Run};
 use crate::host::command;
@@ -36,6 +38,10 @@ const DIRECTORY: &str = "/opt/windlass/components/etcd/current";
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long each of several members may take to say how it is: one that is off must not hold the others up.
 const STATUS: Duration = Duration::from_secs(2);
+/// How long a member may take to write its database anew: 8 GiB at 30 MB/s.
+const DEFRAGMENTING: Duration = Duration::from_secs(300);
+/// Where the member's database is.
+const DATA: &str = "/var/lib/etcd/data";
 /// Longest message of a program that is passed on, bytes.
 const SAID_MAX: usize = 400;
 
@@ -141,6 +147,26 @@ pub enum EtcdError {
         /// The last thing that the program said.
         said: String,
     },
+    /// A database does not fit beside itself.
+    #[error(
+        "the database has {bytes} bytes in use and is written anew beside itself, where {free} bytes are free; \
+         remove what is not etcd's from the data disk"
+    )]
+    NoRoomBeside {
+        /// What is in use.
+        bytes: u64,
+        /// What is free.
+        free: u64,
+    },
+    /// A snapshot is not what etcd sent.
+    #[error(
+        "the snapshot of {bytes} bytes that was saved is not whole: it does not have the digest that etcd \
+         wrote behind it; it is taken again"
+    )]
+    Torn {
+        /// Its size.
+        bytes: u64,
+    },
     /// A file of a snapshot could not be handled.
     #[error("cannot {action} {path}")]
     File {
@@ -161,12 +187,14 @@ impl EtcdError {
             Self::Refused { .. }
             | Self::NotSeen { .. }
             | Self::NoSuccessor { .. }
+            | Self::Torn { .. }
             | Self::File { .. } => ErrorClass::Retry,
             Self::Start { .. }
             | Self::OtherMembers { .. }
             | Self::NoRoom { .. }
             | Self::NoRoomToRestore { .. }
-            | Self::Unusable { .. } => ErrorClass::Operator,
+            | Self::Unusable { .. }
+            | Self::NoRoomBeside { .. } => ErrorClass::Operator,
             Self::Output { .. } | Self::NoMember { .. } | Self::Itself { .. } => ErrorClass::Bug,
         }
     }
@@ -185,10 +213,7 @@ pub(super) async fn run(context: &Context, run: &Run, etcd: &Etcd) -> Result<Pay
         EtcdAction::Promote { peer } => local.promote(run, peer).await?,
         EtcdAction::Remove { peer } => local.remove(run, peer).await?,
         EtcdAction::MoveLeader => local.move_leader(run).await?,
-        EtcdAction::Defragment => {
-            local.ctl(ANSWER * 6, &["defrag"]).await?;
-            run.changed("defragmented the database");
-        }
+        EtcdAction::Defragment => local.defragment(context, run).await?,
         EtcdAction::DisarmAlarms => local.disarm(run).await?,
         EtcdAction::Snapshot { keep } => snapshot::take(context, run, &local, *keep).await?,
     }
@@ -346,6 +371,40 @@ impl<'a> Local<'a> {
         tokio::net::TcpStream::connect(self.etcd.address)
             .await
             .is_err_and(refused)
+    }
+
+    /// Writes the database anew, which takes as much room again as is in use.
+    async fn defragment(&self, context: &Context, run: &Run) -> Result<(), Failure> {
+        let before = self.own_status().await?;
+        let data = context.host.path(DATA);
+        let free = run
+            .blocking(move || Ok(snapshot::free_bytes(&data)?))
+            .await?;
+        let bytes = before.db_used_bytes;
+        if free < bytes {
+            return Err(EtcdError::NoRoomBeside { bytes, free }.into());
+        }
+        self.ctl(DEFRAGMENTING, &["defrag"]).await?;
+        let after = self.own_status().await?;
+        run.changed(format!(
+            "the database has {} bytes in place of {}",
+            after.db_bytes, before.db_bytes
+        ));
+        Ok(())
+    }
+
+    /// What the machine's own member says of itself.
+    async fn own_status(&self) -> Result<EtcdStatus, EtcdError> {
+        let report = self.report().await?;
+        let own = report
+            .members
+            .into_iter()
+            .find(|m| m.id == report.member_id);
+        own.and_then(|member| member.status)
+            .ok_or_else(|| EtcdError::Refused {
+                what: "etcdctl endpoint status".to_owned(),
+                said: "this machine's member does not say how it is".to_owned(),
+            })
     }
 
     async fn disarm(&self, run: &Run) -> Result<(), EtcdError> {

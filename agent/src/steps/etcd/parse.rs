@@ -93,7 +93,7 @@ struct Alarm {
 }
 
 /// What `etcdutl snapshot status` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SnapshotStatus {
     /// Over all keys and values.
@@ -102,9 +102,12 @@ pub(super) struct SnapshotStatus {
     /// Revision of the keyspace.
     #[serde(default)]
     pub(super) revision: u64,
-    /// Bytes.
+    /// Keys, all their kept revisions counted.
     #[serde(default)]
-    pub(super) total_size: u64,
+    pub(super) total_key: u64,
+    /// Version of etcd whose format it has.
+    #[serde(default)]
+    pub(super) version: String,
 }
 
 /// A report out of a list of members, and of what those that answered say of themselves.
@@ -313,6 +316,6 @@ mod tests {
             r#"{"hash":1972613272,"revision":2,"totalKey":1,"totalSize":20480,"version":"3.6.0"}"#;
         let status: SnapshotStatus = serde_json::from_str(text).unwrap();
         assert_eq!((status.hash, status.revision), (1_972_613_272, 2));
-        assert_eq!(status.total_size, 20_480);
+        assert_eq!((status.total_key, status.version.as_str()), (1, "3.6.0"));
     }
 }

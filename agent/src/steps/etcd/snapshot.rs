@@ -2,17 +2,27 @@
 //!
 //! A snapshot appears under its name once it is whole and verified; its name says what it holds, so that
 //! taking the same one twice leaves one. They lie beside etcd's own directory, on the disk that survives the
-//! machine.
+//! machine. One that is being sent ([`open`]) is read to its end, also when it is removed meanwhile.
 
 use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use windlass_common::id::{Digest, Hasher};
+use windlass_common::limits::{CHUNK_BYTES, SNAPSHOT_BYTES_MAX};
+use windlass_common::step::{EtcdSnapshot, OutputStream};
+
 use super::parse::SnapshotStatus;
 use super::{Context, EtcdError, Failure, Local, Run, parsed, run_program};
+use crate::host::Host;
 
 /// Where they are.
 const DIRECTORY: &str = "/var/lib/etcd/snapshots";
+/// Bytes of the SHA-256 of all before it, which etcd writes behind a snapshot that it streams.
+const SEAL_BYTES: u64 = 32;
+/// etcd's database comes in pages of a multiple of this, bytes.
+const PAGE_BYTES: u64 = 512;
 /// The one that is being saved.
 const UNFINISHED: &str = "unfinished.db";
 /// How long saving may take: 8 GiB at 30 MB/s.
@@ -39,13 +49,75 @@ pub(super) async fn take(
         .ctl(SAVING, &["snapshot", "save", &unfinished])
         .await?;
     let status = verify(local, &unfinished).await?;
-    let name = name(&status);
+    let path = directory.join(UNFINISHED);
+    let (bytes, digest) = run.blocking(move || Ok(read_through(&path)?)).await?;
+    let snapshot = EtcdSnapshot {
+        name: name(&status),
+        revision: status.revision,
+        hash: status.hash,
+        keys: status.total_key,
+        bytes,
+        digest,
+        format: status.version,
+    };
+    let name = snapshot.name.clone();
     run.changed(format!(
-        "snapshot {name} of {} bytes at revision {}",
-        status.total_size, status.revision
+        "snapshot {name} of {bytes} bytes at revision {}",
+        snapshot.revision
     ));
     run.blocking(move || Ok(publish(&directory, &name, keep)?))
-        .await
+        .await?;
+    // Plain values with string keys: serialising cannot fail.
+    let text = serde_json::to_vec(&snapshot).unwrap_or_default();
+    run.progress.output(OutputStream::Stdout, &text).await;
+    Ok(())
+}
+
+/// Opens a snapshot that has its name; returns its size in bytes.
+pub(crate) fn open(host: &Host, name: &str) -> io::Result<(fs::File, u64)> {
+    if !is_name(name) {
+        let said = format!("{name:?} is no name of a snapshot");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, said));
+    }
+    let file = fs::File::open(host.path(DIRECTORY).join(name))?;
+    let bytes = file.metadata()?.len();
+    if bytes > SNAPSHOT_BYTES_MAX {
+        let said = format!("it has {bytes} bytes, more than {SNAPSHOT_BYTES_MAX}");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, said));
+    }
+    Ok((file, bytes))
+}
+
+/// Reads all of a snapshot and compares it with the digest that etcd wrote behind it; returns its size and its
+/// own digest.
+fn read_through(path: &Path) -> Result<(u64, Digest), EtcdError> {
+    let cannot = |source| file("read", path, source);
+    let mut from = fs::File::open(path).map_err(cannot)?;
+    let bytes = from.metadata().map_err(cannot)?.len();
+    if bytes % PAGE_BYTES != SEAL_BYTES {
+        return Err(EtcdError::Torn { bytes });
+    }
+    let (mut whole, mut database) = (Hasher::default(), Hasher::default());
+    let (mut seal, mut left) = (Vec::new(), bytes - SEAL_BYTES);
+    let mut piece = vec![0; CHUNK_BYTES];
+    loop {
+        let read = from.read(&mut piece).map_err(cannot)?;
+        if read == 0 {
+            break;
+        }
+        whole.update(&piece[..read]);
+        let of_database = left.min(read as u64);
+        left -= of_database;
+        // At most a piece.
+        let (page, rest) = piece[..read].split_at(of_database as usize);
+        database.update(page);
+        seal.extend_from_slice(rest);
+    }
+    if database.finish().as_bytes()[..] == seal[..] {
+        Ok((bytes, whole.finish()))
+    } else {
+        Err(EtcdError::Torn { bytes })
+    }
 }
 
 /// Reads all of it: hash and structure.
@@ -67,6 +139,19 @@ fn name(status: &SnapshotStatus) -> String {
     format!("{:020}-{:08x}.db", status.revision, status.hash)
 }
 
+/// Whether [`name`] may have given it.
+fn is_name(text: &str) -> bool {
+    let Some((revision, hash)) = text
+        .strip_suffix(".db")
+        .and_then(|stem| stem.split_once('-'))
+    else {
+        return false;
+    };
+    let digits =
+        |text: &str, count, radix| text.len() == count && text.chars().all(|c| c.is_digit(radix));
+    digits(revision, 20, 10) && digits(hash, 8, 16)
+}
+
 /// Makes the directory, removes what was not finished, and older snapshots while a new one would not fit.
 fn make_room(directory: &Path, bytes: u64, keep: usize) -> Result<(), EtcdError> {
     use std::os::unix::fs::DirBuilderExt;
@@ -81,9 +166,7 @@ fn make_room(directory: &Path, bytes: u64, keep: usize) -> Result<(), EtcdError>
     // The one that is about to come counts.
     let mut left = prune(directory, keep)?;
     loop {
-        let stat = nix::sys::statvfs::statvfs(directory)
-            .map_err(|errno| file("look at", directory, errno.into()))?;
-        let free = stat.blocks_available() * stat.fragment_size();
+        let free = free_bytes(directory)?;
         // etcd itself goes on writing meanwhile: a segment of its log is 64 MB.
         if free >= bytes.saturating_add(64 << 20) {
             return Ok(());
@@ -94,6 +177,13 @@ fn make_room(directory: &Path, bytes: u64, keep: usize) -> Result<(), EtcdError>
         }
         remove(&left.remove(0))?;
     }
+}
+
+/// Bytes that are free on the disk of a directory.
+pub(super) fn free_bytes(directory: &Path) -> Result<u64, EtcdError> {
+    let stat = nix::sys::statvfs::statvfs(directory)
+        .map_err(|errno| file("look at", directory, errno.into()))?;
+    Ok(stat.blocks_available() * stat.fragment_size())
 }
 
 /// Gives the snapshot its name, and removes those beyond the number that is kept.
@@ -114,12 +204,7 @@ fn prune(directory: &Path, keep: usize) -> Result<Vec<PathBuf>, EtcdError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(cannot)? {
         let entry = entry.map_err(cannot)?;
-        let name = entry.file_name();
-        let ours = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(".db"))
-            .is_some_and(|stem| stem.len() == 29 && stem.as_bytes()[20] == b'-');
-        if ours {
+        if entry.file_name().to_str().is_some_and(is_name) {
             names.push(entry.path());
         }
     }
@@ -158,7 +243,8 @@ mod tests {
         let status = |revision| SnapshotStatus {
             hash: 7,
             revision,
-            total_size: 1,
+            total_key: 1,
+            version: String::new(),
         };
         for revision in [9, 10, 100] {
             fs::write(at(&name(&status(revision))), b"kept").unwrap();
@@ -190,5 +276,46 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let error = make_room(directory.path(), u64::MAX / 2, 3).unwrap_err();
         assert!(matches!(error, EtcdError::NoRoom { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_snapshot_is_compared_with_what_etcd_wrote_behind_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(UNFINISHED);
+        let database = vec![7; 3 * CHUNK_BYTES];
+        let mut whole = database.clone();
+        whole.extend_from_slice(Digest::of(&database).as_bytes());
+        fs::write(&path, &whole).unwrap();
+        let read = read_through(&path).unwrap();
+        assert_eq!(read, (whole.len() as u64, Digest::of(&whole)));
+        let mut cut = whole.clone();
+        cut.truncate(whole.len() - 1);
+        let mut turned = whole;
+        turned[5] ^= 1;
+        for bad in [cut, turned, Vec::new()] {
+            fs::write(&path, &bad).unwrap();
+            let error = read_through(&path).unwrap_err();
+            assert!(matches!(error, EtcdError::Torn { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_what_a_snapshot_may_be_called_is_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = Host::open(directory.path()).unwrap();
+        let place = host.path(DIRECTORY);
+        fs::create_dir_all(&place).unwrap();
+        let right = "00000000000000000100-00000007.db";
+        fs::write(place.join(right), b"kept").unwrap();
+        assert_eq!(open(&host, right).unwrap().1, 4);
+        for wrong in [
+            "",
+            "../data/member",
+            "unfinished.db",
+            "00000000000000000100-0000000g.db",
+            "../00000000000000000100-00000007.db",
+        ] {
+            assert!(open(&host, wrong).is_err(), "{wrong}");
+        }
     }
 }
