@@ -78,6 +78,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
             gates: Vec::new(),
             maintenance: Default::default(),
             labels: Default::default(),
+            backup: Default::default(),
         },
         endpoint: Endpoint {
             name: "demo.windlass.internal".to_owned(),

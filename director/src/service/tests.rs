@@ -87,6 +87,7 @@ pub(super) fn spec(name: &str) -> ClusterSpec {
         gates: Vec::new(),
         maintenance: Default::default(),
         labels: Default::default(),
+        backup: Default::default(),
     }
 }
 

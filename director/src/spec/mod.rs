@@ -7,6 +7,7 @@
 //! Not here: whether the name is taken or the host has room, which only the director's store and its
 //! provider can say at the moment they act.
 
+mod backup;
 mod drain;
 mod fault;
 mod fields;
@@ -30,9 +31,9 @@ use windlass_common::id::{ClusterName, PoolName};
 
 pub use fault::{Faults, shown};
 pub use raw::{
-    INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawDrain, RawFreeze, RawGate, RawHttpGate,
-    RawJobGate, RawMachineSize, RawMaintenance, RawNetwork, RawPool, RawPromqlGate, RawServicePort,
-    RawUpdatePolicy, RawWindow, from_text,
+    INPUT_BYTES_MAX, RawBackup, RawClusterSpec, RawControlPlane, RawDrain, RawFreeze, RawGate,
+    RawHttpGate, RawJobGate, RawMachineSize, RawMaintenance, RawNetwork, RawPool, RawPromqlGate,
+    RawServicePort, RawUpdatePolicy, RawWindow, from_text,
 };
 
 pub(crate) use fields::Fields;
@@ -141,6 +142,7 @@ fn cluster(input: &Value, around: &Surroundings, faults: &mut Faults) -> Option<
     let gates = gates::parse(&mut fields, faults);
     let maintenance = maintenance::parse(&mut fields, faults);
     let labels = labels(&mut fields, faults);
+    let backup = backup::parse(&mut fields, faults);
     fields.close(faults);
     Some(ClusterSpec {
         name: name?,
@@ -152,6 +154,7 @@ fn cluster(input: &Value, around: &Surroundings, faults: &mut Faults) -> Option<
         gates,
         maintenance: maintenance?,
         labels,
+        backup: backup?,
     })
 }
 

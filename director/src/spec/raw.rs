@@ -51,6 +51,9 @@ pub struct RawClusterSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = json!({"stage": "canary"}))]
     pub labels: Option<BTreeMap<String, String>>,
+    /// How often it is backed up, and how many backups are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<RawBackup>,
 }
 
 /// When machines may be changed, as it is asked for. Orders, repairs and what is begun do not wait.
@@ -97,6 +100,21 @@ pub struct RawFreeze {
     pub to: String,
     /// Why, in at most 200 characters.
     pub reason: String,
+}
+
+/// How often a cluster is backed up, and how many of these backups are kept, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawBackup {
+    /// Between two backups, minutes, 5 to 43200, or 0 for none; 360 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 43_200, example = 360)]
+    pub every_minutes: Option<u32>,
+    /// How many scheduled ones are kept, 1 to 1000, the newest; 28 when not given. What operators ordered stays until
+    /// it is deleted by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1000, example = 28)]
+    pub keep: Option<u32>,
 }
 
 /// Something that has to be so before a change goes on, as it is asked for.

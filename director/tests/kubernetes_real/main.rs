@@ -98,6 +98,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
             gates: Vec::new(),
             maintenance: Default::default(),
             labels: Default::default(),
+            backup: Default::default(),
         },
     }
 }

@@ -243,6 +243,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
         gates: Vec::new(),
         maintenance: Default::default(),
         labels: Default::default(),
+        backup: Default::default(),
     };
     let stemcell = stemcells.find(VERSION).unwrap().version;
     let machine = |text: &str, number: u8, role: MachineRole| {
