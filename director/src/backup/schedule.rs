@@ -1,299 +1,183 @@
-//! Backups of a running director: on order, as a stream, and by itself, into a directory.
+//! When a cluster is backed up, and which backups are kept. Pure.
 //!
 //! # Invariants
-//! * One backup at a time: each copies the whole store.
-//! * A scheduled backup counts once it was read back to its end. Older ones are pruned after that alone, and
-//!   nothing but files that are named like them.
-//! * A director that is on hold takes none by itself: what it was restored from may be the only good one.
-//!
-//! # After a crash
-//! The store says when the last one was taken, so that the next one comes when it is due.
+//! * At most one backup of a cluster is under way.
+//! * Only what was made by schedule, of the cluster that there is now, is removed by itself, and the newest
+//!   never.
 
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::{self, BoxStream};
-use serde::{Deserialize, Serialize};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
-use windlass_common::error::ErrorChain;
+use windlass_common::cluster::BackupSpec;
 
-use super::director::{self, BackupError, file_error};
-use super::envelope::{Identity, Recipient};
-use super::hold::Hold;
-use crate::config::{BackupConfig, DataDir};
+use super::cluster::{BackupName, BackupReason};
+use super::record::BackupRecord;
+use super::repository::BackupEntry;
 use crate::model::Timestamp;
-use crate::store::{Commit, Expect, Kind, Records, StoreError};
 
-/// Name of the entry that says when the last backup was taken.
-const LAST: &str = "backup";
-/// Pieces of a stream that wait for their reader, and the size of each in bytes: 256 KiB.
-const PIECES: usize = 4;
-const PIECE_BYTES: usize = 64 << 10;
-/// Pause after a scheduled backup that failed, at most.
-const AGAIN: Duration = Duration::from_secs(600);
-/// Names of scheduled backups: `director-<time>.age`.
-const PREFIX: &str = "director-";
-const SUFFIX: &str = ".age";
+/// After the first failure in a row; doubled with each further one.
+const RETRY_FIRST: Duration = Duration::from_secs(60);
+/// Longest pause between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(3600);
 
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Last {
-    at: Timestamp,
+/// When the next backup of a cluster is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Never: its policy makes none.
+    Never,
+    /// Not yet, or not while a task works on the cluster.
+    At(Timestamp),
+    /// Now.
+    Now,
 }
 
-/// Takes the backups of one director.
-#[derive(Debug, Clone)]
-pub struct Backups {
-    inner: Arc<Inner>,
+/// Whether a cluster is to be backed up. While a task works on it (`busy`) one waits that is not overdue by a whole
+/// interval.
+pub fn due(policy: BackupSpec, record: &BackupRecord, busy: bool, now: Timestamp) -> Due {
+    if policy.every_minutes == 0 {
+        return Due::Never;
+    }
+    let every = Duration::from_secs(60) * policy.every_minutes;
+    // A clock that went back makes none wait for longer than an interval.
+    let last = record.succeeded.as_ref().map(|last| last.taken_at.min(now));
+    let regular = last.map_or(now, |last| later(last, every));
+    let again = record.failed.as_ref().map(|failed| {
+        let doubled = failed.in_a_row.saturating_sub(1).min(10);
+        later(
+            failed.at.min(now),
+            (RETRY_FIRST * (1 << doubled)).min(RETRY_MAX),
+        )
+    });
+    let mut at = again.map_or(regular, |again| again.max(regular));
+    if busy && last.is_some() {
+        at = at.max(later(regular, every));
+    }
+    if at <= now { Due::Now } else { Due::At(at) }
 }
 
-#[derive(Debug)]
-struct Inner {
-    dir: DataDir,
-    key: Identity,
-    config: BackupConfig,
-    records: Records,
-    hold: Hold,
-    /// One at a time.
-    turn: Mutex<()>,
-    last: Mutex<Option<Timestamp>>,
-    failed: AtomicU64,
+fn later(from: Timestamp, by: Duration) -> Timestamp {
+    let ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+    Timestamp::from_unix_ms(from.unix_ms().saturating_add(ms))
 }
 
-impl Backups {
-    /// Backups of this data directory, sealed for its own key and for the configured recipients.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn new(
-        dir: DataDir,
-        key: &Identity,
-        config: &BackupConfig,
-        records: Records,
-        hold: Hold,
-    ) -> Result<Backups, StoreError> {
-        let last: Option<(_, Last)> = records.value(Kind::Meta, LAST).await?;
-        Ok(Backups {
-            inner: Arc::new(Inner {
-                dir,
-                key: key.clone(),
-                config: config.clone(),
-                records,
-                hold,
-                turn: Mutex::default(),
-                last: Mutex::new(last.map(|(_, last)| last.at)),
-                failed: AtomicU64::new(0),
-            }),
-        })
-    }
-
-    /// When the last one was taken, and how many scheduled ones have failed since the start.
-    pub fn last(&self) -> (Option<Timestamp>, u64) {
-        let last = *self
-            .inner
-            .last
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        (last, self.inner.failed.load(Ordering::Relaxed))
-    }
-
-    /// A backup, piece by piece; one that is not whole ends with an error. Dropped, it ends.
-    pub fn stream(&self) -> BoxStream<'static, Result<Vec<u8>, BackupError>> {
-        let (sender, receiver) = mpsc::channel(PIECES);
-        let (inner, runtime) = (self.inner.clone(), Handle::current());
-        tokio::task::spawn_blocking(move || {
-            let _turn = inner.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Timestamp::now();
-            let pieces = BufWriter::with_capacity(PIECE_BYTES, Pieces(sender.clone()));
-            match director::write(&inner.dir, &inner.recipients(), now, pieces) {
-                Ok(_) => runtime.block_on(inner.note(now)),
-                Err(error) => {
-                    tracing::warn!(error = %ErrorChain(&error), "a backup was not taken");
-                    // The reader may be why it failed.
-                    let _ = sender.blocking_send(Err(error));
-                }
-            }
-        });
-        let next = |mut receiver: mpsc::Receiver<_>| async move {
-            let piece = receiver.recv().await?;
-            Some((piece, receiver))
-        };
-        stream::unfold(receiver, next).boxed()
-    }
-
-    /// Takes backups by itself from now on, if the configuration says so; ends with the director.
-    pub fn start(&self) {
-        let Some(every) = self.inner.config.every else {
-            return;
-        };
-        let (inner, over) = (Arc::downgrade(&self.inner), self.inner.hold.over());
-        tokio::spawn(async move {
-            over.await;
-            rounds(inner, every).await;
-        });
-    }
-}
-
-async fn rounds(inner: Weak<Inner>, every: Duration) {
-    let mut failed = false;
-    loop {
-        let Some(last) = inner
-            .upgrade()
-            .map(|inner| *inner.last.lock().unwrap_or_else(PoisonError::into_inner))
-        else {
-            return;
-        };
-        let pause = match failed {
-            true => every.min(AGAIN),
-            false => until_due(last, Timestamp::now(), every),
-        };
-        tokio::time::sleep(pause).await;
-        let Some(inner) = inner.upgrade() else { return };
-        let now = Timestamp::now();
-        let own = inner.clone();
-        let taken = tokio::task::spawn_blocking(move || own.take(now)).await;
-        failed = match taken {
-            Ok(Ok(path)) => {
-                inner.note(now).await;
-                tracing::info!(path = %path.display(), "the director was backed up");
-                false
-            }
-            Ok(Err(error)) => {
-                inner.failed.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(error = %ErrorChain(&error), "the director was not backed up");
-                true
-            }
-            // The runtime ends.
-            Err(_) => return,
-        };
-    }
-}
-
-/// How long it is until the next backup.
-fn until_due(last: Option<Timestamp>, now: Timestamp, every: Duration) -> Duration {
-    match last {
-        // A clock that went back makes it wait for no longer than a whole period.
-        Some(last) => every.saturating_sub(Duration::from_millis(now.ms_since(last))),
-        None => Duration::ZERO,
-    }
-}
-
-impl Inner {
-    fn recipients(&self) -> Vec<Recipient> {
-        let own = std::iter::once(self.key.recipient());
-        own.chain(self.config.recipients.iter().cloned()).collect()
-    }
-
-    /// A scheduled backup: written, read back, and older ones pruned.
-    fn take(&self, now: Timestamp) -> Result<PathBuf, BackupError> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = &self.config.directory;
-        let made = std::fs::create_dir_all(directory);
-        made.map_err(file_error("make", directory))?;
-        let path = directory.join(name(now));
-        director::write_file(&self.dir, &self.recipients(), now, &path)?;
-        if let Err(error) = director::verify(&self.dir, &self.key, &path) {
-            // One that cannot be read back is none.
-            let _ = std::fs::remove_file(&path);
-            return Err(error);
-        }
-        prune(directory, self.config.keep).map_err(file_error("prune", directory))?;
-        Ok(path)
-    }
-
-    /// Writes down that a backup of this moment is whole.
-    async fn note(&self, at: Timestamp) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
-        let mut commit = Commit::default();
-        commit.value(Kind::Meta, LAST, Expect::Any, &Last { at });
-        if let Err(error) = self.records.commit(commit).await {
-            let error = ErrorChain(&error);
-            tracing::warn!(%error, "cannot write down when the director was backed up");
-        }
-    }
-}
-
-/// The name of the backup of a moment; names sort as their moments do.
-fn name(at: Timestamp) -> String {
-    let time: String = at
-        .to_string()
-        .chars()
-        .filter(|c| !matches!(c, ':' | '-'))
-        .collect();
-    format!("{PREFIX}{time}{SUFFIX}")
-}
-
-/// What is too much of a directory's files, when so many backups are kept: the oldest.
-fn surplus(mut names: Vec<String>, keep: u32) -> Vec<String> {
-    names.retain(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
-    names.sort();
-    let surplus = names.len().saturating_sub(keep as usize);
-    names.truncate(surplus);
-    names
-}
-
-fn prune(directory: &Path, keep: u32) -> io::Result<()> {
-    let entries = std::fs::read_dir(directory)?.flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    for old in surplus(names.collect(), keep) {
-        std::fs::remove_file(directory.join(old))?;
-    }
-    Ok(())
-}
-
-/// Hands on what is written, piece by piece.
-struct Pieces(mpsc::Sender<Result<Vec<u8>, BackupError>>);
-
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(bytes.to_vec()));
-        sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// The backups that the policy does not keep, of those listed newest first. `created_at`: of the cluster that there
+/// is now.
+pub fn surplus(
+    policy: BackupSpec,
+    listed: &[BackupEntry],
+    created_at: Timestamp,
+) -> Vec<BackupName> {
+    let keep = usize::try_from(policy.keep.max(1)).unwrap_or(usize::MAX);
+    listed
+        .iter()
+        .map(|entry| &entry.manifest)
+        .filter(|of| of.reason == BackupReason::Scheduled && of.cluster_created_at == created_at)
+        .skip(keep)
+        .map(|of| of.name.clone())
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use windlass_common::id::{ClusterName, Digest};
+
+    use super::super::fixtures::manifest;
+    use super::super::record::BackupSuccess;
+    use super::super::repository::ArchiveFacts;
     use super::*;
 
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::from_unix_ms(seconds * 1000)
+    const HOURLY: BackupSpec = BackupSpec {
+        every_minutes: 60,
+        keep: 2,
+    };
+
+    fn minute(minute: u64) -> Timestamp {
+        Timestamp::from_unix_ms(minute * 60_000)
+    }
+
+    /// Of a cluster whose last backup succeeded then, and has failed so often since, the last time then.
+    fn record(succeeded: Option<u64>, failed: Option<(u32, u64)>) -> BackupRecord {
+        let mut record = BackupRecord::new(ClusterName::new("demo").unwrap());
+        let name: BackupName = "20300131-120000-00000001".parse().unwrap();
+        if let Some(at) = succeeded {
+            record.succeed(BackupSuccess {
+                name: name.clone(),
+                taken_at: minute(at),
+                took_ms: 1000,
+            });
+        }
+        if let Some((times, at)) = failed {
+            for _ in 0..times {
+                record.fail(name.clone(), minute(at), "no room".to_owned());
+            }
+        }
+        record
     }
 
     #[test]
-    fn the_next_one_is_due_a_period_after_the_last() {
-        let hour = Duration::from_secs(3600);
+    fn a_backup_is_due_when_the_last_is_older_than_the_interval() {
+        let off = BackupSpec {
+            every_minutes: 0,
+            keep: 2,
+        };
+        let at = |at| Due::At(minute(at));
+        #[rustfmt::skip] // one case per line, so that a missing one shows
         let cases = [
-            ("none yet", None, 0),
-            ("just taken", Some(at(10_000)), 3600),
-            ("half of it passed", Some(at(8_200)), 1800),
-            ("overdue", Some(at(1)), 0),
-            ("the clock went back", Some(at(20_000)), 3600),
+            ("none yet",                         HOURLY, None,      None,           false, 100, Due::Now),
+            ("none yet, and a task",             HOURLY, None,      None,           true,  100, Due::Now),
+            ("fresh",                            HOURLY, Some(100), None,           false, 159, at(160)),
+            ("old",                              HOURLY, Some(100), None,           false, 160, Due::Now),
+            ("old, and a task",                  HOURLY, Some(100), None,           true,  160, at(220)),
+            ("overdue by an interval, and a task", HOURLY, Some(100), None,         true,  220, Due::Now),
+            ("failed a moment ago",              HOURLY, None,      Some((1, 100)), false, 100, at(101)),
+            ("failed a minute ago",              HOURLY, None,      Some((1, 100)), false, 101, Due::Now),
+            ("failed thrice",                    HOURLY, None,      Some((3, 100)), false, 101, at(104)),
+            ("failed for days",                  HOURLY, None,      Some((99, 100)), false, 101, at(160)),
+            ("one that was ordered failed, and none is due", HOURLY, Some(100), Some((1, 110)), false, 120, at(160)),
+            ("the clock went back",              HOURLY, Some(900), None,           false, 100, at(160)),
+            ("switched off",                     off,    None,      None,           false, 100, Due::Never),
         ];
-        for (case, last, want) in cases {
-            let got = until_due(last, at(10_000), hour);
-            assert_eq!(got, Duration::from_secs(want), "{case}");
+        for (name, policy, succeeded, failed, busy, now, want) in cases {
+            let got = due(policy, &record(succeeded, failed), busy, minute(now));
+            assert_eq!(got, want, "{name}");
         }
     }
 
     #[test]
-    fn the_newest_are_kept_and_nothing_else_is_touched() {
-        let names = [2, 4, 1, 3].map(|day| name(at(day * 86_400)));
-        let mut all = names.to_vec();
-        all.push("director-notes.txt".to_owned());
-        all.push(".director-x.age.7.part".to_owned());
-        assert_eq!(
-            surplus(all.clone(), 2),
-            [names[2].clone(), names[0].clone()]
-        );
-        assert!(surplus(all, 9).is_empty());
+    fn what_is_older_than_the_newest_is_removed_if_it_was_scheduled() {
+        let entry = |name: &str, reason, created_ms| {
+            let mut manifest = manifest(name, b"db");
+            manifest.reason = reason;
+            manifest.cluster_created_at = Timestamp::from_unix_ms(created_ms);
+            BackupEntry {
+                manifest,
+                archive: ArchiveFacts {
+                    bytes: 1,
+                    digest: Digest::of(b"x"),
+                },
+            }
+        };
+        use BackupReason::{Ordered, Scheduled};
+        let listed = [
+            entry("20300106-000000-00000000", Scheduled, 5),
+            entry("20300105-000000-00000000", Ordered, 5),
+            entry("20300104-000000-00000000", Scheduled, 5),
+            entry("20300103-000000-00000000", Scheduled, 5),
+            entry("20300102-000000-00000000", Ordered, 5),
+            // Of a cluster of that name that was deleted.
+            entry("20300101-000000-00000000", Scheduled, 4),
+        ];
+        let created = Timestamp::from_unix_ms(5);
+        let removed = |keep| {
+            let policy = BackupSpec { keep, ..HOURLY };
+            let names = surplus(policy, &listed, created);
+            names
+                .iter()
+                .map(|name| name.as_str()[..8].to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(removed(2), ["20300103"]);
+        assert_eq!(removed(1), ["20300104", "20300103"]);
+        assert_eq!(removed(0), ["20300104", "20300103"], "the newest stays");
+        assert_eq!(removed(9), Vec::<String>::new());
     }
 }

@@ -54,7 +54,7 @@ use windlass_common::wire::session::SessionEnd;
 
 use crate::backup::director::BackupError;
 use crate::backup::hold::{Hold, HoldRecord};
-use crate::backup::schedule::Backups;
+use crate::backup::periodic::Backups;
 use crate::config::{Config, DataDir, Identity};
 use crate::epoch::CurrentEpoch;
 use crate::gateway::{CounterView, Gateway};

@@ -16,7 +16,7 @@ use crate::artifacts::Artifacts;
 use crate::backup;
 use crate::backup::envelope::{self, EnvelopeError};
 use crate::backup::hold::{HeldProvider, Hold};
-use crate::backup::schedule::Backups;
+use crate::backup::periodic::Backups;
 use crate::config::{Config, DataDir, Identity};
 use crate::epoch::CurrentEpoch;
 use crate::gateway::{self, Gateway, GatewayConfig};

@@ -1,0 +1,97 @@
+//! What the store remembers of a cluster's backups: the one under way, and how the last ones ended.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use windlass_common::id::ClusterName;
+
+use super::cluster::{BackupName, BackupReason};
+use crate::model::{Revision, Timestamp};
+
+/// Backups of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupRecord {
+    /// Which cluster.
+    #[schema(value_type = String)]
+    pub cluster: ClusterName,
+    /// The one under way: written down before anything of it is done, so that a director that starts again goes
+    /// on with it under the same name.
+    pub running: Option<BackupRun>,
+    /// The last that succeeded.
+    pub succeeded: Option<BackupSuccess>,
+    /// The last that failed, while none has succeeded since.
+    pub failed: Option<BackupFailure>,
+    /// Revision of this record.
+    pub revision: Revision,
+}
+
+/// A backup that was ordered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupRun {
+    /// The name it will have.
+    pub name: BackupName,
+    /// Why.
+    pub reason: BackupReason,
+    /// Who ordered it; the director itself when it was due.
+    pub ordered_by: String,
+    /// When.
+    pub ordered_at: Timestamp,
+}
+
+/// A backup that succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupSuccess {
+    /// Its name.
+    pub name: BackupName,
+    /// When its snapshot was asked for.
+    pub taken_at: Timestamp,
+    /// From then until it was in its place, milliseconds.
+    pub took_ms: u64,
+}
+
+/// A backup that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupFailure {
+    /// The name it would have had.
+    pub name: BackupName,
+    /// When.
+    pub at: Timestamp,
+    /// How many have failed since one succeeded.
+    pub in_a_row: u32,
+    /// Why, and what to do.
+    pub message: String,
+}
+
+impl BackupRecord {
+    /// Of a cluster that has none yet.
+    pub fn new(cluster: ClusterName) -> Self {
+        Self {
+            cluster,
+            running: None,
+            succeeded: None,
+            failed: None,
+            revision: Revision::default(),
+        }
+    }
+
+    /// The one under way has succeeded.
+    pub fn succeed(&mut self, success: BackupSuccess) {
+        (self.running, self.failed) = (None, None);
+        self.succeeded = Some(success);
+    }
+
+    /// The one under way has failed.
+    pub fn fail(&mut self, name: BackupName, at: Timestamp, message: String) {
+        let before = self.failed.as_ref().map_or(0, |failed| failed.in_a_row);
+        self.running = None;
+        self.failed = Some(BackupFailure {
+            name,
+            at,
+            in_a_row: before.saturating_add(1),
+            message,
+        });
+    }
+}

@@ -1,0 +1,368 @@
+//! Where backups of clusters are kept: a directory, or anything else behind [`Repository`].
+//!
+//! # Invariants
+//! * A backup has its name once it is whole, verified and on the disk; what is not has none and is not listed.
+//! * Beside each archive lies its entry, in the clear: what it holds, its size and its digest. Entries have no
+//!   secrets, so that listing takes no key.
+//! * Deleting names one backup.
+//!
+//! # After a crash
+//! What was unfinished is removed when the repository is used again first. An archive without its entry is
+//! written over by the same backup, which is made again.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncRead;
+use utoipa::ToSchema;
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{ClusterName, Digest};
+
+use super::cluster::{BackupName, Manifest};
+use crate::config::write_atomic;
+
+/// Most backups of one cluster that are listed, the newest first: as many as a policy may keep, and as many again
+/// that were ordered. A list of 2 KiB each is 4 MiB.
+pub const LISTED_MAX: usize = 2000;
+/// Largest entry, bytes: a manifest and two numbers.
+const ENTRY_BYTES_MAX: u64 = (1 << 20) + 1024;
+/// Where a directory keeps what has no name yet; no cluster is called so.
+const UNFINISHED: &str = ".unfinished";
+
+/// One backup of a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupEntry {
+    /// What it holds.
+    #[serde(flatten)]
+    pub manifest: Manifest,
+    /// Its archive.
+    pub archive: ArchiveFacts,
+}
+
+/// The archive of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveFacts {
+    /// Its size, bytes.
+    pub bytes: u64,
+    /// SHA-256 of it.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+}
+
+/// An archive that is read.
+pub struct Archive {
+    /// What it is.
+    pub entry: BackupEntry,
+    /// Its bytes, from the first on.
+    pub from: Box<dyn AsyncRead + Send + Unpin>,
+}
+
+impl fmt::Debug for Archive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Archive({})", self.entry.manifest.name)
+    }
+}
+
+/// Why a repository did not do what was asked. `Display` never repeats the source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    /// A file of it cannot be used.
+    #[error("cannot {doing} {}; see that the backups' directory is there, writable and has room", path.display())]
+    File {
+        /// What was tried.
+        doing: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A task of the runtime was lost.
+    #[error("the backups' directory was not looked at")]
+    Lost(#[source] tokio::task::JoinError),
+}
+
+impl RepositoryError {
+    /// Who acts.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::File { .. } => ErrorClass::Operator,
+            Self::Lost(_) => ErrorClass::Bug,
+        }
+    }
+}
+
+/// What a call of a repository returns.
+pub type RepositoryFuture<'a, T> = BoxFuture<'a, Result<T, RepositoryError>>;
+
+/// Where backups are kept.
+pub trait Repository: Send + Sync + fmt::Debug {
+    /// Directory for an archive that has no name yet, made for its owner alone.
+    fn unfinished(&self) -> RepositoryFuture<'_, PathBuf>;
+
+    /// Takes an archive out of [`Repository::unfinished`] and gives it its name, in the place of one that may
+    /// have it.
+    fn store<'a>(&'a self, archive: &'a Path, entry: &'a BackupEntry) -> RepositoryFuture<'a, ()>;
+
+    /// The backups of a cluster, newest first, at most [`LISTED_MAX`].
+    fn list<'a>(&'a self, cluster: &'a ClusterName) -> RepositoryFuture<'a, Vec<BackupEntry>>;
+
+    /// Opens one; `None` when there is none of the name.
+    fn open<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+        name: &'a BackupName,
+    ) -> RepositoryFuture<'a, Option<Archive>>;
+
+    /// Removes one; says whether it was there.
+    fn delete<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+        name: &'a BackupName,
+    ) -> RepositoryFuture<'a, bool>;
+}
+
+/// A repository that is a directory: `CLUSTER/NAME.age`, and `CLUSTER/NAME.json` beside it.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    /// The repository in this directory, which is made when it is used first.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    fn archive(&self, cluster: &ClusterName, name: &BackupName) -> PathBuf {
+        self.path.join(cluster.as_str()).join(format!("{name}.age"))
+    }
+
+    fn entry(&self, cluster: &ClusterName, name: &BackupName) -> PathBuf {
+        self.path
+            .join(cluster.as_str())
+            .join(format!("{name}.json"))
+    }
+
+    /// Does `work` where blocking is allowed.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Directory) -> Result<T, RepositoryError> + Send + 'static,
+    ) -> Result<T, RepositoryError> {
+        let own = self.clone();
+        tokio::task::spawn_blocking(move || work(&own))
+            .await
+            .map_err(RepositoryError::Lost)?
+    }
+
+    fn list_now(&self, cluster: &ClusterName) -> Result<Vec<BackupEntry>, RepositoryError> {
+        let directory = self.path.join(cluster.as_str());
+        let listed = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listed => listed.map_err(failed("list", &directory))?,
+        };
+        let mut names: Vec<BackupName> = Vec::new();
+        for file in listed {
+            let file = file.map_err(failed("list", &directory))?.file_name();
+            let stem = file.to_str().and_then(|name| name.strip_suffix(".json"));
+            names.extend(stem.and_then(|stem| stem.parse().ok()));
+        }
+        names.sort_by(|a, b| b.cmp(a));
+        names.truncate(LISTED_MAX);
+        let mut entries = Vec::new();
+        for name in &names {
+            // One that cannot be read keeps none of the others from being seen.
+            match self.entry_now(cluster, name) {
+                Ok(entry) => entries.extend(entry),
+                Err(error) => {
+                    let error = windlass_common::error::ErrorChain(&error).to_string();
+                    tracing::warn!(%cluster, backup = %name, error, "a backup cannot be listed");
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The entry of a backup whose archive is there.
+    fn entry_now(
+        &self,
+        cluster: &ClusterName,
+        name: &BackupName,
+    ) -> Result<Option<BackupEntry>, RepositoryError> {
+        let path = self.entry(cluster, name);
+        let file = match fs::File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(failed("open", &path))?,
+        };
+        if !self.archive(cluster, name).exists() {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        file.take(ENTRY_BYTES_MAX)
+            .read_to_end(&mut bytes)
+            .map_err(failed("read", &path))?;
+        let entry = serde_json::from_slice(&bytes).map_err(io::Error::from);
+        entry.map(Some).map_err(failed("read", &path))
+    }
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RepositoryError {
+    let path = path.to_owned();
+    move |source| RepositoryError::File {
+        doing,
+        path,
+        source,
+    }
+}
+
+/// Makes a directory for its owner alone.
+fn private(path: &Path) -> Result<(), RepositoryError> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(path).map_err(failed("make", path))
+}
+
+/// Removes a file; says whether it was there.
+fn remove(path: &Path) -> Result<bool, RepositoryError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("remove", path)(error)),
+    }
+}
+
+fn sync(directory: &Path) -> Result<(), RepositoryError> {
+    let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(failed("write", directory))
+}
+
+impl Repository for Directory {
+    fn unfinished(&self) -> RepositoryFuture<'_, PathBuf> {
+        Box::pin(self.blocking(|own| {
+            let path = own.path.join(UNFINISHED);
+            private(&path)?;
+            Ok(path)
+        }))
+    }
+
+    fn store<'a>(&'a self, archive: &'a Path, entry: &'a BackupEntry) -> RepositoryFuture<'a, ()> {
+        let (archive, entry) = (archive.to_owned(), entry.clone());
+        Box::pin(self.blocking(move |own| {
+            let Manifest { cluster, name, .. } = &entry.manifest;
+            let (to, beside) = (own.archive(cluster, name), own.entry(cluster, name));
+            let directory = own.path.join(cluster.as_str());
+            private(&directory)?;
+            fs::rename(&archive, &to).map_err(failed("name", &to))?;
+            sync(&directory)?;
+            let text = serde_json::to_vec_pretty(&entry).map_err(io::Error::from);
+            let text = text.map_err(failed("write", &beside))?;
+            write_atomic(&beside, &text, 0o600).map_err(failed("write", &beside))?;
+            sync(&own.path)
+        }))
+    }
+
+    fn list<'a>(&'a self, cluster: &'a ClusterName) -> RepositoryFuture<'a, Vec<BackupEntry>> {
+        let cluster = cluster.clone();
+        Box::pin(self.blocking(move |own| own.list_now(&cluster)))
+    }
+
+    fn open<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+        name: &'a BackupName,
+    ) -> RepositoryFuture<'a, Option<Archive>> {
+        let (cluster, name) = (cluster.clone(), name.clone());
+        Box::pin(self.blocking(move |own| {
+            let Some(entry) = own.entry_now(&cluster, &name)? else {
+                return Ok(None);
+            };
+            let path = own.archive(&cluster, &name);
+            let file = fs::File::open(&path).map_err(failed("open", &path))?;
+            let from = Box::new(tokio::fs::File::from_std(file));
+            Ok(Some(Archive { entry, from }))
+        }))
+    }
+
+    fn delete<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+        name: &'a BackupName,
+    ) -> RepositoryFuture<'a, bool> {
+        let (cluster, name) = (cluster.clone(), name.clone());
+        Box::pin(self.blocking(move |own| {
+            // Without its entry it is not listed any more, whatever becomes of the rest.
+            let entry = remove(&own.entry(&cluster, &name))?;
+            let archive = remove(&own.archive(&cluster, &name))?;
+            if entry || archive {
+                sync(&own.path.join(cluster.as_str()))?;
+            }
+            Ok(entry || archive)
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::super::fixtures::manifest;
+    use super::*;
+
+    fn entry(name: &str) -> BackupEntry {
+        BackupEntry {
+            manifest: manifest(name, b"db"),
+            archive: ArchiveFacts {
+                bytes: 6,
+                digest: Digest::of(b"sealed"),
+            },
+        }
+    }
+
+    async fn put(repository: &Directory, name: &str) -> BackupEntry {
+        let entry = entry(name);
+        let archive = repository.unfinished().await.unwrap().join(name);
+        fs::write(&archive, b"sealed").unwrap();
+        repository.store(&archive, &entry).await.unwrap();
+        assert!(!archive.exists());
+        entry
+    }
+
+    #[tokio::test]
+    async fn backups_are_listed_newest_first_once_they_are_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let repository = Directory::new(directory.path().join("backups"));
+        let demo = ClusterName::new("demo").unwrap();
+        assert_eq!(repository.list(&demo).await.unwrap(), []);
+        let old = put(&repository, "20300131-120000-00000001").await;
+        let new = put(&repository, "20300131-180000-00000001").await;
+        // An archive whose entry is missing has not got its name yet.
+        let unfinished = "20300201-000000-00000001".parse().unwrap();
+        fs::write(repository.archive(&demo, &unfinished), b"x").unwrap();
+        assert_eq!(
+            repository.list(&demo).await.unwrap(),
+            [new.clone(), old.clone()]
+        );
+        let other = ClusterName::new("other").unwrap();
+        assert_eq!(repository.list(&other).await.unwrap(), []);
+        let name = &new.manifest.name;
+        let mut archive = repository.open(&demo, name).await.unwrap().unwrap();
+        let mut bytes = Vec::new();
+        archive.from.read_to_end(&mut bytes).await.unwrap();
+        assert_eq!(
+            (bytes.as_slice(), archive.entry),
+            (&b"sealed"[..], new.clone())
+        );
+        assert!(repository.delete(&demo, name).await.unwrap());
+        assert!(!repository.delete(&demo, name).await.unwrap());
+        assert!(repository.open(&demo, name).await.unwrap().is_none());
+        assert_eq!(repository.list(&demo).await.unwrap(), [old]);
+    }
+}
