@@ -44,7 +44,7 @@ pub(super) async fn take(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Response, Problem> {
-    let pieces = state.director.backup(&caller).await?;
+    let pieces = state.director.own_backup(&caller).await?;
     let headers = [(header::CONTENT_TYPE, "application/octet-stream")];
     Ok((headers, Body::from_stream(pieces)).into_response())
 }

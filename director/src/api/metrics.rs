@@ -18,6 +18,7 @@ use crate::gate::Gate;
 use crate::gateway::{CounterView, Total};
 use crate::model::Timestamp;
 use crate::resurrector::Verdict;
+use crate::service::BackupCounts;
 
 /// What exporters of this format say they send.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -70,15 +71,20 @@ impl Refusals {
 pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
     let verdicts = state.director.verdicts();
     let conditions = state.director.conditions();
+    let care = ClusterCounts {
+        backups: state.director.backup_counts(),
+        etcd: state.director.etcd_needs_operator(),
+    };
     let text = exposition(
         &state.director.counters(),
         &verdicts,
         &conditions,
+        care,
         &state.refusals,
         &Own {
             on_hold: state.director.is_on_hold(),
-            last_backup: state.director.backups().0,
-            backups_failed: state.director.backups().1,
+            last_backup: state.director.own_backups().0,
+            backups_failed: state.director.own_backups().1,
         },
     );
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
@@ -92,10 +98,20 @@ struct Own {
     backups_failed: u64,
 }
 
+/// How many clusters need somebody.
+#[derive(Debug, Clone, Copy, Default)]
+struct ClusterCounts {
+    /// Because of their backups.
+    backups: BackupCounts,
+    /// Because of their etcd.
+    etcd: u64,
+}
+
 fn exposition(
     gateway: &CounterView,
     verdicts: &BTreeMap<Verdict, u64>,
     conditions: &BTreeMap<&'static str, u64>,
+    clusters: ClusterCounts,
     api: &Refusals,
     own: &Own,
 ) -> String {
@@ -156,6 +172,25 @@ fn exposition(
         "Connected machines that a condition speaks against, by condition.",
         &conditions,
     );
+    for (name, what, count) in [
+        (
+            "windlass_clusters_backup_failing",
+            "Clusters whose last backup failed.",
+            clusters.backups.failing,
+        ),
+        (
+            "windlass_clusters_backup_overdue",
+            "Clusters whose last backup is older than two of its intervals.",
+            clusters.backups.overdue,
+        ),
+        (
+            "windlass_clusters_etcd_needs_operator",
+            "Clusters whose etcd has an alarm that the director does not put out.",
+            clusters.etcd,
+        ),
+    ] {
+        family(name, "gauge", what, &[(String::new(), count)]);
+    }
     let refusals = Refusal::ALL.map(|(why, name)| (reason(name), api.get(why)));
     family(
         "windlass_api_refusals_total",
@@ -246,21 +281,23 @@ mod tests {
         }
         let verdicts = [(Verdict::NodeHung, 2)].into();
         let conditions = [("disk-space", 4), ("kubelet", 0)].into();
-        let text = exposition(
-            &view,
-            &verdicts,
-            &conditions,
-            &api,
-            &Own {
-                on_hold: true,
-                last_backup: Some(Timestamp::from_unix_ms(1_800_000_000_500)),
-                backups_failed: 2,
+        let care = ClusterCounts {
+            backups: BackupCounts {
+                failing: 1,
+                overdue: 2,
             },
-        );
+            etcd: 3,
+        };
+        let own = Own {
+            on_hold: true,
+            last_backup: Some(Timestamp::from_unix_ms(1_800_000_000_500)),
+            backups_failed: 2,
+        };
+        let text = exposition(&view, &verdicts, &conditions, care, &api, &own);
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
             samples.len(),
-            2 + Total::ALL.len()
+            5 + Total::ALL.len()
                 + Reason::ALL.len()
                 + 3
                 + Verdict::ALL.len()
@@ -278,6 +315,9 @@ mod tests {
             "windlass_gateway_refusals_total{reason=\"token_other_key\"} 5",
             "windlass_api_refusals_total{reason=\"handshake\"} 1",
             "windlass_api_refusals_total{reason=\"caller\"} 3",
+            "windlass_clusters_backup_failing 1",
+            "windlass_clusters_backup_overdue 2",
+            "windlass_clusters_etcd_needs_operator 3",
             "windlass_machines{verdict=\"NodeHung\"} 2",
             "windlass_director_on_hold 1",
             "windlass_director_last_backup_timestamp_seconds 1800000000",

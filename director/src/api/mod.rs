@@ -16,6 +16,7 @@
 mod access;
 mod agents;
 mod backup;
+mod backups;
 mod ca;
 mod campaigns;
 mod clusters;
@@ -131,6 +132,9 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(disks::list))
         .routes(routes!(disks::delete))
         .routes(routes!(restore::restore))
+        .routes(routes!(backups::list, backups::order))
+        .routes(routes!(backups::show, backups::delete))
+        .routes(routes!(backups::archive))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show))
         .routes(routes!(machines::evidence))

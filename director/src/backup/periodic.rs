@@ -1,4 +1,4 @@
-//! Backups of a running director: on order, as a stream, and by itself, into a directory.
+//! OwnBackups of a running director: on order, as a stream, and by itself, into a directory.
 //!
 //! # Invariants
 //! * One backup at a time: each copies the whole store.
@@ -47,7 +47,7 @@ struct Last {
 
 /// Takes the backups of one director.
 #[derive(Debug, Clone)]
-pub struct Backups {
+pub struct OwnBackups {
     inner: Arc<Inner>,
 }
 
@@ -64,8 +64,8 @@ struct Inner {
     failed: AtomicU64,
 }
 
-impl Backups {
-    /// Backups of this data directory, sealed for its own key and for the configured recipients.
+impl OwnBackups {
+    /// OwnBackups of this data directory, sealed for its own key and for the configured recipients.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -75,9 +75,9 @@ impl Backups {
         config: &BackupConfig,
         records: Records,
         hold: Hold,
-    ) -> Result<Backups, StoreError> {
+    ) -> Result<OwnBackups, StoreError> {
         let last: Option<(_, Last)> = records.value(Kind::Meta, LAST).await?;
-        Ok(Backups {
+        Ok(OwnBackups {
             inner: Arc::new(Inner {
                 dir,
                 key: key.clone(),

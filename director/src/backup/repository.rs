@@ -7,7 +7,7 @@
 //! * Deleting names one backup.
 //!
 //! # After a crash
-//! What was unfinished is removed when the repository is used again first. An archive without its entry is
+//! What was unfinished is removed when the director starts ([`Repository::tidy`]). An archive without its entry is
 //! written over by the same backup, which is made again.
 
 use std::fmt;
@@ -107,6 +107,9 @@ pub type RepositoryFuture<'a, T> = BoxFuture<'a, Result<T, RepositoryError>>;
 pub trait Repository: Send + Sync + fmt::Debug {
     /// Directory for an archive that has no name yet, made for its owner alone.
     fn unfinished(&self) -> RepositoryFuture<'_, PathBuf>;
+
+    /// Removes what a director that ended left in [`Repository::unfinished`]; while none is made.
+    fn tidy(&self) -> RepositoryFuture<'_, ()>;
 
     /// Takes an archive out of [`Repository::unfinished`] and gives it its name, in the place of one that may
     /// have it.
@@ -253,6 +256,20 @@ impl Repository for Directory {
         }))
     }
 
+    fn tidy(&self) -> RepositoryFuture<'_, ()> {
+        Box::pin(self.blocking(|own| {
+            let path = own.path.join(UNFINISHED);
+            let left = match fs::read_dir(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                left => left.map_err(failed("list", &path))?,
+            };
+            for file in left {
+                remove(&file.map_err(failed("list", &path))?.path())?;
+            }
+            Ok(())
+        }))
+    }
+
     fn store<'a>(&'a self, archive: &'a Path, entry: &'a BackupEntry) -> RepositoryFuture<'a, ()> {
         let (archive, entry) = (archive.to_owned(), entry.clone());
         Box::pin(self.blocking(move |own| {
@@ -352,6 +369,10 @@ mod tests {
         );
         let other = ClusterName::new("other").unwrap();
         assert_eq!(repository.list(&other).await.unwrap(), []);
+        let left = repository.unfinished().await.unwrap().join("left.age");
+        fs::write(&left, b"x").unwrap();
+        repository.tidy().await.unwrap();
+        assert!(!left.exists());
         let name = &new.manifest.name;
         let mut archive = repository.open(&demo, name).await.unwrap().unwrap();
         let mut bytes = Vec::new();

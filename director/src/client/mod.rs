@@ -156,6 +156,30 @@ impl Client {
         })
     }
 
+    /// A `GET` whose answer is written as it arrives; how many bytes it has.
+    ///
+    /// # Errors
+    /// [`ClientError`], or what the writer says.
+    pub async fn download(
+        &self,
+        path: &str,
+        to: &mut impl std::io::Write,
+    ) -> Result<std::io::Result<u64>, ClientError> {
+        let response = self.send(Method::GET, path, None, &[]).await?;
+        let mut pieces = Pieces {
+            body: response.into_body(),
+            address: self.context.address.clone(),
+        };
+        let mut bytes = 0;
+        while let Some(piece) = pieces.next().await? {
+            if let Err(error) = to.write_all(&piece) {
+                return Ok(Err(error));
+            }
+            bytes += piece.len() as u64;
+        }
+        Ok(Ok(bytes))
+    }
+
     /// A request whose connection becomes a stream of `protocol` both ways.
     pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<Upgraded, ClientError> {
         let headers = [("connection", "Upgrade"), ("upgrade", protocol)];

@@ -11,6 +11,7 @@
 //! # Not here
 //! Whether what the file names works on this host: that is `preflight`.
 
+mod backup;
 mod files;
 mod identity;
 mod init;
@@ -122,18 +123,18 @@ pub struct Config {
     pub local: LocalConfig,
     /// What is done about machines that do not work.
     pub resurrector: ResurrectorConfig,
-    /// Backups of the director itself.
+    /// Backups of the director itself, and where those of clusters are.
     pub backup: BackupConfig,
 }
 
-/// Backups of the director itself.
+/// Backups of the director itself, and where those of clusters are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupConfig {
-    /// Time between two that are taken by themselves; `None`: none are.
+    /// Time between two of the director that are taken by themselves; `None`: none are.
     pub every: Option<Duration>,
     /// How many of those are kept.
     pub keep: u32,
-    /// Where they are put.
+    /// Where they are put; those of a cluster in a directory of its name below it.
     pub directory: PathBuf,
     /// Who can open every backup, besides this director's own key.
     pub recipients: Vec<Recipient>,

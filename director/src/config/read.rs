@@ -8,9 +8,8 @@ use ipnet::Ipv4Net;
 use serde_json::Value;
 use windlass_common::limits::{LAPSED_GRACE, LAPSED_GRACE_HOURS_MAX};
 
-use super::resurrector;
-use super::{ApiConfig, BackupConfig, Config, DataDir, GatewayConfig, LocalConfig, StemcellConfig};
-use crate::backup::envelope::{RECIPIENTS_MAX, Recipient};
+use super::{ApiConfig, Config, DataDir, GatewayConfig, LocalConfig, StemcellConfig};
+use super::{backup, resurrector};
 use crate::gateway::ArtifactRates;
 use crate::spec::{Faults, Fields, shown, usable_network};
 
@@ -82,7 +81,7 @@ fn whole(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<Config> {
             local
         }
     };
-    let backup = backup(fields.take("backup").unwrap_or(&empty), dir, faults);
+    let backup = backup::read(fields.take("backup").unwrap_or(&empty), dir, faults);
     let resurrector = resurrector::read(fields.take("resurrector").unwrap_or(&empty), faults);
     fields.close(faults);
     Some(Config {
@@ -205,40 +204,6 @@ fn local(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<LocalConfi
     })
 }
 
-/// Hours between two backups; 0: none are taken by themselves. A year is as good as never.
-const BACKUP_HOURS: std::ops::RangeInclusive<u32> = 0..=8760;
-/// Backups that are kept.
-const BACKUPS_KEPT: std::ops::RangeInclusive<u32> = 1..=10_000;
-
-fn backup(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<BackupConfig> {
-    let mut fields = Fields::open(value, "backup", faults)?;
-    let hours = fields.number("every_hours", 0, &BACKUP_HOURS, "hours", faults);
-    let keep = fields.number("keep", 7, &BACKUPS_KEPT, "backups", faults);
-    let default = dir.path().join("backups");
-    let path = |text: &str| (!text.is_empty()).then(|| dir.path().join(text));
-    let directory = fields.optional("directory", default, "a path", faults, path);
-    let allowed = format!(
-        "a list of at most {} public keys of age, age1…",
-        RECIPIENTS_MAX - 1
-    );
-    let recipients = list(&mut fields, "recipients", &allowed, faults, |text| {
-        text.parse::<Recipient>().ok()
-    });
-    if let Some(recipients) = &recipients
-        && recipients.len() >= RECIPIENTS_MAX
-    {
-        faults.add("backup.recipients", recipients.len().to_string(), &allowed);
-    }
-    fields.close(faults);
-    let hours = hours?;
-    Some(BackupConfig {
-        every: (hours > 0).then(|| Duration::from_secs(u64::from(hours) * 3600)),
-        keep: keep?,
-        directory: directory?,
-        recipients: recipients?,
-    })
-}
-
 pub(super) fn provider_name(text: &str) -> Option<String> {
     let sound = text.len() <= PROVIDER_NAME_MAX
         && text.starts_with(|c: char| c.is_ascii_lowercase())
@@ -248,7 +213,7 @@ pub(super) fn provider_name(text: &str) -> Option<String> {
     sound.then(|| text.to_owned())
 }
 
-fn list<T>(
+pub(super) fn list<T>(
     fields: &mut Fields<'_>,
     key: &'static str,
     allowed: &str,

@@ -308,6 +308,12 @@ pub enum Action {
         #[schema(value_type = String)]
         machine: MachineName,
     },
+    /// Save a snapshot of etcd on the machine's data disk, which outlives it.
+    SaveSnapshot {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
     /// Remove the machine's member from etcd.
     RemoveMember {
         /// The machine.
@@ -387,6 +393,7 @@ impl Action {
             | Self::StartMember { machine }
             | Self::PromoteMember { machine }
             | Self::MoveLeader { machine }
+            | Self::SaveSnapshot { machine }
             | Self::RemoveMember { machine }
             | Self::StopApi { machine }
             | Self::StopMember { machine }
@@ -440,6 +447,7 @@ impl Action {
             Self::StartMember { .. } => "start-member",
             Self::PromoteMember { .. } => "promote-member",
             Self::MoveLeader { .. } => "move-leader",
+            Self::SaveSnapshot { .. } => "save-snapshot",
             Self::RemoveMember { .. } => "remove-member",
             Self::Checkpoint { .. } => "checkpoint",
             Self::StopApi { .. } => "stop-api",

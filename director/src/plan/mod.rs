@@ -137,6 +137,7 @@ impl<'a> Checker<'a> {
             | Action::LeaveEndpoint { .. }
             | Action::Fence { .. }
             | Action::MoveLeader { .. }
+            | Action::SaveSnapshot { .. }
             | Action::AddRoutes { .. }
             | Action::PruneRoutes { .. } => {}
             Action::StopApi { .. }
@@ -319,6 +320,13 @@ impl<'a> Checker<'a> {
         if !self.has_before(step, &drain) {
             let problem = "it serves, and is not drained before";
             self.fail(&step.key, Invariant::PodBudgets, problem);
+        }
+        let saved = Action::SaveSnapshot {
+            machine: machine.clone(),
+        };
+        if member && !self.observed.outside.contains(machine) && !self.has_before(step, &saved) {
+            let problem = "what its member holds is not saved on its disk before";
+            self.fail(&step.key, Invariant::EtcdQuorum, problem);
         }
         self.out_of_endpoint(step, machine);
     }

@@ -131,6 +131,7 @@ impl<'a> Checker<'a> {
                 | Action::StartMember { .. }
                 | Action::PromoteMember { .. }
                 | Action::MoveLeader { .. }
+                | Action::SaveSnapshot { .. }
                 | Action::RemoveMember { .. }
                 // Those of a restore stand before all that is judged here: see `super::restore`.
                 | Action::StopApi { .. }

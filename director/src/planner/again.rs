@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::id::{Incarnation, MachineName};
+use windlass_common::id::MachineName;
 
 use crate::kubernetes::facts::minor_of;
 use crate::model::{
@@ -18,7 +18,11 @@ pub fn takes_repairs(task: &Task) -> bool {
     let changes = matches!(task.kind, TaskKind::UpdateCluster | TaskKind::RepairCluster);
     let goes_on = matches!(
         task.state,
-        TaskState::Queued | TaskState::Running | TaskState::Pausing | TaskState::Paused | TaskState::Waiting
+        TaskState::Queued
+            | TaskState::Running
+            | TaskState::Pausing
+            | TaskState::Paused
+            | TaskState::Waiting
     );
     changes && goes_on
 }

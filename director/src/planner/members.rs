@@ -206,6 +206,8 @@ fn one_leaves(site: &Site<'_>, name: &MachineName, gate: &[StepKey], steps: &mut
         gate = vec![machine_key(name, "leave-endpoint")];
         takedown::move_leader(name, &gate, steps);
         gate = vec![machine_key(name, "move-leader")];
+        let drained = [machine_key(name, "drain")];
+        gate.extend(takedown::save_snapshot(site, name, &drained, steps));
     }
     if site.observed.leaving.contains(name) {
         let why = "it goes for good, and what is no member is no vote that is missed";

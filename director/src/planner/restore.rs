@@ -94,6 +94,7 @@ pub fn plan(
         hash,
         steps: steps.list,
         drains: None,
+        window: None,
         restore: None,
     };
     Ok(Restore { plan, rest })

@@ -281,6 +281,8 @@ fn change(
         drain(site, name, &gate, steps);
         gate = vec![machine_key(name, "drain")];
     }
+    let stops = member && (replace || !alone);
+    let saved = stops.then(|| save_snapshot(site, name, &gate, steps));
     if member && !alone {
         leave_endpoint(name, &gate, steps);
         gate = vec![machine_key(name, "leave-endpoint")];
@@ -289,6 +291,7 @@ fn change(
     }
     if replace {
         if member {
+            gate.extend(saved.flatten());
             stop(name, alone, &gate, steps);
             gate = vec![machine_key(name, "stop-components")];
         }
@@ -302,6 +305,7 @@ fn change(
         gate = vec![machine_key(name, "delete")];
     } else if member && !alone {
         // Started anew all at once, an API server that ends its requests would miss its etcd.
+        gate.extend(saved.flatten());
         stop(name, alone, &gate, steps);
         gate = vec![machine_key(name, "stop-components")];
     }
@@ -404,6 +408,31 @@ pub(super) fn move_leader(name: &MachineName, after: &[StepKey], steps: &mut Ste
         Disruption::Nothing,
         after.iter().cloned(),
     );
+}
+
+/// Has a machine save what etcd holds on the disk that outlives it, before its member stops. Returns the step; none
+/// where it has no member.
+pub(super) fn save_snapshot(
+    site: &Site<'_>,
+    name: &MachineName,
+    after: &[StepKey],
+    steps: &mut Steps,
+) -> Option<StepKey> {
+    if site.observed.outside.contains(name) {
+        return None;
+    }
+    let key = machine_key(name, "save-snapshot");
+    steps.add(
+        key.clone(),
+        Action::SaveSnapshot {
+            machine: name.clone(),
+        },
+        "what etcd holds is saved on its data disk before its member stops",
+        Invariant::EtcdQuorum,
+        Disruption::Nothing,
+        after.iter().cloned(),
+    );
+    Some(key)
 }
 
 pub(super) fn leave_endpoint(name: &MachineName, after: &[StepKey], steps: &mut Steps) {

@@ -161,6 +161,7 @@ impl Driver {
             TaskKind::CreateCluster
             | TaskKind::RepairCluster
             | TaskKind::DeleteCluster
+            | TaskKind::RestoreCluster
             | TaskKind::UpgradeAgents => TaskState::Failed,
         };
         self.set_state(task, state, Some(fault)).await;
@@ -430,9 +431,10 @@ impl Driver {
     async fn windows(&self, task: &Task) -> MaintenanceSpec {
         match task.kind {
             TaskKind::UpdateCluster | TaskKind::UpgradeAgents => {}
-            TaskKind::CreateCluster | TaskKind::RepairCluster | TaskKind::DeleteCluster => {
-                return MaintenanceSpec::default();
-            }
+            TaskKind::CreateCluster
+            | TaskKind::RepairCluster
+            | TaskKind::RestoreCluster
+            | TaskKind::DeleteCluster => return MaintenanceSpec::default(),
         }
         loop {
             match self.records.get::<Cluster>(task.cluster.as_str()).await {
@@ -627,18 +629,18 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             task.held.as_deref().unwrap_or("it is looked at"),
             id = task.id
         )),
-        TaskState::Running => task.held.as_ref().map(|held| {
-            format!(
+        TaskState::Running => match (&task.held, &task.again) {
+            (Some(held), _) => Some(format!(
                 "{} finishes the machines that it has begun with; the maintenance window has closed: {held}",
                 task.id
-            )
-        }),
+            )),
+            (None, again) => again.as_ref().map(|plan| repairs(task, plan)),
+        },
         TaskState::RollingBack => Some(format!(
             "{} has failed, and machines get back what they had: {}",
             task.id,
             fault.as_deref().unwrap_or("no reason was given")
         )),
-        TaskState::Running => task.again.as_ref().map(|plan| repairs(task, plan)),
         TaskState::Queued
         | TaskState::Cancelling
         | TaskState::Succeeded

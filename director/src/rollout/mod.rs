@@ -399,7 +399,7 @@ fn limit(action: &Action) -> Duration {
         | Action::StartMember { .. }
         | Action::RemoveMember { .. } => 300,
         // A keyspace of 8 GiB at 10 MB/s.
-        Action::PromoteMember { .. } => 900,
+        Action::PromoteMember { .. } | Action::SaveSnapshot { .. } => 900,
         // A snapshot of 8 GiB that comes at 10 MB/s, is made into data, and synced.
         Action::RestoreMember { .. } => 1800,
         // Data that a restore without an end has left is removed.
@@ -438,6 +438,7 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::StartMember { .. }
         | Action::RestartKubelet { .. }
         | Action::SettleNodes
+        | Action::SaveSnapshot { .. }
         | Action::MoveLeader { .. } => true,
         Action::EnsureEndpoint
         | Action::CreateDisk { .. }

@@ -106,6 +106,7 @@ fn begins(action: &Action) -> bool {
         | Action::SetMemberAside { .. }
         | Action::RestartKubelet { .. }
         | Action::SettleNodes
+        | Action::SaveSnapshot { .. }
         | Action::Checkpoint { .. } => false,
     }
 }

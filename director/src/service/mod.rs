@@ -11,16 +11,19 @@
 //! HTTP, authentication and output formats (api); parsing of configuration files (config).
 
 mod agents;
+mod backups;
 mod campaigns;
+mod care;
 mod change;
 mod clusters;
 mod disks;
 mod draft;
 mod enrollment;
 mod error;
-mod hold;
+mod etcd;
 #[cfg(test)]
 mod fleet_tests;
+mod hold;
 mod kubernetes;
 mod nodes;
 mod operators;
@@ -52,9 +55,12 @@ use windlass_common::secret::Secret;
 use windlass_common::step::{Collect, Progress, StepResult};
 use windlass_common::wire::session::SessionEnd;
 
-use crate::backup::director::BackupError;
+use crate::backup::cluster::BackupName;
+use crate::backup::director;
 use crate::backup::hold::{Hold, HoldRecord};
-use crate::backup::periodic::Backups;
+use crate::backup::periodic::OwnBackups;
+use crate::backup::record::BackupRecord;
+use crate::backup::repository::{Archive, BackupEntry};
 use crate::config::{Config, DataDir, Identity};
 use crate::epoch::CurrentEpoch;
 use crate::gateway::{CounterView, Gateway};
@@ -77,6 +83,7 @@ use crate::stemcell::Catalogue;
 use crate::store::{Act, Commit, DirectoryLock, Records};
 
 pub use agents::{AT_A_TIME_MAX, AgentOrder};
+pub use backups::{BackupCounts, BackupError, ClusterBackups};
 pub use campaigns::{
     CampaignOrder, ClusterChoice, IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX, SOAK_MAX_SECONDS, Steer,
 };
@@ -85,6 +92,7 @@ pub use clusters::ChangeOrder;
 pub use disks::Disk;
 pub use enrollment::Tokens;
 pub use error::ServiceError;
+pub use etcd::AskError;
 pub use hold::{AdoptOrder, HoldView};
 pub(crate) use kubernetes::ApiServer;
 pub(crate) use operators::CERTIFICATE_LIFE;
@@ -181,7 +189,7 @@ struct Inner {
     id: DirectorId,
     epoch: CurrentEpoch,
     hold: Hold,
-    backups: Backups,
+    own_backups: OwnBackups,
     data_dir: PathBuf,
     started_at: Timestamp,
     gateway_address: SocketAddr,
@@ -201,6 +209,8 @@ struct Inner {
     /// Plans that were shown.
     plans: shown::Shown,
     repairs: repair::Repairs,
+    backups: Arc<backups::Backups>,
+    care: care::CareBook,
 }
 
 impl Director {
@@ -248,6 +258,62 @@ impl Director {
         allow(caller, Role::Operator, "change clusters")?;
         self.inner.not_on_hold("change clusters")?;
         self.inner.apply_cluster(spec, order, caller).await
+    }
+
+    /// Orders a backup of a cluster. Returns at once; the record says which, and later how it ended.
+    pub async fn order_backup(
+        &self,
+        name: &ClusterName,
+        caller: &Caller,
+    ) -> ServiceResult<BackupRecord> {
+        allow(caller, Role::Operator, "back clusters up")?;
+        self.inner.order_backup(name, caller).await
+    }
+
+    /// The backups of a cluster, also of one that is gone.
+    pub async fn backups(&self, name: &ClusterName) -> ServiceResult<ClusterBackups> {
+        self.inner.backups(name).await
+    }
+
+    /// One backup of a cluster.
+    pub async fn backup(
+        &self,
+        cluster: &ClusterName,
+        name: &BackupName,
+    ) -> ServiceResult<BackupEntry> {
+        self.inner.backup(cluster, name).await
+    }
+
+    /// The encrypted archive of a backup.
+    pub async fn backup_archive(
+        &self,
+        cluster: &ClusterName,
+        name: &BackupName,
+        caller: &Caller,
+    ) -> ServiceResult<Archive> {
+        allow(caller, Role::Admin, "fetch backups")?;
+        self.inner.backup_archive(cluster, name, caller).await
+    }
+
+    /// Deletes one backup of a cluster for good.
+    pub async fn delete_backup(
+        &self,
+        cluster: &ClusterName,
+        name: &BackupName,
+        caller: &Caller,
+    ) -> ServiceResult<BackupEntry> {
+        allow(caller, Role::Admin, "delete backups")?;
+        self.inner.delete_backup(cluster, name, caller).await
+    }
+
+    /// How many clusters there are whose etcd needs a person.
+    pub fn etcd_needs_operator(&self) -> u64 {
+        self.inner.care.needs_operator()
+    }
+
+    /// What the backups of all clusters come to.
+    pub fn backup_counts(&self) -> BackupCounts {
+        self.inner.backup_counts()
     }
 
     /// What upgrading agents would do, without doing it.
@@ -688,10 +754,10 @@ impl Director {
     }
 
     /// A backup of the director, sealed, piece by piece; the last piece is an error if it is not whole.
-    pub async fn backup(
+    pub async fn own_backup(
         &self,
         caller: &Caller,
-    ) -> ServiceResult<BoxStream<'static, Result<Vec<u8>, BackupError>>> {
+    ) -> ServiceResult<BoxStream<'static, Result<Vec<u8>, director::BackupError>>> {
         allow(caller, Role::Admin, "back the director up")?;
         let act = Act {
             action: "director.backup",
@@ -699,13 +765,13 @@ impl Director {
             ..Act::default()
         };
         self.inner.note(caller, act).await?;
-        Ok(self.inner.backups.stream())
+        Ok(self.inner.own_backups.stream())
     }
 
     /// When the last backup was taken that is whole, as far as this director knows; and how many of its
     /// scheduled ones failed since it started.
-    pub fn backups(&self) -> (Option<Timestamp>, u64) {
-        self.inner.backups.last()
+    pub fn own_backups(&self) -> (Option<Timestamp>, u64) {
+        self.inner.own_backups.last()
     }
 
     /// What the director says about itself.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use windlass_common::error::ErrorClass;
 use windlass_common::stemcell::KeyError;
 
+use super::backups::{self, Backups};
+use super::care;
 use super::enrollment::Tokens;
 use super::kubernetes::Identities;
 use super::repair::{self, Repairs};
@@ -16,7 +18,7 @@ use crate::artifacts::Artifacts;
 use crate::backup;
 use crate::backup::envelope::{self, EnvelopeError};
 use crate::backup::hold::{HeldProvider, Hold};
-use crate::backup::periodic::Backups;
+use crate::backup::periodic::OwnBackups;
 use crate::config::{Config, DataDir, Identity};
 use crate::epoch::CurrentEpoch;
 use crate::gateway::{self, Gateway, GatewayConfig};
@@ -104,13 +106,14 @@ pub(super) async fn start_through(
     );
     stemcells.trusted()?;
     let faults = preflight(provider.as_ref()).await?;
+    let backups = Arc::new(Backups::open(data, &config.backup)?);
     operators::adopt_first(&records, &id, &data.operator()).await?;
     let epoch = CurrentEpoch::from(records.next_epoch().await?);
     let hold = Hold::load(&records).await?;
     let provider: Arc<dyn Provider> = Arc::new(HeldProvider::new(provider, hold.clone()));
     let backup_key = envelope::Identity::load_or_create(&data.backup_key())?;
     backup::director::sweep(data);
-    let backups = Backups::new(
+    let own_backups = OwnBackups::new(
         data.clone(),
         &backup_key,
         &config.backup,
@@ -162,6 +165,7 @@ pub(super) async fn start_through(
             epoch: epoch.clone(),
         },
         host: provider.host_traits(),
+        etcd_turns: Default::default(),
     });
     let witnesses = Arc::new(Circle::new(gateway.clone(), world.clone()));
     let repairs = Repairs::new(config.resurrector, witnesses.clone());
@@ -183,7 +187,7 @@ pub(super) async fn start_through(
         id,
         epoch,
         hold,
-        backups,
+        own_backups,
         data_dir: data.path().to_owned(),
         started_at: Timestamp::now(),
         gateway_address,
@@ -201,9 +205,13 @@ pub(super) async fn start_through(
         orders: tokio::sync::Mutex::new(()),
         plans: Default::default(),
         repairs,
+        backups,
+        care: Default::default(),
     });
+    backups::start(Arc::downgrade(&inner));
+    care::start(Arc::downgrade(&inner));
     upkeep::start(Arc::downgrade(&inner));
-    inner.backups.start();
+    inner.own_backups.start();
     repair::start(Arc::downgrade(&inner));
     campaigns::start(Arc::downgrade(&inner));
     Ok(Director { inner })

@@ -450,3 +450,46 @@ async fn a_fresh_token_is_for_a_machine_that_is_there_and_away() {
     );
     director.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_etcd_is_not_backed_up_and_no_backup_is_invented() {
+    let rig = Rig::new().await;
+    let director = rig.director().await;
+    director.create_cluster(spec("demo"), &ann()).await.unwrap();
+    let demo = ClusterName::new("demo").unwrap();
+    let error = director.order_backup(&demo, &ann()).await.unwrap_err();
+    assert!(error.to_string().contains("is Creating"), "{error}");
+    let backups = director.backups(&demo).await.unwrap();
+    assert_eq!((backups.state, backups.items.len()), (None, 0));
+    assert_eq!(backups.policy, Some(Default::default()));
+    let nobody = ClusterName::new("nobody").unwrap();
+    let name: BackupName = "20300131-120000-00000001".parse().unwrap();
+    for error in [
+        director.backups(&nobody).await.unwrap_err(),
+        director.order_backup(&nobody, &ann()).await.unwrap_err(),
+        director.backup(&demo, &name).await.unwrap_err(),
+        director
+            .delete_backup(&demo, &name, &ann())
+            .await
+            .unwrap_err(),
+    ] {
+        assert!(matches!(error, ServiceError::NotFound { .. }), "{error}");
+    }
+    let operator = Caller {
+        role: Role::Operator,
+        ..ann()
+    };
+    for error in [
+        director
+            .delete_backup(&demo, &name, &operator)
+            .await
+            .map(drop),
+        director
+            .backup_archive(&demo, &name, &operator)
+            .await
+            .map(drop),
+    ] {
+        let error = error.unwrap_err();
+        assert!(matches!(error, ServiceError::Forbidden { .. }), "{error}");
+    }
+}

@@ -258,6 +258,10 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
             }]),
         }),
         labels: Some([("stage".to_owned(), "canary".to_owned())].into()),
+        backup: Some(RawBackup {
+            every_minutes: Some(60),
+            keep: Some(24),
+        }),
     };
     let value = serde_json::to_value(&raw).unwrap();
     let spec = parse(&value, &around()).unwrap();

@@ -98,6 +98,8 @@ pub enum Kind {
     Campaign,
     /// What is known of machines that do not or did not work, by machine.
     Case,
+    /// Backups under way and how the last ones ended, by cluster.
+    Backup,
 }
 
 impl Kind {
@@ -118,6 +120,7 @@ impl Kind {
             Self::Trust => "trust",
             Self::Campaign => "campaign",
             Self::Case => "case",
+            Self::Backup => "backup",
         }
     }
 }

@@ -14,6 +14,7 @@ use windlass_common::id::Epoch;
 use zeroize::Zeroizing;
 
 use super::{Change, Entry, Expect, Kind, Sealer, Store, StoreError, Write};
+use crate::backup::record::BackupRecord;
 use crate::model::{
     AuditEntry, AuditFilter, Caller, Campaign, Cluster, Machine, Operator, Revision, StepKey,
     StepRecord, Task, TaskId, Timestamp,
@@ -82,6 +83,7 @@ record!(Task, Task, |r| r.id.as_str());
 record!(Campaign, Campaign, |r| r.id.as_str());
 record!(Operator, Operator, |r| r.name.as_str());
 record!(CaseRecord, Case, |r| r.machine.as_str());
+record!(BackupRecord, Backup, |r| r.cluster.as_str());
 
 /// Typed access to a store. Cheap to clone.
 #[derive(Clone)]

@@ -32,6 +32,11 @@ const EXPECTED: &[(&str, Role)] = &[
     ("createClusterCredentials", Role::Admin),
     ("upgradeAgents",            Role::Operator),
     ("restoreCluster",           Role::Admin),
+    ("listBackups",              Role::Viewer),
+    ("backUpCluster",            Role::Operator),
+    ("getBackup",                Role::Viewer),
+    ("deleteBackup",             Role::Admin),
+    ("getBackupArchive",         Role::Admin),
     ("listMachines",             Role::Viewer),
     ("getMachine",               Role::Viewer),
     ("getMachineEvidence",       Role::Operator),
@@ -85,6 +90,7 @@ pub(crate) async fn every_route() -> Result<(), Failed> {
             let expected = EXPECTED.iter().find(|(operation, _)| *operation == id);
             let (_, needed) = expected.ok_or_else(|| format!("{id} is not in the table"))?;
             let path = path.replace("{name}", "nobody").replace("{id}", "t-1");
+            let path = path.replace("{backup}", "20300131-120000-00000001");
             let method: Method = method.to_uppercase().parse()?;
             for (role, client) in &clients {
                 let status = status(client, method.clone(), &path).await?;

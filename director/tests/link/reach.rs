@@ -7,8 +7,8 @@ use windlass_common::limits::SESSIONS_ON_MACHINE_MAX;
 use windlass_common::wire::frame::Frame;
 use windlass_common::wire::message::Body;
 use windlass_common::wire::session::{
-    OpenShell, Origin, RunCommand, SessionEnd, SessionInput as Input, SessionOutput as Output,
-    SessionResize, VitalsSample, WatchVitals,
+    OpenShell, Origin, RunCommand, SendSnapshot, SessionEnd, SessionInput as Input,
+    SessionOutput as Output, SessionResize, VitalsSample, WatchVitals,
 };
 use windlass_director::gateway::{DeliveryError, SessionInput, SessionOutput};
 
@@ -335,4 +335,36 @@ async fn a_command_ends_with_the_one_who_feeds_it() {
     assert!(lives(pid));
     drop(ran);
     wait_for("what it started is gone", || (!lives(pid)).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_sent_whole() {
+    let (director, machine, _dir) = start().await;
+    let ask = |name: &str| SendSnapshot {
+        origin: origin(1),
+        name: name.to_owned(),
+    };
+    let gateway = director.gateway();
+    let wanted = ask("00000000000000000007-00000007.db");
+    let opened = gateway.open_session(&machine.name, machine.incarnation, &wanted);
+    let (_input, mut output) = opened.await.unwrap();
+    let mut bytes = Vec::new();
+    let end = loop {
+        let frame = timeout(PATIENCE, output.next()).await.unwrap().unwrap();
+        match frame.kind {
+            Output::KIND => bytes.extend(frame.body::<Output>().unwrap().bytes),
+            _ => break frame.body::<SessionEnd>().unwrap(),
+        }
+    };
+    assert_eq!(end, SessionEnd::Exit(0));
+    assert!(
+        bytes == crate::world::snapshot(),
+        "{} bytes came",
+        bytes.len()
+    );
+    // What there is not is told.
+    let other = ask("00000000000000000008-00000007.db");
+    let opened = gateway.open_session(&machine.name, machine.incarnation, &other);
+    let error = opened.await.err().unwrap();
+    assert!(error.to_string().contains("0008-00000007.db"), "{error}");
 }

@@ -68,8 +68,12 @@ impl State {
             }
             // Clusters here keep the members that they began with, and their members have no leader to speak of.
             Step::Etcd(etcd) => match etcd.action {
-                EtcdAction::MoveLeader | EtcdAction::Report if self.api_server_up(name) => nothing,
-                EtcdAction::MoveLeader | EtcdAction::Report => {
+                EtcdAction::MoveLeader | EtcdAction::Report | EtcdAction::Snapshot { .. }
+                    if self.api_server_up(name) =>
+                {
+                    nothing
+                }
+                EtcdAction::MoveLeader | EtcdAction::Report | EtcdAction::Snapshot { .. } => {
                     let message = "its member does not answer";
                     Some(Err(Failure::new(ErrorClass::Retry, message)))
                 }

@@ -80,6 +80,7 @@ impl Director {
                 epoch: epoch.into(),
             },
             host: HostTraits::default(),
+            etcd_turns: Default::default(),
         });
         let watched = Arc::new(Watched {
             world: world.clone(),

@@ -4,6 +4,7 @@
 //! building a cluster is the expensive part. `cargo xtask test end-to-end` runs them.
 
 mod agents;
+mod backup;
 mod changes;
 mod crashes;
 mod etcd;
@@ -113,6 +114,10 @@ fn main() -> ExitCode {
         long(
             "restores_begin_again_with_the_last_member",
             restore::from_the_last_member,
+        ),
+        trial(
+            "a_cluster_is_backed_up_and_its_etcd_cared_for",
+            backup::backed_up_and_cared_for,
         ),
         trial(
             "one_control_plane_is_upgraded_with_consent",

@@ -16,7 +16,7 @@ use windlass_director::spec::{
 use crate::args::{ClusterCommand, SpecArgs};
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::output::{age, note, table};
-use crate::{Session, agents, change, progress, restore, shown};
+use crate::{Session, agents, change, cluster_backup, progress, restore, shown};
 
 pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -56,6 +56,10 @@ pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<Ex
         ClusterCommand::Restore { name, restore } => {
             restore::restore(session, &client, &name, restore).await
         }
+        ClusterCommand::Backup { name, to } => {
+            cluster_backup::back_up(session, &client, &name, to.as_deref()).await
+        }
+        ClusterCommand::Backups(command) => cluster_backup::run(session, &client, command).await,
         ClusterCommand::Plan { spec, delete } => plan(session, &client, &spec, delete).await,
         ClusterCommand::Credentials {
             name,
@@ -445,6 +449,7 @@ fn body(spec: &SpecArgs) -> Result<String, Failure> {
         gates: None,
         maintenance: None,
         labels: None,
+        backup: None,
     };
     serde_json::to_string(&raw).map_err(|error| Failure::of(&error))
 }

@@ -35,9 +35,13 @@ pub(crate) async fn run(session: &Session, command: DirectorCommand) -> Result<E
         DirectorCommand::Start { foreground: false } => start(session).await,
         DirectorCommand::Stop => stop(session).await,
         DirectorCommand::Status => status(session).await,
-        DirectorCommand::Backup { to } => crate::backup::take(session, &to).await,
-        DirectorCommand::BackupKey { write } => crate::backup::key(session, write.as_deref()),
-        DirectorCommand::Adopt(arguments) => crate::backup::adopt(session, arguments).await,
+        DirectorCommand::Backup { to } => crate::director_backup::take(session, &to).await,
+        DirectorCommand::BackupKey { write } => {
+            crate::director_backup::key(session, write.as_deref())
+        }
+        DirectorCommand::Adopt(arguments) => {
+            crate::director_backup::adopt(session, arguments).await
+        }
         DirectorCommand::RotateCa(arguments) => crate::rotate::run(session, arguments).await,
         DirectorCommand::Reset { yes } => crate::reset::run(session, yes).await,
     }

@@ -11,14 +11,15 @@
 
 mod agents;
 mod args;
-mod backup;
 mod bundle;
 mod campaign;
 mod change;
 mod cluster;
+mod cluster_backup;
 mod collect;
 mod daemon;
 mod director;
+mod director_backup;
 mod disk;
 mod exec;
 mod failure;

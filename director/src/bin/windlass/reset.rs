@@ -1,6 +1,6 @@
 //! `windlass director reset`: removes everything a director made on this host, in whatever state it is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -31,13 +31,34 @@ pub(crate) async fn run(session: &Session, yes: bool) -> Result<ExitCode, Failur
         .reset()
         .await
         .map_err(|error| Failure::of(&error))?;
+    let kept = keep_backups(&dir, &config)?;
     forget(&dir)?;
     drop(lock);
-    let answer = json!({"dataDir": dir.path()});
+    let answer = json!({"dataDir": dir.path(), "kept": kept});
     session.output.answer(&answer, || {
-        format!("all machines, disks and networks of the director are gone, and its state; {} is as before init", dir.path().display())
+        let mut text =
+            "all machines, disks and networks of the director are gone, and its state".to_owned();
+        for path in &kept {
+            text.push_str(&format!("; {} stays", path.display()));
+        }
+        text
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was backed up is deleted by name alone, and the key that opens it stays with it. Where nothing was, nothing
+/// stays. Returns what does.
+fn keep_backups(dir: &DataDir, config: &Config) -> Result<Vec<PathBuf>, Failure> {
+    let backups = &config.backup.directory;
+    let used = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+    };
+    if std::fs::read_dir(backups).is_ok_and(|mut entries| entries.any(used)) {
+        return Ok(vec![backups.clone(), dir.backup_key()]);
+    }
+    remove(backups, |path| std::fs::remove_dir_all(path))?;
+    remove(&dir.backup_key(), |path| std::fs::remove_file(path))?;
+    Ok(Vec::new())
 }
 
 /// Removes the director's own files, the configuration last: until then the reset can be repeated.

@@ -9,12 +9,13 @@ use windlass_director::client::Client;
 use windlass_director::model::{
     Cluster, Machine, MachinePhase, MachineView, StepKey, StepState, Task, TaskState, Wanted,
 };
+use windlass_director::service::ClusterBackups;
 
-use crate::Session;
-use crate::cluster::{describe, segment};
+use crate::cluster::{describe, pairs, segment};
 use crate::failure::Failure;
 use crate::node::health;
 use crate::output::table;
+use crate::{Session, cluster_backup};
 
 pub(crate) async fn run(
     session: &Session,
@@ -33,6 +34,10 @@ pub(crate) async fn run(
         Some(id) => Some(client.typed(&client.get(&format!("/v1/tasks/{id}")).await?)?),
         None => None,
     };
+    let backups = client
+        .get(&format!("/v1/clusters/{}/backups", segment(name)))
+        .await?;
+    let backups: ClusterBackups = client.typed(&backups)?;
     let doing = task.as_ref().map(doing).unwrap_or_default();
     let next = |machine: &Machine| next(machine, task.as_ref(), doing.get(&machine.name));
     let listed = machines.iter().map(|view| {
@@ -48,6 +53,12 @@ pub(crate) async fn run(
         })
     });
     answer["machines"] = listed.collect();
+    answer["backups"] = json!({
+        "state": backups.state,
+        "dueAt": backups.due_at,
+        "etcdProblem": backups.etcd_problem,
+        "count": backups.items.len(),
+    });
     session.output.answer(&answer, || {
         let rows = machines.iter().map(|view| {
             let machine = &view.machine;
@@ -64,7 +75,11 @@ pub(crate) async fn run(
             &["MACHINE", "ROLE", "KUBERNETES", "PHASE", "HEALTH", "NEXT"],
             rows,
         );
-        format!("{}\n\n{machines}", describe(&cluster))
+        let mut rows = vec![("Backups", cluster_backup::describe(&backups))];
+        if let Some(problem) = &backups.etcd_problem {
+            rows.push(("Etcd", problem.clone()));
+        }
+        format!("{}\n{}\n\n{machines}", describe(&cluster), pairs(rows))
     });
     Ok(ExitCode::SUCCESS)
 }

@@ -53,7 +53,7 @@ struct TransportSecurity {
 
 /// 8 GiB, the largest that etcd recommends, or three quarters of the disk, so that a full keyspace is
 /// an alarm that can be cleared and never a full disk.
-fn quota_bytes(disk_mib: u32) -> u64 {
+pub(super) fn quota_bytes(disk_mib: u32) -> u64 {
     const MAX: u64 = 8 << 30;
     (u64::from(disk_mib) << 20)
         .saturating_mul(3)

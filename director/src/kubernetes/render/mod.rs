@@ -34,6 +34,7 @@ mod services;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use windlass_common::cluster::ClusterSpec;
 use windlass_common::error::ErrorClass;
 use windlass_common::secret::SecretBytes;
 use windlass_common::step::{
@@ -205,6 +206,11 @@ pub fn etcd_data_step(action: EtcdDataAction) -> EtcdData {
         client,
         action,
     }
+}
+
+/// Bytes at which the members of a cluster's etcd take no more writes.
+pub fn etcd_quota_bytes(spec: &ClusterSpec) -> u64 {
+    etcd::quota_bytes(spec.control_plane.size.disk_mib)
 }
 
 /// A machine's member as other members know it.

@@ -174,7 +174,7 @@ fn an_upgrade_takes_the_control_plane_one_at_a_time_and_the_workers_after_it() {
     );
     assert_eq!(
         after(&plan, "machine/c-cp-0/stop-components"),
-        ["machine/c-cp-0/move-leader"]
+        ["machine/c-cp-0/move-leader", "machine/c-cp-0/save-snapshot"]
     );
     assert_eq!(
         after(&plan, "machine/c-cp-0/move-leader"),

@@ -218,7 +218,7 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             assert!(observed.outside.remove(machine));
             observed.promoted.insert(machine.clone());
         }
-        Action::MoveLeader { .. } => {}
+        Action::MoveLeader { .. } | Action::SaveSnapshot { .. } => {}
         Action::RemoveMember { machine } => {
             observed.leaving.remove(machine);
             observed.outside.insert(machine.clone());

@@ -82,6 +82,7 @@ impl Rig {
                 epoch: Epoch(1).into(),
             },
             host: HostTraits::default(),
+            etcd_turns: Default::default(),
         });
         let rollouts = Rollouts::new(records.clone(), world.clone());
         Director {

@@ -8,11 +8,14 @@
 //! # Not here
 //! In which order members join and leave (the planner). What etcd is asked (the agent).
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use windlass_common::error::ErrorClass;
-use windlass_common::id::MachineName;
+use windlass_common::id::{ClusterName, MachineName};
 use windlass_common::step::{EtcdAction, EtcdPeer, Service, Step, StepResult};
 
 use super::context::ClusterContext;
@@ -23,8 +26,26 @@ use crate::kubernetes::facts::MachineFacts;
 use crate::kubernetes::render::{self, Phase};
 use crate::model::Machine;
 
+/// Snapshots that stay on a machine's data disk: those of the last changes and backups.
+pub(crate) const SNAPSHOTS_KEPT: u32 = 3;
 /// How long one machine may take to connect before another one is asked.
 const ELSEWHERE: Duration = Duration::from_secs(2);
+
+/// Whose turn it is to take a member of a cluster's etcd out of service for a while.
+#[derive(Debug, Default)]
+pub struct EtcdTurns(Mutex<BTreeMap<ClusterName, Arc<tokio::sync::Mutex<()>>>>);
+
+impl EtcdTurns {
+    /// Waits for the turn; it ends when what is returned is dropped.
+    pub(crate) async fn take(&self, cluster: &ClusterName) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|name, turn| name == cluster || Arc::strong_count(turn) > 1);
+            turns.entry(cluster.clone()).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+}
 
 impl World {
     /// Adds a machine as a learner.
@@ -107,6 +128,31 @@ impl World {
                 vec![format!(
                     "{error}; etcd hands over its leadership when it stops"
                 )]
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Done {
+            changes,
+            records: Vec::new(),
+        })
+    }
+
+    /// Saves a snapshot on the machine's own data disk. An agent of an older release cannot.
+    pub(super) async fn save_snapshot(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        let machine = context.machine(name)?;
+        let action = EtcdAction::Snapshot {
+            keep: SNAPSHOTS_KEPT,
+        };
+        let step = Step::Etcd(render::etcd_step(action));
+        let changes = match self.deliver(machine, order, "", step).await {
+            Ok(result) => super::node::succeeded(machine, result)?.changes,
+            Err(error @ DeliveryError::TooOld { .. }) => {
+                vec![format!("{error}; no snapshot is saved on it")]
             }
             Err(error) => return Err(error.into()),
         };

@@ -48,6 +48,8 @@ use crate::store::Records;
 
 pub use agents::{AgentFuture, Agents};
 pub use context::ClusterContext;
+pub use etcd::EtcdTurns;
+pub(crate) use etcd::SNAPSHOTS_KEPT;
 pub use gates::JobOrder;
 pub use kube::{KubeApi, KubeClient};
 pub use lease::LeaseMark;
@@ -74,6 +76,8 @@ pub struct World {
     pub birth: Birth,
     /// What the provider's machines cannot do.
     pub host: HostTraits,
+    /// Whose turn it is to take a member of etcd out of service.
+    pub etcd_turns: EtcdTurns,
 }
 
 /// What every machine of this director is told at birth.
@@ -127,6 +131,7 @@ impl Effects for World {
                 | Action::StartMember { .. }
                 | Action::PromoteMember { .. }
                 | Action::MoveLeader { .. }
+                | Action::SaveSnapshot { .. }
                 | Action::RemoveMember { .. }
                 | Action::StopApi { .. }
                 | Action::StopMember { .. }
@@ -222,6 +227,7 @@ impl World {
             Action::StartMember { machine } => self.start_member(context, machine, order).await,
             Action::PromoteMember { machine } => self.promote_member(context, machine, order).await,
             Action::MoveLeader { machine } => self.move_leader(context, machine, order).await,
+            Action::SaveSnapshot { machine } => self.save_snapshot(context, machine, order).await,
             Action::RemoveMember { machine } => self.remove_member(context, machine, order).await,
             Action::StopApi { machine } => {
                 let stop = render::stop_units(&render::API_UNITS);

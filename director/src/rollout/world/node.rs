@@ -199,6 +199,8 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
+        // Another member may be rewriting its database, and answers nobody meanwhile.
+        let _turn = self.etcd_turns.take(&context.cluster.spec.name).await;
         self.others_serve(context, name, order).await?;
         let step = Step::Service(render::stop_control_plane());
         let result = self.send(machine, order, "", step).await?;

@@ -140,7 +140,7 @@ impl Inner {
                 (judge::From::Member(machine.clone()), RestoreSource::Member)
             }
             RestoreFrom::Snapshot(path) => {
-                let taken = self.take_in(path.clone()).await?;
+                let taken = self.take_snapshot(path.clone()).await?;
                 let source = RestoreSource::Snapshot {
                     digest: taken.digest,
                 };
@@ -198,7 +198,7 @@ impl Inner {
         let step = Step::EtcdData(render::etcd_data_step(EtcdDataAction::Inspect));
         let request = StepRequest {
             id: StepId(format!("{}/{random:08x}", step.kind())),
-            epoch: self.epoch,
+            epoch: self.epoch.get(),
             deadline_ms: u64::try_from(LOOK.as_millis()).unwrap_or(u64::MAX),
             step,
             labels: BTreeMap::new(),

@@ -77,7 +77,7 @@ fn verify(path: &Path) -> Result<Option<Timestamp>, Fault> {
 
 impl Inner {
     /// Verifies a file and keeps a copy of it.
-    pub(super) async fn take_in(&self, path: PathBuf) -> ServiceResult<Taken> {
+    pub(super) async fn take_snapshot(&self, path: PathBuf) -> ServiceResult<Taken> {
         let artifacts = self.world.artifacts.clone();
         let given = path.display().to_string();
         let work = move || {

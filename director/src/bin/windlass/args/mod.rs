@@ -13,6 +13,8 @@ use windlass_director::model::Role;
 pub(crate) use campaign::{CampaignCommand, UpgradeArgs};
 pub(crate) use node::NodeCommand;
 
+use crate::cluster_backup::BackupsCommand;
+
 /// Raises Kubernetes clusters from VMs, and keeps them.
 #[derive(Debug, Parser)]
 #[command(
@@ -334,7 +336,8 @@ A file looks like this; everything but the name has a default:
   pools:
     workers: {count: 2, size: {cpuMillis: 2000, memoryMib: 2048}, labels: {tier: web}}
   network: {podCidr: 10.244.0.0/16, serviceCidr: 10.96.0.0/16}
-  drain: {timeoutSeconds: 600, onTimeout: fail, loadBalancerSeconds: 10}")]
+  drain: {timeoutSeconds: 600, onTimeout: fail, loadBalancerSeconds: 10}
+  backup: {everyMinutes: 360, keep: 28}")]
     Create {
         #[command(flatten)]
         spec: SpecArgs,
@@ -454,6 +457,28 @@ Examples:
         #[command(flatten)]
         restore: crate::restore::RestoreArgs,
     },
+    /// Back a cluster up now: a verified snapshot of etcd, every secret and the desired state, encrypted
+    ///
+    /// Waits until the backup is in its place. It stays there until it is deleted by name.
+    #[command(after_help = "\
+Backups are also made by themselves, as the cluster's `backup` says, and the oldest of these are removed.
+An archive opens with the director's key (backup.key in its data directory), with the keys of the recipients
+in its configuration, and with nothing else.
+
+Examples:
+  windlass cluster backup demo
+  windlass cluster backup demo --to /mnt/vault/                 and copy it there
+  age --decrypt --identity backup.key ARCHIVE | tar tz          look into one with the stock tools")]
+    Backup {
+        /// The cluster
+        name: String,
+        /// Copy the archive to this file, or into this directory
+        #[arg(long, value_name = "PATH")]
+        to: Option<PathBuf>,
+    },
+    /// List, show, fetch and delete the backups of a cluster
+    #[command(subcommand)]
+    Backups(BackupsCommand),
     /// Show what create, apply (or, with --delete, delete) would do and why; changes nothing
     #[command(after_help = "\
 Examples:
