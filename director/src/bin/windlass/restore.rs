@@ -15,6 +15,23 @@ use crate::output::table;
 /// Stands for the member whose data goes furthest.
 pub(crate) const BEST: &str = "best";
 
+/// Shown below the help of the command.
+pub(crate) const HELP: &str = "\
+Every API server of the cluster is stopped, then every member of etcd; the data of members is made anew, and
+what they had is kept beside it on their disks. Pods go on meanwhile. What was written since the snapshot is
+lost: --dry-run says how much, and --accept-loss is needed to do it. Once the first API server is stopped the
+task cannot be cancelled; a director that dies goes on with it.
+
+When a majority of the members is gone for good, --from-member begins again with what one has that is left:
+the one that goes furthest, or the one that is named. The others join it again; machines that do not answer
+are shut out, powered off and made anew.
+
+Examples:
+  windlass cluster restore demo --from /var/backups/demo.db --dry-run
+  windlass cluster restore demo --from /var/backups/demo.db --accept-loss --wait
+  windlass cluster restore demo --from-member --dry-run
+  windlass cluster restore demo --from-member demo-cp-1 --plan sha256:… --accept-loss --wait";
+
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("source").required(true)))]
 pub(crate) struct RestoreArgs {

@@ -200,6 +200,29 @@ fn every_combination_of_fates_is_planned() {
     }
 }
 
+/// As when a cluster is found that was begun with other members, and whose disks are gone with their machines.
+#[test]
+fn members_that_begin_are_told_of_the_others_and_lost_disks_are_made_anew() {
+    let (desired, mut then, order) = scene(&[Replaced, Begins, Replaced]);
+    let first = then.machines.get_mut(&name("c-cp-1")).unwrap();
+    first.started = Some(Digest::of(b"with itself alone"));
+    for lost in ["c-cp-0", "c-cp-2"] {
+        then.disks.remove(&disk(&format!("{lost}-data")));
+    }
+    let restore = restore::plan(&desired, &then, &order).unwrap();
+    assert_eq!(check(&restore.rest, &desired, &then), Ok(()));
+    assert_eq!(plan::restore::check(&restore.plan, &order), Ok(()));
+    let stops = above(&restore.plan, "machine/c-cp-1/stop-components");
+    for lost in ["c-cp-0", "c-cp-2"] {
+        assert!(
+            stops.contains(&format!("machine/{lost}/await-node")),
+            "{stops:?}"
+        );
+        let key = format!("disk/{lost}-data/create");
+        assert!(keys(&restore.plan).contains(&key.as_str()), "{key}");
+    }
+}
+
 #[test]
 fn a_node_that_cannot_be_reached_is_not_waited_for() {
     let (mut desired, mut then) = serving(1, 2);
