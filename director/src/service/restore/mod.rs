@@ -27,6 +27,7 @@ use windlass_common::step::{
 
 use super::draft::random_u32;
 use super::{Inner, ServiceError, ServiceResult};
+use crate::gateway::DeliveryError;
 use crate::kubernetes::render;
 use crate::model::{
     Caller, ClusterPhase, Machine, MachinePhase, Plan, RestoreSource, Task, TaskKind, Timestamp,
@@ -153,10 +154,13 @@ impl Inner {
             }
         };
         let members = machines.iter().filter(|m| m.role.is_control_plane());
-        let looks = join_all(
-            members.map(|machine| async { (machine.name.clone(), self.look_at(machine).await) }),
-        );
-        let looks: BTreeMap<MachineName, judge::Look> = looks.await.into_iter().collect();
+        let looks = join_all(members.map(|machine| async {
+            let look = self.look_at(machine).await?;
+            Ok::<_, ServiceError>((machine.name.clone(), look))
+        }));
+        let looks: Vec<_> = looks.await;
+        let looks: BTreeMap<MachineName, judge::Look> =
+            looks.into_iter().collect::<Result<_, _>>()?;
         let votes = |name: &MachineName| machines.iter().any(|m| m.name == *name && m.votes());
         let judged = judge::judge(name.as_str(), &from, &looks, votes, Timestamp::now());
         let (members, forecast) = judged.map_err(|refusal| ServiceError::Conflict {
@@ -183,18 +187,19 @@ impl Inner {
         names.collect()
     }
 
-    /// How far the data of a machine's member goes.
-    async fn look_at(&self, machine: &Machine) -> judge::Look {
+    /// How far the data of a machine's member goes, or why the machine cannot be told to stop. Of one that can and
+    /// that fails to say, nothing is known.
+    async fn look_at(&self, machine: &Machine) -> ServiceResult<judge::Look> {
         if machine.fenced || machine.phase <= MachinePhase::Creating {
-            return Err("it is shut out, or was not made yet".to_owned());
+            return Ok(Err("it is shut out, or was not made yet".to_owned()));
         }
         let agents = &self.world.agents;
         let deadline = Instant::now() + CONNECT;
-        agents
-            .wait_connected(&machine.name, machine.incarnation, deadline)
-            .await
-            .map_err(|_| "its agent is not connected".to_owned())?;
-        let random = random_u32().map_err(|error| error.to_string())?;
+        let connected = agents.wait_connected(&machine.name, machine.incarnation, deadline);
+        if connected.await.is_err() {
+            return Ok(Err("its agent is not connected".to_owned()));
+        }
+        let random = random_u32()?;
         let step = Step::EtcdData(render::etcd_data_step(EtcdDataAction::Inspect));
         let request = StepRequest {
             id: StepId(format!("{}/{random:08x}", step.kind())),
@@ -215,14 +220,30 @@ impl Inner {
             said
         };
         let (result, said) = tokio::join!(call, listen);
-        let result = result.map_err(|error| ErrorChain(&error).to_string())?;
-        match result.outcome {
-            Outcome::Converged | Outcome::Changed => {}
+        let result = match result {
+            Ok(result) => result,
+            // It serves, and is no machine to be shut out for that.
+            Err(error @ DeliveryError::TooOld { .. }) => {
+                return Err(ServiceError::Conflict {
+                    message: format!(
+                        "{error}; `windlass cluster upgrade-agents {}` does it in place",
+                        machine.cluster
+                    ),
+                });
+            }
+            Err(error) => return Ok(Err(ErrorChain(&error).to_string())),
+        };
+        let report = match result.outcome {
+            Outcome::Converged | Outcome::Changed => {
+                serde_json::from_slice::<EtcdDataReport>(&said).map_err(|error| error.to_string())
+            }
             Outcome::Failed { message, .. }
             | Outcome::Unknown { message }
-            | Outcome::Refused { message } => return Err(message),
-        }
-        serde_json::from_slice::<EtcdDataReport>(&said)
-            .map_err(|error| format!("what its agent says is not understood: {error}"))
+            | Outcome::Refused { message } => Err(message),
+        };
+        Ok(Ok(report.unwrap_or_else(|error| {
+            tracing::warn!(machine = %machine.name, error, "how far its data goes is not known");
+            EtcdDataReport::default()
+        })))
     }
 }
