@@ -158,6 +158,47 @@ impl World {
             .context("no director is running")
     }
 
+    /// Sets up a director named `name` whose machines and disks are in `platform`, outside its data directory;
+    /// starts it.
+    pub fn start_apart(name: &str, platform: &Path) -> Result<World> {
+        let world = World::start(name)?;
+        let path = world.dir.path().join("director.toml");
+        let text = std::fs::read_to_string(&path)?;
+        let own = "directory = \"provider\"";
+        if !text.contains(own) {
+            bail!("director.toml has no line {own}");
+        }
+        let apart = format!("directory = \"{}\"", platform.display());
+        std::fs::write(&path, text.replace(own, &apart))?;
+        world.run(&["director", "stop"])?;
+        world.run(&["director", "start"])?;
+        Ok(world)
+    }
+
+    /// Stops the director, throws its data directory away, and restores a backup into another one. Nothing is
+    /// started.
+    pub fn restore_elsewhere(&mut self, archive: &Path, identity: &Path) -> Result<Value> {
+        self.run(&["director", "stop"])?;
+        let other = tempfile::Builder::new()
+            .prefix(&format!("windlass-e2e-{}-", self.name))
+            .tempdir_in("/var/tmp")
+            .context("cannot make a data directory")?;
+        self.dir = other;
+        let output = Command::new(self.bin.join("windlass-director"))
+            .args(["restore", "--json", "--data-dir"])
+            .arg(self.dir.path())
+            .arg("--from")
+            .arg(archive)
+            .arg("--identity")
+            .arg(identity)
+            .output()
+            .context("cannot start windlass-director")?;
+        if !output.status.success() {
+            bail!("restore: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        serde_json::from_slice(&output.stdout).context("no JSON")
+    }
+
     /// Kills the director as a power cut would, and starts it again.
     pub fn crash_director(&self) -> Result<()> {
         let pid = self.director_pid()?;

@@ -193,6 +193,8 @@ impl Inner {
         for machine in &adoption.forgotten {
             commit.delete(machine);
             commit.delete_value(Kind::Address, &machine.address.to_string());
+            commit.delete_value(Kind::Certificates, machine.name.as_str());
+            commit.delete_value(Kind::Case, machine.name.as_str());
         }
         for (address, name) in &adoption.reserved {
             commit.value(

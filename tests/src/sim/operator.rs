@@ -593,7 +593,7 @@ async fn run_exec(site: &Site, director: &Director, number: u64) {
     };
     let request = StepRequest {
         id: StepId(format!("exec/{number}")),
-        epoch: director.world.birth.epoch,
+        epoch: director.world.birth.epoch.get(),
         deadline_ms: 60_000,
         step: Step::Exec(Exec {
             argv: vec!["true".into()],

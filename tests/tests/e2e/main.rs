@@ -7,6 +7,7 @@ mod agents;
 mod backup;
 mod changes;
 mod crashes;
+mod director_restore;
 mod etcd;
 mod faults;
 mod gates;
@@ -139,6 +140,10 @@ fn main() -> ExitCode {
             repair::joins_an_upgrade,
         ),
         long("repair_leaves_alone_what_is_cut_off", repair::cut_off),
+        trial(
+            "a_director_is_restored_while_machines_have_changed",
+            director_restore::while_machines_have_changed,
+        ),
         trial("repair_brings_members_back", repair::control_plane),
         trial("repair_gives_up_on_poison", repair::poison),
         trial(

@@ -26,7 +26,7 @@ const RATE: u32 = 20;
 pub(crate) fn the_ca_is_rotated() -> Result<()> {
     with_world(|world| {
         let kubectl = shared_cluster(world)?;
-        let (target, pods) = (service(world, &kubectl)?, pods(&kubectl)?);
+        let (target, pods) = (service(world, &kubectl, SHARED)?, pods(&kubectl)?);
         let old = old_context(world)?;
         let asleep = machine_of(world, SHARED, "worker")?;
         let before = machines(world)?;
@@ -108,14 +108,14 @@ fn machines(world: &World) -> Result<BTreeMap<String, (Value, Value)>> {
 }
 
 /// A server on each worker, behind a port of every node.
-fn service(world: &World, kubectl: &Kubectl) -> Result<Target> {
+pub(crate) fn service(world: &World, kubectl: &Kubectl, cluster: &str) -> Result<Target> {
     echo(kubectl)?;
     kubectl.apply(&json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "outside", "namespace": "default"},
         "spec": {"type": "NodePort", "selector": {"app": "echo"},
                  "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]}}))?;
-    let listed = world.json(&["node", "list", "--cluster", SHARED])?;
-    let worker = machine_of(world, SHARED, "worker")?;
+    let listed = world.json(&["node", "list", "--cluster", cluster])?;
+    let worker = machine_of(world, cluster, "worker")?;
     let found = items(&listed)?
         .iter()
         .find(|machine| machine["name"] == worker);
@@ -134,7 +134,7 @@ fn service(world: &World, kubectl: &Kubectl) -> Result<Target> {
 }
 
 /// Each pod of the Service with the restarts of its containers.
-fn pods(kubectl: &Kubectl) -> Result<BTreeMap<String, Value>> {
+pub(crate) fn pods(kubectl: &Kubectl) -> Result<BTreeMap<String, Value>> {
     let found = kubectl.get(&["pods", "-l", "app=echo"])?;
     let one = |pod: &Value| {
         let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
