@@ -2,13 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
@@ -53,9 +52,12 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts the program that `WINDLASS_TEST_PROMETHEUS` names; without it there is none.
+    /// Starts the one that `WINDLASS_TEST_PROMETHEUS` names, or that is on the path; without it there is none.
     fn start(world: &World) -> Result<Option<Prometheus>> {
-        let Some(program) = std::env::var_os("WINDLASS_TEST_PROMETHEUS") else {
+        let named = std::env::var_os("WINDLASS_TEST_PROMETHEUS").map(PathBuf::from);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut on_path = std::env::split_paths(&path).map(|dir| dir.join("prometheus"));
+        let Some(program) = named.or_else(|| on_path.find(|program| program.is_file())) else {
             return Ok(None);
         };
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
@@ -88,39 +90,18 @@ impl Drop for Prometheus {
     }
 }
 
-/// What a gate of a cluster looks at: answers 503, then 200. Beside it stand a query of Prometheus that holds,
-/// where the host has one, and a Job that fails.
-pub(crate) struct Gate {
-    open: Arc<AtomicBool>,
-    _prometheus: Option<Prometheus>,
+/// Gates of a cluster: a server that says no at first, a query of Prometheus where the host has one, and a Job
+/// that fails.
+pub(crate) struct Gates {
+    prometheus: Option<Prometheus>,
 }
 
-impl Gate {
-    pub(crate) fn open(&self) {
-        self.open.store(true, Ordering::Relaxed);
-    }
-
-    /// Puts a gate into the spec of a cluster that is shut at first.
-    pub(crate) fn shut(world: &World, kubectl: &Kubectl, cluster: &str) -> Result<Gate> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let url = format!("http://{}/", listener.local_addr()?);
-        let open = Arc::new(AtomicBool::new(false));
-        let answers = Arc::clone(&open);
-        std::thread::spawn(move || {
-            while let Ok((mut stream, _)) = listener.accept() {
-                let status = match answers.load(Ordering::Relaxed) {
-                    true => "200 OK",
-                    false => "503 Service Unavailable",
-                };
-                let mut request = [0; 1024];
-                let text = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
-                // A look that was given up is no matter of ours.
-                let _ = stream.read(&mut request);
-                let _ = stream.write_all(text.as_bytes());
-            }
-        });
-        let mut spec = world.json(&["cluster", "show", cluster])?["spec"].clone();
-        let mut gates = vec![json!({"name": "shop", "http": {"url": url, "timeoutSeconds": 3}})];
+impl Gates {
+    /// Puts gates into the spec of a cluster.
+    pub(crate) fn put(world: &World, kubectl: &Kubectl, cluster: &str) -> Result<Gates> {
+        let url = reluctant()?;
+        let http = json!({"url": url, "timeoutSeconds": 30});
+        let mut gates = vec![json!({"name": "shop", "http": http})];
         let prometheus = Prometheus::start(world)?;
         if let Some(prometheus) = &prometheus {
             let promql = json!({"url": prometheus.url, "query": "up{job=\"self\"} == 1",
@@ -129,16 +110,57 @@ impl Gate {
         }
         let job = json!({"namespace": "gates", "cronJob": "smoke", "timeoutSeconds": 120});
         gates.push(json!({"name": "smoke", "job": job}));
+        let mut spec = world.json(&["cluster", "show", cluster])?["spec"].clone();
         spec["gates"] = json!(gates);
         let file = world.dir().join("gated.json");
         std::fs::write(&file, spec.to_string())?;
         let file = file.to_string_lossy().into_owned();
         world.run(&["cluster", "apply", "-f", &file, "--wait"])?;
-        // The namespace is there since the gates name it.
+        // The namespace is there since a gate names it.
         smoke(kubectl, "fail")?;
-        Ok(Gate {
-            open,
-            _prometheus: prometheus,
-        })
+        Ok(Gates { prometheus })
     }
+
+    /// Each gate was looked at by a task, and was open.
+    pub(crate) fn were_open(&self, task: &Value) -> Result<()> {
+        let steps = task["steps"].as_object().context("a task has steps")?;
+        let gates = steps
+            .iter()
+            .filter(|(key, _)| key.ends_with("/await-gates"));
+        let told: Vec<String> = gates.map(|(_, step)| step["changes"].to_string()).collect();
+        let mut expected = vec![
+            "gate shop is open",
+            "gate smoke is open: Job gates/gate-smoke-",
+        ];
+        if self.prometheus.is_some() {
+            expected.push("gate scraped is open after 2 looks");
+        }
+        for part in expected {
+            let open = told.iter().any(|changes| changes.contains(part));
+            ensure!(open, "{part} is not told: {told:?}");
+        }
+        Ok(())
+    }
+}
+
+/// The URL of a server that answers 503 twice, and 200 from then on.
+fn reluctant() -> Result<String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let url = format!("http://{}/", listener.local_addr()?);
+    std::thread::spawn(move || {
+        let mut asked = 0;
+        while let Ok((mut stream, _)) = listener.accept() {
+            asked += 1;
+            let status = match asked {
+                1 | 2 => "503 Service Unavailable",
+                _ => "200 OK",
+            };
+            let mut request = [0; 1024];
+            let text = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+            // A look that was given up is no matter of ours.
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(text.as_bytes());
+        }
+    });
+    Ok(url)
 }
