@@ -18,7 +18,7 @@ use crate::gate::Gate;
 use crate::gateway::{CounterView, Total};
 use crate::model::Timestamp;
 use crate::resurrector::Verdict;
-use crate::service::BackupCounts;
+use crate::service::{BackupCounts, Expiries};
 
 /// What exporters of this format say they send.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -74,6 +74,7 @@ pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
     let care = ClusterCounts {
         backups: state.director.backup_counts(),
         etcd: state.director.etcd_needs_operator(),
+        expiries: state.director.expiries().await.unwrap_or_default(),
     };
     let text = exposition(
         &state.director.counters(),
@@ -105,6 +106,8 @@ struct ClusterCounts {
     backups: BackupCounts,
     /// Because of their etcd.
     etcd: u64,
+    /// When their first certificates expire.
+    expiries: Expiries,
 }
 
 fn exposition(
@@ -191,6 +194,20 @@ fn exposition(
     ] {
         family(name, "gauge", what, &[(String::new(), count)]);
     }
+    let expiries = [
+        ("machine", clusters.expiries.machines),
+        ("authority", clusters.expiries.authorities),
+    ];
+    let expiries: Vec<_> = expiries
+        .iter()
+        .filter_map(|(of, at)| Some((format!("{{of=\"{of}\"}}"), at.as_ref()?.unix_ms() / 1000)))
+        .collect();
+    family(
+        "windlass_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "When the first certificate of a cluster expires, in seconds since 1970: of machines, of authorities.",
+        &expiries,
+    );
     let refusals = Refusal::ALL.map(|(why, name)| (reason(name), api.get(why)));
     family(
         "windlass_api_refusals_total",
@@ -247,6 +264,7 @@ mod tests {
 
     use super::*;
     use crate::gateway::Reason;
+    use crate::model::Timestamp;
 
     #[test]
     fn a_flood_of_refusals_has_few_lines_and_each_is_counted() {
@@ -287,6 +305,10 @@ mod tests {
                 overdue: 2,
             },
             etcd: 3,
+            expiries: Expiries {
+                machines: Some(Timestamp::from_unix_ms(1_800_000_000_999)),
+                authorities: None,
+            },
         };
         let own = Own {
             on_hold: true,
@@ -297,7 +319,7 @@ mod tests {
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
             samples.len(),
-            5 + Total::ALL.len()
+            6 + Total::ALL.len()
                 + Reason::ALL.len()
                 + 3
                 + Verdict::ALL.len()
@@ -318,6 +340,7 @@ mod tests {
             "windlass_clusters_backup_failing 1",
             "windlass_clusters_backup_overdue 2",
             "windlass_clusters_etcd_needs_operator 3",
+            "windlass_certificate_expiry_timestamp_seconds{of=\"machine\"} 1800000000",
             "windlass_machines{verdict=\"NodeHung\"} 2",
             "windlass_director_on_hold 1",
             "windlass_director_last_backup_timestamp_seconds 1800000000",
@@ -342,6 +365,7 @@ mod tests {
                 .iter()
                 .any(|verdict| verdict.to_string() == quoted)
                 || windlass_common::condition::NAMES.contains(&quoted)
+                || ["machine", "authority"].contains(&quoted)
                 || Reason::ALL.iter().any(|reason| reason.name() == quoted);
             assert!(known, "{quoted} is no label's value");
         }

@@ -30,6 +30,7 @@ mod metrics;
 mod operators;
 mod overview;
 mod problem;
+mod renewal;
 mod repair;
 mod restore;
 mod serve;
@@ -63,6 +64,7 @@ pub use identity::{CallerError, operator_of};
 pub use machines::{ExecRequest, NodeOutput, Source};
 pub use operators::{AddOperator, AddedOperator, ChangeOperator};
 pub use problem::Problem;
+pub use renewal::RenewCertificates;
 pub use repair::{HoldNode, RecreateNode};
 pub use restore::RestoreCluster;
 pub use serve::{Server, ServerError, server_tls};
@@ -135,6 +137,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(backups::list, backups::order))
         .routes(routes!(backups::show, backups::delete))
         .routes(routes!(backups::archive))
+        .routes(routes!(renewal::certificates))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show))
         .routes(routes!(machines::evidence))

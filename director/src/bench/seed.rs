@@ -173,6 +173,7 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         heartbeat: None,
         proven: None,
         pinned: false,
+        certified: None,
         wanted: None,
         revision: Revision(0),
         created_at: Timestamp::now(),

@@ -30,6 +30,12 @@ pub struct Cluster {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub addons: Option<Digest>,
+    /// When the first of its authorities expires; absent while nobody has looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorities_expire_at: Option<Timestamp>,
+    /// When certificates of its machines were last renewed by themselves, or should have been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_tried_at: Option<Timestamp>,
     /// Revision of this record.
     pub revision: Revision,
     /// When it was ordered.

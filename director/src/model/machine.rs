@@ -11,7 +11,7 @@ use windlass_common::id::{
 };
 use windlass_common::report::Report;
 
-use super::{Revision, Timestamp};
+use super::{Certified, Revision, Timestamp};
 use crate::health::ConditionView;
 use crate::resurrector::{HoldKind, Verdict};
 
@@ -67,6 +67,9 @@ pub struct Machine {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub started: Option<Digest>,
+    /// The certificates that were written on it; absent when an older director wrote them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certified: Option<Certified>,
     /// Digest of the labels its Node was given.
     #[serde(default)]
     #[schema(value_type = Option<String>)]

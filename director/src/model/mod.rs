@@ -20,6 +20,7 @@ mod operator;
 mod overview;
 mod plan;
 mod restore;
+mod renewal;
 mod stemcell;
 mod task;
 mod time;
@@ -40,6 +41,7 @@ pub use operator::{Caller, Operator, Role};
 pub use overview::{ClusterOverview, TaskOverview};
 pub use plan::{Action, Disruption, DrainForecast, Goal, Invariant, Plan, PlanStep, StepKey};
 pub use restore::{MemberFate, MemberRank, RestoreForecast, RestoreSource};
+pub use renewal::Certified;
 pub use stemcell::StemcellRecord;
 pub use task::{
     Fault, StepRecord, StepState, Task, TaskEvent, TaskId, TaskIdError, TaskKind, TaskState,

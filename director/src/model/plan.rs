@@ -284,6 +284,12 @@ pub enum Action {
         /// Version of the stemcell.
         stemcell: String,
     },
+    /// Sign certificates anew for the keys that the machine has, and see that they are accepted.
+    RenewCertificates {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
     /// Add the machine to etcd as a learner, without a vote.
     AddMember {
         /// The machine.
@@ -400,6 +406,7 @@ impl Action {
             | Self::RestoreMember { machine, .. }
             | Self::SetMemberAside { machine }
             | Self::RestartKubelet { machine }
+            | Self::RenewCertificates { machine }
             | Self::UpgradeAgent { machine, .. } => Some(machine),
             Self::EnsureEndpoint
             | Self::AwaitApi
@@ -443,6 +450,7 @@ impl Action {
             Self::ForgetMachine { .. } => "forget-machine",
             Self::AwaitGates { .. } => "await-gates",
             Self::UpgradeAgent { .. } => "upgrade-agent",
+            Self::RenewCertificates { .. } => "renew-certificates",
             Self::AddMember { .. } => "add-member",
             Self::StartMember { .. } => "start-member",
             Self::PromoteMember { .. } => "promote-member",

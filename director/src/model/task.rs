@@ -94,6 +94,8 @@ pub enum TaskKind {
     UpgradeAgents,
     /// Make a cluster's etcd anew, from a snapshot or from what one member has.
     RestoreCluster,
+    /// Sign the certificates of a cluster's machines anew.
+    RenewCertificates,
 }
 
 impl fmt::Display for TaskKind {
@@ -105,6 +107,7 @@ impl fmt::Display for TaskKind {
             Self::RepairCluster => "repair-cluster",
             Self::UpgradeAgents => "upgrade-agents",
             Self::RestoreCluster => "restore-cluster",
+            Self::RenewCertificates => "renew-certificates",
         })
     }
 }

@@ -163,6 +163,7 @@ impl<'a> Checker<'a> {
                 self.needs_machine(step, machine);
             }
             Action::MountDisk { machine }
+            | Action::RenewCertificates { machine }
             | Action::Configure { machine }
             | Action::StartComponents { machine }
             | Action::AwaitControlPlane { machine } => self.agent_step(step, machine),

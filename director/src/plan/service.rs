@@ -127,6 +127,7 @@ impl<'a> Checker<'a> {
                 | Action::PruneRoutes { .. }
                 | Action::ForgetMachine { .. }
                 | Action::UpgradeAgent { .. }
+                | Action::RenewCertificates { .. }
                 | Action::AddMember { .. }
                 | Action::StartMember { .. }
                 | Action::PromoteMember { .. }

@@ -34,6 +34,7 @@ pub mod inputs;
 mod members;
 mod present;
 pub mod restore;
+pub mod renewal;
 mod steps;
 mod takedown;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use windlass_common::cluster::KubeletSettings;
 use windlass_common::id::{ClusterName, Digest, MachineName, NodeName};
 
-use crate::model::{Action, Cluster, Joined, Machine, MachinePhase};
+use crate::model::{Action, Certified, Cluster, Joined, Machine, MachinePhase};
 use crate::store::{Commit, Kind, Record, Records, StoreError};
 
 /// A change of the records.
@@ -21,6 +21,8 @@ pub enum RecordChange {
     DiskMounted(MachineName),
     /// Its configuration was written.
     Configured(MachineName, Digest),
+    /// These certificates were written on it.
+    Certified(MachineName, Certified),
     /// This is what its kubelet has said last before it is restarted.
     Heartbeat(MachineName, Option<String>),
     /// Its components were started with this configuration.
@@ -103,6 +105,7 @@ pub(super) async fn apply(
             | RecordChange::AgentConnected(name)
             | RecordChange::DiskMounted(name)
             | RecordChange::Configured(name, _)
+            | RecordChange::Certified(name, _)
             | RecordChange::Heartbeat(name, _)
             | RecordChange::Started(name, _)
             | RecordChange::NodeReady(name, _)
@@ -180,6 +183,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         }
         RecordChange::DiskMounted(_) => record.mounted = true,
         RecordChange::Configured(_, digest) => record.configured = Some(*digest),
+        RecordChange::Certified(_, certified) => record.certified = Some(*certified),
         RecordChange::Heartbeat(_, heartbeat) => record.heartbeat.clone_from(heartbeat),
         RecordChange::Started(_, digest) => {
             if record.phase == MachinePhase::Ready {
@@ -252,6 +256,7 @@ fn reset(record: &mut Machine) {
     record.data_device = None;
     record.mounted = false;
     record.configured = None;
+    record.certified = None;
     record.started = None;
     record.labelled = None;
     record.heartbeat = None;

@@ -162,6 +162,7 @@ impl Driver {
             | TaskKind::RepairCluster
             | TaskKind::DeleteCluster
             | TaskKind::RestoreCluster
+            | TaskKind::RenewCertificates
             | TaskKind::UpgradeAgents => TaskState::Failed,
         };
         self.set_state(task, state, Some(fault)).await;
@@ -408,7 +409,10 @@ impl Driver {
     async fn begin_to_cancel(&self, task: &mut Task, stop: Stop) {
         let cleans = match task.kind {
             TaskKind::CreateCluster | TaskKind::UpdateCluster | TaskKind::RepairCluster => true,
-            TaskKind::DeleteCluster | TaskKind::UpgradeAgents | TaskKind::RestoreCluster => false,
+            TaskKind::DeleteCluster
+            | TaskKind::UpgradeAgents
+            | TaskKind::RestoreCluster
+            | TaskKind::RenewCertificates => false,
         };
         let clean = stop == Stop::CleanUp && cleans;
         let runs = match task.state {
@@ -434,6 +438,7 @@ impl Driver {
             TaskKind::CreateCluster
             | TaskKind::RepairCluster
             | TaskKind::RestoreCluster
+            | TaskKind::RenewCertificates
             | TaskKind::DeleteCluster => return MaintenanceSpec::default(),
         }
         loop {
@@ -681,8 +686,10 @@ fn settle(cluster: &mut Cluster, task: &Task) {
                 }
             }
         }
-        // The cluster is what it was, whichever agents its machines have.
-        TaskKind::UpgradeAgents => (cluster.phase, fault.or(cluster.message.take())),
+        // The cluster is what it was, whichever agents and certificates its machines have.
+        TaskKind::UpgradeAgents | TaskKind::RenewCertificates => {
+            (cluster.phase, fault.or(cluster.message.take()))
+        }
         TaskKind::DeleteCluster => match task.state {
             TaskState::Queued
             | TaskState::Running

@@ -378,6 +378,7 @@ fn limit(action: &Action) -> Duration {
         | Action::Configure { .. }
         | Action::AddRoutes { .. }
         | Action::PruneRoutes { .. }
+        | Action::RenewCertificates { .. }
         | Action::Uncordon { .. } => 120,
         Action::CreateMachine { .. }
         | Action::DeleteMachine { .. }
@@ -435,6 +436,7 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::StopComponents { .. }
         | Action::AddRoutes { .. }
         | Action::PruneRoutes { .. }
+        | Action::RenewCertificates { .. }
         | Action::StartMember { .. }
         | Action::RestartKubelet { .. }
         | Action::SettleNodes

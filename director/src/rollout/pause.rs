@@ -78,6 +78,7 @@ fn begins(action: &Action) -> bool {
         | Action::RemoveMember { .. }
         | Action::StopApi { .. }
         | Action::UpgradeAgent { .. }
+        | Action::RenewCertificates { .. }
         | Action::Fence { .. }
         | Action::DeleteMachine { .. }
         | Action::DeleteDisk { .. }

@@ -186,6 +186,7 @@ fn machine(name: &MachineName) -> Machine {
         heartbeat: None,
         proven: None,
         pinned: false,
+        certified: None,
         wanted: None,
         revision: Revision::default(),
         created_at: Timestamp::now(),

@@ -39,7 +39,7 @@ impl Inner {
         let cluster = self.cluster(name).await?;
         let stemcell = self.agent_stemcell(order)?;
         let machines = self.records.machines_of(name.as_str()).await?;
-        let chosen = chosen(name, &machines, order)?;
+        let chosen = chosen(name, &machines, &order.machines)?;
         self.reachable(&chosen)?;
         let (desired, observed) = self.state(&cluster, &machines).await?;
         let names: Vec<MachineName> = chosen.iter().map(|m| m.name.clone()).collect();
@@ -145,13 +145,12 @@ impl Inner {
 }
 
 /// The machines of an order, all of which have to be in service as they are wanted.
-fn chosen<'a>(
+pub(super) fn chosen<'a>(
     cluster: &ClusterName,
     machines: &'a [Machine],
-    order: &AgentOrder,
+    named: &BTreeSet<MachineName>,
 ) -> ServiceResult<Vec<&'a Machine>> {
-    let unknown: Vec<FieldFault> = order
-        .machines
+    let unknown: Vec<FieldFault> = named
         .iter()
         .filter(|name| !machines.iter().any(|machine| machine.name == **name))
         .map(|name| {
@@ -162,10 +161,10 @@ fn chosen<'a>(
     if !unknown.is_empty() {
         return Err(ServiceError::Invalid { faults: unknown });
     }
-    let all = order.machines.is_empty();
+    let all = named.is_empty();
     let chosen: Vec<&Machine> = machines
         .iter()
-        .filter(|machine| all || order.machines.contains(&machine.name))
+        .filter(|machine| all || named.contains(&machine.name))
         .collect();
     let changing = |machine: &&&Machine| {
         machine.wanted.is_some()

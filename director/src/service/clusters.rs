@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use windlass_common::cluster::ClusterSpec;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 
+use super::certificates::CertificateOrder;
 use super::change::StemcellChoice;
 use super::draft::{Draft, random_u32};
 use super::tasks::reason_given;
@@ -247,6 +248,7 @@ impl Inner {
             TaskKind::CreateCluster
             | TaskKind::DeleteCluster
             | TaskKind::RestoreCluster
+            | TaskKind::RenewCertificates
             | TaskKind::UpgradeAgents => (ClusterPhase::Creating, "cluster.create"),
         };
         self.order_existing(&mut commit, cluster, &task, phase)?;
@@ -376,6 +378,17 @@ impl Inner {
                     task.cluster
                 ),
             }),
+            TaskKind::RenewCertificates => {
+                let of = |step: &PlanStep| match &step.action {
+                    Action::RenewCertificates { machine } => Some(machine.clone()),
+                    _ => None,
+                };
+                let order = CertificateOrder {
+                    machines: task.plan.steps.iter().filter_map(of).collect(),
+                    plan: None,
+                };
+                self.renew_certificates(&task.cluster, &order, caller).await
+            }
             TaskKind::DeleteCluster => {
                 let disk = |step: &PlanStep| match &step.action {
                     Action::DeleteDisk { disk } => Some(disk.clone()),
@@ -561,6 +574,7 @@ fn running(
         TaskKind::RepairCluster
         | TaskKind::DeleteCluster
         | TaskKind::RestoreCluster
+        | TaskKind::RenewCertificates
         | TaskKind::UpgradeAgents => false,
     };
     if leads_there {
@@ -571,6 +585,7 @@ fn running(
         (TaskKind::RepairCluster, _) => "is being repaired",
         (TaskKind::UpgradeAgents, _) => "has its agents upgraded",
         (TaskKind::RestoreCluster, _) => "is being restored",
+        (TaskKind::RenewCertificates, _) => "has its certificates renewed",
         (_, TaskState::Cancelling) => "is being brought back by a cancel",
         (_, TaskState::RollingBack) => "gets back what it had before a change failed",
         (_, TaskState::Waiting) => "has a change that waits for its maintenance window,",

@@ -260,6 +260,7 @@ mod tests {
             heartbeat: None,
             proven: None,
             pinned: false,
+            certified: None,
             wanted: None,
             revision: Revision::default(),
             created_at: Timestamp::from_unix_ms(0),

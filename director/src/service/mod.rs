@@ -14,6 +14,7 @@ mod agents;
 mod backups;
 mod campaigns;
 mod care;
+mod certificates;
 mod change;
 mod clusters;
 mod disks;
@@ -87,6 +88,7 @@ pub use backups::{BackupCounts, BackupError, ClusterBackups};
 pub use campaigns::{
     CampaignOrder, ClusterChoice, IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX, SOAK_MAX_SECONDS, Steer,
 };
+pub use certificates::{CertificateOrder, Expiries};
 pub use change::StemcellChoice;
 pub use clusters::ChangeOrder;
 pub use disks::Disk;
@@ -314,6 +316,31 @@ impl Director {
     /// What the backups of all clusters come to.
     pub fn backup_counts(&self) -> BackupCounts {
         self.inner.backup_counts()
+    }
+
+    /// What renewing certificates would do, without doing it.
+    pub async fn plan_certificates(
+        &self,
+        name: &ClusterName,
+        order: &CertificateOrder,
+    ) -> ServiceResult<Plan> {
+        self.inner.plan_certificates(name, order).await
+    }
+
+    /// Orders the renewal of machines' certificates now. Returns the task at once.
+    pub async fn renew_certificates(
+        &self,
+        name: &ClusterName,
+        order: &CertificateOrder,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        allow(caller, Role::Operator, "renew certificates")?;
+        self.inner.renew_certificates(name, order, caller).await
+    }
+
+    /// When the first certificates of all clusters expire.
+    pub async fn expiries(&self) -> ServiceResult<Expiries> {
+        self.inner.expiries().await
     }
 
     /// What upgrading agents would do, without doing it.

@@ -37,6 +37,7 @@ const EXPECTED: &[(&str, Role)] = &[
     ("getBackup",                Role::Viewer),
     ("deleteBackup",             Role::Admin),
     ("getBackupArchive",         Role::Admin),
+    ("renewCertificates",        Role::Operator),
     ("listMachines",             Role::Viewer),
     ("getMachine",               Role::Viewer),
     ("getMachineEvidence",       Role::Operator),

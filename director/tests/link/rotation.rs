@@ -52,6 +52,7 @@ fn record(of: &MachineIdentity) -> model::Machine {
         heartbeat: None,
         proven: None,
         pinned: false,
+        certified: None,
         wanted: None,
         revision: Revision::default(),
         created_at: model::Timestamp::now(),

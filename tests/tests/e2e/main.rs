@@ -15,6 +15,7 @@ mod health;
 mod lifecycle;
 mod load;
 mod reach;
+mod renewal;
 mod repair;
 mod restore;
 mod rotation;
@@ -131,6 +132,10 @@ fn main() -> ExitCode {
         trial(
             "a_cancelled_upgrade_leaves_a_cluster_that_serves",
             changes::cancelled_upgrade,
+        ),
+        trial(
+            "certificates_are_renewed_and_nothing_restarts",
+            renewal::certificates,
         ),
         long("a_whole_cluster_is_upgraded_under_load", load::upgrade),
         long("a_whole_cluster_is_made_anew_under_load", load::replacement),

@@ -16,7 +16,9 @@ use windlass_director::spec::{
 use crate::args::{ClusterCommand, SpecArgs};
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::output::{age, note, table};
-use crate::{Session, agents, change, cluster_backup, progress, restore, shown};
+use crate::{
+    Session, agents, change, cluster_backup, progress, renewal as renew, restore, shown,
+};
 
 pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -60,6 +62,11 @@ pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<Ex
             cluster_backup::back_up(session, &client, &name, to.as_deref()).await
         }
         ClusterCommand::Backups(command) => cluster_backup::run(session, &client, command).await,
+        ClusterCommand::RenewCertificates {
+            name,
+            machine,
+            renewal,
+        } => renew::certificates(session, &client, &name, machine, renewal).await,
         ClusterCommand::Plan { spec, delete } => plan(session, &client, &spec, delete).await,
         ClusterCommand::Credentials {
             name,
@@ -163,6 +170,9 @@ pub(crate) fn describe(cluster: &Cluster) -> String {
             "Pool",
             format!("{name}: {} × {}", pool.count, size(&pool.size)),
         ));
+    }
+    if let Some(at) = cluster.authorities_expire_at {
+        rows.push(("Authorities", format!("expire {at}")));
     }
     rows.push(("Pods", spec.network.pod_cidr.to_string()));
     rows.push(("Services", spec.network.service_cidr.to_string()));

@@ -28,6 +28,7 @@ mod operator;
 mod output;
 mod overview;
 mod progress;
+mod renewal;
 mod reset;
 mod restore;
 mod rotate;

@@ -61,6 +61,9 @@ pub(crate) async fn wait(
                 TaskKind::RestoreCluster => format!(
                     "`windlass cluster restore {cluster}` orders it again once the cause is out of the way; what was replaced on machines is kept there"
                 ),
+                TaskKind::RenewCertificates => format!(
+                    "the machines that are left keep theirs; `windlass task retry {id}` tries again"
+                ),
                 TaskKind::DeleteCluster => {
                     format!("`windlass task retry {id}` tries again")
                 }
@@ -109,6 +112,9 @@ fn succeeded(task: &Task) -> String {
         TaskKind::RepairCluster => format!("cluster {cluster} is repaired{took}"),
         TaskKind::UpgradeAgents => format!("the agents of cluster {cluster} are upgraded{took}"),
         TaskKind::RestoreCluster => format!("cluster {cluster} is restored{took}"),
+        TaskKind::RenewCertificates => {
+            format!("the certificates of cluster {cluster} are renewed{took}")
+        }
         TaskKind::DeleteCluster => format!("cluster {cluster} is deleted{took}"),
     }
 }

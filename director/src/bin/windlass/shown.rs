@@ -49,6 +49,7 @@ pub(crate) async fn run(
             "stemcell": machine.stemcell,
             "phase": machine.phase,
             "health": view.health,
+            "certificatesExpireAt": machine.certified.map(|certified| certified.expires_at),
             "next": next(machine),
         })
     });
@@ -68,11 +69,20 @@ pub(crate) async fn run(
                 version(&cluster, machine),
                 machine.phase.to_string(),
                 health(&view.health),
+                certificates(machine),
                 next(machine).unwrap_or_else(|| "-".to_owned()),
             ]
         });
         let machines = table(
-            &["MACHINE", "ROLE", "KUBERNETES", "PHASE", "HEALTH", "NEXT"],
+            &[
+                "MACHINE",
+                "ROLE",
+                "KUBERNETES",
+                "PHASE",
+                "HEALTH",
+                "CERTIFICATES UNTIL",
+                "NEXT",
+            ],
             rows,
         );
         let mut rows = vec![("Backups", cluster_backup::describe(&backups))];
@@ -82,6 +92,15 @@ pub(crate) async fn run(
         format!("{}\n{}\n\n{machines}", describe(&cluster), pairs(rows))
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// The day on which the first of its certificates expires; they are renewed months before.
+fn certificates(machine: &Machine) -> String {
+    let day = |at: String| at.chars().take(10).collect();
+    machine.certified.map_or_else(
+        || "-".to_owned(),
+        |certified| day(certified.expires_at.to_string()),
+    )
 }
 
 fn version(cluster: &Cluster, machine: &Machine) -> String {

@@ -24,6 +24,7 @@ mod authority;
 mod identity;
 mod profile;
 mod sign;
+mod validity;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,12 +45,13 @@ pub use self::identity::{
 };
 pub use self::profile::{AuthorityName, CertificateNames, Profile};
 pub use self::sign::{CsrError, IssueError, machine_certificates};
+pub use self::validity::Validity;
 
 /// Life of the authorities. They are replaced by a rotation that trusts old and new side by side, and
 /// ten years is what Kubernetes installers use; a cluster outlives it only by being rotated.
 pub const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * DAY_S);
-/// Life of a machine's certificates. There is no renewal by the director yet, so a year, as
-/// Kubernetes installers do; it shrinks once renewal runs by itself.
+/// Life of a machine's certificates: a year, as Kubernetes installers have it. They are renewed once two thirds
+/// of it have passed, so that a director may be away for months.
 pub const MACHINE_CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * DAY_S);
 /// Life of an operator's certificate: the API server cannot revoke one, and fetching a new one is one
 /// command.

@@ -154,6 +154,13 @@ impl Profile {
         }
     }
 
+    /// The profile of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        CONTROL_PLANE
+            .into_iter()
+            .find(|profile| profile.name() == name)
+    }
+
     /// Path of the private key.
     pub fn key_path(self) -> String {
         format!("{PKI_DIRECTORY}/{}.key", self.name())

@@ -298,3 +298,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn certificates_are_due_after_two_thirds_and_name_their_signer() {
+    let (now, pki) = (now(), pki());
+    let cluster = cluster(1, 0, HostTraits::default());
+    let issued = issue(&cluster, &cluster.machines[0], &pki);
+    let validity = Validity::of(&issued).unwrap();
+    assert_eq!(validity.until, now + MACHINE_CERTIFICATE_LIFE);
+    assert!(!validity.is_due(now + MACHINE_CERTIFICATE_LIFE / 2));
+    assert!(validity.is_due(now + MACHINE_CERTIFICATE_LIFE * 2 / 3));
+    assert!(pki.signed(&issued));
+    // Another authority of the same name is another one.
+    assert!(!self::pki().signed(&issued));
+    assert_eq!(Validity::of(&Certificates::new()), None);
+    assert_eq!(pki.authorities_expire_at(), Some(now + AUTHORITY_LIFE));
+}

@@ -49,7 +49,7 @@ use super::pki::{Certificates, ClusterPki, EncryptionKey, Profile, ServiceAccoun
 pub use self::flags::FlagsError;
 pub(super) use self::kubelet::CONTROL_PLANE_TAINT;
 pub use self::services::{
-    API_UNITS, MEMBER_UNITS, Phase, control_plane_gate, gate, restart_kubelet, service,
+    API_UNITS, MEMBER_UNITS, Phase, control_plane_gate, gate, identity_gate, restart_kubelet, service,
     stop_control_plane, stop_units,
 };
 
@@ -230,13 +230,7 @@ pub fn configure_step(
 ) -> Result<Configure, RenderError> {
     check(cluster, machine, certificates)?;
     let mut files = Files::default();
-    for profile in Profile::of(&machine.role) {
-        let pem = certificates
-            .get(profile.name())
-            .cloned()
-            .unwrap_or_default();
-        files.text(profile.certificate_path(), pem);
-    }
+    files.certificates(machine, certificates);
     files.text(KUBERNETES_CA_PATH, trust.kubernetes_ca.clone());
     node_files(cluster, machine, &mut files)?;
     match machine.role {
@@ -249,6 +243,16 @@ pub fn configure_step(
         sysctls: network::sysctls(),
         ..Configure::default()
     })
+}
+
+/// The certificates of `machine` and nothing else.
+pub fn certificates_step(machine: &MachineFacts, certificates: &Certificates) -> Configure {
+    let mut files = Files::default();
+    files.certificates(machine, certificates);
+    Configure {
+        files: files.sorted(),
+        ..Configure::default()
+    }
 }
 
 fn check(
@@ -381,6 +385,15 @@ struct Files(Vec<FileSpec>);
 impl Files {
     fn text(&mut self, path: impl Into<String>, text: String) {
         self.push(path.into(), 0o644, FileContent::Text(text));
+    }
+
+    /// A certificate that is not there is not written over.
+    fn certificates(&mut self, machine: &MachineFacts, certificates: &Certificates) {
+        for profile in Profile::of(&machine.role) {
+            if let Some(pem) = certificates.get(profile.name()) {
+                self.text(profile.certificate_path(), pem.clone());
+            }
+        }
     }
 
     fn secret(&mut self, path: &str, text: &str) {

@@ -10,10 +10,10 @@ use windlass_common::step::{
     Check, ClientFiles, Configure, FileContent, FileSpec, Gate, Service, UnitGoal, UnitState,
 };
 
-use super::super::facts::Role;
+use super::super::facts::{ClusterFacts, MachineFacts, Role};
 use super::super::pki::Profile;
 use super::super::{
-    API_PORT, CONTROLLER_MANAGER_PORT, ETCD_CLIENT_PORT, KUBE_PROXY_METRICS_PORT,
+    API_PORT, API_PROXY_PORT, CONTROLLER_MANAGER_PORT, ETCD_CLIENT_PORT, KUBE_PROXY_METRICS_PORT,
     KUBELET_HEALTH_PORT, SCHEDULER_PORT,
 };
 use super::{
@@ -217,6 +217,33 @@ pub fn gate(phase: Phase) -> Gate {
 pub fn control_plane_gate() -> Gate {
     let mut gate = gate(Phase::Etcd);
     gate.checks.extend(self::gate(Phase::ApiServer).checks);
+    gate
+}
+
+/// What shows that a machine's certificates are accepted: its node's identity by an API server, through the
+/// proxy on the machine, and on a control plane all that its components show one another.
+pub fn identity_gate(cluster: &ClusterFacts, machine: &MachineFacts) -> Gate {
+    let through_proxy = |profile| Check::Https {
+        address: loopback(API_PROXY_PORT),
+        server_name: cluster.endpoint.name.clone(),
+        path: "/readyz".to_owned(),
+        ca_path: KUBERNETES_CA_PATH.to_owned(),
+        client: Some(client(profile)),
+    };
+    let mut gate = match machine.role {
+        Role::ControlPlane => {
+            let mut gate = control_plane_gate();
+            gate.checks.extend(self::gate(Phase::Controllers).checks);
+            gate
+        }
+        Role::Worker { .. } => Gate {
+            checks: Vec::new(),
+            interval_ms: GATE_INTERVAL_MS,
+        },
+    };
+    for profile in [Profile::KubeletClient, Profile::KubeProxy] {
+        gate.checks.push(through_proxy(profile));
+    }
     gate
 }
 

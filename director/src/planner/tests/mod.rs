@@ -5,6 +5,7 @@ mod agents;
 mod change;
 mod properties;
 mod restore;
+mod renewal;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -224,7 +225,9 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             observed.outside.insert(machine.clone());
         }
         Action::AwaitGates { machine } => assert!(observed.machines[machine].ready),
-        Action::UpgradeAgent { machine, .. } => assert!(observed.machines[machine].complete),
+        Action::UpgradeAgent { machine, .. } | Action::RenewCertificates { machine } => {
+            assert!(observed.machines[machine].complete);
+        }
         Action::Checkpoint { .. } => {}
         Action::StopApi { .. }
         | Action::StopMember { .. }

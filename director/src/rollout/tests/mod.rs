@@ -278,6 +278,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             heartbeat: None,
             proven: None,
             pinned: false,
+            certified: None,
             wanted: None,
             revision: Revision(0),
             created_at: Timestamp::now(),
@@ -299,6 +300,8 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
         message: None,
         task: None,
         addons: None,
+        authorities_expire_at: None,
+        renewal_tried_at: None,
         revision: Revision(0),
         created_at: Timestamp::now(),
     };

@@ -4,7 +4,8 @@
 //! * What has an effect is found again by name after a crash: machines by name and incarnation, agent steps
 //!   by task, key and attempt, objects by name.
 //! * An incarnation may connect from before it is created until before it is deleted, and never again.
-//! * Certificates of a machine are issued once and written down before the machine sees them.
+//! * Certificates of a machine are written down before the machine sees them, and are issued anew only once they
+//!   are due or somebody orders it.
 //!
 //! # After a crash
 //! Nothing is kept in memory that the store, the provider, agents and API servers do not have.
@@ -26,6 +27,7 @@ mod precondition;
 mod registry;
 mod rehearse;
 mod restore;
+mod renewal;
 mod upgrade;
 
 use std::sync::Arc;
@@ -139,6 +141,7 @@ impl Effects for World {
                 | Action::SetMemberAside { .. }
                 | Action::RestartKubelet { .. }
                 | Action::SettleNodes
+                | Action::RenewCertificates { .. }
                 | Action::ApplyAddons
                 | Action::AwaitNode { .. }
                 | Action::DropNode { .. } => {
@@ -156,7 +159,9 @@ impl Effects for World {
                     self.plan_removal(&task.cluster).await
                 }
                 TaskKind::UpdateCluster | TaskKind::RepairCluster => self.plan_return(task).await,
-                TaskKind::UpgradeAgents | TaskKind::RestoreCluster => Err(EffectError::new(
+                TaskKind::UpgradeAgents
+                | TaskKind::RestoreCluster
+                | TaskKind::RenewCertificates => Err(EffectError::new(
                     ErrorClass::Bug,
                     format!("{} leaves nothing to clean up", task.kind),
                 )),
@@ -252,6 +257,7 @@ impl World {
                 self.restart_kubelet(context, machine, order).await
             }
             Action::SettleNodes => self.settle_nodes(context, order).await,
+            Action::RenewCertificates { machine } => self.renew(context, machine, order).await,
             Action::ApplyAddons => self.kubernetes.apply_addons(context).await,
             Action::AwaitNode { machine, .. } => {
                 let kubernetes = &self.kubernetes;

@@ -15,9 +15,9 @@ use windlass_common::step::{
 use super::context::ClusterContext;
 use super::{Done, EffectError, RecordChange, StepOrder, World};
 use crate::gateway::DeliveryError;
-use crate::kubernetes::pki::{Certificates, machine_certificates};
+use crate::kubernetes::pki::{Certificates, ClusterPki, Validity, machine_certificates};
 use crate::kubernetes::render::{self, Phase, Trust};
-use crate::model::Machine;
+use crate::model::{Certified, Machine, Timestamp};
 use crate::store::{Commit, Expect, Kind};
 
 /// Progress that may wait to be shown; what is more is dropped by the gateway.
@@ -77,7 +77,9 @@ impl World {
         let step = configure_step(context, machine, &certificates)?;
         let result = self.send(machine, order, "", Step::Configure(step)).await?;
         let digest = context.configuration(machine)?.whole;
-        Ok(done(result, RecordChange::Configured(name.clone(), digest)))
+        let mut done = done(result, RecordChange::Configured(name.clone(), digest));
+        done.records.extend(certified(name, &certificates));
+        Ok(done)
     }
 
     /// What the kubelet of a machine that is in the cluster has said last, before it is restarted. A cluster whose
@@ -100,16 +102,17 @@ impl World {
         Ok(Some(RecordChange::Heartbeat(name.clone(), before)))
     }
 
-    /// Certificates of a machine, issued now if they never were.
+    /// Certificates of a machine, issued now if they never were, are due, or are of authorities that sign no more.
     pub(super) async fn certificates(
         &self,
         context: &ClusterContext,
         machine: &Machine,
         order: &StepOrder,
     ) -> Result<Certificates, EffectError> {
+        let now = jiff::Timestamp::now();
         match self.issued(machine).await? {
-            Some(certificates) => Ok(certificates),
-            None => self.issue(context, machine, order).await,
+            Some(issued) if keeps(&context.pki, &issued, now) => Ok(issued),
+            _ => self.issue(context, machine, order).await,
         }
     }
 
@@ -126,7 +129,7 @@ impl World {
     }
 
     /// Has the machine make its keys, and issues a certificate for each.
-    async fn issue(
+    pub(super) async fn issue(
         &self,
         context: &ClusterContext,
         machine: &Machine,
@@ -286,6 +289,31 @@ pub(super) fn configure_step(
     let of = context.machine_facts(&machine.name)?;
     render::configure_step(&context.facts_for(machine), of, &trust, certificates)
         .map_err(|error| EffectError::of(error.class(), &error))
+}
+
+/// Whether a machine goes on with certificates that it was given before.
+fn keeps(pki: &ClusterPki, issued: &Certificates, now: jiff::Timestamp) -> bool {
+    let due = Validity::of(issued).is_none_or(|validity| validity.is_due(now));
+    !due && pki.signed(issued)
+}
+
+/// What the records say of the certificates that a machine has been given.
+pub(super) fn certified(name: &MachineName, certificates: &Certificates) -> Option<RecordChange> {
+    let certified = Certified::from(Validity::of(certificates)?);
+    Some(RecordChange::Certified(name.clone(), certified))
+}
+
+impl From<Validity> for Certified {
+    fn from(validity: Validity) -> Self {
+        let time = |time: jiff::Timestamp| {
+            Timestamp::from_unix_ms(u64::try_from(time.as_millisecond()).unwrap_or(0))
+        };
+        Self {
+            issued_at: time(validity.from),
+            renew_at: time(validity.renew_at()),
+            expires_at: time(validity.until),
+        }
+    }
 }
 
 pub(super) fn succeeded(machine: &Machine, result: StepResult) -> Result<StepResult, EffectError> {

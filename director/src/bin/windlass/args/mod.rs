@@ -465,6 +465,23 @@ Examples:
     /// List, show, fetch and delete the backups of a cluster
     #[command(subcommand)]
     Backups(BackupsCommand),
+    /// Renew the certificates of the machines now; nothing is restarted
+    #[command(after_help = "\
+Without this order they are renewed once two thirds of their life have passed. Keys stay where they are; a
+machine shows with its new certificates that they are accepted before the next one gets any.
+
+Examples:
+  windlass cluster renew-certificates demo --wait
+  windlass cluster renew-certificates demo --machine demo-workers-0 --dry-run")]
+    RenewCertificates {
+        /// The cluster
+        name: String,
+        /// Only of this machine; may be given several times
+        #[arg(long, value_name = "NAME")]
+        machine: Vec<String>,
+        #[command(flatten)]
+        renewal: RenewalArgs,
+    },
     /// Show what create, apply (or, with --delete, delete) would do and why; changes nothing
     #[command(after_help = "\
 Examples:
@@ -510,6 +527,21 @@ Examples:
         #[arg(long)]
         wait: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RenewalArgs {
+    /// Show what would be done and why; change nothing
+    #[arg(long, conflicts_with_all = ["plan", "wait"])]
+    pub(crate) dry_run: bool,
+    /// Carry out exactly the plan with this hash, or stop and say what changed
+    #[arg(long, value_name = "HASH")]
+    pub(crate) plan: Option<String>,
+    /// Wait for the end, showing what each machine is doing
+    ///
+    /// Ctrl-C ends the waiting, not the task.
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Args)]
