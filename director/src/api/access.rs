@@ -61,6 +61,7 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("DELETE", "/v1/clusters/{name}/backups/{backup}", Admin),
     ("GET",    "/v1/clusters/{name}/backups/{backup}/archive", Admin),
     ("POST",   "/v1/clusters/{name}/certificates", Operator),
+    ("POST",   "/v1/clusters/{name}/rotation",    Admin),
     ("*",      kubernetes::ROUTES[0],             Viewer),
     ("*",      kubernetes::ROUTES[1],             Viewer),
     ("GET",    "/v1/disks",                       Viewer),

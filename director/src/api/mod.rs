@@ -64,7 +64,7 @@ pub use identity::{CallerError, operator_of};
 pub use machines::{ExecRequest, NodeOutput, Source};
 pub use operators::{AddOperator, AddedOperator, ChangeOperator};
 pub use problem::Problem;
-pub use renewal::RenewCertificates;
+pub use renewal::{RenewCertificates, RotateSecrets};
 pub use repair::{HoldNode, RecreateNode};
 pub use restore::RestoreCluster;
 pub use serve::{Server, ServerError, server_tls};
@@ -138,6 +138,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(backups::show, backups::delete))
         .routes(routes!(backups::archive))
         .routes(routes!(renewal::certificates))
+        .routes(routes!(renewal::rotation))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show))
         .routes(routes!(machines::evidence))

@@ -13,8 +13,8 @@ use super::ApiState;
 use super::clusters::accepted;
 use super::extract::{Name, Query, Text};
 use super::problem::Problem;
-use crate::model::{Caller, Plan, Task};
-use crate::service::CertificateOrder;
+use crate::model::{Caller, Plan, RotationKind, Task};
+use crate::service::{CertificateOrder, RotationOrder};
 use crate::spec::{self, Faults};
 
 /// Most machines that one order names.
@@ -89,6 +89,68 @@ pub(super) async fn certificates(
         .director
         .renew_certificates(&name, &order, &caller)
         .await?;
+    Ok(accepted(task))
+}
+
+/// What to rotate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotateSecrets {
+    /// The encryption key of Secrets, or the authorities.
+    pub what: RotationKind,
+    /// Of authorities: only have both generations trusted, and rest. Credentials that are fetched then are good
+    /// before and after; the same order without this goes on.
+    #[serde(default)]
+    pub prepare: bool,
+    /// The API of a cluster with one control-plane machine may be down for some seconds in each stage.
+    #[serde(default)]
+    pub accept_downtime: bool,
+}
+
+/// Rotate a cluster's encryption key or its authorities in place, or go on with a rotation.
+///
+/// Each stage changes one machine after the other and is over when all of them run with what it told them: at
+/// every moment old and new get on with one another. Components are restarted, pods run on.
+#[utoipa::path(post, path = "/v1/clusters/{name}/rotation", operation_id = "rotateSecrets",
+    tag = "clusters", params(("name" = String, Path), RenewalQuery),
+    request_body = RotateSecrets,
+    responses(
+        (status = 202, description = "Ordered; the task that does it", body = Task),
+        (status = 200, description = "With dry_run: what would be done first", body = Plan),
+        (status = 422, description = "Every fault of the input", body = Problem,
+            content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn rotation(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Name(name): Name<ClusterName>,
+    Query(query): Query<RenewalQuery>,
+    Text(body): Text,
+) -> Result<Response, Problem> {
+    let asked: RotateSecrets = typed(&body)?;
+    let mut faults = Faults::default();
+    let plan = shown(&query, &mut faults);
+    if asked.prepare && asked.what != RotationKind::Authorities {
+        faults.add(
+            "prepare",
+            "true",
+            "false: an encryption key has nothing to prepare",
+        );
+    }
+    if !faults.is_empty() {
+        return Err(faults.into());
+    }
+    let order = RotationOrder {
+        kind: asked.what,
+        prepare: asked.prepare,
+        plan,
+        accept_downtime: asked.accept_downtime,
+    };
+    if query.dry_run {
+        let plan = state.director.plan_rotation(&name, &order, &caller).await?;
+        return Ok(Json(plan).into_response());
+    }
+    let task = state.director.rotate(&name, &order, &caller).await?;
     Ok(accepted(task))
 }
 

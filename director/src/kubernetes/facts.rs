@@ -12,6 +12,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use windlass_common::cluster::{ClusterSpec, KubeletSettings, NODE_POD_PREFIX};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{MachineName, NodeName, PoolName};
@@ -31,6 +33,23 @@ pub struct ClusterFacts {
     pub upstream_dns: Vec<Ipv4Addr>,
     /// Images that every machine carries.
     pub images: Images,
+    /// How often what it proves itself with was changed.
+    pub secrets: SecretsRevision,
+}
+
+/// How often what a cluster proves itself with was changed, for each of those who are told: what is told is
+/// sealed, and whoever was told before has to be seen to differ.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SecretsRevision {
+    /// For all machines.
+    pub machines: u32,
+    /// For control-plane machines alone.
+    pub control_plane: u32,
+    /// For the add-ons.
+    pub addons: u32,
 }
 
 /// The one address of a cluster's API.

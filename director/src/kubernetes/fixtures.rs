@@ -54,6 +54,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
         }
     };
     ClusterFacts {
+        secrets: Default::default(),
         machines: (0..control_planes + workers).map(machine).collect(),
         spec: ClusterSpec {
             name: ClusterName::new("demo").unwrap(),

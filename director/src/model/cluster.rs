@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 use windlass_common::cluster::ClusterSpec;
 use windlass_common::id::Digest;
 
-use super::{Revision, TaskId, Timestamp};
+use super::{Revision, Rotation, TaskId, Timestamp};
+use crate::kubernetes::facts::SecretsRevision;
 
 /// One cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -30,6 +31,12 @@ pub struct Cluster {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub addons: Option<Digest>,
+    /// How often what it proves itself with was changed.
+    #[serde(default)]
+    pub secrets: SecretsRevision,
+    /// The rotation that is under way, or rests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
     /// When the first of its authorities expires; absent while nobody has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorities_expire_at: Option<Timestamp>,

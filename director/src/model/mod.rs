@@ -19,8 +19,8 @@ mod machine;
 mod operator;
 mod overview;
 mod plan;
-mod restore;
 mod renewal;
+mod restore;
 mod stemcell;
 mod task;
 mod time;
@@ -40,8 +40,8 @@ pub use machine::{
 pub use operator::{Caller, Operator, Role};
 pub use overview::{ClusterOverview, TaskOverview};
 pub use plan::{Action, Disruption, DrainForecast, Goal, Invariant, Plan, PlanStep, StepKey};
+pub use renewal::{Certified, Next, Rotation, RotationKind, Stage};
 pub use restore::{MemberFate, MemberRank, RestoreForecast, RestoreSource};
-pub use renewal::Certified;
 pub use stemcell::StemcellRecord;
 pub use task::{
     Fault, StepRecord, StepState, Task, TaskEvent, TaskId, TaskIdError, TaskKind, TaskState,

@@ -326,6 +326,12 @@ pub enum Action {
         #[schema(value_type = String)]
         machine: MachineName,
     },
+    /// Wait until the pods have been given the new authority of the cluster.
+    SpreadTrust,
+    /// Have every Secret written again, with the encryption key that writes now.
+    RewriteSecrets,
+    /// Wait until cluster DNS runs as it was applied last.
+    AwaitDns,
     /// Nothing but a place where steps meet.
     Checkpoint {
         /// What is so from here on.
@@ -413,6 +419,9 @@ impl Action {
             | Self::Checkpoint { .. }
             | Self::ApplyAddons
             | Self::SettleNodes
+            | Self::SpreadTrust
+            | Self::RewriteSecrets
+            | Self::AwaitDns
             | Self::DeleteDisk { .. }
             | Self::DeleteEndpoint
             | Self::ForgetCluster => None,
@@ -457,6 +466,9 @@ impl Action {
             Self::MoveLeader { .. } => "move-leader",
             Self::SaveSnapshot { .. } => "save-snapshot",
             Self::RemoveMember { .. } => "remove-member",
+            Self::SpreadTrust => "spread-trust",
+            Self::RewriteSecrets => "rewrite-secrets",
+            Self::AwaitDns => "await-dns",
             Self::Checkpoint { .. } => "checkpoint",
             Self::StopApi { .. } => "stop-api",
             Self::StopMember { .. } => "stop-member",

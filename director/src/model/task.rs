@@ -96,6 +96,8 @@ pub enum TaskKind {
     RestoreCluster,
     /// Sign the certificates of a cluster's machines anew.
     RenewCertificates,
+    /// Rotate a cluster's encryption key or its authorities, stage by stage.
+    RotateSecrets,
 }
 
 impl fmt::Display for TaskKind {
@@ -108,6 +110,7 @@ impl fmt::Display for TaskKind {
             Self::UpgradeAgents => "upgrade-agents",
             Self::RestoreCluster => "restore-cluster",
             Self::RenewCertificates => "renew-certificates",
+            Self::RotateSecrets => "rotate-secrets",
         })
     }
 }
@@ -187,7 +190,7 @@ pub struct Task {
     pub operator: String,
     /// How far it is.
     pub state: TaskState,
-    /// What it carries out.
+    /// What it carries out; of a task that goes on in stages, the stage of now.
     pub plan: Plan,
     /// Each step of the plan that was touched; one that is absent waits.
     pub steps: BTreeMap<StepKey, StepRecord>,

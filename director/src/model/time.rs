@@ -48,6 +48,13 @@ impl Timestamp {
     }
 }
 
+impl From<jiff::Timestamp> for Timestamp {
+    /// A moment before 1970 counts as 1970.
+    fn from(time: jiff::Timestamp) -> Self {
+        Self::from_unix_ms(u64::try_from(time.as_millisecond()).unwrap_or(0))
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = i64::try_from(self.0).unwrap_or(i64::MAX);

@@ -133,6 +133,7 @@ impl<'a> Checker<'a> {
             Action::EnsureEndpoint
             | Action::AwaitApi
             | Action::AwaitGates { .. }
+            | Action::SpreadTrust
             | Action::Checkpoint { .. }
             | Action::LeaveEndpoint { .. }
             | Action::Fence { .. }
@@ -171,7 +172,11 @@ impl<'a> Checker<'a> {
                 self.needs_api(step);
                 self.needs_if_planned(step, &start(machine));
             }
-            Action::ApplyAddons | Action::Drain { .. } | Action::Uncordon { .. } => {
+            Action::ApplyAddons
+            | Action::RewriteSecrets
+            | Action::AwaitDns
+            | Action::Drain { .. }
+            | Action::Uncordon { .. } => {
                 self.needs_api(step);
             }
             Action::JoinEndpoint { machine } => self.join_endpoint(step, machine),

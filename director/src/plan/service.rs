@@ -127,6 +127,9 @@ impl<'a> Checker<'a> {
                 | Action::PruneRoutes { .. }
                 | Action::ForgetMachine { .. }
                 | Action::UpgradeAgent { .. }
+                | Action::SpreadTrust
+                | Action::RewriteSecrets
+                | Action::AwaitDns
                 | Action::RenewCertificates { .. }
                 | Action::AddMember { .. }
                 | Action::StartMember { .. }

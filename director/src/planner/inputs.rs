@@ -38,6 +38,7 @@ pub fn facts(
             .collect(),
         upstream_dns: Vec::new(),
         images: images(stemcell),
+        secrets: cluster.secrets,
     }
 }
 
@@ -167,6 +168,13 @@ impl<'a> Configurations<'a> {
         // Machines that are told nothing besides keep the digest that they had before this could be said.
         if !machine.kubelet.is_empty() {
             components["kubelet"] = json!(machine.kubelet);
+        }
+        // The same for clusters whose secrets never were rotated.
+        if facts.secrets.machines > 0 {
+            components["trust"] = json!(facts.secrets.machines);
+        }
+        if machine.role == Role::ControlPlane && facts.secrets.control_plane > 0 {
+            components["secrets"] = json!(facts.secrets.control_plane);
         }
         let components = Digest::of(components.to_string().as_bytes());
         let whole = json!([components, self.peers, self.servers]).to_string();

@@ -33,8 +33,8 @@ pub mod agents;
 pub mod inputs;
 mod members;
 mod present;
-pub mod restore;
 pub mod renewal;
+pub mod restore;
 mod steps;
 mod takedown;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use windlass_common::cluster::KubeletSettings;
 use windlass_common::id::{ClusterName, Digest, MachineName, NodeName};
 
-use crate::model::{Action, Certified, Cluster, Joined, Machine, MachinePhase};
+use crate::model::{Action, Certified, Cluster, Joined, Machine, MachinePhase, Stage};
 use crate::store::{Commit, Kind, Record, Records, StoreError};
 
 /// A change of the records.
@@ -57,6 +57,8 @@ pub enum RecordChange {
     NodeDropped(MachineName, NodeName),
     /// Nothing of it is left; its record and its address go.
     MachineForgotten(MachineName),
+    /// The one step of this stage of a rotation is done.
+    StageDone(Stage),
     /// These add-ons were applied.
     Addons(Digest),
     /// The cluster is no more; its records, addresses and secrets go.
@@ -98,6 +100,15 @@ pub(super) async fn apply(
                 }
                 if let Some(record) = &mut owner {
                     record.addons = Some(*digest);
+                }
+            }
+            RecordChange::StageDone(stage) => {
+                if owner.is_none() {
+                    owner = records.get(cluster.as_str()).await?;
+                }
+                let rotation = owner.as_mut().and_then(|record| record.rotation.as_mut());
+                if let Some(rotation) = rotation.filter(|rotation| rotation.stage == *stage) {
+                    rotation.done = true;
                 }
             }
             RecordChange::MachineCreated(name)
@@ -233,7 +244,10 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
             (record.condemned, record.fenced) = (false, false);
         }
         RecordChange::NodeDropped(_, node) => record.departed.retain(|gone| gone != node),
-        RecordChange::Addons(_) | RecordChange::MachineForgotten(_) | RecordChange::Forget => {}
+        RecordChange::Addons(_)
+        | RecordChange::StageDone(_)
+        | RecordChange::MachineForgotten(_)
+        | RecordChange::Forget => {}
     }
 }
 

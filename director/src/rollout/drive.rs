@@ -147,7 +147,7 @@ impl Driver {
         match outcome {
             // What was repaired before its turn may be left.
             Outcome::Succeeded if !self.fits(task).await => self.plan_again(task).await,
-            Outcome::Succeeded => self.set_state(task, TaskState::Succeeded, None).await,
+            Outcome::Succeeded => self.go_on(task).await,
             Outcome::Failed(_) if !self.fits(task).await => self.plan_again(task).await,
             Outcome::Failed(fault) => self.give_up(task, fault).await,
             Outcome::Stopped => self.set_state(task, TaskState::Cancelled, None).await,
@@ -163,6 +163,7 @@ impl Driver {
             | TaskKind::DeleteCluster
             | TaskKind::RestoreCluster
             | TaskKind::RenewCertificates
+            | TaskKind::RotateSecrets
             | TaskKind::UpgradeAgents => TaskState::Failed,
         };
         self.set_state(task, state, Some(fault)).await;
@@ -217,6 +218,41 @@ impl Driver {
                     "machines have changed on the way, and there is no plan to go on with: {error}"
                 );
                 self.give_up(task, Fault { class, message }).await;
+            }
+        }
+    }
+
+    /// Goes on with the next stage of a task whose plan is carried out, or ends it.
+    async fn go_on(&self, task: &mut Task) {
+        match task.kind {
+            TaskKind::RotateSecrets => {}
+            TaskKind::CreateCluster
+            | TaskKind::DeleteCluster
+            | TaskKind::UpdateCluster
+            | TaskKind::RepairCluster
+            | TaskKind::UpgradeAgents
+            | TaskKind::RestoreCluster
+            | TaskKind::RenewCertificates => {
+                return self.set_state(task, TaskState::Succeeded, None).await;
+            }
+        }
+        match self.effects.plan_next(task).await {
+            Ok(Some(plan)) => {
+                task.plan = plan;
+                let state = task.state;
+                self.set_state(task, state, None).await;
+                self.tell(TaskEvent::Snapshot {
+                    task: Box::new(task.clone()),
+                });
+            }
+            Ok(None) => self.set_state(task, TaskState::Succeeded, None).await,
+            Err(error) if error.class == ErrorClass::Retry => {
+                tracing::warn!(task = %task.id, %error, "cannot plan the next stage yet");
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+            Err(error) => {
+                let fault = Some(Fault::from(error));
+                self.set_state(task, TaskState::Failed, fault).await;
             }
         }
     }
@@ -408,7 +444,10 @@ impl Driver {
     /// Writes down that a create or an update is being cancelled, so that a restart does not forget it.
     async fn begin_to_cancel(&self, task: &mut Task, stop: Stop) {
         let cleans = match task.kind {
-            TaskKind::CreateCluster | TaskKind::UpdateCluster | TaskKind::RepairCluster => true,
+            TaskKind::CreateCluster
+            | TaskKind::UpdateCluster
+            | TaskKind::RepairCluster
+            | TaskKind::RotateSecrets => true,
             TaskKind::DeleteCluster
             | TaskKind::UpgradeAgents
             | TaskKind::RestoreCluster
@@ -439,6 +478,7 @@ impl Driver {
             | TaskKind::RepairCluster
             | TaskKind::RestoreCluster
             | TaskKind::RenewCertificates
+            | TaskKind::RotateSecrets
             | TaskKind::DeleteCluster => return MaintenanceSpec::default(),
         }
         loop {
@@ -665,27 +705,37 @@ fn settle(cluster: &mut Cluster, task: &Task) {
             TaskState::Failed => (ClusterPhase::Failed, fault),
             TaskState::Cancelled => (ClusterPhase::Failed, cancelled()),
         },
-        TaskKind::UpdateCluster | TaskKind::RepairCluster | TaskKind::RestoreCluster => {
-            match task.state {
-                TaskState::Succeeded => (ClusterPhase::Ready, None),
-                TaskState::Queued
-                | TaskState::Running
-                | TaskState::Pausing
-                | TaskState::Paused
-                | TaskState::Waiting
-                | TaskState::RollingBack
-                | TaskState::Cancelling => (ClusterPhase::Updating, rests),
-                TaskState::Failed => (ClusterPhase::Degraded, fault),
-                TaskState::Cancelled => {
-                    let name = &task.cluster;
-                    let left = format!(
+        TaskKind::UpdateCluster
+        | TaskKind::RepairCluster
+        | TaskKind::RestoreCluster
+        | TaskKind::RotateSecrets => match task.state {
+            TaskState::Succeeded => (ClusterPhase::Ready, None),
+            TaskState::Queued
+            | TaskState::Running
+            | TaskState::Pausing
+            | TaskState::Paused
+            | TaskState::Waiting
+            | TaskState::RollingBack
+            | TaskState::Cancelling => (ClusterPhase::Updating, rests),
+            TaskState::Failed => (ClusterPhase::Degraded, fault),
+            TaskState::Cancelled => {
+                let name = &task.cluster;
+                let left = match &cluster.rotation {
+                    Some(rotation) => format!(
+                        "{} was cancelled while {}; old and new get on with one another, and `windlass \
+                         cluster {} {name}` goes on",
+                        task.id,
+                        rotation.stage.says(),
+                        rotation.stage.kind().command()
+                    ),
+                    None => format!(
                         "{} was cancelled; `windlass cluster plan {name}` shows what is left of it",
                         task.id
-                    );
-                    (ClusterPhase::Ready, Some(left))
-                }
+                    ),
+                };
+                (ClusterPhase::Ready, Some(left))
             }
-        }
+        },
         // The cluster is what it was, whichever agents and certificates its machines have.
         TaskKind::UpgradeAgents | TaskKind::RenewCertificates => {
             (cluster.phase, fault.or(cluster.message.take()))

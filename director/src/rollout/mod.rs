@@ -15,6 +15,8 @@
 //!   told to go on; that is written down, and survives the director.
 //! * A change of machines whose cluster's maintenance window is not open does the same, and goes on by itself
 //!   when it opens. Creates, deletes and repairs, and the way back of a change, wait for no window.
+//! * A task that goes on in stages has its next plan made once the one before is carried out, and written down before
+//!   any step of it begins; its steps have keys of their own.
 //!
 //! # After a crash
 //! [`Rollouts::resume`] goes on with every task that was not over.
@@ -75,6 +77,10 @@ pub trait Effects: Send + Sync + fmt::Debug {
     /// The plan that a task goes on with when its own does not fit any more: what is left to do inside what was
     /// approved, machines first that serve nobody. Repeating it is safe.
     fn plan_again<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Plan, EffectError>>;
+
+    /// The plan that comes after a task's plan that was carried out; `None` when the task is done. What has to be
+    /// written down for it is. Repeating it is safe.
+    fn plan_next<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Option<Plan>, EffectError>>;
 
     /// The plan that gives machines what they had before a change that has failed, as far as they do not come
     /// back with the new; `None` when there are none. Repeating it is safe.
@@ -398,6 +404,7 @@ fn limit(action: &Action) -> Duration {
         | Action::AwaitNode { .. }
         | Action::AddMember { .. }
         | Action::StartMember { .. }
+        | Action::AwaitDns
         | Action::RemoveMember { .. } => 300,
         // A keyspace of 8 GiB at 10 MB/s.
         Action::PromoteMember { .. } | Action::SaveSnapshot { .. } => 900,
@@ -405,6 +412,10 @@ fn limit(action: &Action) -> Duration {
         Action::RestoreMember { .. } => 1800,
         // Data that a restore without an end has left is removed.
         Action::SetMemberAside { .. } => 300,
+        // Kubelets look at what they give to pods every minute or two.
+        Action::SpreadTrust => 900,
+        // Some hundred Secrets a second.
+        Action::RewriteSecrets => 3600,
         Action::AwaitGates { .. } => {
             let each = GATE_DELAY_MAX_SECONDS + GATE_TIMEOUT_MAX_SECONDS + 60;
             GATES_MAX as u64 * u64::from(each) + 60
@@ -441,6 +452,9 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::RestartKubelet { .. }
         | Action::SettleNodes
         | Action::SaveSnapshot { .. }
+        | Action::SpreadTrust
+        | Action::RewriteSecrets
+        | Action::AwaitDns
         | Action::MoveLeader { .. } => true,
         Action::EnsureEndpoint
         | Action::CreateDisk { .. }

@@ -108,6 +108,9 @@ fn begins(action: &Action) -> bool {
         | Action::RestartKubelet { .. }
         | Action::SettleNodes
         | Action::SaveSnapshot { .. }
+        | Action::SpreadTrust
+        | Action::RewriteSecrets
+        | Action::AwaitDns
         | Action::Checkpoint { .. } => false,
     }
 }

@@ -18,11 +18,12 @@ use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::{ClusterName, Digest, MachineName};
 
 use super::agents::chosen;
+use super::rotate::RotationOrder;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::kubernetes::pki::{Certificates, Validity};
 use crate::model::{
-    Caller, Certified, Cluster, ClusterPhase, Machine, MachinePhase, Plan, Role, Task, TaskKind,
-    Timestamp,
+    Caller, Certified, Cluster, ClusterPhase, Machine, MachinePhase, Plan, Role, RotationKind,
+    Task, TaskKind, Timestamp,
 };
 use crate::planner::renewal;
 use crate::rollout::world;
@@ -142,8 +143,7 @@ impl Inner {
         if cluster.authorities_expire_at.is_none() {
             let pki = self.cluster_pki(&cluster.spec.name).await?;
             if let Some(at) = pki.authorities_expire_at() {
-                let ms = u64::try_from(at.as_millisecond()).unwrap_or(0);
-                cluster.authorities_expire_at = Some(Timestamp::from_unix_ms(ms));
+                cluster.authorities_expire_at = Some(at.into());
                 commit.put(&cluster)?;
                 missing = true;
             }
@@ -191,6 +191,11 @@ impl Inner {
             &machines,
             Timestamp::now(),
         );
+        if let Some(order) = tokens_due(&cluster, &machines, Timestamp::now()) {
+            let task = self.rotate(name, &order, &actor()).await?;
+            tracing::info!(cluster = %name, task = %task.id, "the former key for tokens goes");
+            return Ok(());
+        }
         let sessions = self.gateway.connected();
         let (due, away): (BTreeSet<_>, BTreeSet<_>) = due
             .into_iter()
@@ -205,15 +210,33 @@ impl Inner {
             machines: due,
             plan: None,
         };
-        let actor = Caller {
-            operator: ACTOR.to_owned(),
-            role: Role::Operator,
-            request: String::new(),
-        };
-        let task = self.renew_certificates(name, &order, &actor).await?;
+        let task = self.renew_certificates(name, &order, &actor()).await?;
         tracing::info!(cluster = %name, task = %task.id, machines = ?order.machines, "certificates are renewed by rule");
         Ok(())
     }
+}
+
+/// The rule as somebody who orders.
+fn actor() -> Caller {
+    Caller {
+        operator: ACTOR.to_owned(),
+        role: Role::Operator,
+        request: String::new(),
+    }
+}
+
+/// The order that ends a rotation of authorities, once no token of the former key is in use. A control plane of one
+/// machine would be down for it, which an operator has to want.
+fn tokens_due(cluster: &Cluster, machines: &[Machine], now: Timestamp) -> Option<RotationOrder> {
+    let until = cluster.rotation.as_ref()?.tokens_until()?;
+    let members = machines.iter().filter(|m| m.role.is_control_plane());
+    let serves = cluster.phase == ClusterPhase::Ready && cluster.task.is_none();
+    (now >= until && serves && members.count() > 1).then_some(RotationOrder {
+        kind: RotationKind::Authorities,
+        prepare: false,
+        plan: None,
+        accept_downtime: false,
+    })
 }
 
 /// Machines whose certificates are to be renewed now.
@@ -240,7 +263,8 @@ fn due(
     machines.map(|machine| machine.name.clone()).collect()
 }
 
-fn serves(phase: ClusterPhase) -> bool {
+/// Whether a cluster serves and nothing changes it.
+pub(super) fn serves(phase: ClusterPhase) -> bool {
     match phase {
         ClusterPhase::Ready | ClusterPhase::Degraded => true,
         ClusterPhase::Creating

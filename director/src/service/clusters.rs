@@ -8,6 +8,7 @@ use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 use super::certificates::CertificateOrder;
 use super::change::StemcellChoice;
 use super::draft::{Draft, random_u32};
+use super::rotate::RotationOrder;
 use super::tasks::reason_given;
 use super::{Inner, PlanRequest, ServiceError, ServiceResult};
 use crate::kubernetes::pki::ClusterPki;
@@ -249,6 +250,7 @@ impl Inner {
             | TaskKind::DeleteCluster
             | TaskKind::RestoreCluster
             | TaskKind::RenewCertificates
+            | TaskKind::RotateSecrets
             | TaskKind::UpgradeAgents => (ClusterPhase::Creating, "cluster.create"),
         };
         self.order_existing(&mut commit, cluster, &task, phase)?;
@@ -388,6 +390,20 @@ impl Inner {
                     plan: None,
                 };
                 self.renew_certificates(&task.cluster, &order, caller).await
+            }
+            TaskKind::RotateSecrets => {
+                let Some(rotation) = &cluster.rotation else {
+                    let message = format!("the rotation of {id} is over");
+                    return Err(ServiceError::Conflict { message });
+                };
+                let order = RotationOrder {
+                    kind: rotation.stage.kind(),
+                    prepare: rotation.prepare,
+                    plan: None,
+                    // What was consented to for the task is for what is left of it.
+                    accept_downtime: true,
+                };
+                self.rotate(&task.cluster, &order, caller).await
             }
             TaskKind::DeleteCluster => {
                 let disk = |step: &PlanStep| match &step.action {
@@ -575,6 +591,7 @@ fn running(
         | TaskKind::DeleteCluster
         | TaskKind::RestoreCluster
         | TaskKind::RenewCertificates
+        | TaskKind::RotateSecrets
         | TaskKind::UpgradeAgents => false,
     };
     if leads_there {
@@ -586,6 +603,7 @@ fn running(
         (TaskKind::UpgradeAgents, _) => "has its agents upgraded",
         (TaskKind::RestoreCluster, _) => "is being restored",
         (TaskKind::RenewCertificates, _) => "has its certificates renewed",
+        (TaskKind::RotateSecrets, _) => "has its keys or authorities rotated",
         (_, TaskState::Cancelling) => "is being brought back by a cancel",
         (_, TaskState::RollingBack) => "gets back what it had before a change failed",
         (_, TaskState::Waiting) => "has a change that waits for its maintenance window,",

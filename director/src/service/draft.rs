@@ -136,6 +136,8 @@ impl Inner {
                 task: None,
                 addons: None,
                 authorities_expire_at: None,
+                secrets: Default::default(),
+                rotation: None,
                 renewal_tried_at: None,
                 revision: Revision(0),
                 created_at: now,

@@ -25,9 +25,10 @@ use windlass_common::secret::SecretBytes;
 
 use super::{Inner, ServiceError, ServiceResult};
 use crate::kubernetes::client::{ByteStream, tls_config};
+use crate::kubernetes::facts::SecretsRevision;
 use crate::kubernetes::pki::{
-    CLUSTER_ADMINS_GROUP, CLUSTER_VIEWERS_GROUP, ClusterPki, PROXIED_CERTIFICATE_LIFE,
-    proxied_identity,
+    AuthorityName, CLUSTER_ADMINS_GROUP, CLUSTER_VIEWERS_GROUP, ClusterPki,
+    PROXIED_CERTIFICATE_LIFE, proxied_identity,
 };
 use crate::model::{Caller, Cluster, Machine, Role};
 use crate::rollout::cluster_pki_name;
@@ -54,7 +55,8 @@ impl fmt::Debug for ApiServer {
     }
 }
 
-type Who = (ClusterName, String, Role);
+/// Whose identity, and since when it is made as it is.
+type Who = (ClusterName, String, Role, SecretsRevision);
 
 /// The identities of the moment.
 #[derive(Default)]
@@ -155,7 +157,8 @@ impl Inner {
     ) -> ServiceResult<Arc<ClientConfig>> {
         let name = &cluster.spec.name;
         let now = jiff::Timestamp::now();
-        let who = (name.clone(), caller.operator.clone(), caller.role);
+        let operator = caller.operator.clone();
+        let who = (name.clone(), operator, caller.role, cluster.secrets);
         if let Some(tls) = self.identities.find(&who, now) {
             return Ok(tls);
         }
@@ -163,7 +166,7 @@ impl Inner {
         let group = group(caller.role);
         let identity = proxied_identity(&pki, name, &caller.operator, group, now)
             .map_err(|error| ServiceError::of(error.class(), "the operator's identity", error))?;
-        let tls = tls_config(&pki.kubernetes.certificate_pem, &identity)
+        let tls = tls_config(&pki.trusted(AuthorityName::Kubernetes), &identity)
             .map_err(|error| ServiceError::of(error.class(), "the operator's identity", error))?;
         let seconds = PROXIED_CERTIFICATE_LIFE.as_secs();
         let act = Act {
@@ -197,7 +200,10 @@ mod tests {
     fn an_identity_serves_its_role_and_its_time() {
         let identities = Identities::default();
         let now = jiff::Timestamp::UNIX_EPOCH;
-        let who = |role| (ClusterName::new("demo").unwrap(), "ann".to_owned(), role);
+        let who = |role| {
+            let name = ClusterName::new("demo").unwrap();
+            (name, "ann".to_owned(), role, SecretsRevision::default())
+        };
         let provider = windlass_common::tls::provider();
         let tls = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])

@@ -32,6 +32,7 @@ mod overview;
 mod reach;
 mod repair;
 mod restore;
+mod rotate;
 mod shown;
 mod start;
 mod tasks;
@@ -102,6 +103,7 @@ pub use operators::Standing;
 pub use reach::{Ending, Reach, Terminal};
 pub use repair::NodeWhy;
 pub use restore::{RestoreFrom, RestoreRequest};
+pub use rotate::RotationOrder;
 pub use start::StartError;
 pub use tickets::tickets;
 pub use token::FreshToken;
@@ -336,6 +338,28 @@ impl Director {
     ) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "renew certificates")?;
         self.inner.renew_certificates(name, order, caller).await
+    }
+
+    /// What rotating a cluster's keys or authorities would do first, without doing it.
+    pub async fn plan_rotation(
+        &self,
+        name: &ClusterName,
+        order: &RotationOrder,
+        caller: &Caller,
+    ) -> ServiceResult<Plan> {
+        self.inner.plan_rotation(name, order, caller).await
+    }
+
+    /// Orders the rotation of a cluster's encryption key or authorities, or goes on with one. Returns the task at
+    /// once.
+    pub async fn rotate(
+        &self,
+        name: &ClusterName,
+        order: &RotationOrder,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        allow(caller, Role::Admin, "rotate keys and authorities")?;
+        self.inner.rotate(name, order, caller).await
     }
 
     /// When the first certificates of all clusters expire.

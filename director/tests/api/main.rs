@@ -25,7 +25,7 @@ use rig::{Rig, Stranger};
 type Case = fn(&tokio::runtime::Runtime) -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let cases: [(&str, Case); 17] = [
+    let cases: [(&str, Case); 18] = [
         ("only_operators_of_this_director_are_served", |r| {
             r.block_on(only_operators())
         }),

@@ -38,6 +38,7 @@ const EXPECTED: &[(&str, Role)] = &[
     ("deleteBackup",             Role::Admin),
     ("getBackupArchive",         Role::Admin),
     ("renewCertificates",        Role::Operator),
+    ("rotateSecrets",            Role::Admin),
     ("listMachines",             Role::Viewer),
     ("getMachine",               Role::Viewer),
     ("getMachineEvidence",       Role::Operator),

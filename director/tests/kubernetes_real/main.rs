@@ -67,6 +67,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
         }
     };
     ClusterFacts {
+        secrets: Default::default(),
         machines: (0..control_planes + workers).map(machine).collect(),
         endpoint: Endpoint {
             name: "demo.windlass.internal".to_owned(),

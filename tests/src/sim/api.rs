@@ -10,6 +10,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 use windlass_director::drain::{
     Answer, DrainPolicy, Engine, Escalation, How, NodeRehearsal, Rehearsal, Turn,
 };
+use windlass_director::model::Stage;
 use windlass_director::planner::inputs;
 use windlass_director::provider::Power;
 use windlass_director::rollout::world::{ClusterContext, JobOrder, KubeApi, LeaseMark};
@@ -348,6 +349,33 @@ impl KubeApi for Life {
         _progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<(), String>> {
         unreachable!("no cluster here has gates")
+    }
+
+    fn rewrite_secrets<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.ask(|_| ()).await?;
+            Ok(Done {
+                changes: Vec::new(),
+                records: vec![RecordChange::StageDone(Stage::Rewrite)],
+            })
+        })
+    }
+
+    fn await_dns<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.ask(|_| ()).await?;
+            Ok(Done {
+                changes: Vec::new(),
+                records: vec![RecordChange::StageDone(Stage::RestartDns)],
+            })
+        })
     }
 
     fn forget(&self, _cluster: &ClusterName) {

@@ -179,6 +179,10 @@ impl Effects for Watched {
         })
     }
 
+    fn plan_next<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Option<Plan>, EffectError>> {
+        self.world.plan_next(task)
+    }
+
     fn plan_rollback<'a>(
         &'a self,
         task: &'a Task,

@@ -20,7 +20,7 @@ use windlass_tests::world::World;
 
 use crate::lifecycle::{healthy, items, with_world};
 
-const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
+pub(crate) const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 /// Pods behind the Service.
 const REPLICAS: usize = 4;
 /// How long a pod serves on after it was told to end: longer than endpoints take to be known everywhere, and

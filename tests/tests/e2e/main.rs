@@ -137,6 +137,10 @@ fn main() -> ExitCode {
             "certificates_are_renewed_and_nothing_restarts",
             renewal::certificates,
         ),
+        long(
+            "keys_and_authorities_are_rotated_under_load",
+            renewal::rotations,
+        ),
         long("a_whole_cluster_is_upgraded_under_load", load::upgrade),
         long("a_whole_cluster_is_made_anew_under_load", load::replacement),
         trial("repair_replaces_a_worker_that_is_gone", repair::lost_worker),

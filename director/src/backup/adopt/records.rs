@@ -181,6 +181,7 @@ fn added(difference: &MachineDifference, view: &MachineView, now: Timestamp) -> 
         data_device: None,
         phase: MachinePhase::Ready,
         configured: None,
+        certified: None,
         started: None,
         labelled: None,
         cordoned: false,

@@ -5,10 +5,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use windlass_director::api::RotateSecrets;
 use windlass_director::client::Client;
 use windlass_director::config::write_atomic;
 use windlass_director::maintenance::{self, WindowView};
-use windlass_director::model::{Action, Cluster, Disruption, DrainForecast, Plan, Task};
+use windlass_director::model::{
+    Action, Cluster, Disruption, DrainForecast, Plan, RotationKind, Task,
+};
 use windlass_director::spec::{
     INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawNetwork, RawPool,
 };
@@ -16,9 +19,7 @@ use windlass_director::spec::{
 use crate::args::{ClusterCommand, SpecArgs};
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::output::{age, note, table};
-use crate::{
-    Session, agents, change, cluster_backup, progress, renewal as renew, restore, shown,
-};
+use crate::{Session, agents, change, cluster_backup, progress, renewal as renew, restore, shown};
 
 pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -67,6 +68,31 @@ pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<Ex
             machine,
             renewal,
         } => renew::certificates(session, &client, &name, machine, renewal).await,
+        ClusterCommand::RotateCa {
+            name,
+            prepare,
+            accept_downtime,
+            renewal,
+        } => {
+            let what = RotateSecrets {
+                what: RotationKind::Authorities,
+                prepare,
+                accept_downtime,
+            };
+            renew::rotate(session, &client, &name, what, renewal).await
+        }
+        ClusterCommand::RotateEncryptionKey {
+            name,
+            accept_downtime,
+            renewal,
+        } => {
+            let what = RotateSecrets {
+                what: RotationKind::EncryptionKey,
+                prepare: false,
+                accept_downtime,
+            };
+            renew::rotate(session, &client, &name, what, renewal).await
+        }
         ClusterCommand::Plan { spec, delete } => plan(session, &client, &spec, delete).await,
         ClusterCommand::Credentials {
             name,
@@ -170,6 +196,15 @@ pub(crate) fn describe(cluster: &Cluster) -> String {
             "Pool",
             format!("{name}: {} × {}", pool.count, size(&pool.size)),
         ));
+    }
+    if let Some(rotation) = &cluster.rotation {
+        let (stage, since) = (rotation.stage, rotation.since);
+        let waits = match rotation.tokens_until() {
+            Some(until) => format!("; the former key for tokens goes after {until}"),
+            None => String::new(),
+        };
+        let says = stage.says();
+        rows.push(("Rotation", format!("{stage} since {since}: {says}{waits}")));
     }
     if let Some(at) = cluster.authorities_expire_at {
         rows.push(("Authorities", format!("expire {at}")));

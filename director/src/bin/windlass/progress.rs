@@ -64,6 +64,10 @@ pub(crate) async fn wait(
                 TaskKind::RenewCertificates => format!(
                     "the machines that are left keep theirs; `windlass task retry {id}` tries again"
                 ),
+                TaskKind::RotateSecrets => format!(
+                    "old and new get on with one another; `windlass cluster show {cluster}` says how far it is, \
+                     `windlass task retry {id}` goes on"
+                ),
                 TaskKind::DeleteCluster => {
                     format!("`windlass task retry {id}` tries again")
                 }
@@ -115,6 +119,10 @@ fn succeeded(task: &Task) -> String {
         TaskKind::RenewCertificates => {
             format!("the certificates of cluster {cluster} are renewed{took}")
         }
+        TaskKind::RotateSecrets => format!(
+            "the rotation of cluster {cluster} went as far as it goes now{took}; `windlass cluster show {cluster}` \
+             says what is left"
+        ),
         TaskKind::DeleteCluster => format!("cluster {cluster} is deleted{took}"),
     }
 }

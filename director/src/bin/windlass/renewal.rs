@@ -1,8 +1,8 @@
-//! `windlass cluster renew-certificates`.
+//! `windlass cluster renew-certificates`, `rotate-ca` and `rotate-encryption-key`.
 
 use std::process::ExitCode;
 
-use windlass_director::api::RenewCertificates;
+use windlass_director::api::{RenewCertificates, RotateSecrets};
 use windlass_director::client::Client;
 use windlass_director::model::Plan;
 
@@ -22,6 +22,19 @@ pub(crate) async fn certificates(
     let body = serde_json::to_string(&RenewCertificates { machines });
     let body = body.map_err(|error| Failure::of(&error))?;
     order(session, client, cluster, "certificates", body, args).await
+}
+
+/// Orders a rotation, or goes on with one.
+pub(crate) async fn rotate(
+    session: &Session,
+    client: &Client,
+    cluster: &str,
+    what: RotateSecrets,
+    args: RenewalArgs,
+) -> Result<ExitCode, Failure> {
+    let body = serde_json::to_string(&what);
+    let body = body.map_err(|error| Failure::of(&error))?;
+    order(session, client, cluster, "rotation", body, args).await
 }
 
 /// Shows what an order would do, or places it.

@@ -127,6 +127,17 @@ fn service(cluster: &ClusterFacts) -> Value {
     })
 }
 
+/// Whether all pods of a Deployment run as its latest template says.
+pub fn rolled_out(deployment: &Value) -> bool {
+    let status = &deployment["status"];
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let wanted = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
+    number(&status["observedGeneration"]) >= number(&deployment["metadata"]["generation"])
+        && ["replicas", "updatedReplicas", "availableReplicas"]
+            .iter()
+            .all(|count| number(&status[*count]) == wanted)
+}
+
 /// Two replicas once two machines can carry them; a single one while there is nothing to spread over.
 fn replicas(cluster: &ClusterFacts) -> u32 {
     if cluster.workers().len() >= 2 { 2 } else { 1 }
@@ -142,11 +153,21 @@ fn deployment(cluster: &ClusterFacts) -> Value {
             "selector": {"matchLabels": {"k8s-app": "kube-dns"}},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
             "template": {
-                "metadata": {"labels": {"k8s-app": "kube-dns"}},
+                "metadata": template_metadata(cluster),
                 "spec": pod(cluster),
             },
         },
     })
+}
+
+/// Pods are made anew when the authorities of the cluster change: CoreDNS reads its own at start alone.
+fn template_metadata(cluster: &ClusterFacts) -> Value {
+    let mut metadata = json!({"labels": {"k8s-app": "kube-dns"}});
+    if cluster.secrets.addons > 0 {
+        let revision = cluster.secrets.addons.to_string();
+        metadata["annotations"] = json!({"windlass.internal/trust": revision});
+    }
+    metadata
 }
 
 fn pod(cluster: &ClusterFacts) -> Value {

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use super::facts::ClusterFacts;
 
 pub use self::admission::{GONE_NODES, admission_objects, anew_patch, gone_patch};
+pub use self::dns::rolled_out;
 pub use self::nodes::{POOL_LABEL, node_patch};
 pub(crate) use self::rbac::{GATES, GATES_LABEL};
 

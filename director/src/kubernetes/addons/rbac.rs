@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use windlass_common::gate::{GateCheck, GateSpec, PromqlServer};
 
 use super::super::pki::{
-    CLUSTER_ADMINS_GROUP, CLUSTER_VIEWERS_GROUP, DIRECTOR_USER, KUBELET_CALLER_USER,
+    CLUSTER_ADMINS_GROUP, CLUSTER_VIEWERS_GROUP, DIRECTOR_USER, KUBELET_CALLER_USER, REWRITER_USER,
 };
 use super::SYSTEM_NAMESPACE;
 
@@ -24,6 +24,8 @@ pub(super) fn objects() -> Vec<Value> {
         cluster_binding(DIRECTOR_USER, DIRECTOR_USER, "User", DIRECTOR_USER),
         addons_role(),
         addons_binding(),
+        rewriter_role(),
+        cluster_binding(REWRITER_USER, REWRITER_USER, "User", REWRITER_USER),
         cluster_binding(
             KUBELET_CALLER_USER,
             "system:kubelet-api-admin",
@@ -114,6 +116,16 @@ fn director_role() -> Value {
                 "verbs": ["get", "list", "watch"],
             },
         ],
+    })
+}
+
+/// What writing Secrets again takes: their names, and a patch that changes nothing.
+fn rewriter_role() -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": REWRITER_USER},
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["list", "patch"]}],
     })
 }
 

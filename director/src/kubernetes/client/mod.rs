@@ -60,6 +60,13 @@ const PAGES_MAX: usize = 1000;
 /// Connections kept open between calls.
 pub const IDLE_MAX: usize = 4;
 
+/// Whole objects.
+const JSON: &str = "application/json";
+/// Objects without what they hold.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+/// The same of lists.
+const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+
 /// A client with one identity on one cluster.
 pub struct Client {
     connector: Arc<dyn Connector>,
@@ -99,6 +106,8 @@ struct Call {
     method: Method,
     path: String,
     content: Option<(&'static str, Bytes)>,
+    /// What is to be answered.
+    accept: &'static str,
     /// Whether doing it twice is the same as doing it once.
     repeatable: bool,
 }
@@ -195,11 +204,62 @@ impl Client {
         self.pages(resource, namespace, &selector).await
     }
 
+    /// Namespaces and names of all objects of a namespaced resource; nothing else of them is sent.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn names(&self, resource: &Resource) -> Result<Vec<(String, String)>, ApiError> {
+        #[derive(Deserialize)]
+        struct Named {
+            metadata: Name,
+        }
+        #[derive(Deserialize)]
+        struct Name {
+            #[serde(default)]
+            namespace: String,
+            name: String,
+        }
+        let found: Vec<Named> = self.accepting(resource, None, "", METADATA_LIST).await?;
+        let name = |found: Named| (found.metadata.namespace, found.metadata.name);
+        Ok(found.into_iter().map(name).collect())
+    }
+
+    /// Has an object written to the store again as it is, and answered without its content.
+    ///
+    /// # Errors
+    /// [`ApiError`]; see [`ApiError::is_not_found`].
+    pub async fn touch(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<(), ApiError> {
+        let base = resource.path(namespace, Some(name));
+        let path = format!("{base}?fieldManager={FIELD_MANAGER}");
+        let nothing = Value::Object(serde_json::Map::new());
+        let call = Call::patch(path, "application/merge-patch+json", &nothing);
+        let call = Call {
+            accept: METADATA,
+            ..call
+        };
+        self.call(call).await.map(drop)
+    }
+
     async fn pages<T: DeserializeOwned>(
         &self,
         resource: &Resource,
         namespace: Option<&str>,
         selector: &str,
+    ) -> Result<Vec<T>, ApiError> {
+        self.accepting(resource, namespace, selector, JSON).await
+    }
+
+    async fn accepting<T: DeserializeOwned>(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        selector: &str,
+        accept: &'static str,
     ) -> Result<Vec<T>, ApiError> {
         let base = resource.path(namespace, None);
         let mut objects = Vec::new();
@@ -211,7 +271,11 @@ impl Client {
                 format!("&continue={}", resource::encode(&next))
             };
             let path = format!("{base}?limit={PAGE_OBJECTS}{selector}{token}");
-            let answer = self.call(Call::get(path.clone())).await?;
+            let call = Call {
+                accept,
+                ..Call::get(path.clone())
+            };
+            let answer = self.call(call).await?;
             let page: Page<T> = decode(&path, &answer)?;
             objects.extend(page.items);
             next = page.metadata.next;
@@ -306,6 +370,7 @@ impl Client {
                 method: Method::POST,
                 path: path.clone(),
                 content: Some(("application/json", body)),
+                accept: JSON,
                 repeatable: false,
             })
             .await?;
@@ -343,6 +408,7 @@ impl Client {
             method: Method::DELETE,
             path: resource.path(namespace, Some(name)),
             content: body.map(|body| ("application/json", body)),
+            accept: JSON,
             repeatable: true,
         };
         match self.call(call).await {
@@ -424,7 +490,7 @@ impl Client {
                 USER_AGENT,
                 concat!("windlass-director/", env!("CARGO_PKG_VERSION")),
             )
-            .header(ACCEPT, "application/json");
+            .header(ACCEPT, call.accept);
         let body = match &call.content {
             Some((kind, body)) => {
                 request = request.header(CONTENT_TYPE, *kind);
@@ -458,6 +524,7 @@ impl Call {
             method: Method::GET,
             path,
             content: None,
+            accept: JSON,
             repeatable: true,
         }
     }
@@ -468,6 +535,7 @@ impl Call {
             method: Method::PATCH,
             path,
             content,
+            accept: JSON,
             repeatable: true,
         }
     }

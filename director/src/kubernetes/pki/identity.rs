@@ -10,11 +10,11 @@ use windlass_common::secret::Secret;
 
 use super::super::facts::Endpoint;
 use super::super::render::kubeconfig::{Credentials, Kubeconfig, Server, Source};
-use super::profile::CertificateNames;
+use super::profile::{AuthorityName, CertificateNames};
 use super::{
     BOOTSTRAP_CERTIFICATE_LIFE, CLUSTER_ADMINS_GROUP, ClusterPki, DIRECTOR_CERTIFICATE_LIFE,
     DIRECTOR_USER, OPERATOR_CERTIFICATE_LIFE, OPERATOR_NAME_MAX, PROXIED_CERTIFICATE_LIFE,
-    PkiError,
+    PkiError, REWRITER_CERTIFICATE_LIFE, REWRITER_USER,
 };
 
 /// A client certificate with its key.
@@ -53,6 +53,19 @@ pub fn bootstrap_identity(
 ) -> Result<ClientIdentity, PkiError> {
     let names = CertificateNames::member("windlass:bootstrap", "system:masters");
     issue(pki, cluster, &names, now, BOOTSTRAP_CERTIFICATE_LIFE)
+}
+
+/// The identity that has Secrets written again, [`REWRITER_USER`]. Keep it in memory.
+///
+/// # Errors
+/// [`PkiError::Make`].
+pub fn rewriter_identity(
+    pki: &ClusterPki,
+    cluster: &ClusterName,
+    now: Timestamp,
+) -> Result<ClientIdentity, PkiError> {
+    let names = CertificateNames::client(REWRITER_USER);
+    issue(pki, cluster, &names, now, REWRITER_CERTIFICATE_LIFE)
 }
 
 /// An operator's identity in [`CLUSTER_ADMINS_GROUP`]. The API server's audit log shows the user
@@ -113,7 +126,7 @@ pub fn operator_kubeconfig(
         cluster: cluster.as_str(),
         user: operator,
         server: Server::Endpoint(endpoint),
-        authority: Source::Inline(BASE64.encode(&pki.kubernetes.certificate_pem)),
+        authority: Source::Inline(BASE64.encode(pki.trusted(AuthorityName::Kubernetes))),
         credentials: Credentials::Inline {
             certificate: BASE64.encode(&identity.certificate_pem),
             key: Secret::new(BASE64.encode(identity.key_pem.expose())),
@@ -136,7 +149,7 @@ fn issue(
     };
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let certificate_pem = pki
-        .kubernetes
+        .signer_of_clients()
         .sign(&key, names, now, life)
         .map_err(failed)?;
     Ok(ClientIdentity {

@@ -23,6 +23,7 @@
 mod authority;
 mod identity;
 mod profile;
+mod rotate;
 mod sign;
 mod validity;
 
@@ -41,9 +42,10 @@ use windlass_common::secret::{Secret, SecretBytes};
 pub use self::authority::Authority;
 pub use self::identity::{
     ClientIdentity, bootstrap_identity, director_identity, operator_identity, operator_kubeconfig,
-    proxied_identity,
+    proxied_identity, rewriter_identity,
 };
 pub use self::profile::{AuthorityName, CertificateNames, Profile};
+pub use self::rotate::{Former, Newer};
 pub use self::sign::{CsrError, IssueError, machine_certificates};
 pub use self::validity::Validity;
 
@@ -65,6 +67,8 @@ pub const OPERATOR_NAME_MAX: usize = 40;
 pub const DIRECTOR_CERTIFICATE_LIFE: Duration = Duration::from_secs(DAY_S);
 /// Life of the bootstrap certificate: a few seconds of use, and retries while an API server starts.
 pub const BOOTSTRAP_CERTIFICATE_LIFE: Duration = Duration::from_secs(600);
+/// Life of the certificate under which Secrets are written again: longer than that may take.
+pub const REWRITER_CERTIFICATE_LIFE: Duration = Duration::from_secs(7200);
 /// How long before its issue a certificate is valid: clocks of machines may be behind the director's.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
@@ -74,6 +78,8 @@ pub const CLUSTER_ADMINS_GROUP: &str = "windlass:cluster-admins";
 pub const CLUSTER_VIEWERS_GROUP: &str = "windlass:cluster-viewers";
 /// User of the director; an add-on gives it what it needs and no more.
 pub const DIRECTOR_USER: &str = "windlass:director";
+/// User as which the director has Secrets written again, and which may do nothing else.
+pub const REWRITER_USER: &str = "windlass:secret-rewriter";
 /// User as which API servers call kubelets; an add-on binds it to `system:kubelet-api-admin`.
 pub const KUBELET_CALLER_USER: &str = "windlass:apiserver-kubelet-client";
 /// Common name that etcd members demand of one another, so that a client's certificate of the same
@@ -102,6 +108,23 @@ pub struct ClusterPki {
     pub service_account: ServiceAccountKey,
     /// Keys for Secrets in etcd; the first encrypts, all decrypt.
     pub encryption: Vec<EncryptionKey>,
+    /// Which generation of authorities signs.
+    #[serde(default = "first", skip_serializing_if = "is_first")]
+    generation: u32,
+    /// The next generation, while a rotation prepares it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    newer: Option<Box<Newer>>,
+    /// What is left of the generation before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    former: Option<Former>,
+}
+
+fn first() -> u32 {
+    1
+}
+
+fn is_first(generation: &u32) -> bool {
+    *generation == 1
 }
 
 /// The key pair that signs service account tokens (ECDSA P-256).
@@ -195,6 +218,14 @@ impl ClusterPki {
     /// # Errors
     /// [`PkiError::Make`] and [`PkiError::Random`], both from the crypto library.
     pub fn generate(cluster: &ClusterName, now: Timestamp) -> Result<Self, PkiError> {
+        Self::of_generation(cluster, first(), now)
+    }
+
+    fn of_generation(
+        cluster: &ClusterName,
+        generation: u32,
+        now: Timestamp,
+    ) -> Result<Self, PkiError> {
         let failed = |what| {
             move |source| PkiError::Make {
                 what,
@@ -203,13 +234,15 @@ impl ClusterPki {
             }
         };
         let authority = |name: &'static str| {
-            let common_name = format!("windlass {cluster} {name}");
+            let number = match generation {
+                1 => String::new(),
+                later => format!(" {later}"),
+            };
+            let common_name = format!("windlass {cluster} {name}{number}");
             Authority::generate(&common_name, now, AUTHORITY_LIFE).map_err(failed(name))
         };
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
             .map_err(failed("the service account key"))?;
-        let mut key = zeroize::Zeroizing::new([0u8; 32]);
-        rand::fill(key.as_mut_slice()).map_err(|_| PkiError::Random)?;
         Ok(Self {
             version: DOCUMENT_VERSION,
             kubernetes: authority("kubernetes")?,
@@ -219,10 +252,10 @@ impl ClusterPki {
                 private_pem: Secret::new(pair.serialize_pem()),
                 public_pem: pair.public_key_pem(),
             },
-            encryption: vec![EncryptionKey {
-                name: "key1".to_owned(),
-                secret: Secret::new(BASE64.encode(key.as_slice())),
-            }],
+            encryption: vec![EncryptionKey::generate("key1".to_owned())?],
+            generation,
+            newer: None,
+            former: None,
         })
     }
 
@@ -262,13 +295,19 @@ impl ClusterPki {
         ] {
             authority.check().map_err(|_| PkiError::Damaged { what })?;
         }
-        let pair =
-            rcgen::KeyPair::from_pem(pki.service_account.private_pem.expose()).map_err(|_| {
-                PkiError::Damaged {
-                    what: "the service account key",
-                }
-            })?;
-        if pair.public_key_pem() != pki.service_account.public_pem {
+        if let Some(newer) = &pki.newer {
+            let what = "the next generation of authorities";
+            let names = [
+                AuthorityName::Kubernetes,
+                AuthorityName::Etcd,
+                AuthorityName::FrontProxy,
+            ];
+            let whole = names.map(|name| newer.authority(name).check().is_ok());
+            if whole.contains(&false) || !newer.service_account.is_whole() {
+                return Err(PkiError::Damaged { what });
+            }
+        }
+        if !pki.service_account.is_whole() {
             return Err(PkiError::Damaged {
                 what: "the service account key",
             });
@@ -293,6 +332,26 @@ impl ClusterPki {
             AuthorityName::Etcd => &self.etcd,
             AuthorityName::FrontProxy => &self.front_proxy,
         }
+    }
+}
+
+impl ServiceAccountKey {
+    /// Whether its two halves belong together.
+    fn is_whole(&self) -> bool {
+        rcgen::KeyPair::from_pem(self.private_pem.expose())
+            .is_ok_and(|pair| pair.public_key_pem() == self.public_pem)
+    }
+}
+
+impl EncryptionKey {
+    /// Makes one from the operating system's randomness.
+    fn generate(name: String) -> Result<Self, PkiError> {
+        let mut key = zeroize::Zeroizing::new([0u8; 32]);
+        rand::fill(key.as_mut_slice()).map_err(|_| PkiError::Random)?;
+        Ok(Self {
+            name,
+            secret: Secret::new(BASE64.encode(key.as_slice())),
+        })
     }
 }
 

@@ -44,13 +44,15 @@ use windlass_common::step::{
 
 use super::ETCD_CLIENT_PORT;
 use super::facts::{ClusterFacts, FactsError, MachineFacts, Role};
-use super::pki::{Certificates, ClusterPki, EncryptionKey, Profile, ServiceAccountKey};
+use super::pki::{
+    AuthorityName, Certificates, ClusterPki, EncryptionKey, Profile, ServiceAccountKey,
+};
 
 pub use self::flags::FlagsError;
 pub(super) use self::kubelet::CONTROL_PLANE_TAINT;
 pub use self::services::{
-    API_UNITS, MEMBER_UNITS, Phase, control_plane_gate, gate, identity_gate, restart_kubelet, service,
-    stop_control_plane, stop_units,
+    API_UNITS, MEMBER_UNITS, Phase, control_plane_gate, gate, identity_gate, restart_kubelet,
+    service, stop_control_plane, stop_units,
 };
 
 /// Grows with every change of what is rendered from the same facts, so that machines that were configured
@@ -75,14 +77,16 @@ pub const ETCD_MOUNT_PATH: &str = "/var/lib/etcd";
 /// planes the shared keys. The authorities' keys are not in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trust {
-    /// Certificate of the `kubernetes` authority, PEM.
+    /// Certificates of the `kubernetes` authorities that are trusted, PEM.
     pub kubernetes_ca: String,
-    /// Certificate of the `etcd` authority, PEM.
+    /// Certificates of the `etcd` authorities that are trusted, PEM.
     pub etcd_ca: String,
-    /// Certificate of the `front-proxy` authority, PEM.
+    /// Certificates of the `front-proxy` authorities that are trusted, PEM.
     pub front_proxy_ca: String,
     /// Key pair for service account tokens.
     pub service_account: ServiceAccountKey,
+    /// Public keys that verify service account tokens, PEM.
+    pub token_keys: String,
     /// Keys for encryption at rest.
     pub encryption: Vec<EncryptionKey>,
 }
@@ -90,9 +94,10 @@ pub struct Trust {
 impl From<&ClusterPki> for Trust {
     fn from(pki: &ClusterPki) -> Self {
         Self {
-            kubernetes_ca: pki.kubernetes.certificate_pem.clone(),
-            etcd_ca: pki.etcd.certificate_pem.clone(),
-            front_proxy_ca: pki.front_proxy.certificate_pem.clone(),
+            kubernetes_ca: pki.trusted(AuthorityName::Kubernetes),
+            etcd_ca: pki.trusted(AuthorityName::Etcd),
+            front_proxy_ca: pki.trusted(AuthorityName::FrontProxy),
+            token_keys: pki.token_keys(),
             service_account: pki.service_account.clone(),
             encryption: pki.encryption.clone(),
         }
@@ -329,10 +334,7 @@ fn control_plane_files(
 ) -> Result<(), RenderError> {
     files.text(ETCD_CA_PATH, trust.etcd_ca.clone());
     files.text(FRONT_PROXY_CA_PATH, trust.front_proxy_ca.clone());
-    files.text(
-        SERVICE_ACCOUNT_PUBLIC_PATH,
-        trust.service_account.public_pem.clone(),
-    );
+    files.text(SERVICE_ACCOUNT_PUBLIC_PATH, trust.token_keys.clone());
     files.secret(
         SERVICE_ACCOUNT_KEY_PATH,
         trust.service_account.private_pem.expose(),

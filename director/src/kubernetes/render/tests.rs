@@ -20,6 +20,7 @@ fn trust() -> Trust {
         kubernetes_ca: "certificate of the kubernetes authority\n".to_owned(),
         etcd_ca: "certificate of the etcd authority\n".to_owned(),
         front_proxy_ca: "certificate of the front-proxy authority\n".to_owned(),
+        token_keys: "public service account key\n".to_owned(),
         service_account: ServiceAccountKey {
             private_pem: Secret::new("private service account key\n".to_owned()),
             public_pem: "public service account key\n".to_owned(),

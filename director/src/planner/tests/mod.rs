@@ -4,8 +4,8 @@ mod again;
 mod agents;
 mod change;
 mod properties;
-mod restore;
 mod renewal;
+mod restore;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -228,7 +228,10 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
         Action::UpgradeAgent { machine, .. } | Action::RenewCertificates { machine } => {
             assert!(observed.machines[machine].complete);
         }
-        Action::Checkpoint { .. } => {}
+        Action::SpreadTrust
+        | Action::RewriteSecrets
+        | Action::AwaitDns
+        | Action::Checkpoint { .. } => {}
         Action::StopApi { .. }
         | Action::StopMember { .. }
         | Action::RestoreMember { .. }

@@ -2,6 +2,7 @@
 
 mod again;
 mod pause;
+mod renewal;
 mod restore;
 pub(crate) mod sim;
 mod update;
@@ -25,8 +26,8 @@ use crate::artifacts::Artifacts;
 use crate::kubernetes::facts::HostTraits;
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{
-    Cluster, ClusterPhase, Endpoint, Machine, MachinePhase, MachineRole, Revision, StepState, Task,
-    TaskId, TaskKind, TaskState, Timestamp,
+    Cluster, ClusterPhase, Endpoint, Machine, MachinePhase, MachineRole, Plan, Revision, StepState,
+    Task, TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::pki::DirectorCa;
 use crate::planner::{self, Desired, inputs};
@@ -301,6 +302,8 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
         task: None,
         addons: None,
         authorities_expire_at: None,
+        secrets: Default::default(),
+        rotation: None,
         renewal_tried_at: None,
         revision: Revision(0),
         created_at: Timestamp::now(),

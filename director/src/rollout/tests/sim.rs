@@ -25,7 +25,7 @@ use windlass_common::step::{
 use crate::drain::{DrainPolicy, NodeRehearsal, Rehearsal};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::client::ByteStream;
-use crate::model::{Revision, StepRecord, StepState};
+use crate::model::{Revision, Stage, StepRecord, StepState};
 use crate::planner::inputs;
 use crate::provider::{
     AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
@@ -157,7 +157,11 @@ impl Life {
             let of = step.strip_suffix(part)?;
             self.sim.store.entry(Kind::Step, of).map(|_| of)
         });
-        let name = part.unwrap_or(step);
+        // A step that asks several machines names each.
+        let of_many = step
+            .rsplit_once("/spread-trust/")
+            .map(|_| step.rsplit_once('/').unwrap().0);
+        let name = part.or(of_many).unwrap_or(step);
         let entry = self.sim.store.entry(Kind::Step, name);
         let record: StepRecord = serde_json::from_slice(&entry.unwrap().body).unwrap();
         assert_eq!(record.state, StepState::Running, "{step}");
@@ -446,6 +450,7 @@ impl Vm {
                 });
                 return Payload::Requests(requests.collect());
             }
+            Step::Exec(_) => return Payload::Exit(0),
             Step::Disk(_) => self.mounted = true,
             Step::Configure(configure) => {
                 assert!(!configure.files.is_empty());
@@ -455,7 +460,10 @@ impl Vm {
                     }
                     _ => None,
                 };
-                self.kubelet = configure.files.iter().find_map(text).unwrap();
+                // A renewal of certificates writes nothing else.
+                if let Some(text) = configure.files.iter().find_map(text) {
+                    self.kubelet = text;
+                }
                 self.configured = true;
             }
             Step::Service(service) => {
@@ -513,7 +521,7 @@ impl Vm {
             }
             Step::Gate(_) => assert!(self.started),
             Step::Etcd(_) => assert!(self.started, "a member that runs is asked"),
-            Step::Fetch(_) | Step::Collect(_) | Step::Exec(_) | Step::AgentUpgrade(_) => {
+            Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) => {
                 unreachable!("no plan has this step")
             }
         }
@@ -811,6 +819,33 @@ impl KubeApi for Life {
         _progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<(), String>> {
         unreachable!("no cluster here has gates")
+    }
+
+    fn rewrite_secrets<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.effect(|_| ()).await;
+            Ok(Done {
+                changes: Vec::new(),
+                records: vec![RecordChange::StageDone(Stage::Rewrite)],
+            })
+        })
+    }
+
+    fn await_dns<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            self.effect(|_| ()).await;
+            Ok(Done {
+                changes: Vec::new(),
+                records: vec![RecordChange::StageDone(Stage::RestartDns)],
+            })
+        })
     }
 
     fn forget(&self, _cluster: &ClusterName) {}

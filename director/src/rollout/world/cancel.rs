@@ -17,7 +17,7 @@ use crate::rollout::EffectError;
 use crate::store::Commit;
 
 /// Begins the keys of a plan that ends a cancelled task, so that none is taken for a step of the first plan.
-const CANCEL: &str = "cancel/";
+pub(super) const CANCEL: &str = "cancel/";
 /// The same of one that takes back what has failed.
 const ROLLBACK: &str = "rollback/";
 

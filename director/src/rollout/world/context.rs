@@ -88,6 +88,18 @@ impl ClusterContext {
 }
 
 impl World {
+    /// The sealed document of a cluster.
+    pub(super) async fn pki(&self, name: &ClusterName) -> Result<ClusterPki, EffectError> {
+        let pki_name = cluster_pki_name(name);
+        let document = self
+            .records
+            .secret(&pki_name)
+            .await?
+            .ok_or_else(|| missing("secret", &pki_name))?;
+        ClusterPki::from_bytes(&SecretBytes::new(document.to_vec()))
+            .map_err(|error| EffectError::of(error.class(), &error))
+    }
+
     /// Reads a cluster.
     pub(super) async fn context(&self, name: &ClusterName) -> Result<ClusterContext, EffectError> {
         let cluster: Cluster = self
@@ -100,14 +112,7 @@ impl World {
             .stemcells
             .get(&cluster.stemcell)
             .map_err(|error| EffectError::of(error.class(), &error))?;
-        let pki_name = cluster_pki_name(name);
-        let document = self
-            .records
-            .secret(&pki_name)
-            .await?
-            .ok_or_else(|| missing("secret", &pki_name))?;
-        let pki = ClusterPki::from_bytes(&SecretBytes::new(document.to_vec()))
-            .map_err(|error| EffectError::of(error.class(), &error))?;
+        let pki = self.pki(name).await?;
         let facts = inputs::facts(&cluster, &machines, &stemcell, self.host);
         let wanted = inputs::wanted(&machines);
         let future = inputs::facts(&cluster, &wanted, &stemcell, self.host);

@@ -22,8 +22,11 @@ use crate::kubernetes::addons;
 use crate::kubernetes::client::{
     ApiError, ByteStream, Client, ConnectFuture, Connector, Node, Resource,
 };
-use crate::kubernetes::pki::{ClientIdentity, bootstrap_identity, director_identity};
-use crate::model::Machine;
+use crate::kubernetes::facts::SecretsRevision;
+use crate::kubernetes::pki::{
+    AuthorityName, ClientIdentity, bootstrap_identity, director_identity, rewriter_identity,
+};
+use crate::model::{Machine, Stage};
 use crate::planner::inputs;
 use crate::rollout::{Done, EffectError, ProgressSink, RecordChange};
 
@@ -140,6 +143,19 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<(), String>>;
 
+    /// Has every Secret written again, with the encryption key that writes now. None is read.
+    fn rewrite_secrets<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
+    /// Fails for now while cluster DNS does not run as it was applied last.
+    fn await_dns<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>>;
+
     /// Drops what is kept in memory about a cluster.
     fn forget(&self, cluster: &ClusterName);
 }
@@ -153,6 +169,8 @@ pub struct KubeClient {
 /// A client with the incarnations that it goes through: others need another one.
 struct Kept {
     through: Vec<(MachineName, Incarnation)>,
+    /// What it trusts and shows changes with this.
+    secrets: SecretsRevision,
     client: Arc<Client>,
 }
 
@@ -179,6 +197,7 @@ impl KubeClient {
         let through = api_servers(context);
         if let Some(kept) = clients.get(name)
             && kept.through == through
+            && kept.secrets == context.cluster.secrets
             && kept.client.is_fresh(now, RENEW_BEFORE)
         {
             return Ok(kept.client.clone());
@@ -188,6 +207,7 @@ impl KubeClient {
         let client = Arc::new(self.connect_as(context, &identity)?);
         let kept = Kept {
             through,
+            secrets: context.cluster.secrets,
             client: client.clone(),
         };
         clients.insert(name.clone(), kept);
@@ -204,7 +224,7 @@ impl KubeClient {
             machines: api_servers(context),
             turn: AtomicUsize::new(0),
         });
-        let authority = &context.pki.kubernetes.certificate_pem;
+        let authority = &context.pki.trusted(AuthorityName::Kubernetes);
         Client::new(connector, &context.facts.endpoint, authority, identity)
             .map_err(|error| EffectError::of(error.class(), &error))
     }
@@ -556,6 +576,59 @@ impl KubeApi for KubeClient {
         Box::pin(async move {
             let client = self.client(context).map_err(|error| error.message)?;
             job.run(&client, progress).await
+        })
+    }
+
+    fn rewrite_secrets<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        progress: &'a ProgressSink,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let name = &context.cluster.spec.name;
+            let identity = rewriter_identity(&context.pki, name, jiff::Timestamp::now())
+                .map_err(|error| EffectError::of(error.class(), &error))?;
+            let client = self.connect_as(context, &identity)?;
+            let secrets = client.names(&Resource::SECRET).await.map_err(of_api)?;
+            for (done, (namespace, secret)) in secrets.iter().enumerate() {
+                if done % 100 == 0 {
+                    progress.stage(format!("{done} of {} Secrets", secrets.len()));
+                }
+                let touched = client
+                    .touch(&Resource::SECRET, Some(namespace), secret)
+                    .await;
+                match touched {
+                    // One that is gone needs no key.
+                    Err(error) if error.is_not_found() => {}
+                    done => done.map_err(of_api)?,
+                }
+            }
+            Ok(Done {
+                changes: vec![format!("{} Secrets are written again", secrets.len())],
+                records: vec![RecordChange::StageDone(Stage::Rewrite)],
+            })
+        })
+    }
+
+    fn await_dns<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Done, EffectError>> {
+        Box::pin(async move {
+            let client = self.client(context)?;
+            let (namespace, name) = (Some(addons::SYSTEM_NAMESPACE), "coredns");
+            let found: serde_json::Value = client
+                .get(&Resource::DEPLOYMENT, namespace, name)
+                .await
+                .map_err(of_api)?;
+            if !addons::rolled_out(&found) {
+                let what = "the pods of cluster DNS were not all made anew yet";
+                return Err(EffectError::new(ErrorClass::Retry, what));
+            }
+            Ok(Done {
+                changes: vec!["cluster DNS was started anew".to_owned()],
+                records: vec![RecordChange::StageDone(Stage::RestartDns)],
+            })
         })
     }
 

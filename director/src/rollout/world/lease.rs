@@ -13,7 +13,7 @@ use super::World;
 use super::context::ClusterContext;
 use super::kube::{KubeClient, Tunnels};
 use crate::kubernetes::client::{ApiError, Client, Resource};
-use crate::kubernetes::pki::director_identity;
+use crate::kubernetes::pki::{AuthorityName, director_identity};
 use crate::model::Machine;
 use crate::rollout::EffectError;
 
@@ -110,7 +110,7 @@ pub(super) async fn read(
             machines: vec![member.clone()],
             turn: AtomicUsize::new(0),
         };
-        let authority = &context.pki.kubernetes.certificate_pem;
+        let authority = &context.pki.trusted(AuthorityName::Kubernetes);
         // A client of its own, so that no connection is waited for that has died with a machine.
         let client = Client::new(
             Arc::new(tunnels),

@@ -26,8 +26,9 @@ mod node;
 mod precondition;
 mod registry;
 mod rehearse;
-mod restore;
 mod renewal;
+mod restore;
+mod rotation;
 mod upgrade;
 
 use std::sync::Arc;
@@ -56,6 +57,7 @@ pub use gates::JobOrder;
 pub use kube::{KubeApi, KubeClient};
 pub use lease::LeaseMark;
 pub use registry::Registry;
+pub(crate) use rotation::Turn;
 
 /// Everything the steps act on.
 #[derive(Debug)]
@@ -142,6 +144,9 @@ impl Effects for World {
                 | Action::RestartKubelet { .. }
                 | Action::SettleNodes
                 | Action::RenewCertificates { .. }
+                | Action::SpreadTrust
+                | Action::RewriteSecrets
+                | Action::AwaitDns
                 | Action::ApplyAddons
                 | Action::AwaitNode { .. }
                 | Action::DropNode { .. } => {
@@ -159,6 +164,7 @@ impl Effects for World {
                     self.plan_removal(&task.cluster).await
                 }
                 TaskKind::UpdateCluster | TaskKind::RepairCluster => self.plan_return(task).await,
+                TaskKind::RotateSecrets => self.plan_halt(task).await,
                 TaskKind::UpgradeAgents
                 | TaskKind::RestoreCluster
                 | TaskKind::RenewCertificates => Err(EffectError::new(
@@ -175,6 +181,10 @@ impl Effects for World {
 
     fn plan_again<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Plan, EffectError>> {
         Box::pin(self.plan_on(task))
+    }
+
+    fn plan_next<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Option<Plan>, EffectError>> {
+        Box::pin(self.plan_stage(task))
     }
 
     fn plan_rollback<'a>(
@@ -259,6 +269,13 @@ impl World {
             Action::SettleNodes => self.settle_nodes(context, order).await,
             Action::RenewCertificates { machine } => self.renew(context, machine, order).await,
             Action::ApplyAddons => self.kubernetes.apply_addons(context).await,
+            Action::SpreadTrust => self.spread_trust(context, order).await,
+            Action::RewriteSecrets => {
+                self.kubernetes
+                    .rewrite_secrets(context, &order.progress)
+                    .await
+            }
+            Action::AwaitDns => self.kubernetes.await_dns(context).await,
             Action::AwaitNode { machine, .. } => {
                 let kubernetes = &self.kubernetes;
                 let mut done = kubernetes.await_node(context, machine, order.limit).await?;

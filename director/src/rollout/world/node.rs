@@ -17,7 +17,7 @@ use super::{Done, EffectError, RecordChange, StepOrder, World};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::pki::{Certificates, ClusterPki, Validity, machine_certificates};
 use crate::kubernetes::render::{self, Phase, Trust};
-use crate::model::{Certified, Machine, Timestamp};
+use crate::model::{Certified, Machine};
 use crate::store::{Commit, Expect, Kind};
 
 /// Progress that may wait to be shown; what is more is dropped by the gateway.
@@ -109,15 +109,17 @@ impl World {
         machine: &Machine,
         order: &StepOrder,
     ) -> Result<Certificates, EffectError> {
-        let now = jiff::Timestamp::now();
         match self.issued(machine).await? {
-            Some(issued) if keeps(&context.pki, &issued, now) => Ok(issued),
+            Some(issued) if keeps(&context.pki, &issued) => Ok(issued),
             _ => self.issue(context, machine, order).await,
         }
     }
 
     /// Certificates that were issued to this incarnation.
-    async fn issued(&self, machine: &Machine) -> Result<Option<Certificates>, EffectError> {
+    pub(super) async fn issued(
+        &self,
+        machine: &Machine,
+    ) -> Result<Option<Certificates>, EffectError> {
         let found: Option<(_, (u32, Certificates))> = self
             .records
             .value(Kind::Certificates, machine.name.as_str())
@@ -292,7 +294,8 @@ pub(super) fn configure_step(
 }
 
 /// Whether a machine goes on with certificates that it was given before.
-fn keeps(pki: &ClusterPki, issued: &Certificates, now: jiff::Timestamp) -> bool {
+pub(super) fn keeps(pki: &ClusterPki, issued: &Certificates) -> bool {
+    let now = jiff::Timestamp::now();
     let due = Validity::of(issued).is_none_or(|validity| validity.is_due(now));
     !due && pki.signed(issued)
 }
@@ -305,13 +308,10 @@ pub(super) fn certified(name: &MachineName, certificates: &Certificates) -> Opti
 
 impl From<Validity> for Certified {
     fn from(validity: Validity) -> Self {
-        let time = |time: jiff::Timestamp| {
-            Timestamp::from_unix_ms(u64::try_from(time.as_millisecond()).unwrap_or(0))
-        };
         Self {
-            issued_at: time(validity.from),
-            renew_at: time(validity.renew_at()),
-            expires_at: time(validity.until),
+            issued_at: validity.from.into(),
+            renew_at: validity.renew_at().into(),
+            expires_at: validity.until.into(),
         }
     }
 }

@@ -7,13 +7,22 @@ use windlass_common::id::MachineName;
 use windlass_common::step::Step;
 
 use super::context::ClusterContext;
-use super::node::certified;
+use super::node::{certified, keeps};
 use super::{Done, EffectError, StepOrder, World};
+use crate::kubernetes::pki::{Certificates, Validity};
 use crate::kubernetes::render;
+use crate::model::{Certified, Machine};
+
+/// Whether certificates were signed for a machine that it is not known to have.
+fn unconfirmed(machine: &Machine, issued: &Certificates) -> bool {
+    let issued = Validity::of(issued).map(Certified::from);
+    machine.certified.is_some() && machine.certified != issued
+}
 
 impl World {
     /// Signs certificates for the keys that a machine has, writes them, and has the machine show with them that
-    /// they are accepted. What was signed by an attempt that was cut off is written over.
+    /// they are accepted. What an attempt that was cut off has signed already is written, and nothing else: sent again,
+    /// a step of one name says the same.
     pub(super) async fn renew(
         &self,
         context: &ClusterContext,
@@ -21,7 +30,10 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
-        let certificates = self.issue(context, machine, order).await?;
+        let certificates = match self.issued(machine).await? {
+            Some(issued) if unconfirmed(machine, &issued) && keeps(&context.pki, &issued) => issued,
+            _ => self.issue(context, machine, order).await?,
+        };
         let facts = context.machine_facts(name)?;
         let step = Step::Configure(render::certificates_step(facts, &certificates));
         let result = self.send(machine, order, "/configure", step).await?;

@@ -482,6 +482,48 @@ Examples:
         #[command(flatten)]
         renewal: RenewalArgs,
     },
+    /// Rotate the authorities of a cluster and the key that signs its tokens, in place
+    #[command(after_help = "\
+Stage by stage, one machine after the other: everything trusts the old and the new authorities, pods are given
+both, certificates are signed by the new ones, and the old ones are dropped. Components are restarted, pods run
+on. A cancel leaves the stage as it is, in which old and new get on with one another; the same command goes on.
+
+Kubeconfigs that were fetched before are good until the new authorities sign. With --prepare the rotation rests
+before that: fetch them again (`windlass cluster credentials`), start pods anew that read their authority once,
+and order it without --prepare. The key that signed tokens before is forgotten a day later.
+
+Examples:
+  windlass cluster rotate-ca demo --prepare --wait
+  windlass cluster rotate-ca demo --wait")]
+    RotateCa {
+        /// The cluster
+        name: String,
+        /// Only have both generations trusted, and rest until it is ordered again
+        #[arg(long)]
+        prepare: bool,
+        /// Of a cluster with one control-plane machine: its API may be down for some seconds in each stage
+        #[arg(long)]
+        accept_downtime: bool,
+        #[command(flatten)]
+        renewal: RenewalArgs,
+    },
+    /// Rotate the key under which Secrets are encrypted in etcd, and write them all again
+    #[command(after_help = "\
+API servers learn the new key one after the other, then write with it; all Secrets are written again, and the old
+key is forgotten. A cancel leaves both keys; the same command goes on.
+
+Examples:
+  windlass cluster rotate-encryption-key demo --dry-run
+  windlass cluster rotate-encryption-key demo --wait")]
+    RotateEncryptionKey {
+        /// The cluster
+        name: String,
+        /// Of a cluster with one control-plane machine: its API may be down for some seconds in each stage
+        #[arg(long)]
+        accept_downtime: bool,
+        #[command(flatten)]
+        renewal: RenewalArgs,
+    },
     /// Show what create, apply (or, with --delete, delete) would do and why; changes nothing
     #[command(after_help = "\
 Examples:
