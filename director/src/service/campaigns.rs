@@ -268,11 +268,11 @@ impl Inner {
         };
         self.records.audit_caller(&mut commit, caller, act);
         self.records.commit(commit).await?;
-        if steer == Steer::Resume {
-            for task in &tasks {
-                if matches!(task.state, TaskState::Pausing | TaskState::Paused) {
-                    self.rollouts.pause(&task.id, false);
-                }
+        // Tasks of a campaign that pauses are told again with each round; those of one that goes on only here, so that
+        // one that an operator pauses later stays paused.
+        if matches!(steer, Steer::Pause | Steer::Resume) {
+            for task in tasks.iter().filter(|task| !task.state.is_over()) {
+                self.rollouts.pause(&task.id, steer == Steer::Pause);
             }
         }
         self.campaign(id).await

@@ -214,13 +214,16 @@ async fn a_campaign_goes_wave_by_wave_through_the_death_of_its_director() {
         .unwrap();
     assert_eq!(paused.campaign.state, CampaignState::Paused);
     let task = paused.members[0].task.clone().unwrap();
-    fleet.stick("a", false);
-    let rests = async {
-        while director.task(&task).await.unwrap().state != TaskState::Paused {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, rests).await.expect("in time");
+    for state in [TaskState::Pausing, TaskState::Paused] {
+        let reached = async {
+            while director.task(&task).await.unwrap().state != state {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, reached).await.expect("in time");
+        // What it has begun with is finished.
+        fleet.stick("a", false);
+    }
     director
         .steer_campaign(&id, Steer::Resume, &ann())
         .await

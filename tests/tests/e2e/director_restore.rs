@@ -100,6 +100,7 @@ pub(crate) fn while_machines_have_changed() -> Result<()> {
     let other = format!("sha256:{}", "0".repeat(64));
     let stale = world.output(&["director", "adopt", "--approve", &other])?;
     ensure!(!stale.status.success(), "an approval of nothing counts");
+    eprint!("{}", world.run(&["director", "adopt"])?);
     world.run(&["director", "adopt", "--approve", digest])?;
 
     let status = world.json(&["director", "status"])?;
@@ -112,6 +113,8 @@ pub(crate) fn while_machines_have_changed() -> Result<()> {
         Ok((all.len() == 3 && back).then_some(()))
     })?;
     grow(&world, &pool, 3)?;
+    // The former credentials went with the data directory.
+    let kubectl = world.kubectl(CLUSTER)?;
     healthy(&kubectl, 4)?;
     let now = pods(&kubectl)?;
     for (pod, restarts) in &running {

@@ -116,7 +116,7 @@ fn everything_ends_before_data_is_made_and_nothing_starts_before_all_is() {
 }
 
 #[test]
-fn a_restore_of_one_machine_is_seventeen_steps() {
+fn a_restore_of_one_machine_goes_in_this_order() {
     let (restore, _) = checked(&[Begins]);
     assert_eq!(
         keys(&restore.plan),
@@ -239,6 +239,9 @@ fn a_node_that_cannot_be_reached_is_not_waited_for() {
     assert!(!keys.iter().any(|key| key.contains("c-w-1")), "{keys:?}");
 }
 
+/// What somebody did to a plan.
+type Broken<'a> = &'a dyn Fn(&mut Plan);
+
 #[test]
 fn broken_restores_are_seen() {
     let (restore, order) = checked(&[Joins, Begins, Replaced]);
@@ -273,7 +276,7 @@ fn broken_restores_are_seen() {
         }
     };
     #[rustfmt::skip] // one case per line, so that a missing one shows
-    let cases: [(&str, &dyn Fn(&mut Plan), &str); 9] = [
+    let cases: [(&str, Broken<'_>, &str); 9] = [
         ("an API server runs on",         &without("restore/c-cp-0/stop-api"),       "may serve on"),
         ("a member runs on",              &without("restore/c-cp-0/stop-member"),    "may serve on"),
         ("one that is lost may live",     &without("machine/c-cp-2/fence"),          "may serve on"),

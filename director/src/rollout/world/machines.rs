@@ -17,7 +17,8 @@ use crate::planner::inputs;
 use crate::provider::{
     EndpointRequest, EndpointView, MachineRequest, MachineSize, Power, ProviderError,
 };
-use crate::store::{Commit, Expect, Kind, Token};
+use crate::rollout::change;
+use crate::store::{Commit, Expect, Kind, StoreError, Token};
 
 /// How long a machine that is taken out of a cluster gets to shut down before its power is cut.
 const STOP_GRACE: Duration = Duration::from_secs(30);
@@ -259,6 +260,11 @@ impl World {
         if let Some(back) = self.came_back(machine).await? {
             return Ok(back);
         }
+        let record: Option<Machine> = self.records.get(machine.as_str()).await?;
+        if let Some(record) = record.filter(|record| !record.fenced) {
+            self.note(RecordChange::Fencing(machine.clone()), &record.cluster)
+                .await?;
+        }
         self.expel(machine);
         let proof = match self.provider.machine(machine).await? {
             None => "the provider does not have it",
@@ -284,6 +290,30 @@ impl World {
             changes: vec![format!("machine {machine} is off: {proof}")],
             records: Vec::new(),
         })
+    }
+
+    /// Writes down what a step is about to do to a machine.
+    pub(super) async fn note(
+        &self,
+        change: RecordChange,
+        cluster: &ClusterName,
+    ) -> Result<(), EffectError> {
+        loop {
+            let mut commit = Commit::default();
+            change::apply(
+                &self.records,
+                cluster,
+                std::slice::from_ref(&change),
+                &mut commit,
+            )
+            .await?;
+            match self.records.commit(commit).await {
+                Ok(_) => return Ok(()),
+                // Another step of the task, or a verdict, was faster.
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Lets no incarnation of a machine connect, and closes its connection.

@@ -207,6 +207,8 @@ impl World {
         // Another member may be rewriting its database, and answers nobody meanwhile.
         let _turn = self.etcd_turns.take(&context.cluster.spec.name).await;
         self.others_serve(context, name, order).await?;
+        self.note(RecordChange::Stopping(name.clone()), &machine.cluster)
+            .await?;
         let step = Step::Service(render::stop_control_plane());
         let result = self.send(machine, order, "", step).await?;
         Ok(Done {
