@@ -47,7 +47,7 @@ pub enum Care {
     Defragment {
         /// The member's name: its machine's.
         member: String,
-        /// Whether it leads others: another one is to lead first.
+        /// Whether it leads others, and another one is to lead first.
         leads: bool,
         /// Why.
         why: String,
@@ -106,10 +106,14 @@ pub fn decide(
     worth.sort_by_key(|(leads, name, _)| (*leads, *name));
     let rest = if alarmed { REST_ALARM } else { REST };
     let rests = |name: &str| rewritten.get(name).is_some_and(|ago| *ago < rest);
-    if let Some((leader, name, status)) = worth.iter().find(|(_, name, _)| !rests(name)) {
+    let first = worth.iter().find(|(_, name, _)| !rests(name));
+    // The leader's turn is when no other is left, one that rests included.
+    let first = first.filter(|(leader, _, _)| !leader || worth.len() == 1);
+    if let Some((leader, name, status)) = first {
         return Care::Defragment {
             member: (*name).to_owned(),
-            leads: *leader && members.len() > 1,
+            // Without space no write is taken that an election could keep waiting.
+            leads: *leader && members.len() > 1 && !alarmed,
             why: format!(
                 "{} of the {} bytes of its database are unused",
                 unused(status),
@@ -298,7 +302,8 @@ mod tests {
             ("just not unused enough",    three(1000, 551),                                          ("", 0),     "nothing"),
             ("unused",                    three(1000, 550),                                          ("", 0),     "defragment b"),
             ("one was rewritten",         three(1000, 550),                                          ("b", 60),   "defragment c"),
-            ("the leader is left",        three(1000, 550),                                          ("bc", 60),  "defragment leader a"),
+            ("the leader is left",        vec![member("a", 1000, 550), member("b", 550, 550)],       ("b", 60),   "defragment leader a"),
+            ("the leader waits for one that rests", three(1000, 550),                                ("bc", 60),  "wait: b was rewritten a short while ago"),
             ("all were",                  three(1000, 550),                                          ("abc", 60), "wait: b was rewritten a short while ago"),
             ("all were, an hour ago",     three(1000, 550),                                          ("abc", 3600), "defragment b"),
             ("near the quota",            three(1600, 1280),                                         ("", 0),     "defragment b"),
@@ -313,6 +318,7 @@ mod tests {
             ("nobody leads",              vec![status(member("a", 1000, 1), |s| s.leader = false)],  ("", 0),     "wait: 0 members lead in 1 terms"),
             ("two lead",                  vec![member("a", 1000, 1), second()],                      ("", 0),     "wait: 2 members lead in 2 terms"),
             ("no space, much unused",     vec![full("a", 2000, 100), full("b", 2000, 100)],          ("", 0),     "defragment b"),
+            ("no space, the leader left", vec![full("a", 2000, 100), full("b", 100, 98)],            ("b", 0),    "defragment a"),
             ("no space, some unused",     vec![full("a", 2000, 1900)],                               ("", 0),     "defragment a"),
             ("no space, none unused",     vec![full("a", 2000, 1901)],                               ("", 0),     "operator: etcd takes no writes"),
             ("no space, just rewritten",  vec![full("a", 80, 10)],                                   ("a", 59),   "wait: a was rewritten a short while ago"),

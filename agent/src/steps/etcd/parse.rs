@@ -195,7 +195,8 @@ pub(super) fn successor(report: &EtcdReport) -> Option<&EtcdMemberReport> {
         .filter(|member| !member.learner && member.id != report.member_id)
         .filter_map(|member| {
             let status = member.status.as_ref()?;
-            let well = status.errors.is_empty();
+            // While there is no space each member says so of itself, and each can lead.
+            let well = status.errors.iter().all(|error| error.contains("NOSPACE"));
             well.then_some((status.raft_applied, std::cmp::Reverse(&member.id), member))
         })
         .max_by_key(|(applied, id, _)| (*applied, *id))
@@ -296,8 +297,14 @@ mod tests {
         assert!(leads(&report));
         assert_eq!(successor(&report).unwrap().name, "m2");
         // One that finds something wrong with itself gets it from nobody.
-        report.members[1].status.as_mut().unwrap().errors = vec!["NOSPACE".to_owned()];
+        let errors = |report: &mut EtcdReport, error: &str| {
+            report.members[1].status.as_mut().unwrap().errors = vec![error.to_owned()];
+        };
+        errors(&mut report, "memberID:1 alarm:CORRUPT");
         assert_eq!(successor(&report), None);
+        // That there is no space all of them say.
+        errors(&mut report, "memberID:10787774325113848146 alarm:NOSPACE ");
+        assert_eq!(successor(&report).unwrap().name, "m2");
         // Of two, the one that has applied more.
         report.members[1].status.as_mut().unwrap().errors.clear();
         let mut ahead = report.members[1].status.clone().unwrap();
