@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     fn name(number: usize) -> MachineName {
-        MachineName::new(&format!("m-{number}")).unwrap()
+        MachineName::new(format!("m-{number}")).unwrap()
     }
 
     fn account(floor: Option<usize>, standings: &[Standing]) -> Account {

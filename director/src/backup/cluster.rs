@@ -478,7 +478,6 @@ pub fn read(
         let wanted = "its end";
         return Err(ArchiveError::Part { found, wanted });
     }
-    drop(entries);
     // The checksum of the gzip stream and the end of the envelope are behind what a tar needs.
     let mut gzip = tar.into_inner();
     let tail = io::copy(&mut (&mut gzip).take(TAIL_BYTES_MAX), &mut io::sink());
@@ -605,7 +604,9 @@ mod tests {
             directory.path().join("s.db"),
         );
         let identity = Identity::generate();
-        let data: Vec<u8> = (0..200_000_u32).map(|n| (n * n >> 7) as u8).collect();
+        let data: Vec<u8> = (0..200_000_u32)
+            .map(|n| (n.wrapping_mul(n) >> 7) as u8)
+            .collect();
         let whole = sealed(&data, &data, &identity).unwrap();
         for cut in (0..whole.len()).step_by(whole.len() / 40) {
             std::fs::write(&archive, &whole[..cut]).unwrap();
@@ -640,8 +641,9 @@ mod tests {
         let newer = newer.replacen("\"format\":1", "\"format\":2", 1);
         let document = secrets().to_bytes();
         let keys = document.expose();
+        type Part<'a> = (&'a str, &'a [u8]);
         #[rustfmt::skip] // one case per line, so that a missing one shows
-        let cases: [(&str, Vec<(&str, &[u8])>); 6] = [
+        let cases: [(&str, Vec<Part<'_>>); 6] = [
             ("its end where manifest.json", vec![]),
             ("\"else\" where manifest.json", vec![("else", b"x")]),
             ("has format 2", vec![(MANIFEST, newer.as_bytes())]),

@@ -296,4 +296,71 @@ mod tests {
         );
         assert!(surplus(all, 9).is_empty());
     }
+
+    async fn backups(root: &Path) -> OwnBackups {
+        let dir = DataDir::new(&root.join("data")).unwrap();
+        if !dir.config().exists() {
+            crate::config::init(&dir, Default::default()).await.unwrap();
+        }
+        let key = Identity::load(&dir.backup_key()).unwrap();
+        let config = BackupConfig {
+            every: None,
+            keep: 1,
+            directory: root.join("kept"),
+            recipients: Vec::new(),
+        };
+        let now = jiff::Timestamp::now();
+        let identity = crate::config::Identity::load(&dir, now).await.unwrap();
+        let hold = Hold::load(&identity.records).await.unwrap();
+        OwnBackups::new(dir, &key, &config, identity.records, hold)
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_a_whole_backup_and_is_written_down() {
+        let root = tempfile::tempdir().unwrap();
+        let backups = backups(root.path()).await;
+        assert_eq!(backups.last(), (None, 0));
+        let pieces: Vec<_> = backups.stream().collect().await;
+        let bytes: Vec<u8> = pieces.into_iter().flat_map(Result::unwrap).collect();
+        let file = root.path().join("streamed.age");
+        std::fs::write(&file, bytes).unwrap();
+        let inner = &backups.inner;
+        let manifest = director::verify(&inner.dir, &inner.key, &file).unwrap();
+        assert_eq!(backups.last().0, Some(manifest.taken_at));
+        // The next director of this directory knows.
+        let again = self::backups(root.path()).await;
+        assert_eq!(again.last().0, Some(manifest.taken_at));
+        // A reader that goes is no backup, and leaves nothing behind.
+        drop(backups.stream());
+        let failing = backups.stream().collect::<Vec<_>>().await;
+        assert!(failing.iter().all(Result::is_ok), "the turn is free again");
+        director::sweep(&inner.dir);
+        let left = std::fs::read_dir(inner.dir.path()).unwrap().flatten();
+        let scratch = left.filter(|e| e.file_name().to_string_lossy().starts_with(".backup-"));
+        assert_eq!(scratch.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_scheduled_backup_is_read_back_and_older_ones_go() {
+        let root = tempfile::tempdir().unwrap();
+        let backups = backups(root.path()).await;
+        let kept = || {
+            let entries = std::fs::read_dir(root.path().join("kept"))
+                .unwrap()
+                .flatten();
+            entries
+                .map(|entry| entry.file_name().into_string().unwrap())
+                .collect::<Vec<_>>()
+        };
+        let first = backups.inner.take(at(86_400)).unwrap();
+        assert!(director::verify(&backups.inner.dir, &backups.inner.key, &first).is_ok());
+        backups.inner.take(at(2 * 86_400)).unwrap();
+        assert_eq!(kept(), [name(at(2 * 86_400))]);
+        // One that fails takes no older one with it.
+        std::fs::remove_file(backups.inner.dir.seal_key()).unwrap();
+        assert!(backups.inner.take(at(3 * 86_400)).is_err());
+        assert_eq!(kept(), [name(at(2 * 86_400))]);
+    }
 }

@@ -91,6 +91,15 @@ fn arguments_that_contradict_each_other_are_refused() {
         (&["operator", "set-role", "ann", "admin"], true),
         (&["audit", "--since", "2h", "--actor", "ann"], true),
         (&["audit", "--since", "2"], false),
+        (&["top", "--once"], true),
+        (&["upgrade", "--all", "--to", "1.37.2", "--waves", "1,10%,100%", "--soak", "30m"], true),
+        (&["upgrade", "--clusters", "a,b", "--stemcell", "--dry-run"], true),
+        (&["upgrade", "--selector", "stage=canary", "--to", "1.37.2", "--wait"], true),
+        (&["upgrade", "--selector", "canary", "--to", "1.37.2"], false),
+        (&["upgrade", "--to", "1.37.2"], false),
+        (&["upgrade", "--all", "--clusters", "a", "--to", "1.37.2"], false),
+        (&["upgrade", "--all"], false),
+        (&["campaign", "retry", "c1-000000", "--wait"], true),
         (&["frobnicate"], false),
     ];
     for (arguments, ok) in cases {

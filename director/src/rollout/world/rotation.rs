@@ -19,7 +19,8 @@ use super::context::ClusterContext;
 use super::{Done, EffectError, RecordChange, StepOrder, World, check};
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{
-    Action, Cluster, Machine, Next, Plan, PlanStep, Rotation, Stage, StepState, Task, Timestamp,
+    Action, Cluster, Machine, MachinePhase, Next, Plan, PlanStep, Rotation, Stage, StepState, Task,
+    Timestamp,
 };
 use crate::planner::{self, DesiredState, renewal};
 use crate::rollout::cluster_pki_name;
@@ -174,9 +175,11 @@ impl World {
             commit.put(&turn.cluster)?;
         }
         if let Some(pki) = &turn.pki {
+            // Whoever writes the cluster's record at its revision is the only one who writes this.
             let document = pki.to_bytes();
             let name = cluster_pki_name(&turn.cluster.spec.name);
-            self.records.put_secret(commit, &name, document.expose())?;
+            self.records
+                .replace_secret(commit, &name, document.expose())?;
         }
         Ok(())
     }
@@ -190,7 +193,8 @@ impl World {
         let halfway = halfway(task);
         let down = |m: &&Machine| {
             let out = m.role.is_control_plane() && m.votes() && !m.serving;
-            m.started.is_none() || out || m.cordoned || halfway.contains(&m.name)
+            let back = m.started.is_some() && m.phase == MachinePhase::Ready;
+            !back || out || m.cordoned || halfway.contains(&m.name)
         };
         let down: BTreeSet<MachineName> = machines
             .iter()
