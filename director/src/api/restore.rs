@@ -34,10 +34,13 @@ pub(super) struct RestoreQuery {
     accept_loss: bool,
 }
 
-/// What to restore from: a snapshot, or what is left of the members.
+/// What to restore from: a backup, a snapshot, or what is left of the members.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct RestoreCluster {
+    /// A backup of the cluster, by name.
+    #[schema(example = "20300131-120000-00000001")]
+    pub backup: Option<String>,
     /// A snapshot of etcd: absolute path of a file where the director runs.
     #[schema(example = "/var/backups/demo.db")]
     pub snapshot: Option<String>,
@@ -48,7 +51,7 @@ pub struct RestoreCluster {
     pub best_member: bool,
 }
 
-/// Make a cluster's etcd anew, from a snapshot or, after a majority of its members is gone for good, from what
+/// Make a cluster's etcd anew, from a backup, a snapshot or, after a majority of its members is gone for good, from what
 /// one member has. Every API server of the cluster is stopped meanwhile; pods go on.
 ///
 /// With dry_run nothing is done: the plan says what is lost, and how far the data of each member goes. A restore
@@ -96,8 +99,21 @@ fn request(query: &RestoreQuery, body: &str) -> Result<RestoreRequest, Problem> 
         let given = query.plan.as_deref().unwrap_or_default();
         faults.add("plan", given, error.to_string());
     }
-    let from = match (asked.snapshot, asked.member, asked.best_member) {
-        (Some(path), None, false) => {
+    let from = match (
+        asked.backup,
+        asked.snapshot,
+        asked.member,
+        asked.best_member,
+    ) {
+        (Some(backup), None, None, false) => match backup.parse() {
+            Ok(backup) => Some(RestoreFrom::Backup(backup)),
+            Err(_) => {
+                let allowed = "the name of a backup, as `windlass cluster backups list` shows it";
+                faults.add("backup", &backup, allowed);
+                None
+            }
+        },
+        (None, Some(path), None, false) => {
             if !path.starts_with('/') || path.len() > PATH_BYTES_MAX || path.contains('\0') {
                 faults.add(
                     "snapshot",
@@ -107,16 +123,16 @@ fn request(query: &RestoreQuery, body: &str) -> Result<RestoreRequest, Problem> 
             }
             Some(RestoreFrom::Snapshot(path.into()))
         }
-        (None, Some(machine), false) => match MachineName::new(&machine) {
+        (None, None, Some(machine), false) => match MachineName::new(&machine) {
             Ok(machine) => Some(RestoreFrom::Member(Some(machine))),
             Err(error) => {
                 faults.add("member", &machine, error.to_string());
                 None
             }
         },
-        (None, None, true) => Some(RestoreFrom::Member(None)),
+        (None, None, None, true) => Some(RestoreFrom::Member(None)),
         _ => {
-            let allowed = "one of snapshot, member and bestMember".to_owned();
+            let allowed = "one of backup, snapshot, member and bestMember".to_owned();
             faults.add("snapshot", "what to restore from", allowed);
             None
         }

@@ -37,7 +37,7 @@ use super::draft::random_u32;
 use super::etcd::{AskError, several};
 use super::{Inner, ServiceError, ServiceResult};
 use crate::backup::cluster::{
-    ArchiveError, BackupName, BackupReason, FORMAT, MachineEntry, Manifest,
+    ArchiveError, BackupName, BackupReason, FORMAT, MachineEntry, Manifest, Opened, open,
 };
 use crate::backup::envelope::{EnvelopeError, Identity, Recipient};
 use crate::backup::making::{Pieces, make, verify};
@@ -475,6 +475,40 @@ impl Inner {
 
     async fn listed(&self, cluster: &ClusterName) -> ServiceResult<Vec<BackupEntry>> {
         self.backups.repository.list(cluster).await.map_err(kept)
+    }
+
+    /// Opens a backup and writes its snapshot to a file of its own, which the caller removes.
+    pub(super) async fn open_backup(
+        &self,
+        cluster: &ClusterName,
+        name: &BackupName,
+    ) -> ServiceResult<Opened> {
+        let mut archive = self.archive(cluster, name).await?;
+        let place = self.backups.repository.unfinished().await.map_err(kept)?;
+        let place = place.join(format!("restore-{:08x}", random_u32()?));
+        let (sealed, snapshot) = (place.with_extension("age"), place.with_extension("db"));
+        let identity = self.backups.identity.clone();
+        let copied = async {
+            let mut file = tokio::fs::File::create(&sealed).await?;
+            tokio::io::copy(&mut archive.from, &mut file).await?;
+            file.sync_all().await
+        };
+        let opened = match copied.await {
+            Ok(()) => {
+                let from = sealed.clone();
+                blocking(move || open(&from, &identity, &snapshot)).await
+            }
+            Err(source) => Err(BackupError::Archive(ArchiveError::Io {
+                doing: "copy the archive",
+                source,
+            })),
+        };
+        // What is left is removed at the next start.
+        let _ = tokio::fs::remove_file(&sealed).await;
+        opened.map_err(|error| {
+            let what = format!("backup {name} of cluster {cluster} cannot be opened");
+            ServiceError::of(error.class(), &what, error)
+        })
     }
 
     async fn archive(&self, cluster: &ClusterName, name: &BackupName) -> ServiceResult<Archive> {

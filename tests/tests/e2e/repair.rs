@@ -171,7 +171,7 @@ pub(crate) fn joins_an_upgrade() -> Result<()> {
     let waits = |machine: &&Value| {
         machine["wanted"]["kind"] == "reborn" && machine["role"]["kind"] == "worker"
     };
-    let machine = items(&shown["machines"])?.iter().filter(waits).next_back();
+    let machine = items(&shown["machines"])?.iter().rfind(waits);
     let machine = machine.context("a worker waits for its turn")?["name"].clone();
     let machine = machine.as_str().context("a name")?.to_owned();
     world.delete_behind(&machine)?;

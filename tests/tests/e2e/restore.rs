@@ -18,7 +18,7 @@ use crate::repair;
 /// How long a restore may take: it stops and starts a control plane of three, on a busy host.
 const LONG: Duration = Duration::from_secs(600);
 
-/// A cluster of three goes back to a snapshot; its director dies on the way. What the snapshot holds is there, what
+/// A cluster of three goes back to a backup; its director dies on the way. What the snapshot holds is there, what
 /// came later is not, and controllers and kubelets that had seen later revisions work.
 pub(crate) fn from_a_snapshot() -> Result<()> {
     with_world(|world| {
@@ -36,12 +36,16 @@ pub(crate) fn from_a_snapshot() -> Result<()> {
         kubectl.run(&["create", "configmap", "kept", "--from-literal=from=before"])?;
         deploy(&kubectl, 1)?;
         let snapshot = snapshot(world, "back-cp-0")?;
+        let backup = world.json(&["cluster", "backup", "back"])?;
+        let backup = backup["name"].as_str().context("a backup has a name")?;
         kubectl.run(&["create", "configmap", "later", "--from-literal=from=after"])?;
         kubectl.run(&["delete", "secret", "kept"])?;
         deploy(&kubectl, 2)?;
 
         let from = snapshot.to_str().context("a path of text")?;
-        let restore = ["cluster", "restore", "back", "--from", from];
+        let plan = world.json(&["cluster", "restore", "back", "--from", from, "--dry-run"])?;
+        ensure!(members(&plan)?.len() == 3, "from a file: {plan:#}");
+        let restore = ["cluster", "restore", "back", "--from-backup", backup];
         let plan = world.json(&[&restore[..], &["--dry-run"]].concat())?;
         let losses = plan["restore"]["losses"]
             .as_array()

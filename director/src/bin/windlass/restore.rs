@@ -27,7 +27,7 @@ the one that goes furthest, or the one that is named. The others join it again; 
 are shut out, powered off and made anew.
 
 Examples:
-  windlass cluster restore demo --from /var/backups/demo.db --dry-run
+  windlass cluster restore demo --from-backup 20300131-120000-00000001 --dry-run
   windlass cluster restore demo --from /var/backups/demo.db --accept-loss --wait
   windlass cluster restore demo --from-member --dry-run
   windlass cluster restore demo --from-member demo-cp-1 --plan sha256:… --accept-loss --wait";
@@ -35,6 +35,9 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("source").required(true)))]
 pub(crate) struct RestoreArgs {
+    /// A backup of the cluster, as `windlass cluster backups list` shows it
+    #[arg(long, value_name = "BACKUP", group = "source")]
+    from_backup: Option<String>,
     /// A snapshot of etcd: a file where the director runs
     #[arg(long, value_name = "FILE", group = "source")]
     from: Option<PathBuf>,
@@ -75,6 +78,7 @@ pub(crate) async fn restore(
     }
     let best = args.from_member.as_deref() == Some(BEST);
     let body = RestoreCluster {
+        backup: args.from_backup,
         snapshot: args.from.map(absolute).transpose()?,
         member: args.from_member.filter(|_| !best),
         best_member: best,

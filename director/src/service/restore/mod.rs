@@ -27,6 +27,7 @@ use windlass_common::step::{
 
 use super::draft::random_u32;
 use super::{Inner, ServiceError, ServiceResult};
+use crate::backup::cluster::BackupName;
 use crate::gateway::DeliveryError;
 use crate::kubernetes::render;
 use crate::model::{
@@ -55,6 +56,8 @@ pub struct RestoreRequest {
 /// What etcd is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RestoreFrom {
+    /// A backup of the cluster.
+    Backup(BackupName),
     /// A snapshot, a file where the director runs.
     Snapshot(PathBuf),
     /// The data of this machine's member; of the one that goes furthest when none is named.
@@ -140,17 +143,13 @@ impl Inner {
             RestoreFrom::Member(machine) => {
                 (judge::From::Member(machine.clone()), RestoreSource::Member)
             }
+            RestoreFrom::Backup(backup) => {
+                let taken = self.open_and_take(&cluster, backup).await?;
+                taken.named(format!("backup {backup}"))
+            }
             RestoreFrom::Snapshot(path) => {
                 let taken = self.take_snapshot(path.clone()).await?;
-                let source = RestoreSource::Snapshot {
-                    digest: taken.digest,
-                };
-                let from = judge::From::Snapshot {
-                    name: path.display().to_string(),
-                    revision: taken.revision,
-                    taken_at: taken.taken_at,
-                };
-                (from, source)
+                taken.named(path.display().to_string())
             }
         };
         let members = machines.iter().filter(|m| m.role.is_control_plane());

@@ -15,7 +15,10 @@ use windlass_common::id::{Digest, Hasher};
 use windlass_common::limits::CHUNK_BYTES;
 
 use super::super::{Inner, ServiceError, ServiceResult};
-use crate::model::{FieldFault, Timestamp};
+use super::judge::From;
+use crate::backup::cluster::{BackupName, Opened};
+use crate::kubernetes::pki::ClusterPki;
+use crate::model::{Cluster, FieldFault, RestoreSource, Timestamp};
 
 /// Largest snapshot, bytes: a quota is 8 GiB at most, and a database may outgrow it by what was written until its
 /// alarm went off.
@@ -30,6 +33,19 @@ pub(super) struct Taken {
     pub(super) digest: Digest,
     pub(super) revision: Option<u64>,
     pub(super) taken_at: Option<Timestamp>,
+}
+
+impl Taken {
+    /// What the order says of it, and what the plan does.
+    pub(super) fn named(self, name: String) -> (From, RestoreSource) {
+        let from = From::Snapshot {
+            name,
+            revision: self.revision,
+            taken_at: self.taken_at,
+        };
+        let digest = self.digest;
+        (from, RestoreSource::Snapshot { digest })
+    }
 }
 
 /// Why a file is not taken in.
@@ -75,7 +91,61 @@ fn verify(path: &Path) -> Result<Option<Timestamp>, Fault> {
     }))
 }
 
+/// The first encryption key of a backup that its cluster does not have any more.
+fn lost_key<'a>(backup: &'a ClusterPki, cluster: &ClusterPki) -> Option<&'a str> {
+    let lost = backup
+        .encryption
+        .iter()
+        .find(|key| !cluster.encryption.contains(key));
+    lost.map(|key| key.name.as_str())
+}
+
 impl Inner {
+    /// Opens a backup of a cluster and keeps its snapshot.
+    pub(super) async fn open_and_take(
+        &self,
+        cluster: &Cluster,
+        name: &BackupName,
+    ) -> ServiceResult<Taken> {
+        let of = &cluster.spec.name;
+        let opened = self.open_backup(of, name).await?;
+        let taken = self.take_opened(cluster, name, &opened).await;
+        // What is left is removed at the next start.
+        let _ = tokio::fs::remove_file(&opened.snapshot).await;
+        taken
+    }
+
+    async fn take_opened(
+        &self,
+        cluster: &Cluster,
+        name: &BackupName,
+        opened: &Opened,
+    ) -> ServiceResult<Taken> {
+        let of = &cluster.spec.name;
+        let manifest = &opened.manifest;
+        if manifest.cluster_created_at != cluster.created_at {
+            return Err(ServiceError::Conflict {
+                message: format!(
+                    "backup {name} is of an earlier cluster of the name {of}, which was ordered at {}",
+                    manifest.cluster_created_at
+                ),
+            });
+        }
+        let present = self.cluster_pki(of).await?;
+        if let Some(key) = lost_key(&opened.secrets, &present) {
+            return Err(ServiceError::Conflict {
+                message: format!(
+                    "Secrets in backup {name} may be encrypted with {key}, which cluster {of} has no more since its \
+                     encryption key was rotated; restore a later backup: `windlass cluster backups list {of}`"
+                ),
+            });
+        }
+        let mut taken = self.take_snapshot(opened.snapshot.clone()).await?;
+        taken.revision = Some(manifest.snapshot.revision);
+        taken.taken_at = Some(manifest.taken_at);
+        Ok(taken)
+    }
+
     /// Verifies a file and keeps a copy of it.
     pub(super) async fn take_snapshot(&self, path: PathBuf) -> ServiceResult<Taken> {
         let artifacts = self.world.artifacts.clone();
@@ -102,6 +172,21 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_backup_whose_encryption_key_is_gone_is_not_restored() {
+        let name = windlass_common::id::ClusterName::new("demo").unwrap();
+        let old = ClusterPki::generate(&name, jiff::Timestamp::now()).unwrap();
+        assert_eq!(lost_key(&old, &old), None);
+        let mut both = old.clone();
+        both.add_encryption_key().unwrap();
+        both.use_encryption_key();
+        assert_eq!(lost_key(&old, &both), None, "it can still be read");
+        assert_eq!(lost_key(&both, &old), Some("key2"));
+        let mut new = both.clone();
+        new.drop_encryption_keys();
+        assert_eq!(lost_key(&old, &new), Some("key1"));
+    }
 
     #[test]
     fn a_snapshot_is_what_etcd_wrote() {
