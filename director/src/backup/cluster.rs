@@ -1,6 +1,6 @@
 //! The backup of one cluster: one archive that a cluster can be made from again.
 //!
-//! An archive is a gzipped tar in an [envelope](super::envelope), so that the stock tools open it too:
+//! An archive is a gzipped tar in an [`envelope`], so that the stock tools open it too:
 //! `age --decrypt --identity KEYFILE ARCHIVE | tar xz`. Its parts, in this order:
 //!
 //! | part | what it is |

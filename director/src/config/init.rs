@@ -224,7 +224,14 @@ fn check_empty(dir: &DataDir) -> Result<(), InitError> {
             return Err(InitError::Write { path, source });
         }
     };
-    let ours = ["stemcells", "lost+found", "director.lock"];
+    // A reset leaves backups with the key that opens them; the next director goes on with both.
+    let ours = [
+        "stemcells",
+        "lost+found",
+        "director.lock",
+        "backups",
+        "backup.key",
+    ];
     for entry in entries.flatten() {
         let found = entry.file_name().to_string_lossy().into_owned();
         if !ours.contains(&found.as_str()) {

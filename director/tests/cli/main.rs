@@ -287,11 +287,19 @@ fn a_port_that_is_taken_is_named_before_anything_is_started() {
         json(&home.run(&["--json", "director", "stop"]))["stopped"],
         pid
     );
-    let reset = home.run(&["director", "reset", "--yes"]);
-    assert_eq!(code(&reset), 0, "{}", text(&reset.stderr));
-    assert_eq!(
-        code(&home.run(&["director", "init", "--name", "clitest"])),
-        0,
-        "as before init"
-    );
+    let data = home.path();
+    for backed_up in [false, true] {
+        let key = std::fs::read(data.join("backup.key")).unwrap();
+        if backed_up {
+            std::fs::create_dir_all(data.join("backups/demo")).unwrap();
+        }
+        let reset = home.run(&["director", "reset", "--yes"]);
+        assert_eq!(code(&reset), 0, "{}", text(&reset.stderr));
+        let init = home.run(&["director", "init", "--name", "clitest"]);
+        assert_eq!(code(&init), 0, "as before init: {}", text(&init.stderr));
+        // Backups stay, with the key that opens them.
+        let again = std::fs::read(data.join("backup.key")).unwrap();
+        assert_eq!(again == key, backed_up, "the key after a reset");
+        assert_eq!(data.join("backups/demo").exists(), backed_up);
+    }
 }

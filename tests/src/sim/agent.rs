@@ -18,7 +18,6 @@ use windlass_common::wire::codec;
 
 use super::coverage::{Fault, Point};
 use super::fixtures::Fixtures;
-use super::mutation::Mutation;
 use super::state::{Site, State};
 
 /// The agent of one machine.
@@ -101,15 +100,11 @@ impl Site {
     pub fn start_agent(&self, fixtures: &Arc<Fixtures>, name: &MachineName, of: Incarnation) {
         let mut state = self.lock();
         let now = state.now;
-        let forgets = state.mutation == Some(Mutation::JournalForgotten);
         let Some(vm) = state.vms.get_mut(name).filter(|vm| vm.incarnation == of) else {
             return;
         };
         if vm.agent.is_up() || !vm.runs(now) {
             return;
-        }
-        if forgets {
-            vm.agent.disk = SimDisk::default();
         }
         match History::open(vm.agent.disk.clone()) {
             Ok(history) => {
@@ -234,7 +229,7 @@ impl Site {
         &self,
         name: &MachineName,
         of: Incarnation,
-        mut request: StepRequest,
+        request: StepRequest,
         action: &'static str,
     ) -> Option<watch::Receiver<Option<StepResult>>> {
         let mut state = self.lock();
@@ -244,13 +239,9 @@ impl Site {
             id: request.id.0.clone(),
             epoch: request.epoch.0,
         };
-        let lenient = state.mutation == Some(Mutation::EpochsIgnored);
         let vm = state.vms.get_mut(name).filter(|vm| vm.incarnation == of)?;
         if !vm.runs(now) {
             return None;
-        }
-        if lenient {
-            request.epoch.0 = request.epoch.0.max(vm.epoch);
         }
         let runner = Arc::clone(vm.agent.runner.as_ref()?);
         let content = Digest::of(&codec::encode(&request.step).ok()?);

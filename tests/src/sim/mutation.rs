@@ -29,10 +29,6 @@ pub enum Mutation {
     TokenLogged,
     /// Nobody looks whether a machine has come back before it is shut out.
     CameBackUnseen,
-    /// Agents carry out steps of any epoch.
-    EpochsIgnored,
-    /// Agents forget what they have done when they end.
-    JournalForgotten,
 }
 
 impl Mutation {
@@ -40,10 +36,7 @@ impl Mutation {
     pub fn breaks(self) -> u8 {
         match self {
             Self::ControlPlaneAtOnce => 1,
-            Self::AttachedEarly
-            | Self::StoreLies
-            | Self::EpochsIgnored
-            | Self::JournalForgotten => 6,
+            Self::AttachedEarly | Self::StoreLies => 6,
             Self::BudgetIgnored => 3,
             Self::DrainSkipped | Self::PodBudgetsIgnored | Self::CameBackUnseen => 4,
             Self::KubeletsFirst => 5,
@@ -93,9 +86,7 @@ impl Mutation {
             | Self::StoreLies
             | Self::DiskUnnamed
             | Self::TokenLogged
-            | Self::CameBackUnseen
-            | Self::EpochsIgnored
-            | Self::JournalForgotten => {}
+            | Self::CameBackUnseen => {}
         }
     }
 }

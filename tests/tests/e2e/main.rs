@@ -117,7 +117,8 @@ fn main() -> ExitCode {
             "restores_begin_again_with_the_last_member",
             restore::from_the_last_member,
         ),
-        trial(
+        // A hundred megabytes are written and removed, until an alarm goes off.
+        long(
             "a_cluster_is_backed_up_and_its_etcd_cared_for",
             backup::backed_up_and_cared_for,
         ),

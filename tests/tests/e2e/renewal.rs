@@ -158,7 +158,7 @@ pub(crate) fn rotations() -> Result<()> {
             "--control-plane",
             "3",
             "--workers",
-            "1",
+            "2",
             "--wait",
         ])?;
         let mut kubectl = world.kubectl("turned")?;
@@ -201,7 +201,7 @@ pub(crate) fn rotations() -> Result<()> {
         ensure!(said.contains("calling /healthz"), "{said}");
         let shown = world.json(&["cluster", "show", "turned"])?;
         ensure!(shown["rotation"]["stage"] == "trust-new", "{shown:#}");
-        healthy(&renewed, 4)?;
+        healthy(&renewed, 5)?;
         world.run(&["cluster", "delete", "turned", "--yes", "--wait"])?;
         Ok(())
     })

@@ -167,11 +167,11 @@ pub(crate) fn joins_an_upgrade() -> Result<()> {
         let seen = world.json(&["task", "show", &task])?;
         Ok((changes::succeeded(&seen, "/delete") >= 2).then_some(()))
     })?;
-    let shown = world.json(&["cluster", "show", "joins"])?;
+    let listed = world.json(&["node", "list", "--cluster", "joins"])?;
     let waits = |machine: &&Value| {
         machine["wanted"]["kind"] == "reborn" && machine["role"]["kind"] == "worker"
     };
-    let machine = items(&shown["machines"])?.iter().rfind(waits);
+    let machine = items(&listed)?.iter().rfind(waits);
     let machine = machine.context("a worker waits for its turn")?["name"].clone();
     let machine = machine.as_str().context("a name")?.to_owned();
     world.delete_behind(&machine)?;

@@ -13,7 +13,7 @@
 //!
 //! # Not here
 //! What is done when, and who is asked for it (the director's planner); starting and stopping members
-//! ([`super::service`]); a member's data without etcd ([`data`]).
+//! ([`super::service`]); a member's data without etcd (`data`).
 
 pub(super) mod data;
 mod parse;

@@ -74,7 +74,6 @@ fn forget(dir: &DataDir) -> Result<(), Failure> {
         with("-wal"),
         with("-shm"),
         dir.seal_key(),
-        dir.backup_key(),
         dir.log(),
         dir.context(),
     ];
