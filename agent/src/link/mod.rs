@@ -119,7 +119,8 @@ impl Link {
     }
 
     /// Has the settings read again whenever the machine needs a token, since a fresh one may have been put
-    /// into them. Nothing else of them is taken, and nothing of those of another machine.
+    /// into them. With it comes the root to find the director by: the one that this machine was born with may
+    /// have been dropped since. Nothing else of them is taken, and nothing of those of another machine.
     pub fn rereading(self, read: impl Fn() -> Option<Settings> + Send + Sync + 'static) -> Link {
         let reread: Option<Reread> = Some(Box::new(read));
         Link { reread, ..self }
@@ -156,11 +157,13 @@ impl Link {
         identity_of(&self.settings)
     }
 
-    /// The settings with the token of now.
+    /// The settings with the token and the root of now.
     fn settings_now(&self) -> Settings {
         let mut settings = self.settings.clone();
         match self.reread.as_ref().and_then(|read| read()) {
-            Some(found) if identity_of(&found) == self.me() => settings.token = found.token,
+            Some(found) if identity_of(&found) == self.me() => {
+                (settings.token, settings.ca_digest) = (found.token, found.ca_digest);
+            }
             Some(found) => {
                 let found = identity_of(&found);
                 tracing::warn!(%found, "the settings are of another machine now; they are not taken");

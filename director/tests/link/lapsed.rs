@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use windlass_common::clock::{Clock, later};
-use windlass_common::id::{Epoch, OperatorName};
+use windlass_common::id::{Digest, Epoch, OperatorName};
 use windlass_common::lapsed::{Channel, channel, statement};
 use windlass_common::limits::{AGENT_CERTIFICATE_LIFE, LAPSED_GRACE};
 use windlass_common::pki::{Leaf, MachineIdentity, PrivateKey, gateway_name, pem};
@@ -16,7 +16,7 @@ use windlass_common::transport::Close;
 use windlass_common::wire::frame;
 use windlass_common::wire::message::{Body, EnrollResponse, LapsedRequest, Refusal, RefusalCode};
 use windlass_common::{tls, transport};
-use windlass_director::gateway::Reason;
+use windlass_director::gateway::{Reason, Total};
 use windlass_director::pki::{DirectorCa, Stage};
 
 use crate::world::{Director, Machine, identity, wait_for};
@@ -343,6 +343,28 @@ async fn after_the_grace_window_the_agent_says_what_to_do_and_a_fresh_token_brin
     assert_eq!(held().public_key().as_bytes(), key.as_bytes());
     let redeemed = director.records.redemptions().split_off(enrolled);
     assert!(redeemed.iter().any(Result::is_ok), "{redeemed:?}");
+    machine.stop().await;
+}
+
+/// It has lost the bundle of its CA with its identity, and was born before that CA.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_without_identity_finds_its_director_by_the_root_in_fresh_settings() {
+    let clock = Clock::by_hand(Timestamp::now());
+    let director = Director::start_with(|config| config.clock = clock.clone()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let fresh = director.settings("demo-w-0", 1);
+    let mut born_with = fresh.clone();
+    born_with.ca_digest = Digest::of(b"a root that was dropped since");
+    let placed = Arc::new(Mutex::new(born_with.clone()));
+    let machine = Machine::boot_rereading(&clock, born_with, dir.path(), Arc::clone(&placed));
+    wait_for("a handshake that the machine gives up", || {
+        let begun = director.gateway().counters().total(Total::HandshakesBegun);
+        (begun > 0).then_some(())
+    })
+    .await;
+    assert!(director.gateway().connected().is_empty());
+    *placed.lock().unwrap() = fresh;
+    director.connected(&machine).await;
     machine.stop().await;
 }
 
