@@ -166,6 +166,7 @@ pub(crate) fn rotations() -> Result<()> {
         let before = world.dir().join("before.kubeconfig");
         std::fs::copy(&kubectl.kubeconfig, &before)?;
         kubectl.kubeconfig = before;
+        healthy(&kubectl, 5)?;
         let inside = client_inside(&kubectl)?;
         let traffic = Traffic::start(world, &kubectl, "turned")?;
         encryption_key(world, &kubectl, &traffic)?;
