@@ -71,10 +71,15 @@ impl Refusals {
 pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
     let verdicts = state.director.verdicts();
     let conditions = state.director.conditions();
+    // Without them there are no samples, rather than no metrics.
+    let expiries = state.director.expiries().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "it cannot be told when certificates expire");
+        Expiries::default()
+    });
     let care = ClusterCounts {
         backups: state.director.backup_counts(),
         etcd: state.director.etcd_needs_operator(),
-        expiries: state.director.expiries().await.unwrap_or_default(),
+        expiries,
     };
     let text = exposition(
         &state.director.counters(),
