@@ -32,7 +32,7 @@ pub(crate) fn run(full: bool) -> Result<()> {
     if capture(nightly().args(["fuzz", "--version"])).is_err() {
         step(
             "installing cargo-fuzz",
-            crate::shell::cargo().args(["install", "--quiet", "--locked", "cargo-fuzz"]),
+            crate::shell::cargo().args(["install", "--quiet", "--locked", "--debug", "cargo-fuzz"]),
         )?;
     }
     step(

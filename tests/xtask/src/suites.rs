@@ -150,7 +150,7 @@ pub(crate) fn check() -> Result<()> {
     if !has_subcommand("deny") {
         step(
             "installing cargo-deny",
-            cargo().args(["install", "--quiet", "--locked", "cargo-deny"]),
+            cargo().args(["install", "--quiet", "--locked", "--debug", "cargo-deny"]),
         )?;
     }
     step(
