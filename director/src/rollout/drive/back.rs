@@ -1,0 +1,142 @@
+//! The way back: of a task that has failed, and of one that is cancelled.
+
+use std::collections::BTreeSet;
+
+use windlass_common::error::ErrorClass;
+use windlass_common::id::MachineName;
+
+use super::super::Stop;
+use super::{Driver, Outcome, STORE_PAUSE};
+use crate::model::{Fault, Task, TaskKind, TaskState};
+
+impl Driver {
+    pub(super) async fn give_up(&self, task: &mut Task, fault: Fault) {
+        let state = match task.kind {
+            TaskKind::UpdateCluster => TaskState::RollingBack,
+            TaskKind::CreateCluster
+            | TaskKind::RepairCluster
+            | TaskKind::DeleteCluster
+            | TaskKind::RestoreCluster
+            | TaskKind::RenewCertificates
+            | TaskKind::RotateSecrets
+            | TaskKind::UpgradeAgents => TaskState::Failed,
+        };
+        self.set_state(task, state, Some(fault)).await;
+    }
+
+    /// Takes back what keeps machines from coming back, then fails as the task has failed. That it rolls back is
+    /// in the store before anything is, so that no crash makes it go on with what it takes back.
+    pub(super) async fn roll_back(&self, task: &mut Task) {
+        if task.cleanup.is_none() {
+            match self.effects.plan_rollback(task).await {
+                Ok(Some(plan)) => {
+                    task.cleanup = Some(plan);
+                    let fault = task.error.clone();
+                    self.set_state(task, TaskState::RollingBack, fault).await;
+                }
+                Ok(None) => {
+                    let fault = task.error.clone();
+                    return self.set_state(task, TaskState::Failed, fault).await;
+                }
+                Err(error) if error.class == ErrorClass::Retry => {
+                    tracing::warn!(task = %task.id, %error, "cannot plan the way back yet");
+                    tokio::time::sleep(STORE_PAUSE).await;
+                    return;
+                }
+                Err(error) => return self.fail(task, &format!("no way back: {error}")).await,
+            }
+        }
+        let Some(plan) = task.cleanup.clone() else {
+            return;
+        };
+        let names: BTreeSet<&str> = plan
+            .steps
+            .iter()
+            .filter_map(|step| step.action.machine())
+            .map(MachineName::as_str)
+            .collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        let note = match self.run_plan(task, &plan, true).await {
+            Outcome::Succeeded => format!(
+                "rolled back: {names} serves with its former kubelet settings, and no machine takes those of the \
+                 spec before the next `windlass cluster apply`"
+            ),
+            Outcome::Stopped | Outcome::Unfit => format!("the way back of {names} was stopped"),
+            Outcome::Failed(fault) => format!("the way back of {names} failed: {}", fault.message),
+        };
+        self.fail(task, &note).await;
+    }
+
+    /// Fails a task as it has failed before, with what came of it since.
+    async fn fail(&self, task: &mut Task, note: &str) {
+        let before = task.error.clone();
+        let fault = Fault {
+            class: before
+                .as_ref()
+                .map_or(ErrorClass::Operator, |fault| fault.class),
+            message: before.map_or_else(
+                || note.to_owned(),
+                |fault| format!("{}; {note}", fault.message),
+            ),
+        };
+        self.set_state(task, TaskState::Failed, Some(fault)).await;
+    }
+
+    pub(super) async fn clean_up(&self, task: &mut Task) {
+        if task.cleanup.is_none() {
+            match self.effects.plan_cleanup(task).await {
+                Ok(plan) => {
+                    task.cleanup = Some(plan);
+                    self.set_state(task, TaskState::Cancelling, None).await;
+                }
+                Err(error) if error.class == ErrorClass::Retry => {
+                    tracing::warn!(task = %task.id, %error, "cannot plan the clean-up yet");
+                    tokio::time::sleep(STORE_PAUSE).await;
+                    return;
+                }
+                Err(error) => {
+                    let fault = Some(Fault::from(error));
+                    return self.set_state(task, TaskState::Failed, fault).await;
+                }
+            }
+        }
+        let Some(plan) = task.cleanup.clone() else {
+            return;
+        };
+        match self.run_plan(task, &plan, true).await {
+            Outcome::Succeeded | Outcome::Stopped | Outcome::Unfit => {
+                self.set_state(task, TaskState::Cancelled, None).await;
+            }
+            Outcome::Failed(fault) => self.set_state(task, TaskState::Failed, Some(fault)).await,
+        }
+    }
+
+    /// Writes down that a create or an update is being cancelled, so that a restart does not forget it.
+    pub(super) async fn begin_to_cancel(&self, task: &mut Task, stop: Stop) {
+        let cleans = match task.kind {
+            TaskKind::CreateCluster
+            | TaskKind::UpdateCluster
+            | TaskKind::RepairCluster
+            | TaskKind::RotateSecrets => true,
+            TaskKind::DeleteCluster
+            | TaskKind::UpgradeAgents
+            | TaskKind::RestoreCluster
+            | TaskKind::RenewCertificates => false,
+        };
+        let clean = stop == Stop::CleanUp && cleans;
+        let runs = match task.state {
+            TaskState::Running | TaskState::Pausing | TaskState::Paused | TaskState::Waiting => {
+                true
+            }
+            TaskState::Queued
+            | TaskState::RollingBack
+            | TaskState::Cancelling
+            | TaskState::Succeeded
+            | TaskState::Failed
+            | TaskState::Cancelled => false,
+        };
+        if clean && runs {
+            self.set_state(task, TaskState::Cancelling, None).await;
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What the state of a task means for its cluster. Pure.
+
+use crate::model::{Action, Cluster, ClusterPhase, Plan, PlanStep, Task, TaskKind, TaskState};
+
+/// What the state of its task means for a cluster.
+pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
+    cluster.task = (!task.state.is_over()).then(|| task.id.clone());
+    let fault = task.error.as_ref().map(|fault| fault.message.clone());
+    let cancelled = || Some(format!("{} was cancelled", task.id));
+    let rests = match task.state {
+        TaskState::Pausing => Some(format!(
+            "{} pauses once the machines that it has begun with are done",
+            task.id
+        )),
+        TaskState::Paused => Some(format!(
+            "{id} is paused; `windlass task resume {id}` goes on with it",
+            id = task.id
+        )),
+        TaskState::Waiting => Some(format!(
+            "{id} waits for the maintenance window: {}; `windlass task resume {id} --ignore-window REASON` goes \
+             on with it now",
+            task.held.as_deref().unwrap_or("it is looked at"),
+            id = task.id
+        )),
+        TaskState::Running => match (&task.held, &task.again) {
+            (Some(held), _) => Some(format!(
+                "{} finishes the machines that it has begun with; the maintenance window has closed: {held}",
+                task.id
+            )),
+            (None, again) => again.as_ref().map(|plan| repairs(task, plan)),
+        },
+        TaskState::RollingBack => Some(format!(
+            "{} has failed, and machines get back what they had: {}",
+            task.id,
+            fault.as_deref().unwrap_or("no reason was given")
+        )),
+        TaskState::Queued
+        | TaskState::Cancelling
+        | TaskState::Succeeded
+        | TaskState::Failed
+        | TaskState::Cancelled => None,
+    };
+    (cluster.phase, cluster.message) = match task.kind {
+        TaskKind::CreateCluster => match task.state {
+            TaskState::Succeeded => (ClusterPhase::Ready, None),
+            TaskState::Queued
+            | TaskState::Running
+            | TaskState::Pausing
+            | TaskState::Paused
+            | TaskState::Waiting
+            | TaskState::RollingBack => (ClusterPhase::Creating, rests),
+            TaskState::Cancelling => (ClusterPhase::Deleting, None),
+            TaskState::Failed => (ClusterPhase::Failed, fault),
+            TaskState::Cancelled => (ClusterPhase::Failed, cancelled()),
+        },
+        TaskKind::UpdateCluster
+        | TaskKind::RepairCluster
+        | TaskKind::RestoreCluster
+        | TaskKind::RotateSecrets => match task.state {
+            TaskState::Succeeded => (ClusterPhase::Ready, None),
+            TaskState::Queued
+            | TaskState::Running
+            | TaskState::Pausing
+            | TaskState::Paused
+            | TaskState::Waiting
+            | TaskState::RollingBack
+            | TaskState::Cancelling => (ClusterPhase::Updating, rests),
+            TaskState::Failed => (ClusterPhase::Degraded, fault),
+            TaskState::Cancelled => {
+                let name = &task.cluster;
+                let left = match &cluster.rotation {
+                    Some(rotation) => format!(
+                        "{} was cancelled while {}; old and new get on with one another, and `windlass \
+                         cluster {} {name}` goes on",
+                        task.id,
+                        rotation.stage.says(),
+                        rotation.stage.kind().command()
+                    ),
+                    None => format!(
+                        "{} was cancelled; `windlass cluster plan {name}` shows what is left of it",
+                        task.id
+                    ),
+                };
+                (ClusterPhase::Ready, Some(left))
+            }
+        },
+        // The cluster is what it was, whichever agents and certificates its machines have.
+        TaskKind::UpgradeAgents | TaskKind::RenewCertificates => {
+            (cluster.phase, fault.or(cluster.message.take()))
+        }
+        TaskKind::DeleteCluster => match task.state {
+            TaskState::Queued
+            | TaskState::Running
+            | TaskState::Pausing
+            | TaskState::Paused
+            | TaskState::Waiting
+            | TaskState::RollingBack
+            | TaskState::Cancelling => (ClusterPhase::Deleting, rests),
+            TaskState::Failed => (ClusterPhase::Failed, fault),
+            TaskState::Cancelled | TaskState::Succeeded => (ClusterPhase::Failed, cancelled()),
+        },
+    };
+}
+
+/// Why a task was planned anew, and what comes first.
+fn repairs(task: &Task, plan: &Plan) -> String {
+    let fenced = |step: &PlanStep| match &step.action {
+        Action::Fence { machine } => Some(machine.to_string()),
+        _ => None,
+    };
+    let names: Vec<String> = plan.steps.iter().filter_map(fenced).collect();
+    if names.is_empty() {
+        return format!(
+            "{} was planned anew, since machines have changed on the way",
+            task.id
+        );
+    }
+    format!(
+        "{} died while {} ran, and is replaced first; the rest of the change waits for it",
+        names.join(", "),
+        task.id
+    )
+}
