@@ -1,4 +1,4 @@
-//! Changes of clusters in service, and the broken plans of them that the checker has to see.
+//! Changes and repairs of clusters in service.
 
 use windlass_common::gate::{GateCheck, GateSpec, HttpGate};
 
@@ -23,7 +23,7 @@ pub(super) fn machines(desired: &mut Desired) -> &mut BTreeMap<MachineName, Desi
     }
 }
 
-fn budget(desired: &mut Desired, max_unavailable: u32, canaries: u32) {
+pub(super) fn budget(desired: &mut Desired, max_unavailable: u32, canaries: u32) {
     if let DesiredState::Present { budgets, .. } = &mut desired.state {
         let budget = Budget {
             max_unavailable,
@@ -57,12 +57,12 @@ fn all_of(plan: &Plan, verb: &str) -> Vec<String> {
         .collect()
 }
 
-fn why(plan: &Plan, desired: &Desired, observed: &Observed) -> Vec<Invariant> {
+pub(super) fn why(plan: &Plan, desired: &Desired, observed: &Observed) -> Vec<Invariant> {
     let violations = check(plan, desired, observed).err().unwrap_or_default();
     violations.into_iter().map(|v| v.invariant).collect()
 }
 
-fn checked(desired: &Desired, observed: &Observed) -> Plan {
+pub(super) fn checked(desired: &Desired, observed: &Observed) -> Plan {
     let plan = plan(desired, observed).unwrap();
     assert_eq!(check(&plan, desired, observed), Ok(()));
     plan
@@ -234,7 +234,7 @@ fn machines_that_are_down_go_first_and_cost_nothing() {
 }
 
 /// A cluster in which one machine serves nobody and is to be made anew.
-fn dead(members: usize, machine: &str) -> (Desired, Observed) {
+pub(super) fn dead(members: usize, machine: &str) -> (Desired, Observed) {
     let (mut desired, mut observed) = serving(members, 2);
     reborn(&mut desired, machine, "1.37.2");
     observed.machines.get_mut(&name(machine)).unwrap().running = false;
@@ -530,155 +530,6 @@ fn a_node_that_was_to_go_and_stays_is_opened_again() {
     );
 }
 
-/// Plans that somebody broke: each has to be seen, and for the right reason.
-#[test]
-fn the_checker_sees_broken_changes() {
-    let (mut desired, mut observed) = serving(3, 3);
-    for machine in ["c-cp-0", "c-cp-1", "c-cp-2", "c-w-0", "c-w-1"] {
-        reborn(&mut desired, machine, "1.38.0");
-    }
-    gone(&mut desired, &mut observed, "c-w-2");
-    let (extra, mut machine) = machine("c-w-3", false);
-    machine.kubernetes_version = "1.38.0".into();
-    machines(&mut desired).insert(extra, machine);
-    let good = checked(&desired, &observed);
-    let broken = |change: &dyn Fn(&mut Vec<PlanStep>)| {
-        let mut plan = good.clone();
-        change(&mut plan.steps);
-        plan.hash = super::super::hash(&desired, plan.goal, &plan.steps);
-        why(&plan, &desired, &observed)
-    };
-    let without = |verb: &'static str, machine: &'static str| {
-        broken(&|steps: &mut Vec<PlanStep>| {
-            let key = StepKey(format!("machine/{machine}/{verb}"));
-            let above = steps.iter().find(|s| s.key == key).unwrap().after.clone();
-            steps.retain(|step| step.key != key);
-            for step in steps.iter_mut().filter(|s| s.after.contains(&key)) {
-                step.after.retain(|k| *k != key);
-                step.after.extend(above.iter().cloned());
-            }
-        })
-    };
-    let early = |key: &'static str| {
-        broken(&|steps: &mut Vec<PlanStep>| {
-            let step = steps.iter_mut().find(|s| s.key.0 == key).unwrap();
-            step.after = vec![StepKey("api/await".into())];
-        })
-    };
-    let too_new = broken(&|steps| {
-        for (verb, after) in [
-            ("create", "api/await"),
-            ("await-agent", "machine/c-w-3/create"),
-        ] {
-            let key = StepKey(format!("machine/c-w-3/{verb}"));
-            let step = steps.iter_mut().find(|s| s.key == key).unwrap();
-            step.after = vec![StepKey(after.into())];
-        }
-    });
-    #[rustfmt::skip] // one case a line, so that a missing one shows
-    let cases = [
-        ("two members at once",             early("machine/c-cp-1/drain"),       Invariant::EtcdQuorum),
-        ("an API server clients use",       without("leave-endpoint", "c-cp-1"), Invariant::EtcdQuorum),
-        ("two workers at once",             early("machine/c-w-1/drain"),        Invariant::Budget),
-        ("a worker before the surge",       early("machine/c-w-0/drain"),        Invariant::Budget),
-        ("a removal beside the others",     early("machine/c-w-2/drain"),        Invariant::Budget),
-        ("pods that were not told",         without("drain", "c-w-0"),           Invariant::PodBudgets),
-        ("a kubelet before its API server", too_new,                             Invariant::VersionSkew),
-        ("two incarnations at once",        early("machine/c-w-0/create"),       Invariant::OneIncarnation),
-        ("a node that may still run",       early("node/c-w-0-i1/drop"),         Invariant::OneIncarnation),
-        ("an address that is in use",       early("machine/c-w-2/forget"),       Invariant::OneIncarnation),
-        ("clients before it answers",       early("machine/c-cp-0/join-endpoint"), Invariant::StepEnds),
-    ];
-    for (what, found, wanted) in cases {
-        assert!(found.contains(&wanted), "{what}: {found:?}");
-    }
-    let empty_disk = broken(&|steps| {
-        steps[0].action = Action::CreateDisk {
-            disk: disk("c-cp-0-data"),
-            machine: name("c-cp-0"),
-        };
-    });
-    assert!(
-        empty_disk.contains(&Invariant::EtcdQuorum),
-        "{empty_disk:?}"
-    );
-}
-
-/// Plans of a repair that somebody broke.
-#[test]
-fn the_checker_sees_repairs_that_do_not_wait_for_the_proof() {
-    for machine in ["c-w-0", "c-cp-0"] {
-        let (desired, observed) = dead(3, machine);
-        let good = checked(&desired, &observed);
-        let broken = |change: &dyn Fn(&mut Vec<PlanStep>)| {
-            let mut plan = good.clone();
-            change(&mut plan.steps);
-            plan.hash = super::super::hash(&desired, plan.goal, &plan.steps);
-            why(&plan, &desired, &observed)
-        };
-        let early = |key: String| {
-            broken(&|steps: &mut Vec<PlanStep>| {
-                let step = steps.iter_mut().find(|s| s.key.0 == key).unwrap();
-                step.after = vec![StepKey("api/await".into())];
-            })
-        };
-        let unfenced = broken(&|steps: &mut Vec<PlanStep>| {
-            let key = StepKey(format!("machine/{machine}/fence"));
-            steps.retain(|step| step.key != key);
-            for step in steps.iter_mut() {
-                step.after.retain(|k| *k != key);
-            }
-        });
-        let mut cases = vec![
-            ("no proof at all", unfenced),
-            (
-                "a Node before the proof",
-                early(format!("node/{machine}-i1/drop")),
-            ),
-            (
-                "a deletion before the proof",
-                early(format!("machine/{machine}/delete")),
-            ),
-            (
-                "a successor before the deletion",
-                early(format!("machine/{machine}/create")),
-            ),
-        ];
-        if machine == "c-cp-0" {
-            let disk = early(format!("machine/{machine}/attach-disk"));
-            cases.push(("a disk before the deletion", disk));
-        }
-        for (what, found) in cases {
-            assert!(
-                found.contains(&Invariant::OneIncarnation),
-                "{machine}, {what}: {found:?}"
-            );
-        }
-    }
-}
-
-#[test]
-fn versions_that_do_not_go_together_are_seen() {
-    let cases = [
-        ("1.39.0", "1.37.2"), // API servers two minors apart
-        ("1.36.3", "1.36.3"), // API servers that go back
-    ];
-    for (servers, workers) in cases {
-        let (mut desired, observed) = serving(3, 1);
-        budget(&mut desired, 1, 0);
-        for machine in ["c-cp-0", "c-cp-1", "c-cp-2"] {
-            reborn(&mut desired, machine, servers);
-        }
-        reborn(&mut desired, "c-w-0", workers);
-        let plan = plan(&desired, &observed).unwrap();
-        let found = why(&plan, &desired, &observed);
-        assert!(
-            found.contains(&Invariant::VersionSkew),
-            "{servers}: {found:?}"
-        );
-    }
-}
-
 /// 10 000 machines in 100 clusters: the work has to grow with the machines, not with their square.
 #[test]
 fn plans_grow_with_their_machines() {
@@ -701,237 +552,4 @@ fn plans_grow_with_their_machines() {
         many_edges <= 11 * few_edges,
         "{many_edges} edges, {few_edges} of a tenth"
     );
-}
-
-/// Wants another number of members, and the others to be told.
-pub(super) fn resize(desired: &mut Desired, observed: &mut Observed, from: usize, to: usize) {
-    for i in from..to {
-        let (joins, wanted) = machine(&format!("c-cp-{i}"), true);
-        observed.outside.insert(joins.clone());
-        observed.out_of_endpoint.insert(joins.clone());
-        machines(desired).insert(joins, wanted);
-    }
-    for i in to..from {
-        let goes = format!("c-cp-{i}");
-        gone(desired, observed, &goes);
-        observed.leaving.insert(name(&goes));
-    }
-    for i in 0..from.min(to) {
-        let stays = machines(desired)
-            .get_mut(&name(&format!("c-cp-{i}")))
-            .unwrap();
-        stays.components = Digest::of(format!("components with {to} members").as_bytes());
-        stays.configuration = Digest::of(format!("configuration with {to} members").as_bytes());
-    }
-}
-
-/// The verbs of the steps about members of etcd and API servers, in the plan's order.
-fn about_members(plan: &Plan) -> Vec<String> {
-    let verbs = [
-        "add-member",
-        "start-member",
-        "promote-member",
-        "remove-member",
-        "move-leader",
-        "stop-components",
-        "start-components",
-        "delete-machine",
-        "fence",
-        "create-disk",
-    ];
-    let of = plan
-        .steps
-        .iter()
-        .filter(|s| verbs.contains(&s.action.name()));
-    of.map(|s| {
-        s.key
-            .0
-            .replace("machine/c-cp-", "")
-            .replace("disk/c-cp-", "")
-    })
-    .collect()
-}
-
-#[test]
-fn a_control_plane_grows_by_learners_one_at_a_time() {
-    let (mut desired, mut observed) = serving(1, 1);
-    resize(&mut desired, &mut observed, 1, 3);
-    let plan = checked(&desired, &observed);
-    assert_eq!(
-        about_members(&plan),
-        [
-            "1-data/create",
-            "2-data/create",
-            "1/add-member",
-            "1/start-member",
-            "1/promote-member",
-            "2/add-member",
-            "2/start-member",
-            "2/promote-member",
-            "1/start",
-            "2/start",
-            "0/move-leader",
-            "0/stop-components",
-            "0/start",
-        ]
-    );
-    assert!(after(&plan, "machine/c-cp-2/add-member").contains(&"machine/c-cp-1/promote-member"));
-    assert!(after(&plan, "machine/c-cp-1/start").contains(&"machine/c-cp-1/promote-member"));
-    assert!(after(&plan, "machine/c-cp-1/configure").contains(&"checkpoint/members-joined"));
-    assert!(
-        after(&plan, "machine/c-cp-0/leave-endpoint").contains(&"checkpoint/control-plane-made")
-    );
-    // Nothing of it needs the API to be down.
-    assert!(
-        plan.steps
-            .iter()
-            .all(|step| step.disrupts != Disruption::Api)
-    );
-}
-
-#[test]
-fn a_control_plane_shrinks_by_members_that_leave_before_they_stop() {
-    let (mut desired, mut observed) = serving(3, 1);
-    resize(&mut desired, &mut observed, 3, 1);
-    let plan = checked(&desired, &observed);
-    assert_eq!(
-        about_members(&plan),
-        [
-            "0/move-leader",
-            "0/stop-components",
-            "0/start",
-            "2/move-leader",
-            "2/remove-member",
-            "2/stop-components",
-            "2/delete",
-            "1/move-leader",
-            "1/remove-member",
-            "1/stop-components",
-            "1/delete",
-        ]
-    );
-    assert!(after(&plan, "machine/c-cp-2/drain").contains(&"machine/c-cp-0/await-node"));
-    assert!(after(&plan, "machine/c-cp-1/drain").contains(&"machine/c-cp-2/delete"));
-    assert!(
-        plan.steps
-            .iter()
-            .all(|step| step.disrupts != Disruption::Api)
-    );
-}
-
-#[test]
-fn a_member_whose_disk_is_gone_leaves_and_joins_again() {
-    let (mut desired, mut observed) = serving(3, 1);
-    reborn(&mut desired, "c-cp-1", "1.37.2");
-    observed.machines.get_mut(&name("c-cp-1")).unwrap().running = false;
-    let kept = checked(&desired, &observed);
-    assert_eq!(about_members(&kept), ["1/fence", "1/delete", "1/start"]);
-    observed.disks.remove(&disk("c-cp-1-data"));
-    let plan = checked(&desired, &observed);
-    assert_eq!(
-        about_members(&plan),
-        [
-            "1/fence",
-            "1/delete",
-            "1/remove-member",
-            "1-data/create",
-            "1/add-member",
-            "1/start-member",
-            "1/promote-member",
-            "1/start",
-        ]
-    );
-    assert!(after(&plan, "machine/c-cp-1/remove-member").contains(&"machine/c-cp-1/fence"));
-    assert!(after(&plan, "disk/c-cp-1-data/create").contains(&"machine/c-cp-1/remove-member"));
-    // Interrupted anywhere, the rest follows.
-    for most in 0..plan.steps.len() {
-        let mut observed = observed.clone();
-        carry_out(&desired, &mut observed, &plan, &[0], most);
-        let rest = checked(&desired, &observed);
-        carry_out(&desired, &mut observed, &rest, &[0], usize::MAX);
-        assert_eq!(
-            keys(&super::super::plan(&desired, &observed).unwrap()),
-            [""; 0]
-        );
-        assert!(observed.outside.is_empty());
-    }
-    // With a second one down there is no majority that could remove it.
-    observed.machines.get_mut(&name("c-cp-2")).unwrap().running = false;
-    let error = super::super::plan(&desired, &observed).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            PlanError::DiskLost {
-                others: 1,
-                members: 2,
-                ..
-            }
-        ),
-        "{error}"
-    );
-}
-
-#[test]
-fn the_only_member_is_not_made_anew_from_nothing() {
-    let (mut desired, mut observed) = serving(1, 0);
-    reborn(&mut desired, "c-cp-0", "1.37.2");
-    observed.machines.get_mut(&name("c-cp-0")).unwrap().running = false;
-    observed.disks.clear();
-    let error = plan(&desired, &observed).unwrap_err();
-    assert!(
-        matches!(error, PlanError::DiskLost { members: 0, .. }),
-        "{error}"
-    );
-}
-
-#[test]
-fn broken_changes_of_the_membership_are_seen() {
-    let (mut desired, mut observed) = serving(3, 1);
-    let (mut small, mut shrinking) = (desired.clone(), observed.clone());
-    resize(&mut desired, &mut observed, 3, 5);
-    resize(&mut small, &mut shrinking, 3, 1);
-    let grown = checked(&desired, &observed);
-    let shrunk = checked(&small, &shrinking);
-    let broken = |good: &Plan, to: (&Desired, &Observed), key: &str, lost: &str| {
-        let mut plan = good.clone();
-        let step = plan
-            .steps
-            .iter_mut()
-            .find(|step| step.key.0 == key)
-            .unwrap();
-        let had = step.after.len();
-        step.after.retain(|key| key.0 != lost);
-        assert_eq!(step.after.len(), had - 1, "{key} waits for {lost}");
-        plan.hash = super::super::hash(to.0, plan.goal, &plan.steps);
-        why(&plan, to.0, to.1)
-    };
-    let quorum = Invariant::EtcdQuorum;
-    // Two learners at once.
-    let (key, lost) = ("machine/c-cp-4/add-member", "machine/c-cp-3/promote-member");
-    let seen = broken(&grown, (&desired, &observed), key, lost);
-    assert!(seen.contains(&quorum), "{key} without {lost}: {seen:?}");
-    for (key, lost) in [
-        // It stops while it has a vote.
-        (
-            "machine/c-cp-2/stop-components",
-            "machine/c-cp-2/remove-member",
-        ),
-        // Clients are sent to it, and it may lead.
-        ("machine/c-cp-2/remove-member", "machine/c-cp-2/move-leader"),
-        // Two leave at once.
-        ("machine/c-cp-1/drain", "machine/c-cp-2/remove-member"),
-    ] {
-        let mut plan = shrunk.clone();
-        let also = StepKey("machine/c-cp-2/delete".into());
-        if key.ends_with("drain") {
-            let step = plan
-                .steps
-                .iter_mut()
-                .find(|step| step.key.0 == key)
-                .unwrap();
-            step.after.retain(|key| *key != also);
-        }
-        let seen = broken(&plan, (&small, &shrinking), key, lost);
-        assert!(seen.contains(&quorum), "{key} without {lost}: {seen:?}");
-    }
 }

@@ -2,7 +2,9 @@
 
 mod again;
 mod agents;
+mod broken;
 mod change;
+mod membership;
 mod properties;
 mod renewal;
 mod restore;

@@ -1,7 +1,8 @@
 //! Any cluster, any half-done change, any legal order, any interruption: safe at every moment, and done at
 //! the end.
 
-use super::change::{gone, machines, reborn, resize};
+use super::change::{gone, machines, reborn};
+use super::membership::resize;
 use super::*;
 
 /// What happens to one machine of a cluster in service.

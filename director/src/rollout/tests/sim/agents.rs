@@ -1,0 +1,227 @@
+//! The world as its agents show it: what a step does to a machine, and the links to them.
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use windlass_common::error::ErrorClass;
+use windlass_common::id::{Incarnation, MachineName};
+use windlass_common::pki::{MachineIdentity, PrivateKey};
+use windlass_common::step::{
+    EtcdDataAction, FileContent, FileSpec, Outcome, Payload, Progress, Step, StepRequest,
+    StepResult, UnitState,
+};
+
+use super::{BROKEN, Life, Vm};
+use crate::gateway::DeliveryError;
+use crate::kubernetes::client::ByteStream;
+use crate::provider::Power;
+use crate::rollout::world::{AgentFuture, Agents};
+
+impl Vm {
+    fn carry_out(&mut self, step: &Step) -> Payload {
+        match step {
+            Step::Keys(keys) => {
+                let request = |der: &Vec<u8>| {
+                    let key = rcgen::KeyPair::try_from(der.as_slice()).unwrap();
+                    let params = rcgen::CertificateParams::default();
+                    params.serialize_request(&key).unwrap().der().to_vec()
+                };
+                let requests = keys.keys.iter().map(|spec| {
+                    let key = self.keys.entry(spec.name.clone()).or_insert_with(|| {
+                        let key = PrivateKey::generate().unwrap();
+                        key.into_signer().serialize_der()
+                    });
+                    (spec.name.clone(), request(key))
+                });
+                return Payload::Requests(requests.collect());
+            }
+            Step::Exec(_) => return Payload::Exit(0),
+            Step::Disk(_) => self.mounted = true,
+            Step::Configure(configure) => {
+                assert!(!configure.files.is_empty());
+                let text = |file: &FileSpec| match &file.content {
+                    FileContent::Text(text) if file.path.ends_with("/kubelet.yaml") => {
+                        Some(text.clone())
+                    }
+                    _ => None,
+                };
+                // A renewal of certificates writes nothing else.
+                if let Some(text) = configure.files.iter().find_map(text) {
+                    self.kubelet = text;
+                }
+                self.configured = true;
+            }
+            Step::Service(service) => {
+                assert!(self.configured, "components start with a configuration");
+                let names = |unit: &str| service.units.iter().any(|goal| goal.unit == unit);
+                if service
+                    .units
+                    .iter()
+                    .all(|goal| goal.unit == "kubelet.service")
+                {
+                    self.kubelet_restarts += 1;
+                    return Payload::None;
+                }
+                if service
+                    .units
+                    .iter()
+                    .all(|unit| unit.state == UnitState::Inactive)
+                    && !names("etcd.service")
+                {
+                    assert!(service.units.iter().all(|goal| !goal.enabled));
+                    self.serves = false;
+                    return Payload::None;
+                }
+                if service
+                    .units
+                    .iter()
+                    .all(|unit| unit.state == UnitState::Inactive)
+                {
+                    self.started = false;
+                    self.serves = false;
+                    return Payload::None;
+                }
+                assert!(
+                    service
+                        .units
+                        .iter()
+                        .all(|unit| unit.state == UnitState::Active)
+                );
+                let etcd = service.units.iter().any(|unit| unit.unit == "etcd.service");
+                assert!(!etcd || self.mounted, "etcd starts on its disk");
+                self.started = true;
+                self.serves = names("kube-apiserver.service");
+            }
+            Step::EtcdData(data) => {
+                let EtcdDataAction::Restore(restore) = &data.action else {
+                    unreachable!("one member is not set aside")
+                };
+                let id = &restore.restore;
+                assert!(!self.started && !self.serves, "it reads and writes still");
+                if self.restored.last() != Some(&id.id) {
+                    self.restored.push(id.id.clone());
+                }
+                assert!(restore.members.contains(&restore.member));
+                assert!(restore.token.ends_with(&id.id), "{}", restore.token);
+            }
+            Step::Gate(_) => assert!(self.started),
+            Step::Etcd(_) => assert!(self.started, "a member that runs is asked"),
+            Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) => {
+                unreachable!("no plan has this step")
+            }
+        }
+        Payload::None
+    }
+}
+
+impl Agents for Life {
+    fn wait_connected<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+        _deadline: Instant,
+    ) -> AgentFuture<'a, ()> {
+        Box::pin(async move {
+            self.effect(|state| match state.machines.get_mut(machine) {
+                Some(vm) => {
+                    vm.connected = true;
+                    assert_eq!(vm.settings.incarnation, incarnation);
+                    assert_eq!(vm.settings.token.expose().len(), 64);
+                    Ok(())
+                }
+                None => Err(DeliveryError::NotConnected {
+                    machine: machine.clone(),
+                    incarnation,
+                }),
+            })
+            .await
+        })
+    }
+
+    fn run_step<'a>(
+        &'a self,
+        machine: &'a MachineName,
+        incarnation: Incarnation,
+        request: StepRequest,
+        _progress: mpsc::Sender<Progress>,
+    ) -> AgentFuture<'a, StepResult> {
+        self.assert_intent(&request);
+        Box::pin(self.effect(move |state| {
+            let failing = state
+                .fail_once
+                .iter()
+                .find(|end| request.id.0.ends_with(*end))
+                .copied();
+            let lost = state
+                .lose_once
+                .iter()
+                .find(|end| request.id.0.ends_with(*end))
+                .copied();
+            let Some(vm) = state.machines.get_mut(machine) else {
+                return Err(DeliveryError::NotConnected {
+                    machine: machine.clone(),
+                    incarnation,
+                });
+            };
+            if let Some((step, result)) = vm.journal.get(&request.id.0) {
+                let same = *step == request.step;
+                assert!(same, "{} asks for something else now", request.id);
+                return Ok(result.clone());
+            }
+            let (outcome, payload) = match failing {
+                Some(end) => {
+                    state.fail_once.remove(end);
+                    let outcome = Outcome::Failed {
+                        class: ErrorClass::Retry,
+                        message: "not this time".into(),
+                    };
+                    (outcome, Payload::None)
+                }
+                None if matches!(request.step, Step::Service(_)) && vm.kubelet.contains(BROKEN) => {
+                    vm.started = false;
+                    let outcome = Outcome::Failed {
+                        class: ErrorClass::Operator,
+                        message: "the kubelet ends at once".into(),
+                    };
+                    (outcome, Payload::None)
+                }
+                None => (Outcome::Changed, vm.carry_out(&request.step)),
+            };
+            let result = StepResult {
+                id: request.id.clone(),
+                outcome,
+                payload,
+                changes: vec!["changed".into()],
+                elapsed_ms: 1,
+            };
+            vm.journal
+                .insert(request.id.0, (request.step, result.clone()));
+            if let Some(end) = lost {
+                state.lose_once.remove(end);
+                return Err(DeliveryError::Lost {
+                    machine: machine.clone(),
+                    source: "the connection ended".into(),
+                });
+            }
+            Ok(result)
+        }))
+    }
+
+    fn open_tunnel<'a>(
+        &'a self,
+        _machine: &'a MachineName,
+        _incarnation: Incarnation,
+    ) -> AgentFuture<'a, Box<dyn ByteStream>> {
+        unreachable!("the API is simulated above the tunnel")
+    }
+
+    fn is_heard(&self, machine: &MachineName, incarnation: Incarnation) -> bool {
+        let state = self.sim.state.lock().unwrap();
+        let found = state.machines.get(machine);
+        found.is_some_and(|vm| {
+            let runs = vm.view.power == Power::Running;
+            vm.settings.incarnation == incarnation && vm.connected && runs
+        })
+    }
+
+    fn revoke(&self, _identity: &MachineIdentity) {}
+}

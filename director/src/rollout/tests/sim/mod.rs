@@ -1,0 +1,182 @@
+//! A world to crash in: the real store contract, planner, rollout and `World`, with a provider, agents and
+//! an API that live in memory and outlive the director.
+//!
+//! A [`Life`] is one life of a director. It dies at a chosen point: before or after a commit or an effect.
+//! From then on nothing that this life does reaches the world any more.
+
+mod agents;
+mod kube;
+mod provider;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{broadcast, watch};
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName};
+use windlass_common::settings::Settings;
+use windlass_common::step::{Step, StepRequest, StepResult};
+
+use crate::model::{Revision, StepRecord, StepState};
+use crate::provider::{DiskView, EndpointView, MachineView, Power};
+use crate::store::memory::Memory;
+use crate::store::{Change, Entry, Kind, Store, StoreFuture, Write};
+
+/// Everything that outlives a director.
+#[derive(Debug, Default)]
+pub(crate) struct Sim {
+    pub(crate) store: Memory,
+    pub(crate) state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) machines: BTreeMap<MachineName, Vm>,
+    pub(crate) disks: BTreeMap<DiskName, DiskView>,
+    pub(crate) endpoints: BTreeMap<ClusterName, EndpointView>,
+    pub(crate) addons: bool,
+    pub(crate) ready: BTreeSet<NodeName>,
+    /// Nodes closed to new pods.
+    pub(crate) cordoned: BTreeSet<NodeName>,
+    /// Machines ever made, with how often each incarnation was.
+    pub(crate) births: BTreeMap<(MachineName, Incarnation), u32>,
+    /// Beginnings of names of nodes whose drains do not end.
+    pub(crate) stuck: BTreeSet<String>,
+    /// What a director writes down is in another store than this world's.
+    pub(crate) stored_elsewhere: bool,
+    /// Steps that fail once, by the end of their id.
+    pub(crate) fail_once: BTreeSet<&'static str>,
+    /// Steps whose answer is lost once after they were done, by the end of their id.
+    pub(crate) lose_once: BTreeSet<&'static str>,
+}
+
+/// A machine and what its agent did.
+#[derive(Debug, Clone)]
+pub(crate) struct Vm {
+    pub(crate) view: MachineView,
+    pub(crate) settings: Settings,
+    keys: BTreeMap<String, Vec<u8>>,
+    /// What was asked under which id, and what came of it: the agent's journal.
+    journal: BTreeMap<String, (Step, StepResult)>,
+    /// Whether its agent was ever let in.
+    connected: bool,
+    pub(crate) mounted: bool,
+    pub(crate) configured: bool,
+    pub(crate) started: bool,
+    /// Whether its API server runs.
+    pub(crate) serves: bool,
+    /// The restores that put data onto its disk, in this order.
+    pub(crate) restored: Vec<String>,
+    /// How often its kubelet was started again.
+    pub(crate) kubelet_restarts: u32,
+    /// Its kubelet's configuration.
+    pub(crate) kubelet: String,
+}
+
+impl State {
+    /// A machine loses its power for good.
+    pub(crate) fn cut(&mut self, machine: &MachineName) {
+        let vm = self.machines.get_mut(machine).unwrap();
+        vm.view.power = Power::Stopped;
+    }
+}
+
+/// What no kubelet of this world starts with.
+pub(crate) const BROKEN: &str = "999Ti";
+
+/// One life of a director.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) sim: Arc<Sim>,
+    point: Mutex<usize>,
+    dies_at: usize,
+    dead: watch::Sender<bool>,
+}
+
+impl Life {
+    pub(crate) fn new(sim: Arc<Sim>, dies_at: usize) -> Arc<Self> {
+        Arc::new(Self {
+            sim,
+            point: Mutex::new(0),
+            dies_at,
+            dead: watch::Sender::new(false),
+        })
+    }
+
+    /// Returns when this life is over.
+    pub(crate) async fn death(&self) {
+        let mut dead = self.dead.subscribe();
+        dead.wait_for(|dead| *dead).await.unwrap();
+    }
+
+    /// A point at which the director can die; once dead, nothing returns from here.
+    async fn point(&self) {
+        {
+            let mut point = self.point.lock().unwrap();
+            *point += 1;
+            if *point == self.dies_at {
+                self.dead.send_replace(true);
+            }
+        }
+        if *self.dead.borrow() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// An effect, with a point before and after it.
+    async fn effect<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        self.point().await;
+        let result = act(&mut self.sim.state.lock().unwrap());
+        self.point().await;
+        result
+    }
+}
+
+impl Life {
+    /// The step is written down as running, under the attempt number in its id, before it is sent.
+    fn assert_intent(&self, request: &StepRequest) {
+        if self.sim.state.lock().unwrap().stored_elsewhere {
+            return;
+        }
+        let (step, attempt) = request.id.0.split_once('~').unwrap_or((&request.id.0, "1"));
+        let part = ["/keys", "/configure", "/serves"].iter().find_map(|part| {
+            let of = step.strip_suffix(part)?;
+            self.sim.store.entry(Kind::Step, of).map(|_| of)
+        });
+        // A step that asks several machines names each.
+        let of_many = step
+            .rsplit_once("/spread-trust/")
+            .map(|_| step.rsplit_once('/').unwrap().0);
+        let name = part.or(of_many).unwrap_or(step);
+        let entry = self.sim.store.entry(Kind::Step, name);
+        let record: StepRecord = serde_json::from_slice(&entry.unwrap().body).unwrap();
+        assert_eq!(record.state, StepState::Running, "{step}");
+        assert_eq!(record.attempts.to_string(), attempt, "{step}");
+    }
+}
+
+impl Store for Life {
+    fn get<'a>(&'a self, kind: Kind, name: &'a str) -> StoreFuture<'a, Option<Entry>> {
+        self.sim.store.get(kind, name)
+    }
+
+    fn list<'a>(&'a self, kind: Kind, prefix: &'a str) -> StoreFuture<'a, Vec<Entry>> {
+        self.sim.store.list(kind, prefix)
+    }
+
+    fn newest(&self, kind: Kind, limit: u32) -> StoreFuture<'_, Vec<Entry>> {
+        self.sim.store.newest(kind, limit)
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> StoreFuture<'_, Revision> {
+        Box::pin(async move {
+            self.point().await;
+            let result = self.sim.store.commit(writes).await;
+            self.point().await;
+            result
+        })
+    }
+
+    fn watch(&self) -> broadcast::Receiver<Change> {
+        self.sim.store.watch()
+    }
+}
