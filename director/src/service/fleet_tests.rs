@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use windlass_common::cluster::Amount;
 
+use super::campaigns::{CampaignOrder, ClusterChoice};
 use super::tests::ann;
 use super::*;
 use crate::config::{Config, DataDir, Identity};
 use crate::model::{
-    CampaignId, CampaignState, CampaignView, ClusterOverview, ClusterPhase, MemberState, TaskState,
+    AuditFilter, CampaignId, CampaignState, CampaignView, ClusterOverview, ClusterPhase,
+    MemberState, Operator, TaskState,
 };
 use crate::resurrector::Mode;
 use crate::rollout::tests::sim::{Life, Sim};
 use crate::rollout::world::{Agents, KubeApi};
-use crate::service::campaigns::{CampaignOrder, ClusterChoice};
 use crate::store::DirectoryLock;
 
 const OLDER: &str = "1.36.3";

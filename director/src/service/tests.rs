@@ -10,16 +10,18 @@ use futures_util::StreamExt;
 use ipnet::Ipv4Net;
 use windlass_common::cluster::{ControlPlaneSpec, MachineSize, PoolSpec};
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{Digest, Incarnation, PoolName};
+use windlass_common::id::{Digest, Incarnation, MachineName, PoolName};
 use windlass_common::pki::MachineIdentity;
 use windlass_common::settings::Settings;
 
 use super::*;
+use crate::backup::cluster::BackupName;
+use crate::config::{Config, DataDir, Identity};
 use crate::gateway::{EnrollmentStore, RedeemError};
-use crate::model::{StepState, TaskState};
+use crate::model::{AuditFilter, MachineFilter, StepState, TaskEvent, TaskId, TaskState};
 use crate::pki::EnrollmentToken;
 use crate::rollout::tests::sim::{Life, Sim};
-use crate::store::{Expect, Kind, Token};
+use crate::store::{DirectoryLock, Expect, Kind, Token};
 
 pub(super) const VERSION: &str = "1.37.2";
 
