@@ -27,15 +27,19 @@ const AUDIT_LOG_PATH: &str = "/var/log/kubernetes/audit.log";
 
 /// Flags, the same names for every minor in [`super::super::KUBERNETES_MINORS`].
 pub(super) fn flags(cluster: &ClusterFacts, machine: &MachineFacts) -> Flags {
-    let member = |m: &&MachineFacts| format!("https://{}:{ETCD_CLIENT_PORT}", m.address);
-    let etcd: Vec<String> = cluster.etcd_members(machine).iter().map(member).collect();
     let flags = Flags::default()
         .set("bind-address", "0.0.0.0")
         .set("secure-port", API_PORT)
         .set("advertise-address", machine.address)
         .set("allow-privileged", true)
         .set("profiling", false)
-        .set("etcd-servers", etcd.join(","))
+        // Its own machine's member alone. A client of several would send a third of all requests to a member that
+        // hangs, and lose those under way when any of them is restarted; an API server whose member is away says
+        // that it is not ready, and clients go to another.
+        .set(
+            "etcd-servers",
+            format!("https://127.0.0.1:{ETCD_CLIENT_PORT}"),
+        )
         .set("etcd-cafile", ETCD_CA_PATH)
         .set(
             "etcd-certfile",

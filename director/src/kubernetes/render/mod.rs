@@ -51,13 +51,13 @@ use super::pki::{
 pub use self::flags::FlagsError;
 pub(super) use self::kubelet::CONTROL_PLANE_TAINT;
 pub use self::services::{
-    API_UNITS, MEMBER_UNITS, Phase, control_plane_gate, gate, identity_gate, restart_kubelet,
-    service, stop_control_plane, stop_units,
+    API_UNITS, MEMBER_UNITS, Phase, control_plane_gate, gate, identity_gate, proxy_gate,
+    restart_kubelet, service, stop_control_plane, stop_units,
 };
 
 /// Grows with every change of what is rendered from the same facts, so that machines that were configured
 /// by an older director are seen to differ.
-pub const REVISION: u32 = 2;
+pub const REVISION: u32 = 3;
 /// Where Kubernetes' configuration is on a machine.
 pub const KUBERNETES_DIRECTORY: &str = "/etc/kubernetes";
 /// Certificate of the `kubernetes` authority.

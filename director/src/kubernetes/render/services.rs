@@ -13,8 +13,8 @@ use windlass_common::step::{
 use super::super::facts::{ClusterFacts, MachineFacts, Role};
 use super::super::pki::Profile;
 use super::super::{
-    API_PORT, API_PROXY_PORT, CONTROLLER_MANAGER_PORT, ETCD_CLIENT_PORT, KUBE_PROXY_METRICS_PORT,
-    KUBELET_HEALTH_PORT, SCHEDULER_PORT,
+    API_PORT, API_PROXY_PORT, CONTROLLER_MANAGER_PORT, ETCD_CLIENT_PORT, KUBE_PROXY_HEALTH_PORT,
+    KUBE_PROXY_METRICS_PORT, KUBELET_HEALTH_PORT, SCHEDULER_PORT,
 };
 use super::{
     ETCD_CA_PATH, FRONT_PROXY_CA_PATH, KUBERNETES_CA_PATH, SERVICE_ACCOUNT_KEY_PATH,
@@ -218,6 +218,21 @@ pub fn control_plane_gate() -> Gate {
     let mut gate = gate(Phase::Etcd);
     gate.checks.extend(self::gate(Phase::ApiServer).checks);
     gate
+}
+
+/// What shows that load balancers outside find kube-proxy again: it serves its health.
+pub fn proxy_gate() -> Gate {
+    Gate {
+        checks: vec![
+            Check::UnitActive {
+                unit: "kube-proxy.service".to_owned(),
+            },
+            Check::TcpOpen {
+                address: loopback(KUBE_PROXY_HEALTH_PORT),
+            },
+        ],
+        interval_ms: GATE_INTERVAL_MS,
+    }
 }
 
 /// What shows that a machine's certificates are accepted: its node's identity by an API server, through the

@@ -1,11 +1,12 @@
 //! The endpoint of a cluster: one small process that spreads TCP connections over its API servers.
 //!
 //! It listens on the endpoint's address, passes bytes through without looking at them (TLS is between
-//! client and API server), and knows which backends accept connections. It outlives the director.
+//! client and API server), and knows which backends accept connections and say that they are ready. It outlives the
+//! director.
 //!
 //! # Invariants
 //! * A connection goes to a backend that accepts it: a backend that refuses or does not answer within
-//!   `pool::CONNECT_LIMIT` is passed over for the next one.
+//!   `pool::CONNECT_LIMIT` is passed over for the next one. Those that say `/readyz` come before the others.
 //! * A connection to a backend that stops answering is closed, so that its client comes back and finds
 //!   another one. A backend that leaves the spec gets no new connections, and a minute for those it has:
 //!   an API server that ends lets its requests finish. Others are never touched by a change of the spec.
@@ -16,6 +17,7 @@
 //! from its spec file. Health is found out anew; until then every backend counts as healthy.
 
 mod pool;
+mod ready;
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -35,6 +37,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use windlass_common::error::ErrorChain;
 
 use self::pool::Pool;
+use self::ready::Look;
 use super::files::{What, read_json};
 use super::monitor::READY;
 use crate::provider::{EndpointRequest, ProviderError};
@@ -150,7 +153,10 @@ async fn serve(
     let watching = || "cannot watch for signals".to_owned();
     let mut hangup = signal(SignalKind::hangup()).what(watching)?;
     let mut terminate = signal(SignalKind::terminate()).what(watching)?;
-    let pool = Arc::new(Pool::default());
+    let look = Look::new()
+        .map_err(io::Error::other)
+        .what(|| "cannot prepare TLS to look at API servers".to_owned())?;
+    let pool = Arc::new(Pool::new(look));
     pool.replace(&spec.backends);
     tell(READY);
     // The provider has heard what it waited for; from here on nobody reads.

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::note;
+use super::ready::Look;
 
 /// How long a backend may take to accept a connection; it is one hop away on the same bridge.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -32,6 +33,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 struct Health {
     /// Failures since the last success.
     failures: u32,
+    /// Whether it said at the last look that it is ready; taken for granted before the first.
+    ready: bool,
     /// When it left the spec.
     left: Option<Instant>,
 }
@@ -57,13 +60,20 @@ impl Backend {
     fn new(address: SocketAddr) -> Backend {
         let health = watch::Sender::new(Health {
             failures: 0,
+            ready: true,
             left: None,
         });
         Backend { address, health }
     }
 
-    fn healthy(&self) -> bool {
-        self.health.borrow().failures == 0
+    /// The lower, the sooner it gets connections: one that is ready, one that accepts them, one that does not.
+    fn rank(&self) -> u8 {
+        let health = self.health.borrow();
+        match (health.failures, health.ready) {
+            (0, true) => 0,
+            (0, false) => 1,
+            _ => 2,
+        }
     }
 
     fn succeeded(&self) {
@@ -113,7 +123,7 @@ impl Backend {
     }
 
     /// Tries the backend again and again until it is given up for having left.
-    async fn watch(self: Arc<Backend>) {
+    async fn watch(self: Arc<Backend>, look: Look) {
         let mut tick = interval(CHECK_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -122,10 +132,18 @@ impl Backend {
             if left.is_some_and(|left| left.elapsed() >= DRAIN_LIMIT) {
                 return;
             }
-            let before = self.healthy();
-            let now = self.try_connect().await.is_some();
+            let before = self.rank();
+            if let Some(stream) = self.try_connect().await {
+                let ready = look.is_ready(stream, self.address).await;
+                self.health.send_modify(|health| health.ready = ready);
+            }
+            let now = self.rank();
             if before != now {
-                let state = if now { "answers" } else { "does not answer" };
+                let state = match now {
+                    0 => "is ready",
+                    1 => "answers and is not ready",
+                    _ => "does not answer",
+                };
                 note(&format!("backend {} {state}", self.address));
             }
         }
@@ -133,13 +151,22 @@ impl Backend {
 }
 
 /// The backends in use.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pool {
     backends: Mutex<BTreeMap<SocketAddr, Arc<Backend>>>,
+    look: Look,
     turn: AtomicUsize,
 }
 
 impl Pool {
+    pub(super) fn new(look: Look) -> Pool {
+        Pool {
+            backends: Mutex::default(),
+            look,
+            turn: AtomicUsize::new(0),
+        }
+    }
+
     /// Takes over a new set: what stays is left alone, what is new is watched, the rest gets no new
     /// connections and time to end those it has.
     pub(super) fn replace(&self, addresses: &[SocketAddr]) {
@@ -156,13 +183,13 @@ impl Pool {
         for address in addresses {
             backends.entry(*address).or_insert_with(|| {
                 let backend = Arc::new(Backend::new(*address));
-                tokio::spawn(Arc::clone(&backend).watch());
+                tokio::spawn(Arc::clone(&backend).watch(self.look.clone()));
                 backend
             });
         }
     }
 
-    /// A connection to the next backend that accepts one: healthy ones in turn, then the others.
+    /// A connection to the next backend that accepts one: those that are ready in turn, then the others.
     pub(super) async fn connect(&self) -> Option<(TcpStream, Arc<Backend>)> {
         for backend in self.candidates() {
             if let Some(stream) = backend.try_connect().await {
@@ -180,7 +207,7 @@ impl Pool {
             let turn = self.turn.fetch_add(1, Ordering::Relaxed) % order.len();
             order.rotate_left(turn);
         }
-        order.sort_by_key(|backend| !backend.healthy()); // stable: turns are kept
+        order.sort_by_key(|backend| backend.rank()); // stable: turns are kept
         order
     }
 }
@@ -202,7 +229,7 @@ mod tests {
         let (_two, second) = listener().await;
         let (dead_listener, dead) = listener().await;
         drop(dead_listener);
-        let pool = Pool::default();
+        let pool = Pool::new(Look::new().unwrap());
         pool.replace(&[first, second, dead]);
         let mut seen = BTreeMap::new();
         for _ in 0..12 {
@@ -223,7 +250,7 @@ mod tests {
     async fn a_backend_that_dies_or_leaves_is_given_up() {
         let (one, first) = listener().await;
         let (_two, second) = listener().await;
-        let pool = Pool::default();
+        let pool = Pool::new(Look::new().unwrap());
         pool.replace(&[first]);
         let (_, backend) = pool.connect().await.unwrap();
         pool.replace(&[first, second]);
@@ -242,7 +269,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_backend_that_left_may_stop_accepting_before_it_is_done() {
         let (one, first) = listener().await;
-        let pool = Pool::default();
+        let pool = Pool::new(Look::new().unwrap());
         pool.replace(&[first]);
         let (_, backend) = pool.connect().await.unwrap();
         pool.replace(&[]);
@@ -258,7 +285,7 @@ mod tests {
     async fn a_backend_that_leaves_gets_time_to_end_its_connections() {
         let (_one, first) = listener().await;
         let (_two, second) = listener().await;
-        let pool = Pool::default();
+        let pool = Pool::new(Look::new().unwrap());
         pool.replace(&[first]);
         let (_, backend) = pool.connect().await.unwrap();
         pool.replace(&[second]);
