@@ -171,6 +171,7 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,
+        proxy_restarted: false,
         proven: None,
         pinned: false,
         certified: None,

@@ -234,8 +234,11 @@ async fn budgets(client: &Client, node: &NodeName) -> Result<Vec<Budget>, DrainE
         .map_err(failed("list the budgets for the pods", node))
 }
 
-/// Whether something outside may send connections to nodes.
-async fn is_reached_from_outside(client: &Client, node: &NodeName) -> Result<bool, DrainError> {
+/// Whether something outside may send connections to nodes, `node` among them.
+///
+/// # Errors
+/// [`DrainError::Api`].
+pub async fn is_reached_from_outside(client: &Client, node: &NodeName) -> Result<bool, DrainError> {
     let services: Vec<Value> =
         client
             .list(&Resource::SERVICE, None, None)

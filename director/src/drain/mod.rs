@@ -43,7 +43,7 @@ use windlass_common::id::NodeName;
 
 use crate::kubernetes::client::ApiError;
 
-pub use api::{cordon, drain, remove_pods, uncordon};
+pub use api::{cordon, drain, is_reached_from_outside, remove_pods, uncordon};
 pub use ask::rehearse_now;
 pub use engine::{Answer, Engine, How, Order, Turn};
 pub use object::{Budget, Controller, Pod, PodPhase};

@@ -98,6 +98,9 @@ pub struct Machine {
     /// one that is restarted since has to say anew. Absent once it did.
     #[serde(default)]
     pub heartbeat: Option<String>,
+    /// Whether its kube-proxy was started again and load balancers outside have not had the time to trust it anew.
+    #[serde(default)]
+    pub proxy_restarted: bool,
     /// Kubelet settings with which its node was in service last; absent until it was for the first time.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]

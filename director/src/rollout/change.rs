@@ -27,7 +27,9 @@ pub enum RecordChange {
     Heartbeat(MachineName, Option<String>),
     /// Its components were started with this configuration.
     Started(MachineName, Digest),
-    /// Its node is Ready, and was given these labels.
+    /// Its kube-proxy was started again.
+    ProxyRestarted(MachineName),
+    /// Its node is Ready, and was given these labels; load balancers outside had time to see it.
     NodeReady(MachineName, Digest),
     /// It was in service with these kubelet settings.
     Proven(MachineName, KubeletSettings),
@@ -118,6 +120,7 @@ pub(super) async fn apply(
             | RecordChange::Certified(name, _)
             | RecordChange::Heartbeat(name, _)
             | RecordChange::Started(name, _)
+            | RecordChange::ProxyRestarted(name)
             | RecordChange::NodeReady(name, _)
             | RecordChange::Proven(name, _)
             | RecordChange::MachineDeleted(name)
@@ -204,10 +207,12 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
             record.started = Some(*digest);
             record.phase = MachinePhase::Configured;
         }
+        RecordChange::ProxyRestarted(_) => record.proxy_restarted = true,
         RecordChange::NodeReady(_, digest) => {
             record.phase = MachinePhase::Ready;
             record.labelled = Some(*digest);
             record.heartbeat = None;
+            record.proxy_restarted = false;
         }
         RecordChange::Proven(_, settings) => record.proven = Some(settings.clone()),
         RecordChange::Cordoning(_) => record.cordoned = true,
@@ -273,6 +278,7 @@ fn reset(record: &mut Machine) {
     record.started = None;
     record.labelled = None;
     record.heartbeat = None;
+    record.proxy_restarted = false;
     record.cordoned = false;
     record.condemned = false;
     record.fenced = false;

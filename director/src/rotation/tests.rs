@@ -184,6 +184,7 @@ fn machine(name: &MachineName) -> Machine {
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,
+        proxy_restarted: false,
         proven: None,
         pinned: false,
         certified: None,

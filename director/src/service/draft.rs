@@ -250,6 +250,7 @@ pub(super) fn machine(
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,
+        proxy_restarted: false,
         proven: None,
         pinned: false,
         certified: None,

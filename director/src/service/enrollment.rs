@@ -258,6 +258,7 @@ mod tests {
             departed: Vec::new(),
             joined: None,
             heartbeat: None,
+            proxy_restarted: false,
             proven: None,
             pinned: false,
             certified: None,

@@ -178,6 +178,14 @@ impl KubeApi for Life {
         })
     }
 
+    fn reached_from_outside<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+        _machine: &'a MachineName,
+    ) -> BoxFuture<'a, Result<bool, EffectError>> {
+        Box::pin(async { Ok(true) })
+    }
+
     fn heartbeat<'a>(
         &'a self,
         _context: &'a ClusterContext,

@@ -63,7 +63,7 @@ impl Life {
             return;
         }
         let (step, attempt) = id.split_once('~').unwrap_or((id, "1"));
-        let mut name = ["/keys", "/serves"]
+        let mut name = ["/keys", "/serves", "/proxy", "/proxy-still"]
             .iter()
             .filter_map(|suffix| step.strip_suffix(suffix));
         let name = name.next().unwrap_or(step);

@@ -191,6 +191,7 @@ fn added(difference: &MachineDifference, view: &MachineView, now: Timestamp) -> 
         joined: None,
         departed: Vec::new(),
         heartbeat: None,
+        proxy_restarted: false,
         proven: None,
         pinned: false,
         wanted: None,

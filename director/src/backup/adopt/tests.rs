@@ -103,6 +103,7 @@ fn machine(text: &str, incarnation: u32, last: u8) -> Machine {
         joined: None,
         departed: Vec::new(),
         heartbeat: None,
+        proxy_restarted: false,
         proven: None,
         pinned: false,
         wanted: None,

@@ -277,6 +277,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             fenced: false,
             departed: Vec::new(),
             heartbeat: None,
+            proxy_restarted: false,
             proven: None,
             pinned: false,
             certified: None,

@@ -63,6 +63,7 @@ impl Rig {
             assert!(machine.serving && !machine.cordoned, "{machine:?}");
             assert_eq!(machine.wanted, None, "{}", machine.name);
             assert!(machine.departed.is_empty(), "{machine:?}");
+            assert!(!machine.proxy_restarted, "{machine:?}");
             assert_eq!(machine.phase, MachinePhase::Ready);
         }
         let state = self.sim.state.lock().unwrap();
@@ -201,5 +202,26 @@ async fn a_cancel_gives_back_the_kubelet_settings_that_worked() {
             continue;
         };
         panic!("it was over after {head_start} points");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_proxy_was_started_again_gets_time_to_be_trusted() {
+    for seconds in [0, 40] {
+        let rig = Rig::new();
+        let create = rig.order_create().await;
+        rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+        let director = rig.immortal().await;
+        let mut cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
+        cluster.spec.drain.load_balancer_seconds = seconds;
+        let mut commit = Commit::default();
+        commit.put(&cluster).unwrap();
+        director.records.commit(commit).await.unwrap();
+        let task = rig.order_settings(&settings("maxPods", json!(61)), 2).await;
+        let began = tokio::time::Instant::now();
+        rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+        rig.settled().await;
+        let took = began.elapsed().as_secs();
+        assert_eq!(took >= 40, seconds == 40, "{took} s");
     }
 }

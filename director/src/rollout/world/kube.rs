@@ -64,6 +64,13 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         machine: &'a MachineName,
     ) -> BoxFuture<'a, Result<Option<String>, EffectError>>;
 
+    /// Whether something outside of the cluster may send connections to a machine's node.
+    fn reached_from_outside<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
+    ) -> BoxFuture<'a, Result<bool, EffectError>>;
+
     /// Has API servers refuse an incarnation that is off, then deletes its Node object and the pods that were
     /// bound to it.
     fn drop_node<'a>(
@@ -462,6 +469,20 @@ impl KubeApi for KubeClient {
             let client = self.client(context)?;
             let found = Self::look(&client, node).await.map_err(of_api)?;
             Ok(found.and_then(|node| node.heartbeat().map(str::to_owned)))
+        })
+    }
+
+    fn reached_from_outside<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+        machine: &'a MachineName,
+    ) -> BoxFuture<'a, Result<bool, EffectError>> {
+        Box::pin(async move {
+            let node = &context.machine_facts(machine)?.node_name;
+            let client = self.client(context)?;
+            drain::is_reached_from_outside(&client, node)
+                .await
+                .map_err(of_drain)
         })
     }
 

@@ -279,6 +279,7 @@ impl World {
             Action::AwaitNode { machine, .. } => {
                 let kubernetes = &self.kubernetes;
                 let mut done = kubernetes.await_node(context, machine, order.limit).await?;
+                self.await_balancers(context, machine, order).await?;
                 // Where gates stand, these have to be open too before there is no way back.
                 let gated = !context.cluster.spec.gates.is_empty();
                 if !gated || context.machine(machine)?.proven.is_none() {

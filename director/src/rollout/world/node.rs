@@ -17,7 +17,7 @@ use super::{Done, EffectError, RecordChange, StepOrder, World};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::pki::{Certificates, ClusterPki, Validity, machine_certificates};
 use crate::kubernetes::render::{self, Phase, Trust};
-use crate::model::{Certified, Machine};
+use crate::model::{Certified, Machine, MachinePhase};
 use crate::store::{Commit, Expect, Kind};
 
 /// Progress that may wait to be shown; what is more is dropped by the gateway.
@@ -186,13 +186,48 @@ impl World {
             .changes
             .iter()
             .any(|line| starts(line, "kubelet.service"));
+        let proxied = result
+            .changes
+            .iter()
+            .any(|line| starts(line, "kube-proxy.service"));
         let mut done = done(result, RecordChange::Started(name.clone(), digest));
+        if proxied && machine.phase == MachinePhase::Ready {
+            done.records
+                .push(RecordChange::ProxyRestarted(name.clone()));
+        }
         if !restarted {
             // It runs on, so what it has said last counts.
             let heartbeat = RecordChange::Heartbeat(name.clone(), None);
             done.records.push(heartbeat);
         }
         Ok(done)
+    }
+
+    /// Gives load balancers outside the time to trust a worker again whose kube-proxy was started anew: while they do
+    /// not, the next worker must not be lost to them too. What watches from outside cannot be asked.
+    pub(super) async fn await_balancers(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<(), EffectError> {
+        let machine = context.machine(name)?;
+        let time = Duration::from_secs(context.cluster.spec.drain.load_balancer_seconds.into());
+        let worker = !machine.role.is_control_plane();
+        if !worker || !machine.proxy_restarted || time.is_zero() {
+            return Ok(());
+        }
+        if !self.kubernetes.reached_from_outside(context, name).await? {
+            return Ok(());
+        }
+        let gate = || Step::Gate(render::proxy_gate());
+        self.send(machine, order, "/proxy", gate()).await?;
+        order
+            .progress
+            .stage("load balancers get time to trust it again".to_owned());
+        tokio::time::sleep(time).await;
+        self.send(machine, order, "/proxy-still", gate()).await?;
+        Ok(())
     }
 
     /// Stops a control plane's components, the API server first so that it can still finish, etcd last so

@@ -167,6 +167,10 @@ impl Agents for Life {
                 assert!(same, "{} asks for something else now", request.id);
                 return Ok(result.clone());
             }
+            let mut changes = vec!["changed".to_owned()];
+            if matches!(request.step, Step::Service(_)) && vm.started {
+                changes.push("kube-proxy.service: restarted for another configuration".into());
+            }
             let (outcome, payload) = match failing {
                 Some(end) => {
                     state.fail_once.remove(end);
@@ -190,7 +194,7 @@ impl Agents for Life {
                 id: request.id.clone(),
                 outcome,
                 payload,
-                changes: vec!["changed".into()],
+                changes,
                 elapsed_ms: 1,
             };
             vm.journal

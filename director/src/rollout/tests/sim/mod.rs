@@ -138,10 +138,12 @@ impl Life {
             return;
         }
         let (step, attempt) = request.id.0.split_once('~').unwrap_or((&request.id.0, "1"));
-        let part = ["/keys", "/configure", "/serves"].iter().find_map(|part| {
-            let of = step.strip_suffix(part)?;
-            self.sim.store.entry(Kind::Step, of).map(|_| of)
-        });
+        let part = ["/keys", "/configure", "/serves", "/proxy", "/proxy-still"]
+            .iter()
+            .find_map(|part| {
+                let of = step.strip_suffix(part)?;
+                self.sim.store.entry(Kind::Step, of).map(|_| of)
+            });
         // A step that asks several machines names each.
         let of_many = step
             .rsplit_once("/spread-trust/")
