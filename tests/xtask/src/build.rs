@@ -4,11 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
 
 use crate::shell::{capture, cargo, privileged, root, step};
 
 /// The newest Kubernetes version that is built here, and the one before it.
 pub(crate) const KUBERNETES: [&str; 2] = ["1.37.2", "1.36.3"];
+
+/// The test that is scenarios on real clusters.
+pub(crate) const SCENARIOS: &str = "e2e";
 
 /// How the director and its tools are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -20,12 +24,12 @@ pub(crate) enum Profile {
 }
 
 impl Profile {
-    /// Cargo's name of the profile, and the directory of what it builds.
-    fn names(self) -> (&'static str, &'static str) {
-        match self {
-            Profile::Dev => ("dev", "debug"),
-            Profile::Release => ("release", "release"),
-        }
+    /// The directory of what it builds.
+    fn dir(self) -> PathBuf {
+        target().join(match self {
+            Profile::Dev => "debug",
+            Profile::Release => "release",
+        })
     }
 }
 
@@ -47,29 +51,49 @@ impl Binaries {
 
 /// Compiles the director, the CLI, the stemcell builder and the agent.
 pub(crate) fn binaries(profile: Profile) -> Result<Binaries> {
-    let (flag, dir) = profile.names();
-    step(
-        "building the director, the command line and the stemcell builder",
-        cargo()
-            .args(["build", "--quiet", "--locked", "--profile", flag, "--bins"])
-            .args(["-p", "windlass-director", "-p", "windlass-stemcell"]),
-    )?;
+    match profile {
+        Profile::Dev => for_tests()?,
+        Profile::Release => step(
+            "building the director, the command line and the stemcell builder",
+            cargo()
+                .args(["build", "--quiet", "--locked", "--release", "--bins"])
+                .args(["-p", "windlass-director", "-p", "windlass-stemcell"]),
+        )?,
+    }
     Ok(Binaries {
-        dir: target().join(dir),
+        dir: profile.dir(),
         agent: agent()?,
     })
 }
 
+/// Compiles all programs and all tests as every suite runs them. Always this whole: Cargo unifies the features of what
+/// is built together, and another selection would compile most crates once more.
+pub(crate) fn for_tests() -> Result<()> {
+    step(
+        "building all programs and tests",
+        cargo().args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--workspace",
+            "--bins",
+            "--tests",
+        ]),
+    )
+}
+
 /// Compiles the director and the program that runs a fleet of agents; returns the director.
 pub(crate) fn fleet(profile: Profile) -> Result<PathBuf> {
-    let (flag, dir) = profile.names();
-    step(
-        "building the director and the fleet",
-        cargo()
-            .args(["build", "--quiet", "--locked", "--profile", flag, "--bins"])
-            .args(["-p", "windlass-director", "-p", "windlass-tests"]),
-    )?;
-    Ok(target().join(dir).join("windlass-director"))
+    match profile {
+        Profile::Dev => for_tests()?,
+        Profile::Release => step(
+            "building the director and the fleet",
+            cargo()
+                .args(["build", "--quiet", "--locked", "--release", "--bins"])
+                .args(["-p", "windlass-director", "-p", "windlass-tests"]),
+        )?,
+    }
+    Ok(profile.dir().join("windlass-director"))
 }
 
 /// Compiles the agent as it is shipped: static, small. A target directory of its own keeps its
@@ -84,6 +108,34 @@ pub(crate) fn next_agent() -> Result<PathBuf> {
     let kept = target().join("static/windlass-agent-next");
     std::fs::copy(&built, &kept).with_context(|| format!("cannot copy {built:?}"))?;
     Ok(kept)
+}
+
+/// The tests of the workspace by name, but for the scenarios on real clusters.
+pub(crate) fn tests() -> Result<Vec<String>> {
+    let said =
+        capture(cargo().args(["metadata", "--no-deps", "--locked", "--format-version", "1"]))?;
+    let metadata: Metadata =
+        serde_json::from_str(&said).context("cargo metadata says something else")?;
+    let targets = metadata.packages.into_iter().flat_map(|of| of.targets);
+    let tests = targets.filter(|target| target.kind == ["test"] && target.name != SCENARIOS);
+    Ok(tests.map(|target| target.name).collect())
+}
+
+/// The part of `cargo metadata` that is read.
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
 }
 
 fn agent_build(name: &str) -> Result<PathBuf> {

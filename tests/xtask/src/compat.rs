@@ -33,13 +33,13 @@ pub(crate) fn run() -> Result<()> {
     let old_agent = source.join("target/debug/windlass-agent");
     step(
         "building the older agent",
-        older(&source).args(["build", "--quiet", "--locked", "-p", "windlass-agent"]),
+        // With the test, so that what both releases depend on is compiled alike.
+        older(&source)
+            .args(["build", "--quiet", "--locked", "--workspace"])
+            .args(["--bin", "windlass-agent", "--test", "link"]),
     )?;
-    step(
-        "building this agent",
-        cargo().args(["build", "--quiet", "--locked", "-p", "windlass-agent"]),
-    )?;
-    let test = ["test", "--quiet", "--locked", "-p", "windlass-director"];
+    build::for_tests()?;
+    let test = ["test", "--quiet", "--locked", "--workspace"];
     let processes = ["--test", "link", "--", "process::"];
     step(
         &format!(

@@ -40,8 +40,19 @@ pub(crate) fn run(full: bool) -> Result<()> {
         nightly().args(["fuzz", "build", "--fuzz-dir", "tests/fuzz"]),
     )?;
     let time = if full { TIME.1 } else { TIME.0 };
-    for target in TARGETS {
-        fuzz(target, time)?;
+    // Each keeps one core busy.
+    for side_by_side in TARGETS.chunks(2) {
+        std::thread::scope(|scope| {
+            let started: Vec<_> = side_by_side
+                .iter()
+                .map(|target| scope.spawn(|| fuzz(target, time)))
+                .collect();
+            started.into_iter().try_for_each(|fuzzer| {
+                fuzzer
+                    .join()
+                    .unwrap_or_else(|_| bail!("a thread that fuzzed panicked"))
+            })
+        })?;
     }
     Ok(())
 }

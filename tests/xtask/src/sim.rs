@@ -55,14 +55,17 @@ pub(crate) fn suite(full: bool) -> Result<()> {
 }
 
 fn start(what: &str, arguments: &[&str], optimised: bool) -> Result<()> {
-    let mut built = cargo();
-    built
-        .args(["build", "--quiet", "--locked", "--bin", "windlass-sim"])
-        .args(["-p", "windlass-director", "-p", "windlass-tests"]);
     if optimised {
-        built.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+        step(
+            "building the simulation",
+            cargo()
+                .args(["build", "--quiet", "--locked", "--bin", "windlass-sim"])
+                .args(["-p", "windlass-director", "-p", "windlass-tests"])
+                .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
+        )?;
+    } else {
+        build::for_tests()?;
     }
-    step("building the simulation", &mut built)?;
     step(
         what,
         command(build::target().join("debug/windlass-sim")).args(arguments),

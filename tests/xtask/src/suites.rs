@@ -177,22 +177,21 @@ fn crates() -> Result<()> {
     let binaries = build::binaries(Profile::Dev)?;
     build::stemcell(&binaries, KUBERNETES[0])?;
     let stemcell = build::newest_stemcell(KUBERNETES[0])?;
+    let tests = build::tests()?;
     step(
         "tests of the crates",
         cargo()
-            .args([
-                "test",
-                "--quiet",
-                "--locked",
-                "--workspace",
-                "--exclude",
-                "windlass-tests",
-            ])
-            .arg("--no-fail-fast")
+            .args(["test", "--quiet", "--locked", "--workspace"])
+            .args(["--lib", "--bins", "--no-fail-fast"])
+            .args(tests.iter().flat_map(|name| ["--test", name]))
             .env("WINDLASS_TEST_ROOTFS", stemcell.join("rootfs"))
             .env("WINDLASS_TEST_COMPONENTS", build::components(&stemcell)?)
             .env("WINDLASS_TEST_AGENT", &binaries.agent)
             .env("WINDLASS_TEST_BIN", &binaries.dir),
+    )?;
+    step(
+        "examples in the documentation",
+        cargo().args(["test", "--quiet", "--locked", "--workspace", "--doc"]),
     )?;
     // Fails when an agent stays away or a command or a death goes unnoticed; speed is only printed.
     let small = ["--agents", "200", "--watch", "5", "--commands", "500"];
@@ -209,10 +208,9 @@ fn end_to_end(full: bool) -> Result<()> {
         "test",
         "--quiet",
         "--locked",
-        "-p",
-        "windlass-tests",
+        "--workspace",
         "--test",
-        "e2e",
+        build::SCENARIOS,
     ])
     .env("WINDLASS_TEST_BIN", &binaries.dir)
     .env("WINDLASS_TEST_STEMCELLS", &stemcells)
