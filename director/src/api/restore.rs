@@ -49,10 +49,16 @@ pub struct RestoreCluster {
     pub member: Option<String>,
     /// The same with the member whose data goes furthest.
     pub best_member: bool,
+    /// Make a cluster of this name from the backup, and leave the one that was backed up as it is.
+    #[serde(rename = "as")]
+    #[schema(example = "demo-copy")]
+    pub new_name: Option<String>,
 }
 
 /// Make a cluster's etcd anew, from a backup, a snapshot or, after a majority of its members is gone for good, from what
 /// one member has. Every API server of the cluster is stopped meanwhile; pods go on.
+///
+/// A cluster that is gone is made again from its backup: its authorities and keys, what it should be, and then its data.
 ///
 /// With dry_run nothing is done: the plan says what is lost, and how far the data of each member goes. A restore
 /// that has stopped the first API server cannot be cancelled; a director that dies goes on with it.
@@ -137,11 +143,22 @@ fn request(query: &RestoreQuery, body: &str) -> Result<RestoreRequest, Problem> 
             None
         }
     };
-    match (plan, from, faults.is_empty()) {
-        (Ok(plan), Some(from), true) => Ok(RestoreRequest {
+    let new_name = asked.new_name.as_deref().map(ClusterName::new).transpose();
+    if let Err(error) = &new_name {
+        let given = asked.new_name.as_deref().unwrap_or_default();
+        faults.add("as", given, error.to_string());
+    }
+    if asked.new_name.is_some() && !matches!(from, Some(RestoreFrom::Backup(_)) | None) {
+        let allowed =
+            "a cluster that is made from a backup: nothing else holds its authorities and keys";
+        faults.add("as", "a new cluster", allowed);
+    }
+    match (plan, from, new_name, faults.is_empty()) {
+        (Ok(plan), Some(from), Ok(new_name), true) => Ok(RestoreRequest {
             from,
             accept_loss: query.accept_loss,
             plan,
+            new_name,
         }),
         _ => Err(faults.into()),
     }

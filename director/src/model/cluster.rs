@@ -5,9 +5,10 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::cluster::ClusterSpec;
-use windlass_common::id::Digest;
+use windlass_common::id::{ClusterName, Digest};
 
 use super::{Revision, Rotation, TaskId, Timestamp};
+use crate::backup::cluster::BackupName;
 use crate::kubernetes::facts::SecretsRevision;
 
 /// One cluster.
@@ -43,10 +44,36 @@ pub struct Cluster {
     /// When certificates of its machines were last renewed by themselves, or should have been.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renewal_tried_at: Option<Timestamp>,
+    /// The backup that it was made from, after it or another cluster was gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_from: Option<MadeFrom>,
     /// Revision of this record.
     pub revision: Revision,
     /// When it was ordered.
     pub created_at: Timestamp,
+}
+
+impl Cluster {
+    /// The backup that it is about to get its data from; until then its etcd is empty, and no state of it is worth
+    /// keeping.
+    pub fn awaits_restore(&self) -> Option<&MadeFrom> {
+        self.made_from.as_ref().filter(|from| !from.restored)
+    }
+}
+
+/// The backup that a cluster was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MadeFrom {
+    /// The cluster that was backed up.
+    #[schema(value_type = String)]
+    pub cluster: ClusterName,
+    /// When that one was ordered.
+    pub cluster_created_at: Timestamp,
+    /// The backup.
+    pub backup: BackupName,
+    /// Whether etcd was made from it, or from something else, since.
+    pub restored: bool,
 }
 
 /// The address of a cluster's API, never a machine's.

@@ -32,7 +32,7 @@ pub use campaign::{
     Campaign, CampaignId, CampaignIdError, CampaignState, CampaignView, Member, MemberState,
     Refusal,
 };
-pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault};
+pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault, MadeFrom};
 pub use machine::{
     AgentView, Joined, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole,
     MachineView, Wanted,

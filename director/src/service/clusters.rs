@@ -88,7 +88,12 @@ impl Inner {
                 });
             }
             let draft = self.draft(&spec).await?;
-            return self.order_new(draft, caller).await;
+            let pki = ClusterPki::generate(&spec.name, jiff::Timestamp::now())
+                .map_err(|error| ServiceError::of(error.class(), "the cluster's PKI", error))?;
+            let task = self.create_task(&draft, caller).await?;
+            return self
+                .order_new(draft, task, &pki, "cluster.create", caller)
+                .await;
         };
         if let Some(task) = self.unfinished(&cluster).await? {
             return running(task, &cluster, &spec, order);
@@ -257,19 +262,34 @@ impl Inner {
         self.place_order(commit, task, action, caller).await
     }
 
-    async fn order_new(&self, draft: Draft, caller: &Caller) -> ServiceResult<Task> {
+    /// The task that makes a cluster that is drafted.
+    pub(super) async fn create_task(&self, draft: &Draft, caller: &Caller) -> ServiceResult<Task> {
+        let plan = self.create_plan(draft).await?;
+        self.new_task(TaskKind::CreateCluster, plan, caller).await
+    }
+
+    /// What making a cluster that is drafted takes.
+    pub(super) async fn create_plan(&self, draft: &Draft) -> ServiceResult<Plan> {
+        let (desired, mut observed) = self.state(&draft.cluster, &draft.machines).await?;
+        observed.records = true;
+        make_plan(&desired, &observed)
+    }
+
+    /// Orders a new cluster that proves itself with these authorities and keys.
+    pub(super) async fn order_new(
+        &self,
+        draft: Draft,
+        task: Task,
+        pki: &ClusterPki,
+        action: &'static str,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
         let Draft {
             mut cluster,
             machines,
         } = draft;
         let name = cluster.spec.name.clone();
-        let (desired, mut observed) = self.state(&cluster, &machines).await?;
-        observed.records = true;
-        let plan = make_plan(&desired, &observed)?;
-        let task = self.new_task(TaskKind::CreateCluster, plan, caller).await?;
         cluster.task = Some(task.id.clone());
-        let pki = ClusterPki::generate(&name, jiff::Timestamp::now())
-            .map_err(|error| ServiceError::of(error.class(), "the cluster's PKI", error))?;
         let mut commit = Commit::default();
         let document = pki.to_bytes();
         self.records
@@ -293,8 +313,7 @@ impl Inner {
             commit.put(machine)?;
         }
         commit.put(&cluster)?;
-        self.place_order(commit, task, "cluster.create", caller)
-            .await
+        self.place_order(commit, task, action, caller).await
     }
 
     pub(super) async fn delete_cluster(

@@ -139,6 +139,7 @@ impl Inner {
                 secrets: Default::default(),
                 rotation: None,
                 renewal_tried_at: None,
+                made_from: None,
                 revision: Revision(0),
                 created_at: now,
             },

@@ -13,7 +13,7 @@ use super::enrollment::Tokens;
 use super::kubernetes::Identities;
 use super::repair::{self, Repairs};
 use super::tickets::tickets;
-use super::{Director, Inner, campaigns, certificates, operators, upkeep};
+use super::{Director, Inner, campaigns, certificates, operators, restore, upkeep};
 use crate::artifacts::Artifacts;
 use crate::backup;
 use crate::backup::envelope::{self, EnvelopeError};
@@ -213,6 +213,7 @@ pub(super) async fn start_through(
     upkeep::start(Arc::downgrade(&inner));
     inner.own_backups.start();
     certificates::start(Arc::downgrade(&inner));
+    restore::start(Arc::downgrade(&inner));
     repair::start(Arc::downgrade(&inner));
     campaigns::start(Arc::downgrade(&inner));
     Ok(Director { inner })

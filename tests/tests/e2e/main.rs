@@ -112,6 +112,10 @@ fn main() -> ExitCode {
             etcd::lost_disk,
         ),
         trial("restores_go_back_to_a_snapshot", restore::from_a_snapshot),
+        trial(
+            "a_cluster_that_is_gone_is_made_again_from_its_backup",
+            restore::made_again,
+        ),
         // Two machines are lost and made anew: a control plane of three, twice.
         long(
             "restores_begin_again_with_the_last_member",

@@ -100,6 +100,68 @@ pub(crate) fn from_a_snapshot() -> Result<()> {
     })
 }
 
+/// A cluster that is gone with all its disks is made again from its backup; its director dies on the way. Credentials
+/// of before are good for it, its Secrets are readable, its workload runs on nodes that the backup does not know.
+pub(crate) fn made_again() -> Result<()> {
+    with_world(|world| {
+        let create = ["cluster", "create", "gone", "--workers", "1", "--wait"];
+        world.run(&create)?;
+        let kubectl = world.kubectl("gone")?;
+        healthy(&kubectl, 2)?;
+        kubectl.run(&[
+            "create",
+            "secret",
+            "generic",
+            "kept",
+            "--from-literal=word=xyzzy",
+        ])?;
+        deploy(&kubectl, 1)?;
+        let backup = world.json(&["cluster", "backup", "gone"])?;
+        let backup = backup["name"].as_str().context("a backup has a name")?;
+        let restore = ["cluster", "restore", "gone", "--from-backup", backup];
+        refused(
+            world,
+            &[&restore[..], &["--as", "gone"]].concat(),
+            "there is a cluster gone already",
+        )?;
+        world.run(&["cluster", "delete", "gone", "--yes", "--wait"])?;
+
+        let plan = world.json(&[&restore[..], &["--dry-run"]].concat())?;
+        let hash = plan["hash"].as_str().context("a plan has a hash")?;
+        let task = world.json(&[&restore[..], &["--plan", hash]].concat())?;
+        ensure!(task["kind"] == "CreateCluster", "{task:#}");
+        let task = task["id"].as_str().context("a task has an id")?.to_owned();
+        ended(world, &task)?;
+        world.crash_director()?;
+        let show = ["cluster", "show", "gone"];
+        until("its data is restored", LONG, || {
+            let seen = world.json(&show)?;
+            let done = seen["madeFrom"]["restored"] == true && seen["task"].is_null();
+            Ok(done.then_some(()))
+        })?;
+
+        healthy(&kubectl, 2)?;
+        let secret = kubectl.get(&["secret", "kept"])?;
+        ensure!(
+            secret["data"]["word"] == STANDARD.encode("xyzzy"),
+            "the Secret: {secret}"
+        );
+        let nodes = kubectl.run(&["get", "nodes", "-o", "name"])?;
+        let mut nodes: Vec<&str> = nodes.lines().collect();
+        nodes.sort_unstable();
+        ensure!(
+            nodes == ["node/gone-cp-0-i2", "node/gone-workers-0-i2"],
+            "{nodes:?}"
+        );
+        kubectl.run(&["scale", "deployment/web", "--replicas=2"])?;
+        kubectl.pods_ready("app=web", 2)?;
+        done(world, "gone")?;
+        world.json(&["cluster", "backup", "gone"])?;
+        world.run(&["cluster", "delete", "gone", "--yes", "--wait"])?;
+        Ok(())
+    })
+}
+
 /// Two of three control-plane machines are lost with their disks: nothing is done before an operator has seen what
 /// is left, and the cluster comes back around the last member.
 pub(crate) fn from_the_last_member() -> Result<()> {

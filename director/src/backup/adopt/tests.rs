@@ -63,6 +63,7 @@ fn cluster() -> Cluster {
         rotation: None,
         authorities_expire_at: None,
         renewal_tried_at: None,
+        made_from: None,
         revision: Revision(1),
         created_at: Timestamp::from_unix_ms(1),
     }

@@ -148,7 +148,8 @@ pub(crate) async fn paused(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn until_over(client: &Client, id: &TaskId) -> Result<Task, Failure> {
+/// Waits until a task is over, showing what it does.
+pub(crate) async fn until_over(client: &Client, id: &TaskId) -> Result<Task, Failure> {
     until(client, id, |_| false).await
 }
 

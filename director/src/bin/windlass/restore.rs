@@ -2,16 +2,22 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use windlass_director::api::RestoreCluster;
 use windlass_director::client::Client;
-use windlass_director::model::{MemberRank, Plan, RestoreForecast};
+use windlass_director::model::{
+    Cluster, MemberRank, Plan, RestoreForecast, Task, TaskKind, TaskState,
+};
 
 use crate::Session;
 use crate::cluster::{explain, ordered, segment};
 use crate::failure::Failure;
-use crate::output::table;
+use crate::output::{note, table};
+use crate::progress;
 
+/// Between two looks at a cluster that was made and waits for its data.
+const BETWEEN: Duration = Duration::from_millis(500);
 /// Stands for the member whose data goes furthest.
 pub(crate) const BEST: &str = "best";
 
@@ -26,8 +32,12 @@ When a majority of the members is gone for good, --from-member begins again with
 the one that goes furthest, or the one that is named. The others join it again; machines that do not answer
 are shut out, powered off and made anew.
 
+A cluster that is gone is made again from its backup, with the same authorities and keys: empty at first, then its
+data is restored. With --as another cluster is made of it, whose credentials are good for both.
+
 Examples:
   windlass cluster restore demo --from-backup 20300131-120000-00000001 --dry-run
+  windlass cluster restore demo --from-backup 20300131-120000-00000001 --as copy --wait
   windlass cluster restore demo --from /var/backups/demo.db --accept-loss --wait
   windlass cluster restore demo --from-member --dry-run
   windlass cluster restore demo --from-member demo-cp-1 --plan sha256:… --accept-loss --wait";
@@ -38,6 +48,9 @@ pub(crate) struct RestoreArgs {
     /// A backup of the cluster, as `windlass cluster backups list` shows it
     #[arg(long, value_name = "BACKUP", group = "source")]
     from_backup: Option<String>,
+    /// Make a cluster of this name from the backup, and leave the one that was backed up as it is
+    #[arg(long = "as", value_name = "NAME", requires = "from_backup")]
+    new_name: Option<String>,
     /// A snapshot of etcd: a file where the director runs
     #[arg(long, value_name = "FILE", group = "source")]
     from: Option<PathBuf>,
@@ -82,6 +95,7 @@ pub(crate) async fn restore(
         snapshot: args.from.map(absolute).transpose()?,
         member: args.from_member.filter(|_| !best),
         best_member: best,
+        new_name: args.new_name,
     };
     let body = serde_json::to_string(&body).map_err(|error| Failure::of(&error))?;
     let answer = client.post(&path, body).await?;
@@ -93,7 +107,39 @@ pub(crate) async fn restore(
         });
         return Ok(ExitCode::SUCCESS);
     }
+    let task: Task = client.typed(&answer)?;
+    if args.wait && task.kind == TaskKind::CreateCluster {
+        return made_again(session, client, &task).await;
+    }
     ordered(session, client, &answer, args.wait).await
+}
+
+/// Waits until a cluster that was gone is there, and has its data.
+async fn made_again(session: &Session, client: &Client, made: &Task) -> Result<ExitCode, Failure> {
+    let path = format!("/v1/clusters/{}", segment(made.cluster.as_str()));
+    let mut task = made.id.clone();
+    let mut told = None;
+    loop {
+        let over = progress::until_over(client, &task).await?;
+        if over.state != TaskState::Succeeded || over.kind == TaskKind::RestoreCluster {
+            return progress::wait(session, client, &task).await;
+        }
+        // Between the two tasks.
+        task = loop {
+            let cluster: Cluster = client.typed(&client.get(&path).await?)?;
+            if let Some(next) = cluster.task.as_ref().filter(|next| **next != task) {
+                break next.clone();
+            }
+            if cluster.awaits_restore().is_none() {
+                return progress::wait(session, client, &task).await;
+            }
+            if cluster.message != told {
+                note(cluster.message.as_deref().unwrap_or_default());
+                told = cluster.message;
+            }
+            tokio::time::sleep(BETWEEN).await;
+        };
+    }
 }
 
 /// The director reads the file where it runs.
@@ -133,10 +179,14 @@ fn forecast(forecast: &RestoreForecast) -> String {
         .iter()
         .map(|loss| format!("  {loss}"))
         .collect();
+    let members = if forecast.members.is_empty() {
+        String::new()
+    } else {
+        table(&head, forecast.members.iter().map(row)) + "\n\n"
+    };
     format!(
-        "etcd is made anew from {}\n\n{}\n\nwhat is lost:\n{}\n\n",
+        "etcd is made anew from {}\n\n{members}what is lost:\n{}\n\n",
         forecast.source,
-        table(&head, forecast.members.iter().map(row)),
         losses.join("\n")
     )
 }

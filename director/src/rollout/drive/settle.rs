@@ -1,6 +1,8 @@
 //! What the state of a task means for its cluster. Pure.
 
-use crate::model::{Action, Cluster, ClusterPhase, Plan, PlanStep, Task, TaskKind, TaskState};
+use crate::model::{
+    Action, Cluster, ClusterPhase, MadeFrom, Plan, PlanStep, Task, TaskKind, TaskState,
+};
 
 /// What the state of its task means for a cluster.
 pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
@@ -40,9 +42,14 @@ pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
         | TaskState::Failed
         | TaskState::Cancelled => None,
     };
+    if (task.kind, task.state) == (TaskKind::RestoreCluster, TaskState::Succeeded)
+        && let Some(from) = &mut cluster.made_from
+    {
+        from.restored = true;
+    }
     (cluster.phase, cluster.message) = match task.kind {
         TaskKind::CreateCluster => match task.state {
-            TaskState::Succeeded => (ClusterPhase::Ready, None),
+            TaskState::Succeeded => (ClusterPhase::Ready, cluster.awaits_restore().map(empty)),
             TaskState::Queued
             | TaskState::Running
             | TaskState::Pausing
@@ -100,6 +107,14 @@ pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
             TaskState::Cancelled | TaskState::Succeeded => (ClusterPhase::Failed, cancelled()),
         },
     };
+}
+
+/// What a cluster is that was just made from a backup.
+fn empty(from: &MadeFrom) -> String {
+    format!(
+        "it is empty, and is about to be restored from backup {} of cluster {}",
+        from.backup, from.cluster
+    )
 }
 
 /// Why a task was planned anew, and what comes first.

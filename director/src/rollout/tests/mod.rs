@@ -306,6 +306,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
         secrets: Default::default(),
         rotation: None,
         renewal_tried_at: None,
+        made_from: None,
         revision: Revision(0),
         created_at: Timestamp::now(),
     };

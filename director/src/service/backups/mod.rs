@@ -265,6 +265,9 @@ async fn round(director: &Arc<Inner>) -> Result<(), StoreError> {
 }
 
 fn serves(cluster: &Cluster) -> bool {
+    if cluster.awaits_restore().is_some() {
+        return false;
+    }
     match cluster.phase {
         ClusterPhase::Ready | ClusterPhase::Updating | ClusterPhase::Degraded => true,
         ClusterPhase::Creating | ClusterPhase::Failed | ClusterPhase::Deleting => false,

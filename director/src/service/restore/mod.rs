@@ -6,11 +6,16 @@
 //! * Changes that were under way are given up: what the cluster's spec asks for beyond what there is has to be
 //!   ordered again.
 //!
+//! A cluster that is gone is made again first ([`remake`]).
+//!
 //! # Not here
 //! In which order it is done (the planner), and the choice between members (`judge`).
 
 mod judge;
+mod remake;
 mod snapshot;
+
+pub(super) use self::remake::start;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -51,6 +56,8 @@ pub struct RestoreRequest {
     pub accept_loss: bool,
     /// The plan that was shown: another one is not carried out.
     pub plan: Option<Digest>,
+    /// The cluster to make from the backup, instead of giving the one that was backed up its former state.
+    pub new_name: Option<ClusterName>,
 }
 
 /// What etcd is made from.
@@ -78,6 +85,11 @@ impl Inner {
         name: &ClusterName,
         request: &RestoreRequest,
     ) -> ServiceResult<Plan> {
+        if let Some(remake) = self.remake(name, request).await? {
+            let plan = self.plan_remake(&remake).await?;
+            self.plans.remember(&plan);
+            return Ok(plan);
+        }
         let drafted = self.draft_restore(name, request).await?;
         self.plans.remember(&drafted.plan);
         Ok(drafted.plan)
@@ -90,6 +102,9 @@ impl Inner {
         caller: &Caller,
     ) -> ServiceResult<Task> {
         let _order = self.orders.lock().await;
+        if let Some(remake) = self.remake(name, request).await? {
+            return self.order_remake(remake, request.plan, caller).await;
+        }
         let cluster = self.cluster(name).await?;
         if let Some(task) = self.unfinished(&cluster).await? {
             return Err(ServiceError::Conflict {

@@ -101,13 +101,14 @@ fn lost_key<'a>(backup: &'a ClusterPki, cluster: &ClusterPki) -> Option<&'a str>
 }
 
 impl Inner {
-    /// Opens a backup of a cluster and keeps its snapshot.
+    /// Opens a backup of a cluster, or the one that it was made from, and keeps its snapshot.
     pub(super) async fn open_and_take(
         &self,
         cluster: &Cluster,
         name: &BackupName,
     ) -> ServiceResult<Taken> {
-        let of = &cluster.spec.name;
+        let made_from = cluster.made_from.as_ref().filter(|of| of.backup == *name);
+        let of = made_from.map_or(&cluster.spec.name, |from| &from.cluster);
         let opened = self.open_backup(of, name).await?;
         let taken = self.take_opened(cluster, name, &opened).await;
         // What is left is removed at the next start.
@@ -123,7 +124,11 @@ impl Inner {
     ) -> ServiceResult<Taken> {
         let of = &cluster.spec.name;
         let manifest = &opened.manifest;
-        if manifest.cluster_created_at != cluster.created_at {
+        let same = |created_at| manifest.cluster_created_at == created_at;
+        let made_from = cluster.made_from.as_ref();
+        let its_own =
+            same(cluster.created_at) || made_from.is_some_and(|from| same(from.cluster_created_at));
+        if !its_own {
             return Err(ServiceError::Conflict {
                 message: format!(
                     "backup {name} is of an earlier cluster of the name {of}, which was ordered at {}",

@@ -1,0 +1,237 @@
+//! Clusters that are gone, made again from a backup: with its authorities and keys, then with its data.
+//!
+//! # Invariants
+//! * The cluster is made like any other, empty, with what the backup says that it should be; its data is restored by an
+//!   order of its own, placed by rule once it serves. Each of the two goes on by itself after a crash, and can be
+//!   ordered again when it failed.
+//! * A machine that is called as one of the backup's is its next incarnation: the node that the snapshot knows is
+//!   another one, and goes.
+//! * Until its data is there, no state of the cluster is backed up.
+//!
+//! # Not here
+//! The restore itself: the rest of this module.
+
+use std::collections::BTreeMap;
+use std::sync::Weak;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use windlass_common::error::ErrorChain;
+use windlass_common::id::{ClusterName, Digest, Incarnation, MachineName};
+
+use super::super::draft::Draft;
+use super::super::{Inner, ServiceError, ServiceResult};
+use super::{RestoreFrom, RestoreRequest};
+use crate::backup::cluster::{BackupName, Manifest};
+use crate::kubernetes::pki::ClusterPki;
+use crate::model::{
+    Caller, Cluster, ClusterPhase, MadeFrom, Plan, RestoreForecast, Role, Task, Timestamp,
+};
+use crate::store::Commit;
+
+/// Between two looks for clusters that were made and wait for their data.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Who orders the restore, as audit log and tasks show it.
+const ACTOR: &str = "restore";
+
+/// A cluster that is to be made from a backup.
+pub(super) struct Remake {
+    draft: Draft,
+    pki: ClusterPki,
+    manifest: Manifest,
+}
+
+impl Inner {
+    /// What is to be made, when the cluster of a request is gone or another one is asked for.
+    pub(super) async fn remake(
+        &self,
+        of: &ClusterName,
+        request: &RestoreRequest,
+    ) -> ServiceResult<Option<Remake>> {
+        let name = request.new_name.as_ref().unwrap_or(of);
+        let there: Option<Cluster> = self.records.get(name.as_str()).await?;
+        let RestoreFrom::Backup(backup) = &request.from else {
+            return Ok(None);
+        };
+        match (there, &request.new_name) {
+            (None, _) => self.from_backup(of, backup, name).await.map(Some),
+            (Some(_), None) => Ok(None),
+            (Some(_), Some(name)) => Err(ServiceError::Conflict {
+                message: format!(
+                    "there is a cluster {name} already; name one that is not there, or restore {of} itself"
+                ),
+            }),
+        }
+    }
+
+    async fn from_backup(
+        &self,
+        of: &ClusterName,
+        backup: &BackupName,
+        name: &ClusterName,
+    ) -> ServiceResult<Remake> {
+        let opened = self.open_backup(of, backup).await?;
+        // Opened once more when it is restored; what is left is removed at the next start.
+        let _ = tokio::fs::remove_file(&opened.snapshot).await;
+        let manifest = opened.manifest;
+        let mut spec = manifest.spec.clone();
+        spec.name = name.clone();
+        let mut draft = self.draft(&spec).await?;
+        born_later(&mut draft, &manifest)?;
+        draft.cluster.made_from = Some(MadeFrom {
+            cluster: of.clone(),
+            cluster_created_at: manifest.cluster_created_at,
+            backup: backup.clone(),
+            restored: false,
+        });
+        Ok(Remake {
+            draft,
+            pki: opened.secrets,
+            manifest,
+        })
+    }
+
+    /// What making it takes, and what it will not have.
+    pub(super) async fn plan_remake(&self, remake: &Remake) -> ServiceResult<Plan> {
+        let mut plan = self.create_plan(&remake.draft).await?;
+        plan.restore = Some(forecast(&remake.manifest, Timestamp::now()));
+        Ok(plan)
+    }
+
+    pub(super) async fn order_remake(
+        &self,
+        remake: Remake,
+        shown: Option<Digest>,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
+        let mut task = self.create_task(&remake.draft, caller).await?;
+        if let Some(shown) = shown.filter(|shown| *shown != task.plan.hash) {
+            return Err(ServiceError::Conflict {
+                message: self.plans.difference(&shown, &task.plan),
+            });
+        }
+        task.plan.restore = Some(forecast(&remake.manifest, Timestamp::now()));
+        let Remake { draft, pki, .. } = remake;
+        self.order_new(draft, task, &pki, "cluster.remake", caller)
+            .await
+    }
+
+    /// Orders the restore of a cluster that was made and is empty.
+    async fn give_data(&self, cluster: &Cluster, from: &MadeFrom) -> ServiceResult<()> {
+        let name = &cluster.spec.name;
+        let request = RestoreRequest {
+            from: RestoreFrom::Backup(from.backup.clone()),
+            // There is nothing in it that could be.
+            accept_loss: true,
+            plan: None,
+            new_name: None,
+        };
+        let actor = Caller {
+            operator: ACTOR.to_owned(),
+            role: Role::Admin,
+            request: String::new(),
+        };
+        let task = self.restore_cluster(name, &request, &actor).await?;
+        tracing::info!(cluster = %name, task = %task.id, backup = %from.backup, "its data is restored");
+        Ok(())
+    }
+
+    /// Says in the cluster's record why it is empty still.
+    async fn tell(&self, name: &ClusterName, message: String) -> ServiceResult<()> {
+        let _order = self.orders.lock().await;
+        let mut cluster = self.cluster(name).await?;
+        let waits = cluster.awaits_restore().is_some() && cluster.task.is_none();
+        if waits && cluster.message.as_ref() != Some(&message) {
+            cluster.message = Some(message);
+            let mut commit = Commit::default();
+            commit.put(&cluster)?;
+            self.records.commit(commit).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks for clusters that were made and are empty; ends with the director.
+pub(in crate::service) fn start(director: Weak<Inner>) {
+    tokio::spawn(async move {
+        let mut rounds = interval(PERIOD);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            rounds.tick().await;
+            let Some(director) = director.upgrade() else {
+                return;
+            };
+            if director.hold.is_on() {
+                continue;
+            }
+            if let Err(error) = round(&director).await {
+                tracing::warn!(error = %ErrorChain(&error), "clusters that wait for their data cannot be looked for");
+            }
+        }
+    });
+}
+
+async fn round(director: &Inner) -> ServiceResult<()> {
+    let clusters: Vec<Cluster> = director.records.list().await?;
+    for cluster in clusters {
+        let Some(from) = cluster.awaits_restore() else {
+            continue;
+        };
+        // One whose restore failed is an operator's.
+        if cluster.task.is_some() || cluster.phase != ClusterPhase::Ready {
+            continue;
+        }
+        if let Err(error) = director.give_data(&cluster, from).await {
+            let message = format!(
+                "it is empty: backup {} cannot be restored yet: {}",
+                from.backup,
+                ErrorChain(&error)
+            );
+            tracing::warn!(cluster = %cluster.spec.name, message);
+            director.tell(&cluster.spec.name, message).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Machines that are called like those of the backup are their next incarnations.
+fn born_later(draft: &mut Draft, manifest: &Manifest) -> ServiceResult<()> {
+    let before: BTreeMap<&MachineName, Incarnation> = manifest
+        .machines
+        .iter()
+        .map(|machine| (&machine.name, machine.incarnation))
+        .collect();
+    for machine in &mut draft.machines {
+        let Some(last) = before.get(&machine.name) else {
+            continue;
+        };
+        machine.incarnation = last.next();
+        machine.node_name = machine
+            .name
+            .node_name(machine.incarnation)
+            .map_err(|error| ServiceError::Bug {
+                what: "a machine cannot be named".to_owned(),
+                source: Some(Box::new(error)),
+            })?;
+    }
+    Ok(())
+}
+
+fn forecast(manifest: &Manifest, now: Timestamp) -> RestoreForecast {
+    let age = Duration::from_millis(now.ms_since(manifest.taken_at));
+    RestoreForecast {
+        source: format!("backup {} of cluster {}", manifest.name, manifest.cluster),
+        revision: Some(manifest.snapshot.revision),
+        taken_at: Some(manifest.taken_at),
+        losses: vec![
+            format!(
+                "what was written after {}, in the {} s since",
+                manifest.taken_at,
+                age.as_secs()
+            ),
+            "what is on volumes and behind load balancers outside of etcd is not in a backup"
+                .to_owned(),
+        ],
+        members: Vec::new(),
+    }
+}
