@@ -50,6 +50,7 @@ fn record(of: &MachineIdentity) -> model::Machine {
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,
+        proxy_restarted: false,
         proven: None,
         pinned: false,
         certified: None,
