@@ -7,7 +7,7 @@ use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 
 use super::certificates::CertificateOrder;
 use super::change::StemcellChoice;
-use super::draft::{Draft, random_u32};
+use super::draft::{Draft, Numbers, random_u32};
 use super::rotate::RotationOrder;
 use super::tasks::reason_given;
 use super::{Inner, PlanRequest, ServiceError, ServiceResult};
@@ -87,7 +87,7 @@ impl Inner {
                     ),
                 });
             }
-            let draft = self.draft(&spec).await?;
+            let draft = self.draft(&spec, &Numbers::new()).await?;
             let pki = ClusterPki::generate(&spec.name, jiff::Timestamp::now())
                 .map_err(|error| ServiceError::of(error.class(), "the cluster's PKI", error))?;
             let task = self.create_task(&draft, caller).await?;
@@ -481,7 +481,7 @@ impl Inner {
                 Ok((change.desired, change.observed))
             }
             None => {
-                let draft = self.draft(spec).await?;
+                let draft = self.draft(spec, &Numbers::new()).await?;
                 self.state(&draft.cluster, &draft.machines).await
             }
         }

@@ -23,6 +23,9 @@ pub(super) struct Draft {
     pub(super) machines: Vec<Machine>,
 }
 
+/// First numbers of machines, by pool; 0 for those that are not named.
+pub(super) type Numbers = BTreeMap<String, u32>;
+
 /// What a machine is drafted from.
 pub(super) struct Slot {
     pub(super) name: String,
@@ -31,8 +34,9 @@ pub(super) struct Slot {
 }
 
 impl Inner {
-    /// Drafts a cluster of this spec out of free addresses; refuses what cannot work, all faults at once.
-    pub(super) async fn draft(&self, spec: &ClusterSpec) -> ServiceResult<Draft> {
+    /// Drafts a cluster of this spec out of free addresses; refuses what cannot work, all faults at once. Its machines
+    /// are numbered from `first` on.
+    pub(super) async fn draft(&self, spec: &ClusterSpec, first: &Numbers) -> ServiceResult<Draft> {
         let mut faults = self.faults(spec);
         let stemcell = self.stemcells.find(&spec.kubernetes_version);
         if let Err(error) = &stemcell {
@@ -45,7 +49,7 @@ impl Inner {
         let (Ok(stemcell), true) = (stemcell, faults.is_empty()) else {
             return Err(ServiceError::Invalid { faults });
         };
-        let slots = slots(spec);
+        let slots = slots(spec, first);
         let draft = self.place(spec, &stemcell, slots).await?;
         self.refuse_taken_names(spec, &draft.machines).await?;
         let facts = inputs::facts(&draft.cluster, &draft.machines, &stemcell, self.world.host);
@@ -187,8 +191,11 @@ pub(super) fn valid(facts: &ClusterFacts) -> ServiceResult<()> {
 /// Stands for the control plane in names of machines; no pool may be called so.
 pub(super) const CONTROL_PLANE: &str = "cp";
 
-fn slots(spec: &ClusterSpec) -> Vec<Slot> {
-    let name = |pool: &str, number: u32| format!("{}-{pool}-{number}", spec.name);
+fn slots(spec: &ClusterSpec, first: &Numbers) -> Vec<Slot> {
+    let name = |pool: &str, number: u32| {
+        let number = first.get(pool).copied().unwrap_or_default() + number;
+        format!("{}-{pool}-{number}", spec.name)
+    };
     let control_planes = (0..spec.control_plane.count).map(|number| Slot {
         name: name(CONTROL_PLANE, number),
         role: MachineRole::ControlPlane,

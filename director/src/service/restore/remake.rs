@@ -4,22 +4,21 @@
 //! * The cluster is made like any other, empty, with what the backup says that it should be; its data is restored by an
 //!   order of its own, placed by rule once it serves. Each of the two goes on by itself after a crash, and can be
 //!   ordered again when it failed.
-//! * A machine that is called as one of the backup's is its next incarnation: the node that the snapshot knows is
-//!   another one, and goes.
+//! * No machine is called as one of the backup's: nodes that the snapshot knows are others, and go; and what is left of
+//!   their machines somewhere is nobody here.
 //! * Until its data is there, no state of the cluster is backed up.
 //!
 //! # Not here
 //! The restore itself: the rest of this module.
 
-use std::collections::BTreeMap;
 use std::sync::Weak;
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use windlass_common::error::ErrorChain;
-use windlass_common::id::{ClusterName, Digest, Incarnation, MachineName};
+use windlass_common::id::{ClusterName, Digest, MachineName};
 
-use super::super::draft::Draft;
+use super::super::draft::{Draft, Numbers};
 use super::super::{Inner, ServiceError, ServiceResult};
 use super::{RestoreFrom, RestoreRequest};
 use crate::backup::cluster::{BackupName, Manifest};
@@ -76,8 +75,8 @@ impl Inner {
         let manifest = opened.manifest;
         let mut spec = manifest.spec.clone();
         spec.name = name.clone();
-        let mut draft = self.draft(&spec).await?;
-        born_later(&mut draft, &manifest)?;
+        let known = manifest.machines.iter().map(|machine| &machine.name);
+        let mut draft = self.draft(&spec, &unused(name, known)).await?;
         draft.cluster.made_from = Some(MadeFrom {
             cluster: of.clone(),
             cluster_created_at: manifest.cluster_created_at,
@@ -104,12 +103,15 @@ impl Inner {
         shown: Option<Digest>,
         caller: &Caller,
     ) -> ServiceResult<Task> {
-        let mut task = self.create_task(&remake.draft, caller).await?;
-        if let Some(shown) = shown.filter(|shown| *shown != task.plan.hash) {
+        if shown.is_some() {
             return Err(ServiceError::Conflict {
-                message: self.plans.difference(&shown, &task.plan),
+                message: format!(
+                    "cluster {} does not exist; only the plan of a change can be held to",
+                    remake.draft.cluster.spec.name
+                ),
             });
         }
+        let mut task = self.create_task(&remake.draft, caller).await?;
         task.plan.restore = Some(forecast(&remake.manifest, Timestamp::now()));
         let Remake { draft, pki, .. } = remake;
         self.order_new(draft, task, &pki, "cluster.remake", caller)
@@ -194,27 +196,25 @@ async fn round(director: &Inner) -> ServiceResult<()> {
     Ok(())
 }
 
-/// Machines that are called like those of the backup are their next incarnations.
-fn born_later(draft: &mut Draft, manifest: &Manifest) -> ServiceResult<()> {
-    let before: BTreeMap<&MachineName, Incarnation> = manifest
-        .machines
-        .iter()
-        .map(|machine| (&machine.name, machine.incarnation))
-        .collect();
-    for machine in &mut draft.machines {
-        let Some(last) = before.get(&machine.name) else {
+/// The first number of each pool that no machine of the backup has, under the name of the cluster that is made.
+fn unused<'a>(name: &ClusterName, machines: impl IntoIterator<Item = &'a MachineName>) -> Numbers {
+    let mut first = Numbers::new();
+    for machine in machines {
+        let of = machine.as_str();
+        let Some(rest) = of
+            .strip_prefix(name.as_str())
+            .and_then(|r| r.strip_prefix('-'))
+        else {
             continue;
         };
-        machine.incarnation = last.next();
-        machine.node_name = machine
-            .name
-            .node_name(machine.incarnation)
-            .map_err(|error| ServiceError::Bug {
-                what: "a machine cannot be named".to_owned(),
-                source: Some(Box::new(error)),
-            })?;
+        if let Some((pool, number)) = rest.rsplit_once('-')
+            && let Ok(number) = number.parse::<u32>()
+        {
+            let next = first.entry(pool.to_owned()).or_default();
+            *next = (*next).max(number.saturating_add(1));
+        }
     }
-    Ok(())
+    first
 }
 
 fn forecast(manifest: &Manifest, now: Timestamp) -> RestoreForecast {
@@ -233,5 +233,22 @@ fn forecast(manifest: &Manifest, now: Timestamp) -> RestoreForecast {
                 .to_owned(),
         ],
         members: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_take_numbers_that_the_backup_does_not_know() {
+        let known = ["a-b-cp-0", "a-b-cp-2", "a-b-big-pool-7", "a-web-0"];
+        let known = known.map(|name| MachineName::new(name).unwrap());
+        let name = ClusterName::new("a-b").unwrap();
+        let first = unused(&name, &known);
+        let want = [("big-pool".to_owned(), 8), ("cp".to_owned(), 3)];
+        assert_eq!(first, want.into());
+        let other = ClusterName::new("other").unwrap();
+        assert!(unused(&other, &known).is_empty());
     }
 }
