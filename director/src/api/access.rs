@@ -60,6 +60,7 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("GET",    "/v1/clusters/{name}/backups/{backup}", Viewer),
     ("DELETE", "/v1/clusters/{name}/backups/{backup}", Admin),
     ("GET",    "/v1/clusters/{name}/backups/{backup}/archive", Admin),
+    ("POST",   "/v1/clusters/{name}/drill",       Admin),
     ("POST",   "/v1/clusters/{name}/certificates", Operator),
     ("POST",   "/v1/clusters/{name}/rotation",    Admin),
     ("*",      kubernetes::ROUTES[0],             Viewer),

@@ -6,12 +6,14 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::stream;
+use serde::Deserialize;
 use tokio::io::AsyncReadExt;
+use utoipa::IntoParams;
 use windlass_common::id::ClusterName;
 use windlass_common::limits::CHUNK_BYTES;
 
 use super::ApiState;
-use super::extract::{Name, Named};
+use super::extract::{Name, Named, Query};
 use super::problem::Problem;
 use crate::backup::cluster::BackupName;
 use crate::backup::record::BackupRecord;
@@ -55,6 +57,38 @@ pub(super) async fn order(
     Name(name): Name<ClusterName>,
 ) -> Result<(StatusCode, Json<BackupRecord>), Problem> {
     let record = state.director.order_backup(&name, &caller).await?;
+    Ok((StatusCode::ACCEPTED, Json(record)))
+}
+
+/// Which backup.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DrillQuery {
+    /// Its name; the newest when not given.
+    backup: Option<String>,
+}
+
+/// Order a drill: a backup is restored into a cluster of its own, with one control-plane machine and no workers;
+/// everything in it is read, and the cluster is deleted again.
+///
+/// How it ended is in the state of the cluster's backups.
+#[utoipa::path(post, path = "/v1/clusters/{name}/drill", operation_id = "drillCluster",
+    tag = "backups", params(("name" = String, Path), DrillQuery),
+    responses((status = 202, description = "Ordered", body = BackupRecord),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn drill(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Name(name): Name<ClusterName>,
+    Query(query): Query<DrillQuery>,
+) -> Result<(StatusCode, Json<BackupRecord>), Problem> {
+    let backup = query.backup.as_deref().map(Name::read).transpose()?;
+    let backup = backup.map(|Name(backup)| backup);
+    let record = state
+        .director
+        .order_drill(&name, backup.as_ref(), &caller)
+        .await?;
     Ok((StatusCode::ACCEPTED, Json(record)))
 }
 

@@ -137,6 +137,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(backups::list, backups::order))
         .routes(routes!(backups::show, backups::delete))
         .routes(routes!(backups::archive))
+        .routes(routes!(backups::drill))
         .routes(routes!(renewal::certificates))
         .routes(routes!(renewal::rotation))
         .routes(routes!(machines::list))

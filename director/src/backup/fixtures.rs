@@ -1,5 +1,6 @@
 //! A small backup for the tests of this room.
 
+use windlass_common::cluster::ClusterSpec;
 use windlass_common::id::{ClusterName, Digest, DirectorId, Incarnation, MachineName};
 use windlass_common::step::EtcdSnapshot;
 
@@ -7,8 +8,8 @@ use super::cluster::{BackupReason, FORMAT, MachineEntry, Manifest};
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{Endpoint, Timestamp};
 
-/// The manifest of a backup of this snapshot.
-pub(super) fn manifest(name: &str, snapshot: &[u8]) -> Manifest {
+/// What the cluster should be.
+pub(crate) fn spec() -> ClusterSpec {
     let input = serde_json::json!({ "name": "demo", "kubernetesVersion": "1.37.2" });
     let around = crate::spec::Surroundings {
         kubernetes_versions: crate::spec::KubernetesVersion::new("1.37.2")
@@ -16,6 +17,11 @@ pub(super) fn manifest(name: &str, snapshot: &[u8]) -> Manifest {
             .collect(),
         reserved: Vec::new(),
     };
+    crate::spec::parse(&input, &around).unwrap()
+}
+
+/// The manifest of a backup of this snapshot.
+pub(super) fn manifest(name: &str, snapshot: &[u8]) -> Manifest {
     let machine = MachineName::new("demo-cp-0").unwrap();
     Manifest {
         format: FORMAT,
@@ -23,7 +29,7 @@ pub(super) fn manifest(name: &str, snapshot: &[u8]) -> Manifest {
         reason: BackupReason::Scheduled,
         cluster: ClusterName::new("demo").unwrap(),
         cluster_created_at: Timestamp::from_unix_ms(1),
-        spec: crate::spec::parse(&input, &around).unwrap(),
+        spec: spec(),
         endpoint: Endpoint {
             name: "demo.windlass.internal".to_owned(),
             address: [10, 77, 0, 2].into(),

@@ -19,7 +19,7 @@ pub mod commands;
 pub mod director;
 pub mod envelope;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod hold;
 pub mod making;
 pub mod periodic;

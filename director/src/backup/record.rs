@@ -21,8 +21,60 @@ pub struct BackupRecord {
     pub succeeded: Option<BackupSuccess>,
     /// The last that failed, while none has succeeded since.
     pub failed: Option<BackupFailure>,
+    /// The last drill, or the one under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<Drill>,
     /// Revision of this record.
     pub revision: Revision,
+}
+
+/// A drill: a backup that is restored into a cluster of its own, looked at, and deleted with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Drill {
+    /// The backup.
+    pub backup: BackupName,
+    /// The cluster that is made of it: one control-plane machine, no workers.
+    #[schema(value_type = String)]
+    pub scratch: ClusterName,
+    /// Who ordered it.
+    pub ordered_by: String,
+    /// When.
+    pub ordered_at: Timestamp,
+    /// Age of the backup then, milliseconds: what was written in this time would have been lost (recovery point).
+    pub age_ms: u64,
+    /// How it ended; absent while it is under way.
+    pub end: Option<DrillEnd>,
+}
+
+/// How a drill ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DrillEnd {
+    /// When.
+    pub at: Timestamp,
+    /// From the order until everything was read, milliseconds (recovery time of the control plane).
+    pub took_ms: u64,
+    /// What was read in the restored cluster; absent when it failed.
+    pub census: Option<Census>,
+    /// Why it failed, and what to do.
+    pub failure: Option<String>,
+}
+
+/// Objects of a cluster that its API server has read from etcd, Secrets decrypted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Census {
+    /// Namespaces.
+    pub namespaces: u64,
+    /// Secrets.
+    pub secrets: u64,
+    /// ConfigMaps.
+    pub config_maps: u64,
+    /// Deployments.
+    pub deployments: u64,
+    /// Services.
+    pub services: u64,
 }
 
 /// A backup that was ordered.
@@ -73,6 +125,7 @@ impl BackupRecord {
             running: None,
             succeeded: None,
             failed: None,
+            drill: None,
             revision: Revision::default(),
         }
     }

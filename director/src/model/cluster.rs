@@ -74,6 +74,9 @@ pub struct MadeFrom {
     pub backup: BackupName,
     /// Whether etcd was made from it, or from something else, since.
     pub restored: bool,
+    /// Whether the cluster is for a drill: it goes once it was looked at.
+    #[serde(default)]
+    pub drill: bool,
 }
 
 /// The address of a cluster's API, never a machine's.

@@ -37,6 +37,7 @@ const EXPECTED: &[(&str, Role)] = &[
     ("getBackup",                Role::Viewer),
     ("deleteBackup",             Role::Admin),
     ("getBackupArchive",         Role::Admin),
+    ("drillCluster",             Role::Admin),
     ("renewCertificates",        Role::Operator),
     ("rotateSecrets",            Role::Admin),
     ("listMachines",             Role::Viewer),

@@ -7,6 +7,7 @@ use tokio::time::{Duration, Instant, sleep};
 use windlass_common::error::ErrorClass;
 use windlass_common::gate::ServicePort;
 use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
+use windlass_director::backup::record::Census;
 use windlass_director::drain::{
     Answer, DrainPolicy, Engine, Escalation, How, NodeRehearsal, Rehearsal, Turn,
 };
@@ -176,6 +177,13 @@ impl KubeApi for Life {
                 sleep(LOOK).await;
             }
         })
+    }
+
+    fn census<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Census, EffectError>> {
+        Box::pin(async { Ok(Census::default()) })
     }
 
     fn reached_from_outside<'a>(

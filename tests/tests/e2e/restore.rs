@@ -12,7 +12,7 @@ use windlass_tests::world::World;
 
 use crate::changes::{deploy, done};
 use crate::etcd::voting;
-use crate::lifecycle::{healthy, with_world};
+use crate::lifecycle::{healthy, items, with_world};
 use crate::repair;
 
 /// How long a restore may take: it stops and starts a control plane of three, on a busy host.
@@ -124,6 +124,22 @@ pub(crate) fn made_again() -> Result<()> {
             &[&restore[..], &["--as", "gone"]].concat(),
             "there is a cluster gone already",
         )?;
+        let drill = world.json(&["cluster", "backups", "drill", "gone", backup])?;
+        let read = &drill["end"]["census"];
+        ensure!(
+            read["secrets"].as_u64() > Some(0) && read["deployments"].as_u64() > Some(1),
+            "{drill:#}"
+        );
+        eprintln!(
+            "drill: backup {} ms old, control plane back in {} ms",
+            drill["ageMs"], drill["end"]["tookMs"]
+        );
+        let scratch = drill["scratch"].as_str().context("a drill has a cluster")?;
+        until("the drill's cluster is gone", LONG, || {
+            let clusters = world.json(&["cluster", "list"])?;
+            let named = |cluster: &Value| cluster["spec"]["name"] == scratch;
+            Ok((!items(&clusters)?.iter().any(named)).then_some(()))
+        })?;
         world.run(&["cluster", "delete", "gone", "--yes", "--wait"])?;
 
         let plan = world.json(&[&restore[..], &["--dry-run"]].concat())?;

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval};
 use windlass_common::id::{Digest, Hasher};
-use windlass_director::backup::record::BackupRecord;
+use windlass_director::backup::record::{BackupRecord, Drill};
 use windlass_director::backup::repository::BackupEntry;
 use windlass_director::client::Client;
 use windlass_director::model::Timestamp;
@@ -45,6 +45,20 @@ pub(crate) enum BackupsCommand {
         /// To this file, or into this directory
         #[arg(long, value_name = "PATH")]
         to: PathBuf,
+    },
+    /// Prove a backup: restore it into a cluster of its own, read everything, and delete that again
+    ///
+    /// The cluster has one control-plane machine and no workers, so none of its pods runs anywhere. Says how old the
+    /// backup is (what would be lost) and how long it took until the control plane had its data (recovery time).
+    #[command(after_help = "\
+Examples:
+  windlass cluster backups drill prod
+  windlass cluster backups drill prod 20300131-120000-00000001")]
+    Drill {
+        /// The cluster
+        cluster: String,
+        /// The backup, as in `list`; the newest when not given
+        backup: Option<String>,
     },
     /// Delete one backup for good
     Delete {
@@ -82,6 +96,9 @@ pub(crate) async fn run(
             let path = fetch(client, &entry, &to).await?;
             note(&format!("written to {}", path.display()));
             show(session, client, &answer)
+        }
+        BackupsCommand::Drill { cluster, backup } => {
+            drill(session, client, &cluster, backup.as_deref()).await
         }
         BackupsCommand::Delete {
             cluster,
@@ -144,6 +161,86 @@ pub(crate) async fn back_up(
     show(session, client, &answer)
 }
 
+/// Orders a drill, and waits for its end.
+async fn drill(
+    session: &Session,
+    client: &Client,
+    cluster: &str,
+    backup: Option<&str>,
+) -> Result<ExitCode, Failure> {
+    let mut path = format!("/v1/clusters/{}/drill", segment(cluster));
+    if let Some(backup) = backup {
+        path.push_str(&format!("?backup={}", segment(backup)));
+    }
+    let ordered: BackupRecord = client.typed(&client.post(&path, String::new()).await?)?;
+    let Some(ordered) = ordered.drill else {
+        return Err(Failure::failed("the director did not say what it drills"));
+    };
+    if watched() {
+        note(&format!(
+            "backup {} is restored into cluster {}; Ctrl-C ends the waiting, not the drill",
+            ordered.backup, ordered.scratch
+        ));
+    }
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let answer = client.get(&all(cluster)).await?;
+        let backups: ClusterBackups = client.typed(&answer)?;
+        let found = backups.state.and_then(|state| state.drill);
+        let Some(now) = found.filter(|now| now.scratch == ordered.scratch) else {
+            return Err(Failure::failed(format!(
+                "nothing is known of the drill in {} any more",
+                ordered.scratch
+            )));
+        };
+        let Some(end) = &now.end else {
+            continue;
+        };
+        if let Some(failure) = &end.failure {
+            return Err(Failure::failed(format!(
+                "the drill of backup {} failed: {failure}",
+                now.backup
+            )));
+        }
+        session
+            .output
+            .answer(&answer["state"]["drill"], || format!("{}\n", drilled(&now)));
+        return Ok(ExitCode::SUCCESS);
+    }
+}
+
+/// How a drill ended, in one line.
+fn drilled(drill: &Drill) -> String {
+    match &drill.end {
+        None => format!(
+            "a drill of {} is under way in {}",
+            drill.backup, drill.scratch
+        ),
+        Some(end) => match (&end.failure, end.census.unwrap_or_default()) {
+            (Some(failure), _) => format!(
+                "the DRILL of {} FAILED {} ago: {failure}",
+                drill.backup,
+                age(end.at)
+            ),
+            (None, of) => format!(
+                "drill of {} {} ago: {} old then, its control plane back in {}, {} namespaces, {} Secrets, \
+                 {} ConfigMaps, {} Deployments and {} Services read",
+                drill.backup,
+                age(end.at),
+                duration(drill.age_ms),
+                duration(end.took_ms),
+                of.namespaces,
+                of.secrets,
+                of.config_maps,
+                of.deployments,
+                of.services
+            ),
+        },
+    }
+}
+
 async fn list(session: &Session, client: &Client, cluster: &str) -> Result<ExitCode, Failure> {
     let answer = client.get(&all(cluster)).await?;
     let backups: ClusterBackups = client.typed(&answer)?;
@@ -192,6 +289,9 @@ pub(crate) fn describe(backups: &ClusterBackups) -> String {
             age(failed.at),
             failed.message
         ));
+    }
+    if let Some(drill) = state.and_then(|state| state.drill.as_ref()) {
+        parts.push(drilled(drill));
     }
     match (backups.policy, backups.due_at) {
         (Some(policy), Some(at)) => parts.push(format!(

@@ -17,6 +17,7 @@ use super::Agents;
 use super::context::ClusterContext;
 use super::gates::{self, JobOrder};
 use super::lease::{self, LeaseMark};
+use crate::backup::record::Census;
 use crate::drain::{self, DrainError, DrainPolicy, Drained, PodRef, Rehearsal};
 use crate::kubernetes::addons;
 use crate::kubernetes::client::{
@@ -70,6 +71,12 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         context: &'a ClusterContext,
         machine: &'a MachineName,
     ) -> BoxFuture<'a, Result<bool, EffectError>>;
+
+    /// Reads what there is of a cluster, as somebody who may read all of it.
+    fn census<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Census, EffectError>>;
 
     /// Has API servers refuse an incarnation that is off, then deletes its Node object and the pods that were
     /// bound to it.
@@ -483,6 +490,29 @@ impl KubeApi for KubeClient {
             drain::is_reached_from_outside(&client, node)
                 .await
                 .map_err(of_drain)
+        })
+    }
+
+    fn census<'a>(
+        &'a self,
+        context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Census, EffectError>> {
+        Box::pin(async move {
+            let name = &context.cluster.spec.name;
+            let identity = bootstrap_identity(&context.pki, name, jiff::Timestamp::now())
+                .map_err(|error| EffectError::of(error.class(), &error))?;
+            let client = self.connect_as(context, &identity)?;
+            let count = async |resource: &Resource| {
+                let found = client.names(resource).await.map_err(of_api)?;
+                Ok::<_, EffectError>(found.len() as u64)
+            };
+            Ok(Census {
+                namespaces: count(&Resource::NAMESPACE).await?,
+                secrets: count(&Resource::SECRET).await?,
+                config_maps: count(&Resource::CONFIG_MAP).await?,
+                deployments: count(&Resource::DEPLOYMENT).await?,
+                services: count(&Resource::SERVICE).await?,
+            })
         })
     }
 

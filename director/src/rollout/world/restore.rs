@@ -12,13 +12,14 @@
 use std::collections::BTreeSet;
 
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{Digest, MachineName};
+use windlass_common::id::{ClusterName, Digest, MachineName};
 use windlass_common::step::{
     EtcdDataAction, EtcdRestore, EtcdRestoreId, EtcdSource, Service, Step, UNFINISHED_RESTORES_MAX,
 };
 
 use super::context::ClusterContext;
 use super::{Done, EffectError, RecordChange, StepOrder, World};
+use crate::backup::record::Census;
 use crate::kubernetes::render;
 use crate::model::{
     Action, Cluster, Machine, MachinePhase, MemberFate, Plan, RestoreSource, Task, TaskId,
@@ -79,6 +80,12 @@ fn snapshot_of(action: &Action) -> Option<Digest> {
 }
 
 impl World {
+    /// Reads what there is of a cluster.
+    pub(crate) async fn census(&self, cluster: &ClusterName) -> Result<Census, EffectError> {
+        let context = self.context(cluster).await?;
+        self.kubernetes.census(&context).await
+    }
+
     /// Plans an order with the records as they are, and as they will be once etcd answers again. Returns the
     /// records that change with the order, too.
     pub(crate) async fn plan_restore(

@@ -22,6 +22,18 @@ impl Director {
         self.inner.order_backup(name, caller).await
     }
 
+    /// Orders a drill of a backup, the newest when none is named. Returns at once; the record says later how it ended.
+    pub async fn order_drill(
+        &self,
+        name: &ClusterName,
+        backup: Option<&BackupName>,
+        caller: &Caller,
+    ) -> ServiceResult<BackupRecord> {
+        allow(caller, Role::Admin, "drill restores")?;
+        self.inner.not_on_hold("drill restores")?;
+        self.inner.order_drill(name, backup, caller).await
+    }
+
     /// The backups of a cluster, also of one that is gone.
     pub async fn backups(&self, name: &ClusterName) -> ServiceResult<ClusterBackups> {
         self.inner.backups(name).await

@@ -11,6 +11,7 @@
 //! # Not here
 //! In which order it is done (the planner), and the choice between members (`judge`).
 
+mod drill;
 mod judge;
 mod remake;
 mod snapshot;

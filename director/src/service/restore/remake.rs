@@ -20,7 +20,7 @@ use windlass_common::id::{ClusterName, Digest, MachineName};
 
 use super::super::draft::{Draft, Numbers};
 use super::super::{Inner, ServiceError, ServiceResult};
-use super::{RestoreFrom, RestoreRequest};
+use super::{RestoreFrom, RestoreRequest, drill};
 use crate::backup::cluster::{BackupName, Manifest};
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{
@@ -31,7 +31,7 @@ use crate::store::Commit;
 /// Between two looks for clusters that were made and wait for their data.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Who orders the restore, as audit log and tasks show it.
-const ACTOR: &str = "restore";
+pub(super) const ACTOR: &str = "restore";
 
 /// A cluster that is to be made from a backup.
 pub(super) struct Remake {
@@ -53,7 +53,7 @@ impl Inner {
             return Ok(None);
         };
         match (there, &request.new_name) {
-            (None, _) => self.from_backup(of, backup, name).await.map(Some),
+            (None, _) => self.draft_from(of, backup, name, false).await.map(Some),
             (Some(_), None) => Ok(None),
             (Some(_), Some(name)) => Err(ServiceError::Conflict {
                 message: format!(
@@ -63,11 +63,14 @@ impl Inner {
         }
     }
 
-    async fn from_backup(
+    /// Drafts a cluster `name` from a backup `of` a cluster; with `drill`, the least of it that shows whether the backup
+    /// is good.
+    pub(super) async fn draft_from(
         &self,
         of: &ClusterName,
         backup: &BackupName,
         name: &ClusterName,
+        drill: bool,
     ) -> ServiceResult<Remake> {
         let opened = self.open_backup(of, backup).await?;
         // Opened once more when it is restored; what is left is removed at the next start.
@@ -75,6 +78,9 @@ impl Inner {
         let manifest = opened.manifest;
         let mut spec = manifest.spec.clone();
         spec.name = name.clone();
+        if drill {
+            super::drill::reduce(&mut spec);
+        }
         let known = manifest.machines.iter().map(|machine| &machine.name);
         let mut draft = self.draft(&spec, &unused(name, known)).await?;
         draft.cluster.made_from = Some(MadeFrom {
@@ -82,6 +88,7 @@ impl Inner {
             cluster_created_at: manifest.cluster_created_at,
             backup: backup.clone(),
             restored: false,
+            drill,
         });
         Ok(Remake {
             draft,
@@ -121,6 +128,7 @@ impl Inner {
     /// Orders the restore of a cluster that was made and is empty.
     async fn give_data(&self, cluster: &Cluster, from: &MadeFrom) -> ServiceResult<()> {
         let name = &cluster.spec.name;
+        self.all_reached(name).await?;
         let request = RestoreRequest {
             from: RestoreFrom::Backup(from.backup.clone()),
             // There is nothing in it that could be.
@@ -128,14 +136,29 @@ impl Inner {
             plan: None,
             new_name: None,
         };
-        let actor = Caller {
-            operator: ACTOR.to_owned(),
-            role: Role::Admin,
-            request: String::new(),
-        };
-        let task = self.restore_cluster(name, &request, &actor).await?;
+        let task = self.restore_cluster(name, &request, &actor()).await?;
         tracing::info!(cluster = %name, task = %task.id, backup = %from.backup, "its data is restored");
         Ok(())
+    }
+
+    /// A machine that is not reached is not told to register its node again, and this director may just have started:
+    /// agents are waited for. One that is gone is replaced meanwhile, as in any cluster.
+    async fn all_reached(&self, name: &ClusterName) -> ServiceResult<()> {
+        let machines = self.records.machines_of(name.as_str()).await?;
+        let reached = self.reached(&machines);
+        let away: Vec<&str> = machines
+            .iter()
+            .map(|machine| &machine.name)
+            .filter(|name| !reached.contains(*name))
+            .map(MachineName::as_str)
+            .collect();
+        if away.is_empty() {
+            return Ok(());
+        }
+        Err(ServiceError::Unavailable {
+            what: format!("the agents of {} are not connected", away.join(", ")),
+            source: None,
+        })
     }
 
     /// Says in the cluster's record why it is empty still.
@@ -150,6 +173,15 @@ impl Inner {
             self.records.commit(commit).await?;
         }
         Ok(())
+    }
+}
+
+/// The rule as somebody who orders.
+pub(super) fn actor() -> Caller {
+    Caller {
+        operator: ACTOR.to_owned(),
+        role: Role::Admin,
+        request: String::new(),
     }
 }
 
@@ -175,15 +207,17 @@ pub(in crate::service) fn start(director: Weak<Inner>) {
 
 async fn round(director: &Inner) -> ServiceResult<()> {
     let clusters: Vec<Cluster> = director.records.list().await?;
-    for cluster in clusters {
+    for cluster in &clusters {
+        drill::look(director, cluster).await?;
         let Some(from) = cluster.awaits_restore() else {
             continue;
         };
         // One whose restore failed is an operator's.
-        if cluster.task.is_some() || cluster.phase != ClusterPhase::Ready {
+        let waits = cluster.task.is_none() && cluster.phase == ClusterPhase::Ready;
+        if !waits {
             continue;
         }
-        if let Err(error) = director.give_data(&cluster, from).await {
+        if let Err(error) = director.give_data(cluster, from).await {
             let message = format!(
                 "it is empty: backup {} cannot be restored yet: {}",
                 from.backup,

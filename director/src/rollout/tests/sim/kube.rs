@@ -9,6 +9,7 @@ use windlass_common::gate::ServicePort;
 use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 
 use super::Life;
+use crate::backup::record::Census;
 use crate::drain::{DrainPolicy, NodeRehearsal, Rehearsal};
 use crate::model::Stage;
 use crate::planner::inputs;
@@ -50,6 +51,13 @@ impl KubeApi for Life {
                 )],
             })
         })
+    }
+
+    fn census<'a>(
+        &'a self,
+        _context: &'a ClusterContext,
+    ) -> BoxFuture<'a, Result<Census, EffectError>> {
+        Box::pin(async { Ok(Census::default()) })
     }
 
     fn reached_from_outside<'a>(
