@@ -509,7 +509,7 @@ mod tests {
             ("nothing wrong",              &[],                                  |_| ()),
             ("not a version",              &["kubernetesVersion"],               |f| f.spec.kubernetes_version = "v1.37".into()),
             ("a minor we do not render",   &["kubernetesVersion"],               |f| f.spec.kubernetes_version = "1.35.4".into()),
-            ("a minor too new",            &["kubernetesVersion"],               |f| f.spec.kubernetes_version = "1.38.0".into()),
+            ("a minor too new",            &["kubernetesVersion"],               |f| f.spec.kubernetes_version = "1.40.0".into()),
             ("host bits in a network",     &["network.serviceCidr"],             |f| f.spec.network.service_cidr = "10.96.0.1/16".parse().unwrap()),
             ("Services in the pods",       &["network.serviceCidr"],             |f| f.spec.network.service_cidr = "10.244.128.0/20".parse().unwrap()),
             ("no tenth Service address",   &["network.serviceCidr"],             |f| f.spec.network.service_cidr = "10.96.0.0/29".parse().unwrap()),

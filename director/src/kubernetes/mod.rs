@@ -48,8 +48,14 @@ pub const KUBE_PROXY_METRICS_PORT: u16 = 10249;
 pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 /// DNS domain of Services and pods.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Minors that a kubelet may be older than an API server (Kubernetes' version skew policy).
+pub const KUBELET_OLDER_MAX: u32 = 3;
 /// Kubernetes minor versions whose flags and configuration this release renders.
+#[cfg(not(test))]
 pub const KUBERNETES_MINORS: std::ops::RangeInclusive<u32> = 36..=37;
+/// Tests play upgrades over several minors, which takes more of them than this release renders.
+#[cfg(test)]
+pub const KUBERNETES_MINORS: std::ops::RangeInclusive<u32> = 36..=39;
 
 #[cfg(test)]
 mod fixtures;

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use windlass_common::cluster::ClusterSpec;
 use windlass_common::id::{ClusterName, Digest};
 
-use super::{Revision, Rotation, TaskId, Timestamp};
+use super::{Revision, Rotation, TaskId, Timestamp, Upgrade};
 use crate::backup::cluster::BackupName;
 use crate::kubernetes::facts::SecretsRevision;
 
@@ -38,6 +38,9 @@ pub struct Cluster {
     /// The rotation that is under way, or rests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<Rotation>,
+    /// How far it is on its way over several minors of Kubernetes; absent when it is on none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Upgrade>,
     /// When the first of its authorities expires; absent while nobody has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorities_expire_at: Option<Timestamp>,
@@ -58,6 +61,15 @@ impl Cluster {
     /// keeping.
     pub fn awaits_restore(&self) -> Option<&MadeFrom> {
         self.made_from.as_ref().filter(|from| !from.restored)
+    }
+
+    /// What was ordered: its spec, with the version that an upgrade over several minors leads to.
+    pub fn ordered(&self) -> ClusterSpec {
+        let mut spec = self.spec.clone();
+        if let Some(target) = self.upgrade.as_ref().and_then(Upgrade::target) {
+            target.clone_into(&mut spec.kubernetes_version);
+        }
+        spec
     }
 }
 

@@ -94,7 +94,7 @@ impl ClusterOverview {
             name: spec.name.clone(),
             phase: cluster.phase,
             versions,
-            wanted_version: spec.kubernetes_version.clone(),
+            wanted_version: cluster.ordered().kubernetes_version,
             ready: count(machines.iter().filter(serves).count()),
             wanted: spec.control_plane.count + workers.sum::<u32>(),
             to_change: count(machines.iter().filter(changes).count()),

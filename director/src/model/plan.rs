@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName};
 
-use super::{RestoreForecast, RestoreSource};
+use super::{LegsForecast, RestoreForecast, RestoreSource};
 use crate::drain::Rehearsal;
 use crate::maintenance::WindowView;
 
@@ -34,6 +34,10 @@ pub struct Plan {
     /// What it is expected to lose, in the plan of a restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreForecast>,
+    /// All legs of the upgrade over several minors that it is one leg of. Its hash covers all of them, and its steps
+    /// are those of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<LegsForecast>,
 }
 
 /// What the drains of a plan are expected to do: a forecast, which its hash does not cover.
@@ -553,6 +557,7 @@ mod tests {
             drains: None,
             window: None,
             restore: None,
+            upgrade: None,
         };
         let order: Vec<Vec<String>> = plan
             .drain_order()

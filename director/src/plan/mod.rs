@@ -17,6 +17,7 @@
 //! # Cost
 //! A plan of n steps takes n²/64 words; pools of m machines that change take m² looks at them.
 
+pub mod duration;
 mod order;
 pub mod restore;
 mod service;

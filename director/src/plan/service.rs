@@ -9,11 +9,10 @@ use windlass_common::id::{MachineName, PoolName};
 
 use super::order::{Span, most_at_once};
 use super::{Checker, minor};
+use crate::kubernetes::KUBELET_OLDER_MAX;
 use crate::model::{Action, Invariant, StepKey};
 use crate::planner::{Budget, DesiredMachine, ObservedMachine};
 
-/// Minors that a kubelet may be older than an API server (Kubernetes' version skew policy).
-const KUBELET_OLDER_MAX: u32 = 3;
 /// Minors that two API servers of a cluster may be apart (the same policy).
 const API_APART_MAX: u32 = 1;
 
@@ -453,6 +452,19 @@ impl<'a> Checker<'a> {
             if older {
                 let problem = format!("the kubelet of {name} would be too old for an API server");
                 self.fail(&step, Invariant::VersionSkew, problem);
+            }
+        }
+        // What is to go meets the API servers that come as long as it is there.
+        let workers = self.observed.machines.iter();
+        let workers = workers.filter(|(_, found)| found.pool.is_some() && found.available());
+        for (name, found) in workers {
+            let kubelet = minor(&found.kubernetes_version);
+            if newest.saturating_sub(kubelet) > KUBELET_OLDER_MAX {
+                let problem = format!(
+                    "the kubelet of {name}, 1.{kubelet}, would be too old for an API server of 1.{newest} before \
+                     it is replaced"
+                );
+                self.fail(&whole, Invariant::VersionSkew, problem);
             }
         }
     }

@@ -10,7 +10,8 @@ use windlass_common::id::MachineName;
 
 use crate::kubernetes::facts::minor_of;
 use crate::model::{
-    Action, Machine, MachinePhase, PlanStep, StepState, Task, TaskKind, TaskState, Wanted,
+    Action, Cluster, Machine, MachinePhase, PlanStep, StepState, Task, TaskKind, TaskState,
+    Upgrade, Wanted,
 };
 
 /// Whether the task that works on a cluster takes in the repair of a machine that serves nobody.
@@ -54,9 +55,31 @@ pub fn spare(machine: &mut Machine) {
     }
 }
 
-/// Whether a change to `stemcell` has left a machine as it was, since it was repaired before its turn.
-pub fn is_behind(machine: &Machine, stemcell: &str) -> bool {
-    machine.wanted.is_none() && machine.phase == MachinePhase::Ready && machine.stemcell != stemcell
+/// Where a change leads.
+#[derive(Debug, Clone, Copy)]
+pub struct Aim<'a> {
+    /// What machines are to be made from.
+    pub stemcell: &'a str,
+    /// Whether workers are too: there are legs of upgrades that leave them as they are.
+    pub workers: bool,
+}
+
+impl<'a> Aim<'a> {
+    /// Where the change of a cluster leads.
+    pub fn of(cluster: &'a Cluster) -> Self {
+        let leg = cluster.upgrade.as_ref().and_then(Upgrade::leg);
+        Self {
+            stemcell: &cluster.stemcell,
+            workers: leg.is_none_or(|leg| leg.workers),
+        }
+    }
+
+    /// Whether the change has left a machine as it was, since it was repaired before its turn.
+    pub fn leaves_behind(&self, machine: &Machine) -> bool {
+        let turn = machine.role.is_control_plane() || self.workers;
+        let as_it_was = machine.wanted.is_none() && machine.phase == MachinePhase::Ready;
+        turn && as_it_was && machine.stemcell != self.stemcell
+    }
 }
 
 /// What a plan does to one machine.
@@ -123,14 +146,9 @@ pub fn spared(task: &Task, machines: &[Machine]) -> BTreeSet<MachineName> {
 }
 
 /// Whether what is left of a task's plan still fits its machines: none was condemned that it would drain or does
-/// not touch, and none has come back that it was about to shut out. `stemcell` is what its cluster is to be made
-/// from, `held` are those that an operator keeps.
-pub fn fits(
-    task: &Task,
-    stemcell: &str,
-    machines: &[Machine],
-    held: &BTreeSet<MachineName>,
-) -> bool {
+/// not touch, and none has come back that it was about to shut out. `aim` is where its change leads, `held` are those
+/// that an operator keeps.
+pub fn fits(task: &Task, aim: Aim<'_>, machines: &[Machine], held: &BTreeSet<MachineName>) -> bool {
     let changes = matches!(task.kind, TaskKind::UpdateCluster | TaskKind::RepairCluster);
     if !changes {
         return true;
@@ -148,7 +166,7 @@ pub fn fits(
     let complete = || task.current().steps.iter().all(|step| done(task, step));
     let behind = || {
         let repaired = task.kind == TaskKind::UpdateCluster && task.again.is_some();
-        repaired && machines.iter().any(|m| is_behind(m, stemcell)) && complete()
+        repaired && machines.iter().any(|m| aim.leaves_behind(m)) && complete()
     };
     machines.iter().all(fits) && !behind()
 }

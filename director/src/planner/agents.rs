@@ -70,5 +70,6 @@ pub fn plan(desired: &Desired, observed: &Observed, order: AgentUpgrades<'_>) ->
         drains: None,
         window: None,
         restore: None,
+        upgrade: None,
     }
 }

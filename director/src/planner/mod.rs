@@ -31,6 +31,7 @@ mod address;
 pub mod again;
 pub mod agents;
 pub mod inputs;
+pub mod legs;
 mod members;
 mod present;
 pub mod renewal;
@@ -361,6 +362,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
         drains: None,
         window: None,
         restore: None,
+        upgrade: None,
     })
 }
 

@@ -103,5 +103,6 @@ fn made(desired: &Desired, steps: Steps) -> Plan {
         drains: None,
         window: None,
         restore: None,
+        upgrade: None,
     }
 }

@@ -96,6 +96,7 @@ pub fn plan(
         drains: None,
         window: None,
         restore: None,
+        upgrade: None,
     };
     Ok(Restore { plan, rest })
 }

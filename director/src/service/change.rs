@@ -6,6 +6,7 @@
 //!   the next incarnation.
 //! * A pool that has machines to replace gets its surge in new machines, and loses as many old ones: those
 //!   that are down first, then those that would have to be replaced, then the highest number.
+//! * A version several minors later is come to leg by leg, a minor at a time; see [`crate::planner::legs`].
 //! * The control plane gets or loses machines and nothing else in one order: those it loses are those that have
 //!   no vote yet, then those that are down, then the highest number.
 
@@ -14,14 +15,14 @@ use std::collections::BTreeSet;
 use windlass_common::cluster::{ClusterSpec, MachineSize, PoolSpec};
 use windlass_common::id::{Incarnation, MachineName, PoolName};
 
-use super::draft::{CONTROL_PLANE, Draft, Slot, full, machine, valid};
-use super::{Inner, ServiceError, ServiceResult};
+use super::draft::{CONTROL_PLANE, Draft, Drafter, Slot, full, machine, valid};
+use super::{ServiceError, ServiceResult};
 use crate::kubernetes::facts::minor_of;
 use crate::model::{
-    Cluster, FieldFault, Joined, Machine, MachinePhase, MachineRole, StemcellRecord, Timestamp,
-    Wanted,
+    Cluster, FieldFault, Joined, Leg, Machine, MachinePhase, MachineRole, StemcellRecord,
+    Timestamp, Upgrade, Wanted,
 };
-use crate::planner::{Observed, free_pod_cidrs, inputs};
+use crate::planner::{Observed, free_pod_cidrs, inputs, legs};
 
 /// Which stemcell machines are made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,16 +34,17 @@ pub enum StemcellChoice {
     Newest,
 }
 
-impl Inner {
-    /// Drafts the cluster as `spec` wants it, out of what there is.
-    pub(super) async fn change(
+impl Drafter<'_> {
+    /// Drafts the cluster as `spec` wants it, out of what there is; where it wants a version several minors later,
+    /// as the first leg on the way there makes it.
+    pub(crate) async fn change(
         &self,
         cluster: &Cluster,
         spec: &ClusterSpec,
         choice: &StemcellChoice,
         observed: &Observed,
     ) -> ServiceResult<Draft> {
-        let mut machines = self.records.machines_of(spec.name.as_str()).await?;
+        let machines = self.records.machines_of(spec.name.as_str()).await?;
         let mut faults = self.faults(spec);
         faults.extend(fixed(&cluster.spec, spec));
         let stemcell = self.stemcell_for(cluster, spec, choice);
@@ -52,25 +54,123 @@ impl Inner {
         let (Ok(stemcell), true) = (stemcell, faults.is_empty()) else {
             return Err(ServiceError::Invalid { faults });
         };
+        let upgrade = self.way(cluster, &machines, &stemcell)?;
         let mut changed = cluster.clone();
         changed.spec = spec.clone();
-        changed.stemcell.clone_from(&stemcell.version);
+        let leg = upgrade.leg().cloned();
+        let leg = leg.ok_or_else(|| ServiceError::Bug {
+            what: format!("the upgrade of cluster {} has no leg", spec.name),
+            source: None,
+        })?;
+        changed.upgrade = upgrade.goes_on().then_some(upgrade);
+        let count = cluster.spec.control_plane.count;
+        self.leg(changed, &leg, count, machines, observed).await
+    }
+
+    /// Drafts the leg that comes after the one that is done; `None` when none does. `machines` are those that the
+    /// cluster has now.
+    pub(crate) async fn next_leg(
+        &self,
+        cluster: &Cluster,
+        machines: Vec<Machine>,
+        observed: &Observed,
+    ) -> ServiceResult<Option<Draft>> {
+        let mut changed = cluster.clone();
+        let Some(upgrade) = changed.upgrade.as_mut().filter(|upgrade| upgrade.goes_on()) else {
+            return Ok(None);
+        };
+        upgrade.at += 1;
+        let Some(leg) = upgrade.leg().cloned() else {
+            return Ok(None);
+        };
+        let count = changed.spec.control_plane.count;
+        self.leg(changed, &leg, count, machines, observed)
+            .await
+            .map(Some)
+    }
+
+    /// The legs from what runs to a stemcell.
+    fn way(
+        &self,
+        cluster: &Cluster,
+        machines: &[Machine],
+        target: &StemcellRecord,
+    ) -> ServiceResult<Upgrade> {
+        let minor = |version: &String| minor_of(version);
+        let oldest = |control_plane: bool| {
+            let of = |m: &&Machine| m.role.is_control_plane() == control_plane && !m.is_surplus();
+            let versions = machines
+                .iter()
+                .filter(of)
+                .map(|m| inputs::version(cluster, m));
+            versions.min_by_key(minor)
+        };
+        let servers = oldest(true).unwrap_or_else(|| cluster.spec.kubernetes_version.clone());
+        let kubelets = oldest(false).as_ref().and_then(minor).or(minor(&servers));
+        let (known, _) = self
+            .stemcells
+            .list()
+            .map_err(|error| ServiceError::of(error.class(), "stemcells", error))?;
+        let current = self.stemcells.get(&cluster.stemcell).ok();
+        let start = legs::Start {
+            servers: &servers,
+            kubelets: kubelets.unwrap_or_default(),
+            stemcell: current.as_ref(),
+        };
+        let legs = legs::legs(start, target, &known).map_err(|error| ServiceError::Invalid {
+            faults: vec![FieldFault::new(
+                "kubernetesVersion",
+                &target.kubernetes_version,
+                format!("a version that there is a way to; {error}"),
+            )],
+        })?;
+        Ok(Upgrade {
+            from: servers,
+            legs,
+            at: 0,
+        })
+    }
+
+    /// Drafts one leg: what each machine is to become in it, and which join or go. The spec gets its version;
+    /// `count` is the number of control-plane machines that it had.
+    async fn leg(
+        &self,
+        mut changed: Cluster,
+        leg: &Leg,
+        count: u32,
+        mut machines: Vec<Machine>,
+        observed: &Observed,
+    ) -> ServiceResult<Draft> {
+        let stemcell = self.stemcells.get(&leg.stemcell);
+        let stemcell =
+            stemcell.map_err(|error| ServiceError::of(error.class(), "a stemcell", error))?;
         for machine in &mut machines {
-            let version = inputs::version(cluster, machine);
-            machine.kubernetes_version = version;
-            retarget(machine, spec, &stemcell, observed);
+            machine.kubernetes_version = inputs::version(&changed, machine);
         }
-        let resized = cluster.spec.control_plane.count != spec.control_plane.count;
+        changed
+            .spec
+            .kubernetes_version
+            .clone_from(&leg.kubernetes_version);
+        changed.stemcell.clone_from(&leg.stemcell);
+        let spec = &changed.spec;
+        for machine in &mut machines {
+            let serves = available(&machine.name, observed) && !machine.is_surplus();
+            if serves && !leg.workers && !machine.role.is_control_plane() {
+                machine.pinned = false;
+                machine.wanted = None;
+            } else {
+                retarget(machine, spec, &stemcell, observed);
+            }
+        }
         let reborn = |m: &Machine| matches!(m.wanted, Some(Wanted::Reborn { .. }));
-        if resized
+        if count != spec.control_plane.count
             && machines
                 .iter()
                 .any(|m| m.role.is_control_plane() && reborn(m))
         {
             let allowed = format!(
-                "{}: the control plane gets another size, or other machines, not both at once; order one after \
-                 the other",
-                cluster.spec.control_plane.count
+                "{count}: the control plane gets another size, or other machines, not both at once; order one \
+                 after the other"
             );
             let count = spec.control_plane.count;
             return Err(ServiceError::Invalid {
@@ -79,13 +179,14 @@ impl Inner {
         }
         self.resize_control_plane(spec, &stemcell, &mut machines, observed)
             .await?;
-        for (pool, of) in &spec.pools {
-            self.resize(spec, &stemcell, (pool, of), &mut machines, observed)
-                .await?;
+        if leg.workers {
+            for (pool, of) in &spec.pools {
+                self.resize(spec, &stemcell, (pool, of), &mut machines, observed)
+                    .await?;
+            }
         }
         machines.sort_by(|a, b| a.name.cmp(&b.name));
-        let host = self.world.host;
-        valid(&inputs::facts(&changed, &machines, &stemcell, host))?;
+        valid(&inputs::facts(&changed, &machines, &stemcell, self.host))?;
         Ok(Draft {
             cluster: changed,
             machines,
@@ -99,11 +200,14 @@ impl Inner {
         choice: &StemcellChoice,
     ) -> Result<StemcellRecord, FieldFault> {
         let version = &spec.kubernetes_version;
-        let keep = *choice == StemcellChoice::Keep && cluster.spec.kubernetes_version == *version;
-        let found = if keep {
-            self.stemcells.get(&cluster.stemcell)
-        } else {
-            self.stemcells.find(version)
+        // An upgrade that failed on its way goes on to what it was to lead to.
+        let target = cluster.upgrade.as_ref().and_then(|way| way.legs.last());
+        let target = target.map(|leg| (&leg.kubernetes_version, &leg.stemcell));
+        let current = (&cluster.spec.kubernetes_version, &cluster.stemcell);
+        let mut kept = target.into_iter().chain([current]);
+        let found = match kept.find(|(of, _)| *of == version) {
+            Some((_, stemcell)) if *choice == StemcellChoice::Keep => self.stemcells.get(stemcell),
+            _ => self.stemcells.find(version),
         };
         found.map_err(|error| {
             let allowed = format!("the version of a verified stemcell; {error}");
@@ -373,18 +477,13 @@ fn fixed(now: &ClusterSpec, wanted: &ClusterSpec) -> Vec<FieldFault> {
     faults
 }
 
-/// Kubernetes goes one minor at a time, and never back by one.
+/// Kubernetes never goes back by a minor.
 fn version_step(from: &str, to: &str) -> Option<FieldFault> {
     let (old, new) = (minor_of(from)?, minor_of(to)?);
-    let allowed = if new < old {
-        format!("1.{old}.x or later: API servers do not go back by a minor ({from} runs)")
-    } else if new > old + 1 {
-        let next = old + 1;
-        format!(
-            "1.{old}.x or 1.{next}.x: minors are not skipped; upgrade to 1.{next}.x first ({from} runs)"
-        )
-    } else {
+    if new >= old {
         return None;
-    };
+    }
+    let allowed =
+        format!("1.{old}.x or later: API servers do not go back by a minor ({from} runs)");
     Some(FieldFault::new("kubernetesVersion", to, allowed))
 }

@@ -8,6 +8,7 @@ use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 use super::certificates::CertificateOrder;
 use super::change::StemcellChoice;
 use super::draft::{Draft, Numbers, random_u32};
+use super::legs::PlannedChange;
 use super::rotate::RotationOrder;
 use super::tasks::reason_given;
 use super::{Inner, PlanRequest, ServiceError, ServiceResult};
@@ -45,10 +46,10 @@ pub struct ChangeOrder {
 }
 
 /// A change of a cluster, not ordered yet.
-struct Change {
-    draft: Draft,
-    desired: Desired,
-    observed: Observed,
+pub(super) struct Change {
+    pub(super) draft: Draft,
+    pub(super) desired: Desired,
+    pub(super) observed: Observed,
 }
 
 impl Inner {
@@ -87,7 +88,7 @@ impl Inner {
                     ),
                 });
             }
-            let draft = self.draft(&spec, &Numbers::new()).await?;
+            let draft = self.world.drafter().draft(&spec, &Numbers::new()).await?;
             let pki = ClusterPki::generate(&spec.name, jiff::Timestamp::now())
                 .map_err(|error| ServiceError::of(error.class(), "the cluster's PKI", error))?;
             let task = self.create_task(&draft, caller).await?;
@@ -108,7 +109,7 @@ impl Inner {
         }
         let before = self.records.machines_of(spec.name.as_str()).await?;
         let change = self.drafted(&cluster, &spec, &order.stemcell).await?;
-        let plan = make_plan(&change.desired, &change.observed)?;
+        let plan = self.plan_change(&change).await?.plan;
         self.held(&plan, order)?;
         let ever_ready = before.iter().any(has_joined);
         let kind = if ever_ready {
@@ -135,9 +136,13 @@ impl Inner {
             return Ok(()); // the order says what that means
         }
         let change = self.drafted(&cluster, spec, &order.stemcell).await?;
-        let plan = make_plan(&change.desired, &change.observed)?;
+        let PlannedChange { plan, later } = self.plan_change(&change).await?;
         self.held(&plan, order)?;
-        self.drains(&plan, &change.desired).await
+        self.drains(&plan, &change.desired).await?;
+        for (plan, desired) in &later {
+            self.drains(plan, desired).await?;
+        }
+        Ok(())
     }
 
     /// The cluster as `spec` wants it, and what there is of it.
@@ -157,7 +162,8 @@ impl Inner {
         for (name, found) in &mut observed.machines {
             found.running &= !down(name, found.incarnation);
         }
-        let mut draft = self.change(cluster, spec, stemcell, &observed).await?;
+        let drafter = self.world.drafter();
+        let mut draft = drafter.change(cluster, spec, stemcell, &observed).await?;
         for machine in draft.machines.iter_mut().filter(|m| m.wanted.is_some()) {
             machine.condemned |= down(&machine.name, machine.incarnation);
         }
@@ -375,7 +381,7 @@ impl Inner {
                     ignore_window: task.ignore_window.clone(),
                     ..ChangeOrder::default()
                 };
-                self.apply_cluster(cluster.spec, &order, caller).await
+                self.apply_cluster(cluster.ordered(), &order, caller).await
             }
             // What has failed since is judged anew.
             TaskKind::RepairCluster => Err(ServiceError::Conflict {
@@ -441,7 +447,7 @@ impl Inner {
             PlanRequest::Apply(spec, _) => Some(spec.maintenance.clone()),
             PlanRequest::Create(_) | PlanRequest::Delete(_) => None,
         };
-        let (desired, observed) = match request {
+        let (mut plan, desired, later) = match request {
             PlanRequest::Create(spec) => {
                 let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
                 if let Some(cluster) = &found {
@@ -457,32 +463,35 @@ impl Inner {
                 self.cluster(&name).await?;
                 let observed = self.world.observe(&name).await?;
                 let desired = inputs::absent(&name, observed.disks.keys().cloned().collect());
-                (desired, observed)
+                (make_plan(&desired, &observed)?, desired, Vec::new())
             }
         };
-        let mut plan = make_plan(&desired, &observed)?;
         self.plans.remember(&plan);
         plan.window = windows
             .filter(|windows| !windows.is_empty() && !plan.steps.is_empty())
             .map(|windows| maintenance::outlook(&windows, jiff::Timestamp::now()).into());
         plan.drains = self.world.forecast(&plan, &desired).await;
+        self.forecast_drains(&mut plan, &later).await;
         Ok(plan)
     }
 
+    /// The plan of an order, what it makes so, and the legs that come after it.
     async fn planned(
         &self,
         found: Option<Cluster>,
         spec: &ClusterSpec,
         stemcell: &StemcellChoice,
-    ) -> ServiceResult<(Desired, Observed)> {
+    ) -> ServiceResult<(Plan, Desired, Vec<(Plan, Desired)>)> {
         match found {
             Some(cluster) => {
                 let change = self.drafted(&cluster, spec, stemcell).await?;
-                Ok((change.desired, change.observed))
+                let PlannedChange { plan, later } = self.plan_change(&change).await?;
+                Ok((plan, change.desired, later))
             }
             None => {
-                let draft = self.draft(spec, &Numbers::new()).await?;
-                self.state(&draft.cluster, &draft.machines).await
+                let draft = self.world.drafter().draft(spec, &Numbers::new()).await?;
+                let (desired, observed) = self.state(&draft.cluster, &draft.machines).await?;
+                Ok((make_plan(&desired, &observed)?, desired, Vec::new()))
             }
         }
     }
@@ -600,7 +609,7 @@ fn running(
     spec: &ClusterSpec,
     order: &ChangeOrder,
 ) -> ServiceResult<Task> {
-    let same = cluster.spec == *spec && order.stemcell == StemcellChoice::Keep;
+    let same = cluster.ordered() == *spec && order.stemcell == StemcellChoice::Keep;
     let leads_there = match task.kind {
         TaskKind::CreateCluster | TaskKind::UpdateCluster => {
             let goes_back = matches!(task.state, TaskState::Cancelling | TaskState::RollingBack);

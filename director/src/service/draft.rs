@@ -6,21 +6,23 @@ use std::net::Ipv4Addr;
 use windlass_common::cluster::ClusterSpec;
 use windlass_common::id::{DiskName, Incarnation, MachineName};
 
-use super::{Inner, ServiceError, ServiceResult};
+use super::{ServiceError, ServiceResult};
 use crate::kubernetes::API_PORT;
-use crate::kubernetes::facts::ClusterFacts;
+use crate::kubernetes::facts::{ClusterFacts, HostTraits};
 use crate::model::{
     Cluster, ClusterPhase, Endpoint, FieldFault, Machine, MachinePhase, MachineRole, Revision,
     StemcellRecord, Timestamp,
 };
 use crate::planner::{free_addresses, free_pod_cidrs, inputs};
-use crate::store::Kind;
+use crate::provider::Provider;
+use crate::stemcell::Catalogue;
+use crate::store::{Kind, Records};
 
 /// A cluster that is not ordered yet.
 #[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) cluster: Cluster,
-    pub(super) machines: Vec<Machine>,
+pub(crate) struct Draft {
+    pub(crate) cluster: Cluster,
+    pub(crate) machines: Vec<Machine>,
 }
 
 /// First numbers of machines, by pool; 0 for those that are not named.
@@ -33,7 +35,20 @@ pub(super) struct Slot {
     pub(super) size: windlass_common::cluster::MachineSize,
 }
 
-impl Inner {
+/// Drafts clusters and changes of them, out of what there is. Reads only.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Drafter<'a> {
+    /// The store.
+    pub(crate) records: &'a Records,
+    /// Whose network machines are on.
+    pub(crate) provider: &'a dyn Provider,
+    /// Stemcells that are known.
+    pub(crate) stemcells: &'a Catalogue,
+    /// What the provider's machines cannot do.
+    pub(crate) host: HostTraits,
+}
+
+impl Drafter<'_> {
     /// Drafts a cluster of this spec out of free addresses; refuses what cannot work, all faults at once. Its machines
     /// are numbered from `first` on.
     pub(super) async fn draft(&self, spec: &ClusterSpec, first: &Numbers) -> ServiceResult<Draft> {
@@ -52,7 +67,7 @@ impl Inner {
         let slots = slots(spec, first);
         let draft = self.place(spec, &stemcell, slots).await?;
         self.refuse_taken_names(spec, &draft.machines).await?;
-        let facts = inputs::facts(&draft.cluster, &draft.machines, &stemcell, self.world.host);
+        let facts = inputs::facts(&draft.cluster, &draft.machines, &stemcell, self.host);
         valid(&facts)?;
         Ok(draft)
     }
@@ -91,7 +106,8 @@ impl Inner {
         let mut faults = Vec::new();
         for machine in machines {
             let other: Option<Machine> = self.records.get(machine.name.as_str()).await?;
-            if let Some(other) = other {
+            // The cluster's own are told apart by whoever drafts them.
+            if let Some(other) = other.filter(|other| other.cluster != spec.name) {
                 let allowed = format!(
                     "cluster and pool names that make new machines; {} belongs to cluster {}",
                     other.name, other.cluster
@@ -142,6 +158,7 @@ impl Inner {
                 authorities_expire_at: None,
                 secrets: Default::default(),
                 rotation: None,
+                upgrade: None,
                 renewal_tried_at: None,
                 made_from: None,
                 revision: Revision(0),

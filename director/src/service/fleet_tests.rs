@@ -354,6 +354,167 @@ async fn a_campaign_stops_at_a_refusal_and_goes_on_when_it_is_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_over_two_minors_goes_leg_by_leg_through_the_death_of_its_director() {
+    const TARGET: &str = "1.38.1";
+    let fleet = Fleet::new().await;
+    let stemcells = fleet.dir.path().join("stemcells");
+    let director = fleet.director().await;
+    make(&director, &[("a", "prod")]).await;
+    let mut wanted = director.cluster(&named("a")).await.unwrap().spec;
+    let plan = async |director: &Director, spec: &ClusterSpec| {
+        let request = PlanRequest::Apply(spec.clone(), StemcellChoice::Keep);
+        director.plan_cluster(request).await
+    };
+    // A minor that no stemcell is known of is named.
+    crate::stemcell::tests::install(&stemcells, "1.39.0");
+    wanted.kubernetes_version = "1.39.0".into();
+    let refused = plan(&director, &wanted).await.unwrap_err().to_string();
+    for part in ["1.38.x", "windlass stemcell build --kubernetes 1.38.N"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    crate::stemcell::tests::install(&stemcells, TARGET);
+    wanted.kubernetes_version = TARGET.into();
+    let shown = plan(&director, &wanted).await.unwrap();
+    let legs = &shown.upgrade.as_ref().unwrap().legs;
+    let told: Vec<_> = legs
+        .iter()
+        .map(|leg| {
+            let machines: Vec<_> = leg.machines.iter().map(ToString::to_string).collect();
+            let version = leg.kubernetes_version.as_str();
+            (version, machines.len(), leg.api_servers, leg.kubelets)
+        })
+        .collect();
+    let want = [
+        (NEWER, 1, (36, 37), (36, 37)),
+        (TARGET, 2, (37, 38), (36, 38)),
+    ];
+    assert_eq!(told, want, "the worker is made anew in the last leg alone");
+    assert!(legs.iter().all(|leg| leg.seconds.is_some()), "{legs:?}");
+    // The hash covers the later legs: another stemcell on the way is another plan.
+    let other = {
+        let mut other = legs.clone();
+        other[1].stemcell.push('x');
+        crate::planner::legs::hash(&other)
+    };
+    assert_eq!(crate::planner::legs::hash(legs), shown.hash);
+    assert_ne!(other, shown.hash);
+    fleet.stick("a", true);
+    let consent = ChangeOrder {
+        plan: Some(shown.hash),
+        accept_downtime: true,
+        accept_blocked: true,
+        ..ChangeOrder::default()
+    };
+    let task = director
+        .apply_cluster(wanted.clone(), &consent, &ann())
+        .await
+        .unwrap();
+    let cluster = director.cluster(&named("a")).await.unwrap();
+    assert_eq!(cluster.spec.kubernetes_version, NEWER);
+    let way = cluster.upgrade.as_ref().unwrap().to_string();
+    assert_eq!(
+        way,
+        format!("leg 1 of 2, Kubernetes {OLDER} to {NEWER}, on the way to {TARGET}")
+    );
+    // Ordered again, it is the task that leads there.
+    let again = ChangeOrder::default();
+    let same = director.apply_cluster(wanted, &again, &ann()).await;
+    assert_eq!(same.unwrap().id, task.id);
+    director.shutdown().await;
+    drop(director);
+    fleet.stick("a", false);
+    let director = fleet.director().await;
+    until(&director, |all| {
+        let there = |one: &ClusterOverview| one.task.is_none() && one.versions.keys().eq([TARGET]);
+        all.iter().all(there)
+    })
+    .await;
+    let over = director.task(&task.id).await.unwrap();
+    assert_eq!(over.state, TaskState::Succeeded, "{:?}", over.error);
+    assert_eq!(over.plan.hash, shown.hash, "what was approved");
+    let cluster = director.cluster(&named("a")).await.unwrap();
+    assert_eq!(
+        (
+            cluster.upgrade,
+            cluster.message,
+            cluster.spec.kubernetes_version
+        ),
+        (None, None, TARGET.to_owned())
+    );
+    let log = director.audit(50, &AuditFilter::default()).await.unwrap();
+    let legs = log.iter().filter(|entry| entry.action == "task.leg");
+    let legs: Vec<_> = legs.map(|entry| entry.detail.as_str()).collect();
+    assert_eq!(legs.len(), 1);
+    assert!(legs[0].contains("leg 2 of 2"), "{legs:?}");
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_that_failed_in_a_later_leg_is_retried_to_where_it_was_to_lead() {
+    const TARGET: &str = "1.38.1";
+    let fleet = Fleet::new().await;
+    let stemcells = fleet.dir.path().join("stemcells");
+    crate::stemcell::tests::install(&stemcells, TARGET);
+    let director = fleet.director().await;
+    make(&director, &[("a", "prod")]).await;
+    let mut wanted = director.cluster(&named("a")).await.unwrap().spec;
+    wanted.kubernetes_version = TARGET.into();
+    let refused = &["leg-2/machine/a-cp-0/start"];
+    fleet.sim.state.lock().unwrap().refuse_once.extend(refused);
+    let consent = ChangeOrder {
+        accept_downtime: true,
+        accept_blocked: true,
+        ..ChangeOrder::default()
+    };
+    let task = director
+        .apply_cluster(wanted, &consent, &ann())
+        .await
+        .unwrap();
+    let over = async {
+        while !director.task(&task.id).await.unwrap().state.is_over() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, over).await.expect("in time");
+    let failed = director.task(&task.id).await.unwrap();
+    let why = failed.error.unwrap().message;
+    assert!(why.contains("not in this way"), "{why}");
+    let cluster = director.cluster(&named("a")).await.unwrap();
+    let said = cluster.message.clone().unwrap();
+    assert_eq!(cluster.phase, ClusterPhase::Degraded);
+    assert!(said.contains("leg 2 of ") && said.contains(&why), "{said}");
+    assert_eq!(cluster.ordered().kubernetes_version, TARGET);
+    // Another stemcell of the version has come: what was ordered is what it goes on to.
+    let ordered = cluster
+        .upgrade
+        .unwrap()
+        .legs
+        .last()
+        .unwrap()
+        .stemcell
+        .clone();
+    crate::stemcell::tests::install_build(&stemcells, TARGET, "9");
+    let retried = director.retry_task(&task.id, &ann()).await.unwrap();
+    until(&director, |all| {
+        let there = |one: &ClusterOverview| one.task.is_none() && one.versions.keys().eq([TARGET]);
+        all.iter().all(there)
+    })
+    .await;
+    let over = director.task(&retried.id).await.unwrap();
+    assert_eq!(over.state, TaskState::Succeeded, "{:?}", over.error);
+    let cluster = director.cluster(&named("a")).await.unwrap();
+    assert_eq!(
+        (cluster.phase, cluster.upgrade, cluster.message),
+        (ClusterPhase::Ready, None, None)
+    );
+    assert_eq!(
+        (cluster.stemcell, cluster.spec.kubernetes_version),
+        (ordered, TARGET.into())
+    );
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_hundred_clusters_one_that_is_stuck_delays_no_other() {
     let fleet = Fleet::new().await;
     let director = fleet.director().await;

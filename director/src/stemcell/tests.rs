@@ -72,8 +72,13 @@ pub(crate) fn catalogue(root: &Path, kubernetes: &str) -> Catalogue {
 
 /// Like [`catalogue`], as files: stemcells in `root`, trusted keys in `root/trusted.pub`, beside those there are.
 pub(crate) fn install(root: &Path, kubernetes: &str) {
+    install_build(root, kubernetes, "1");
+}
+
+/// Another stemcell of a version; `build` says which, and later ones are newer.
+pub(crate) fn install_build(root: &Path, kubernetes: &str, build: &str) {
     let key = key();
-    write(root, kubernetes, "1", &key);
+    write(root, kubernetes, build, &key);
     let trusted = root.join("trusted.pub");
     let before = fs::read_to_string(&trusted).unwrap_or_default();
     fs::write(&trusted, format!("{before}{}\n", public(&key))).unwrap();

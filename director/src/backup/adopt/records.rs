@@ -287,6 +287,7 @@ pub(super) fn clusters_after(
         }
         if found.tasks.iter().any(|task| task.cluster == *name) || new.task.is_some() {
             new.task = None;
+            new.upgrade = None;
             new.phase = match new.phase {
                 ClusterPhase::Creating | ClusterPhase::Deleting => ClusterPhase::Failed,
                 ClusterPhase::Updating => ClusterPhase::Degraded,

@@ -8,8 +8,9 @@ use windlass_director::model::{MachineView, Plan};
 
 use crate::Session;
 use crate::args::AgentArgs;
-use crate::cluster::{explain, ordered, segment};
+use crate::cluster::{ordered, segment};
 use crate::failure::Failure;
+use crate::plan::explain;
 
 /// Orders it for machines of a cluster; for all of them when none is named.
 pub(crate) async fn upgrade(

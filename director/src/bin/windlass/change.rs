@@ -10,8 +10,9 @@ use windlass_director::spec::from_text;
 
 use crate::Session;
 use crate::args::ChangeArgs;
-use crate::cluster::{explain, ordered, read, segment};
+use crate::cluster::{ordered, read, segment};
 use crate::failure::{Failure, USAGE};
+use crate::plan::explain;
 
 /// A cluster as it is to be, and how it gets there.
 struct Order {

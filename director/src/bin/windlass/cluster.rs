@@ -9,9 +9,7 @@ use windlass_director::api::RotateSecrets;
 use windlass_director::client::Client;
 use windlass_director::config::write_atomic;
 use windlass_director::maintenance::{self, WindowView};
-use windlass_director::model::{
-    Action, Cluster, Disruption, DrainForecast, Plan, RotationKind, Task,
-};
+use windlass_director::model::{Action, Cluster, Plan, RotationKind, Task};
 use windlass_director::spec::{
     INPUT_BYTES_MAX, RawClusterSpec, RawControlPlane, RawNetwork, RawPool,
 };
@@ -19,6 +17,7 @@ use windlass_director::spec::{
 use crate::args::{ClusterCommand, SpecArgs};
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::output::{age, note, table};
+use crate::plan::explain;
 use crate::{Session, agents, change, cluster_backup, progress, renewal as renew, restore, shown};
 
 pub(crate) async fn run(session: &Session, command: ClusterCommand) -> Result<ExitCode, Failure> {
@@ -197,6 +196,9 @@ pub(crate) fn describe(cluster: &Cluster) -> String {
             format!("{name}: {} × {}", pool.count, size(&pool.size)),
         ));
     }
+    if let Some(upgrade) = &cluster.upgrade {
+        rows.push(("Upgrade", upgrade.to_string()));
+    }
     if let Some(rotation) = &cluster.rotation {
         let (stage, since) = (rotation.stage, rotation.since);
         let waits = match rotation.tokens_until() {
@@ -299,70 +301,6 @@ async fn planned(client: &Client, spec: &SpecArgs) -> Result<(String, String), F
         wanted["network"]["serviceCidr"] = json!(cidr);
     }
     Ok((name.clone(), wanted.to_string()))
-}
-
-/// A plan for people.
-pub(crate) fn explain(plan: &Plan) -> String {
-    if plan.steps.is_empty() {
-        return format!("cluster {}: nothing to do", plan.cluster);
-    }
-    let mut text = format!("cluster {}: {} steps\n\n", plan.cluster, plan.steps.len());
-    let rows = plan.steps.iter().map(|step| {
-        let disrupts = match step.disrupts {
-            Disruption::Nothing => "",
-            Disruption::Pods => "pods",
-            Disruption::Api => "API",
-            Disruption::Data => "DATA",
-        };
-        vec![step.key.to_string(), disrupts.to_owned(), step.why.clone()]
-    });
-    text.push_str(&table(&["STEP", "DISRUPTS", "WHY"], rows));
-    text.push_str(&drains(plan));
-    if let Some(window) = &plan.window {
-        let then = if window.open {
-            "machines are begun with at once"
-        } else {
-            "machines wait for it, unless --ignore-window says why they need not"
-        };
-        text.push_str(&format!("\n\nMaintenance window: {window}; {then}."));
-    }
-    text.push_str(&format!("\n\nplan {}", plan.hash));
-    text
-}
-
-/// What the drains of a plan are expected to do.
-fn drains(plan: &Plan) -> String {
-    let rehearsal = match &plan.drains {
-        None => return String::new(),
-        Some(DrainForecast::Unknown { why }) => {
-            return format!("\n\nWhat drains will evict is not known: {why}");
-        }
-        Some(DrainForecast::Rehearsed { rehearsal }) => rehearsal,
-    };
-    let rows = rehearsal.nodes.iter().map(|node| {
-        let pods: Vec<_> = node.evicted.iter().map(ToString::to_string).collect();
-        vec![
-            node.node.clone(),
-            node.stay.to_string(),
-            node.waits_for.join(", "),
-            pods.join(", "),
-        ]
-    });
-    let mut text = format!(
-        "\n\n{}",
-        table(&["DRAINED NODE", "STAY", "WAITS FOR", "EVICTED"], rows)
-    );
-    for finding in &rehearsal.findings {
-        let then = match finding.deleted_after_seconds {
-            Some(seconds) => format!("deleted past its budget after {seconds} s"),
-            None => "the drain of its node stops there".to_owned(),
-        };
-        text.push_str(&format!(
-            "\n\nBlocked on {}: pod {}: {} ({then})\n  to let it go: {}",
-            finding.node, finding.pod, finding.why, finding.unblock
-        ));
-    }
-    text
 }
 
 async fn credentials(

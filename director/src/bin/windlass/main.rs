@@ -27,6 +27,7 @@ mod node;
 mod operator;
 mod output;
 mod overview;
+mod plan;
 mod progress;
 mod renewal;
 mod reset;

@@ -11,9 +11,10 @@ use windlass_director::model::{
 };
 
 use crate::Session;
-use crate::cluster::{explain, ordered, segment};
+use crate::cluster::{ordered, segment};
 use crate::failure::Failure;
 use crate::output::{note, table};
+use crate::plan::explain;
 use crate::progress;
 
 /// Between two looks at a cluster that was made and waits for its data.

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::model::{Machine, PlanStep, StepRecord, Task, Wanted};
-use crate::planner::again::{condemn_within, fits, spared};
+use crate::planner::again::{Aim, condemn_within, fits, spared};
 
 /// A machine in service; `worker` or of the control plane.
 fn served(text: &str, worker: bool, version: &str) -> Machine {
@@ -142,9 +142,12 @@ fn a_plan_fits_until_a_machine_dies_that_it_would_drain_or_one_comes_back_that_i
         let mut machine = served("c-w-0", true, NEW);
         (machine.condemned, machine.fenced) = (condemned, fenced);
         let machines = [machine];
-        let stemcell = format!("s-{NEW}");
+        let aim = Aim {
+            stemcell: &format!("s-{NEW}"),
+            workers: true,
+        };
         assert_eq!(
-            fits(&task, &stemcell, &machines, &BTreeSet::new()),
+            fits(&task, aim, &machines, &BTreeSet::new()),
             wanted,
             "{what}"
         );
@@ -153,7 +156,7 @@ fn a_plan_fits_until_a_machine_dies_that_it_would_drain_or_one_comes_back_that_i
         // What an operator holds is nobody's to replace.
         let held = BTreeSet::from([name("c-w-0")]);
         assert_eq!(
-            fits(&task, &stemcell, &machines, &held),
+            fits(&task, aim, &machines, &held),
             wanted || condemned,
             "{what}, held"
         );

@@ -151,3 +151,23 @@ fn versions_that_do_not_go_together_are_seen() {
         );
     }
 }
+
+#[test]
+fn a_kubelet_that_is_too_old_for_what_comes_is_seen_although_it_is_replaced() {
+    for (kubelet, too_old) in [("1.35.0", false), ("1.34.9", true)] {
+        let (mut desired, mut observed) = serving(3, 1);
+        budget(&mut desired, 1, 0);
+        for machine in ["c-cp-0", "c-cp-1", "c-cp-2", "c-w-0"] {
+            reborn(&mut desired, machine, "1.38.0");
+        }
+        let worker = observed.machines.get_mut(&name("c-w-0")).unwrap();
+        worker.kubernetes_version = kubelet.into();
+        let plan = plan(&desired, &observed).unwrap();
+        let found = why(&plan, &desired, &observed);
+        let wanted = match too_old {
+            true => vec![Invariant::VersionSkew],
+            false => Vec::new(),
+        };
+        assert_eq!(found, wanted, "{kubelet}");
+    }
+}

@@ -4,6 +4,7 @@ mod again;
 mod agents;
 mod broken;
 mod change;
+mod legs;
 mod membership;
 mod properties;
 mod renewal;

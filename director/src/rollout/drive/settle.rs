@@ -9,6 +9,8 @@ pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
     cluster.task = (!task.state.is_over()).then(|| task.id.clone());
     let fault = task.error.as_ref().map(|fault| fault.message.clone());
     let cancelled = || Some(format!("{} was cancelled", task.id));
+    let way = cluster.upgrade.as_ref().map(ToString::to_string);
+    let way = way.filter(|_| task.kind == TaskKind::UpdateCluster);
     let rests = match task.state {
         TaskState::Pausing => Some(format!(
             "{} pauses once the machines that it has begun with are done",
@@ -29,7 +31,8 @@ pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
                 "{} finishes the machines that it has begun with; the maintenance window has closed: {held}",
                 task.id
             )),
-            (None, again) => again.as_ref().map(|plan| repairs(task, plan)),
+            (None, Some(plan)) => Some(repairs(task, plan)),
+            (None, None) => way.as_ref().map(|way| format!("{}: {way}", task.id)),
         },
         TaskState::RollingBack => Some(format!(
             "{} has failed, and machines get back what they had: {}",
@@ -72,18 +75,29 @@ pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
             | TaskState::Waiting
             | TaskState::RollingBack
             | TaskState::Cancelling => (ClusterPhase::Updating, rests),
-            TaskState::Failed => (ClusterPhase::Degraded, fault),
+            TaskState::Failed => {
+                let fault = match way {
+                    Some(way) => fault.map(|fault| format!("{way}: {fault}")),
+                    None => fault,
+                };
+                (ClusterPhase::Degraded, fault)
+            }
             TaskState::Cancelled => {
                 let name = &task.cluster;
-                let left = match &cluster.rotation {
-                    Some(rotation) => format!(
+                let target = cluster.ordered().kubernetes_version;
+                let left = match (&cluster.rotation, way) {
+                    (_, Some(way)) => format!(
+                        "{} was cancelled in {way}; `windlass cluster upgrade {name} --to {target}` goes on",
+                        task.id
+                    ),
+                    (Some(rotation), None) => format!(
                         "{} was cancelled while {}; old and new get on with one another, and `windlass \
                          cluster {} {name}` goes on",
                         task.id,
                         rotation.stage.says(),
                         rotation.stage.kind().command()
                     ),
-                    None => format!(
+                    (None, None) => format!(
                         "{} was cancelled; `windlass cluster plan {name}` shows what is left of it",
                         task.id
                     ),
@@ -107,6 +121,11 @@ pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
             TaskState::Cancelled | TaskState::Succeeded => (ClusterPhase::Failed, cancelled()),
         },
     };
+    // One that has failed keeps it: retried, it goes on to where it was to lead.
+    let ended = matches!(task.state, TaskState::Succeeded | TaskState::Cancelled);
+    if task.kind == TaskKind::UpdateCluster && ended {
+        cluster.upgrade = None;
+    }
 }
 
 /// What a cluster is that was just made from a backup.

@@ -2,6 +2,7 @@
 
 use windlass_common::error::ErrorClass;
 
+use super::super::Stop;
 use super::{Driver, STORE_PAUSE};
 use crate::model::{Fault, Task, TaskEvent, TaskKind, TaskState};
 
@@ -10,9 +11,21 @@ impl Driver {
     pub(super) async fn go_on(&self, task: &mut Task) {
         match task.kind {
             TaskKind::RotateSecrets => {}
+            TaskKind::UpdateCluster => {
+                let stop = *self.stop.borrow();
+                let upgrade = task.plan.upgrade.as_ref();
+                let more = upgrade.is_some_and(|of| of.at + 1 < of.legs.len());
+                if more && stop != Stop::No {
+                    // What is between two legs is what its spec says, and serves.
+                    self.begin_to_cancel(task, stop).await;
+                    if task.state != TaskState::Cancelling {
+                        self.set_state(task, TaskState::Cancelled, None).await;
+                    }
+                    return;
+                }
+            }
             TaskKind::CreateCluster
             | TaskKind::DeleteCluster
-            | TaskKind::UpdateCluster
             | TaskKind::RepairCluster
             | TaskKind::UpgradeAgents
             | TaskKind::RestoreCluster
@@ -23,6 +36,7 @@ impl Driver {
         match self.effects.plan_next(task).await {
             Ok(Some(plan)) => {
                 task.plan = plan;
+                task.again = None;
                 let state = task.state;
                 self.set_state(task, state, None).await;
                 self.tell(TaskEvent::Snapshot {

@@ -8,7 +8,7 @@ use crate::planner::again;
 impl Rig {
     /// A verdict in the middle of an update: the worker serves nobody. It may be there again before it is shut
     /// out. False when it is not in service at the time, and so not judged.
-    async fn condemn_worker(&self, comes_back: bool) -> bool {
+    pub(super) async fn condemn_worker(&self, comes_back: bool) -> bool {
         let director = self.immortal().await;
         let machines = director.records.machines_of("demo").await.unwrap();
         let worker = machines.iter().find(|m| !m.role.is_control_plane());

@@ -1,6 +1,7 @@
 //! Rollouts that die at every point there is, and end the same.
 
 mod again;
+mod legs;
 mod pause;
 mod renewal;
 mod restore;
@@ -305,6 +306,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
         authorities_expire_at: None,
         secrets: Default::default(),
         rotation: None,
+        upgrade: None,
         renewal_tried_at: None,
         made_from: None,
         revision: Revision(0),

@@ -74,7 +74,7 @@ impl Rig {
     }
 }
 
-async fn place(
+pub(super) async fn place(
     director: &Director,
     kind: TaskKind,
     plan: Plan,

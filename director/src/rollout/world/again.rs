@@ -8,7 +8,8 @@ use windlass_common::id::{Incarnation, MachineName};
 use super::cancel::renamed;
 use super::{Done, EffectError, RecordChange, World, check};
 use crate::model::{Cluster, Disruption, Machine, MachinePhase, Plan, Task, TaskKind, Wanted};
-use crate::planner::{self, again};
+use crate::planner;
+use crate::planner::again::{self, Aim};
 use crate::provider::Power;
 use crate::resurrector::{ACTOR, CaseRecord};
 use crate::rollout::AGAIN;
@@ -25,7 +26,7 @@ impl World {
         };
         let machines = self.records.machines_of(task.cluster.as_str()).await?;
         let held = self.held().await?;
-        Ok(again::fits(task, &cluster.stemcell, &machines, &held))
+        Ok(again::fits(task, Aim::of(&cluster), &machines, &held))
     }
 
     async fn held(&self) -> Result<BTreeSet<MachineName>, EffectError> {
@@ -98,7 +99,7 @@ impl World {
         cluster: &Cluster,
         machine: &mut Machine,
     ) -> Result<(), EffectError> {
-        if task.kind != TaskKind::UpdateCluster || !again::is_behind(machine, &cluster.stemcell) {
+        if task.kind != TaskKind::UpdateCluster || !Aim::of(cluster).leaves_behind(machine) {
             return Ok(());
         }
         let stemcell = self
@@ -119,7 +120,10 @@ impl World {
     }
 
     /// Machines of a cluster that serve nobody, by verdict.
-    async fn down(&self, machines: &[Machine]) -> Result<BTreeSet<MachineName>, EffectError> {
+    pub(super) async fn down(
+        &self,
+        machines: &[Machine],
+    ) -> Result<BTreeSet<MachineName>, EffectError> {
         let cases: Vec<CaseRecord> = self.records.list().await?;
         let down = |machine: &&Machine| {
             let mut of_machine = cases.iter().filter(|case| case.machine == machine.name);

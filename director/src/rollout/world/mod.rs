@@ -21,6 +21,7 @@ mod etcd;
 mod gates;
 mod kube;
 mod lease;
+mod legs;
 mod machines;
 mod node;
 mod precondition;
@@ -184,7 +185,18 @@ impl Effects for World {
     }
 
     fn plan_next<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Option<Plan>, EffectError>> {
-        Box::pin(self.plan_stage(task))
+        Box::pin(async move {
+            match task.kind {
+                TaskKind::RotateSecrets => self.plan_stage(task).await,
+                TaskKind::UpdateCluster => self.plan_leg(task).await,
+                TaskKind::CreateCluster
+                | TaskKind::DeleteCluster
+                | TaskKind::RepairCluster
+                | TaskKind::UpgradeAgents
+                | TaskKind::RestoreCluster
+                | TaskKind::RenewCertificates => Ok(None),
+            }
+        })
     }
 
     fn plan_rollback<'a>(

@@ -82,7 +82,8 @@ impl Inner {
             super::drill::reduce(&mut spec);
         }
         let known = manifest.machines.iter().map(|machine| &machine.name);
-        let mut draft = self.draft(&spec, &unused(name, known)).await?;
+        let drafter = self.world.drafter();
+        let mut draft = drafter.draft(&spec, &unused(name, known)).await?;
         draft.cluster.made_from = Some(MadeFrom {
             cluster: of.clone(),
             cluster_created_at: manifest.cluster_created_at,

@@ -82,7 +82,8 @@ Examples:
     /// Bring a cluster to another Kubernetes version, or to the newest stemcell of its version
     #[command(after_help = "\
 Each machine is replaced by one of the same name from a stemcell of the version: drained, deleted, made
-anew. The control plane goes first, one machine at a time, with its data disks kept; minors go one by one.
+anew. The control plane goes first, one machine at a time, with its data disks kept; minors go one by one,
+in legs of one task where the version is several minors later: --dry-run shows them.
 
 Examples:
   windlass cluster upgrade demo --to 1.37.2 --wait

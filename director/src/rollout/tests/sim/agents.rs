@@ -151,6 +151,11 @@ impl Agents for Life {
                 .iter()
                 .find(|end| request.id.0.ends_with(*end))
                 .copied();
+            let refused = state
+                .refuse_once
+                .iter()
+                .find(|end| request.id.0.ends_with(*end))
+                .copied();
             let lost = state
                 .lose_once
                 .iter()
@@ -171,8 +176,16 @@ impl Agents for Life {
             if matches!(request.step, Step::Service(_)) && vm.started {
                 changes.push("kube-proxy.service: restarted for another configuration".into());
             }
-            let (outcome, payload) = match failing {
-                Some(end) => {
+            let (outcome, payload) = match (refused, failing) {
+                (Some(end), _) => {
+                    state.refuse_once.remove(end);
+                    let outcome = Outcome::Failed {
+                        class: ErrorClass::Operator,
+                        message: "not in this way".into(),
+                    };
+                    (outcome, Payload::None)
+                }
+                (None, Some(end)) => {
                     state.fail_once.remove(end);
                     let outcome = Outcome::Failed {
                         class: ErrorClass::Retry,
@@ -180,7 +193,7 @@ impl Agents for Life {
                     };
                     (outcome, Payload::None)
                 }
-                None if matches!(request.step, Step::Service(_)) && vm.kubelet.contains(BROKEN) => {
+                _ if matches!(request.step, Step::Service(_)) && vm.kubelet.contains(BROKEN) => {
                     vm.started = false;
                     let outcome = Outcome::Failed {
                         class: ErrorClass::Operator,
@@ -188,7 +201,7 @@ impl Agents for Life {
                     };
                     (outcome, Payload::None)
                 }
-                None => (Outcome::Changed, vm.carry_out(&request.step)),
+                _ => (Outcome::Changed, vm.carry_out(&request.step)),
             };
             let result = StepResult {
                 id: request.id.clone(),

@@ -45,6 +45,8 @@ pub(crate) struct State {
     pub(crate) stored_elsewhere: bool,
     /// Steps that fail once, by the end of their id.
     pub(crate) fail_once: BTreeSet<&'static str>,
+    /// Steps that fail for good once, by the end of their id.
+    pub(crate) refuse_once: BTreeSet<&'static str>,
     /// Steps whose answer is lost once after they were done, by the end of their id.
     pub(crate) lose_once: BTreeSet<&'static str>,
 }

@@ -1,0 +1,188 @@
+//! A plan for people: its steps, what its drains evict, its legs, and when it begins.
+
+use windlass_director::model::{Disruption, DrainForecast, LegsForecast, Plan};
+
+use crate::output::{duration, table};
+
+/// A plan for people.
+pub(crate) fn explain(plan: &Plan) -> String {
+    if plan.steps.is_empty() && plan.upgrade.is_none() {
+        return format!("cluster {}: nothing to do", plan.cluster);
+    }
+    let mut text = format!("cluster {}: {} steps\n\n", plan.cluster, plan.steps.len());
+    let rows = plan.steps.iter().map(|step| {
+        let disrupts = match step.disrupts {
+            Disruption::Nothing => "",
+            Disruption::Pods => "pods",
+            Disruption::Api => "API",
+            Disruption::Data => "DATA",
+        };
+        vec![step.key.to_string(), disrupts.to_owned(), step.why.clone()]
+    });
+    text.push_str(&table(&["STEP", "DISRUPTS", "WHY"], rows));
+    text.push_str(&drains(plan.drains.as_ref()));
+    if let Some(upgrade) = &plan.upgrade {
+        text.push_str(&legs(upgrade));
+    }
+    if let Some(window) = &plan.window {
+        let then = if window.open {
+            "machines are begun with at once"
+        } else {
+            "machines wait for it, unless --ignore-window says why they need not"
+        };
+        text.push_str(&format!("\n\nMaintenance window: {window}; {then}."));
+    }
+    text.push_str(&format!("\n\nplan {}", plan.hash));
+    text
+}
+
+/// The legs of an upgrade over several minors; the steps above are those of one.
+fn legs(upgrade: &LegsForecast) -> String {
+    let minors = |(oldest, newest): (u32, u32)| match oldest == newest {
+        true => format!("1.{oldest}"),
+        false => format!("1.{oldest}-1.{newest}"),
+    };
+    let rows = upgrade.legs.iter().enumerate().map(|(at, leg)| {
+        let machines: Vec<_> = leg.machines.iter().map(ToString::to_string).collect();
+        vec![
+            format!("{}{}", at + 1, if at == upgrade.at { " *" } else { "" }),
+            leg.kubernetes_version.clone(),
+            leg.stemcell.clone(),
+            minors(leg.api_servers),
+            minors(leg.kubelets),
+            leg.steps.to_string(),
+            leg.seconds
+                .map_or("not known".to_owned(), |s| duration(s * 1000)),
+            machines.join(", "),
+        ]
+    });
+    let head = [
+        "LEG",
+        "KUBERNETES",
+        "STEMCELL",
+        "API SERVERS",
+        "KUBELETS",
+        "STEPS",
+        "ABOUT",
+        "MADE ANEW",
+    ];
+    let mut text = format!(
+        "\n\nAPI servers go one minor at a time; the steps above are those of the leg with a star.\n\n{}",
+        table(&head, rows)
+    );
+    for (at, leg) in upgrade.legs.iter().enumerate() {
+        let drains = drains(leg.drains.as_ref());
+        if at != upgrade.at && !drains.is_empty() {
+            text.push_str(&format!("\n\nLeg {}:{drains}", at + 1));
+        }
+    }
+    text
+}
+
+/// What the drains of a plan are expected to do.
+fn drains(forecast: Option<&DrainForecast>) -> String {
+    let rehearsal = match forecast {
+        None => return String::new(),
+        Some(DrainForecast::Unknown { why }) => {
+            return format!("\n\nWhat drains will evict is not known: {why}");
+        }
+        Some(DrainForecast::Rehearsed { rehearsal }) => rehearsal,
+    };
+    let rows = rehearsal.nodes.iter().map(|node| {
+        let pods: Vec<_> = node.evicted.iter().map(ToString::to_string).collect();
+        vec![
+            node.node.clone(),
+            node.stay.to_string(),
+            node.waits_for.join(", "),
+            pods.join(", "),
+        ]
+    });
+    let mut text = format!(
+        "\n\n{}",
+        table(&["DRAINED NODE", "STAY", "WAITS FOR", "EVICTED"], rows)
+    );
+    for finding in &rehearsal.findings {
+        let then = match finding.deleted_after_seconds {
+            Some(seconds) => format!("deleted past its budget after {seconds} s"),
+            None => "the drain of its node stops there".to_owned(),
+        };
+        text.push_str(&format!(
+            "\n\nBlocked on {}: pod {}: {} ({then})\n  to let it go: {}",
+            finding.node, finding.pod, finding.why, finding.unblock
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn explained(plan: Value) -> String {
+        explain(&serde_json::from_value(plan).unwrap())
+    }
+
+    fn digest() -> String {
+        format!("sha256:{}", "0a".repeat(32))
+    }
+
+    #[test]
+    fn a_plan_with_nothing_to_do_says_so() {
+        let plan = json!({"cluster": "demo", "goal": "present", "hash": digest(), "steps": []});
+        assert_eq!(explained(plan), "cluster demo: nothing to do");
+    }
+
+    #[test]
+    fn the_legs_of_an_upgrade_are_a_table_with_the_drains_of_those_that_come_later() {
+        let leg = |version: &str, machines: &[&str], servers: [u32; 2], kubelets: [u32; 2]| {
+            json!({
+                "kubernetesVersion": version,
+                "stemcell": format!("debian12-{version}-0a1b2c3d"),
+                "hash": digest(),
+                "steps": 12,
+                "machines": machines,
+                "apiServers": servers,
+                "kubelets": kubelets,
+            })
+        };
+        let mut first = leg("1.37.2", &["demo-cp-0"], [36, 37], [36, 37]);
+        first["seconds"] = json!(95);
+        let mut last = leg("1.38.0", &["demo-cp-0", "demo-w-0"], [37, 38], [36, 38]);
+        last["drains"] = json!({"state": "unknown", "why": "the API does not answer"});
+        let plan = json!({
+            "cluster": "demo",
+            "goal": "present",
+            "hash": digest(),
+            "steps": [{
+                "key": "api/await",
+                "action": {"kind": "awaitApi"},
+                "why": "nothing is touched while it does not answer",
+                "guard": "step-ends",
+                "disrupts": "nothing",
+                "after": [],
+            }],
+            "upgrade": {"at": 0, "legs": [first, last]},
+        });
+        let text = explained(plan);
+        let wanted = "\
+cluster demo: 1 steps
+
+STEP        DISRUPTS   WHY
+api/await              nothing is touched while it does not answer
+
+API servers go one minor at a time; the steps above are those of the leg with a star.
+
+LEG   KUBERNETES   STEMCELL                   API SERVERS   KUBELETS    STEPS   ABOUT       MADE ANEW
+1 *   1.37.2       debian12-1.37.2-0a1b2c3d   1.36-1.37     1.36-1.37   12      1m35s       demo-cp-0
+2     1.38.0       debian12-1.38.0-0a1b2c3d   1.37-1.38     1.36-1.38   12      not known   demo-cp-0, demo-w-0
+
+Leg 2:
+
+What drains will evict is not known: the API does not answer
+
+plan sha256:";
+        assert!(text.starts_with(wanted), "{text}");
+    }
+}

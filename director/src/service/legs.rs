@@ -1,0 +1,98 @@
+//! Plans changes, those with all of their legs that lead over several minors.
+//!
+//! Each leg is drafted and planned out of what the one before it leaves, and checked, before anything is ordered.
+//! When its turn comes it is drafted anew, out of what there is then (`rollout::world`).
+
+use super::clusters::{Change, make_plan};
+use super::{Inner, ServiceResult};
+use crate::model::{DrainForecast, LegsForecast, Plan, Task, TaskKind, TaskState};
+use crate::plan::duration::Measured;
+use crate::planner::{Desired, DesiredState, legs};
+
+/// Tasks that say how long steps take: enough for a middle value, few enough to be read while somebody waits.
+const MEASURED_TASKS: usize = 16;
+
+/// The plan of a change.
+pub(super) struct PlannedChange {
+    /// What is carried out first; its hash covers what comes later.
+    pub(super) plan: Plan,
+    /// The legs that come later.
+    pub(super) later: Vec<(Plan, Desired)>,
+}
+
+impl Inner {
+    /// Plans a change, with all of its legs.
+    pub(super) async fn plan_change(&self, change: &Change) -> ServiceResult<PlannedChange> {
+        let first = make_plan(&change.desired, &change.observed)?;
+        let mut later = Vec::new();
+        if change.draft.cluster.upgrade.is_none() {
+            return Ok(PlannedChange { plan: first, later });
+        }
+        let measured = self.measured().await?;
+        let mut forecasts = Vec::new();
+        let mut cluster = change.draft.cluster.clone();
+        let mut machines = change.draft.machines.clone();
+        let mut desired = change.desired.clone();
+        let mut observed = change.observed.clone();
+        let mut plan = first.clone();
+        loop {
+            if let Some(leg) = cluster.upgrade.as_ref().and_then(|upgrade| upgrade.leg()) {
+                let mut forecast = legs::forecast(leg, &plan, &desired, &observed);
+                forecast.seconds = measured.seconds(&plan);
+                forecasts.push(forecast);
+            }
+            let arrived = legs::arrived(&machines, &desired);
+            if let DesiredState::Present { addons, .. } = &desired.state {
+                cluster.addons = Some(*addons);
+            }
+            let seen = legs::observe_arrived(&cluster, &arrived, &arrived);
+            let drafter = self.world.drafter();
+            let Some(next) = drafter.next_leg(&cluster, arrived.clone(), &seen).await? else {
+                break;
+            };
+            (cluster, machines) = (next.cluster, next.machines);
+            desired = self.world.desired(&cluster, &machines)?;
+            observed = legs::observe_arrived(&cluster, &arrived, &machines);
+            plan = make_plan(&desired, &observed)?;
+            later.push((plan.clone(), desired.clone()));
+        }
+        let mut plan = first;
+        plan.hash = legs::hash(&forecasts);
+        plan.upgrade = Some(LegsForecast {
+            at: 0,
+            legs: forecasts,
+        });
+        Ok(PlannedChange { plan, later })
+    }
+
+    /// What steps have taken in the last tasks that made or changed clusters.
+    async fn measured(&self) -> ServiceResult<Measured> {
+        let mut tasks: Vec<Task> = self.records.list().await?;
+        tasks.retain(|task| {
+            let makes = matches!(task.kind, TaskKind::CreateCluster | TaskKind::UpdateCluster);
+            makes && task.state == TaskState::Succeeded
+        });
+        tasks.sort_by_key(|task| std::cmp::Reverse(task.created_at));
+        let mut whole = Vec::new();
+        for task in tasks.iter().take(MEASURED_TASKS) {
+            // A list has tasks without their steps.
+            whole.extend(self.records.task(&task.id).await?);
+        }
+        Ok(Measured::of(&whole))
+    }
+
+    /// Says in a plan that is shown what the drains of its later legs are expected to do.
+    pub(super) async fn forecast_drains(&self, plan: &mut Plan, later: &[(Plan, Desired)]) {
+        let mut drains: Vec<Option<DrainForecast>> = vec![plan.drains.clone()];
+        for (plan, desired) in later {
+            drains.push(self.world.forecast(plan, desired).await);
+        }
+        let legs = plan
+            .upgrade
+            .iter_mut()
+            .flat_map(|upgrade| &mut upgrade.legs);
+        for (leg, drains) in legs.zip(drains) {
+            leg.drains = drains;
+        }
+    }
+}
