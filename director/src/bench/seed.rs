@@ -174,6 +174,7 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         proxy_restarted: false,
         proven: None,
         pinned: false,
+        emulates: None,
         certified: None,
         wanted: None,
         revision: Revision(0),

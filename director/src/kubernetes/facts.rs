@@ -82,6 +82,8 @@ pub struct MachineFacts {
     pub kubelet: KubeletSettings,
     /// What it is in etcd; means nothing for a worker.
     pub etcd: EtcdFacts,
+    /// Minor that its API server and its controllers emulate; none where they are what they are, and on a worker.
+    pub emulates: Option<u32>,
 }
 
 /// What a control-plane machine is in etcd.

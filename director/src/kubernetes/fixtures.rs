@@ -51,6 +51,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
             host,
             kubelet: BTreeMap::new(),
             etcd: Default::default(),
+            emulates: None,
         }
     };
     ClusterFacts {

@@ -41,6 +41,10 @@ pub struct Cluster {
     /// How far it is on its way over several minors of Kubernetes; absent when it is on none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<Upgrade>,
+    /// Minor of Kubernetes that its API servers and controllers emulate where they are newer; absent while they are
+    /// nothing but what they are. While it is there, none of them ever did what is newer, and they can go back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emulates: Option<u32>,
     /// When the first of its authorities expires; absent while nobody has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorities_expire_at: Option<Timestamp>,

@@ -13,6 +13,7 @@ use windlass_common::report::Report;
 
 use super::{Certified, Revision, Timestamp};
 use crate::health::ConditionView;
+use crate::kubernetes::facts::minor_of;
 use crate::resurrector::{HoldKind, Verdict};
 
 /// One machine; its addresses are reserved for as long as this record exists.
@@ -67,6 +68,9 @@ pub struct Machine {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub started: Option<Digest>,
+    /// Minor of Kubernetes that its API server was started to emulate; absent while it is what it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emulates: Option<u32>,
     /// The certificates that were written on it; absent when an older director wrote them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certified: Option<Certified>,
@@ -206,6 +210,12 @@ impl Machine {
     pub fn is_member(&self) -> bool {
         let added = |joined: &Joined| joined.initial_cluster.is_some();
         self.votes() || self.joined.as_ref().is_some_and(added)
+    }
+
+    /// The minor that its API server is to its clients: what it was started to emulate, or its own.
+    pub fn api_minor(&self) -> Option<u32> {
+        let own = minor_of(&self.kubernetes_version)?;
+        Some(self.emulates.map_or(own, |emulated| emulated.min(own)))
     }
 
     /// Wants the next incarnation of it as it is, whatever else was wanted; `down` says that this one serves nobody.

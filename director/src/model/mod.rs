@@ -48,7 +48,7 @@ pub use task::{
     Fault, StepRecord, StepState, Task, TaskEvent, TaskId, TaskIdError, TaskKind, TaskState,
 };
 pub use time::{Timestamp, TimestampError};
-pub use upgrade::{Leg, LegForecast, LegsForecast, Upgrade};
+pub use upgrade::{Leg, LegForecast, LegsForecast, Upgrade, WayBack};
 pub use usage::Usage;
 
 /// Grows by one with each write of a record; a writer that has seen an older one is refused.

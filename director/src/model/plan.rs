@@ -57,6 +57,13 @@ pub enum DrainForecast {
 }
 
 impl Plan {
+    /// Whether the cluster's API is down in the course of it, or of any leg of the upgrade that it is one leg of.
+    pub fn takes_api_down(&self) -> bool {
+        let mut legs = self.upgrade.iter().flat_map(|upgrade| &upgrade.legs);
+        let mut steps = self.steps.iter();
+        steps.any(|step| step.disrupts == Disruption::Api) || legs.any(|leg| leg.api_down)
+    }
+
     /// Nodes in the order in which they are drained; those of one batch may be drained at the same time.
     pub fn drain_order(&self) -> Vec<Vec<NodeName>> {
         let mut level: BTreeMap<&StepKey, usize> = BTreeMap::new();

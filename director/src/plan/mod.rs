@@ -10,7 +10,7 @@
 //! 3. At no moment of any order that the plan allows are more machines of a pool out of service because of
 //!    us than its budget says.
 //! 4. A machine that serves is drained before it is deleted.
-//! 5. No kubelet is newer than an API server it may meet, nor too old for one.
+//! 5. No kubelet of a worker is newer than what an API server is that it may meet, or emulates, nor too old for one.
 //! 6. The graph is acyclic and complete; every step of a machine comes after what it needs.
 //! 7. A persistent disk is deleted only when the order names it, and never while a machine has it.
 //!

@@ -34,6 +34,25 @@ struct Life {
     answers: Option<usize>,
 }
 
+/// An API server that may run.
+#[derive(Clone, Copy)]
+struct ApiServer {
+    /// Its minor.
+    own: u32,
+    /// The minor that it is to its clients.
+    acts: u32,
+    /// The step after which it does not run any more.
+    until: Option<usize>,
+}
+
+impl ApiServer {
+    fn new(version: &str, emulates: Option<u32>, until: Option<usize>) -> Self {
+        let own = minor(version);
+        let acts = emulates.map_or(own, |emulated| emulated.min(own));
+        Self { own, acts, until }
+    }
+}
+
 /// One change of who has a vote.
 struct Change<'a> {
     /// The step with which it begins.
@@ -406,43 +425,56 @@ impl<'a> Checker<'a> {
     }
 
     /// No kubelet is newer than an API server it may meet, nor too old for one; API servers keep together.
+    ///
+    /// What an API server emulates counts for what it is (KEP-4330). The kubelet of a control-plane machine is not
+    /// looked at: it asks the API server beside it, which is of its version.
     fn skew(
         &mut self,
         machines: &'a BTreeMap<MachineName, DesiredMachine>,
         lives: &BTreeMap<&MachineName, Life>,
     ) {
         // Every API server that may run: those that are there until they are stopped, those wanted for ever.
-        let mut servers: Vec<(u32, Option<usize>)> = Vec::new();
+        let mut servers: Vec<ApiServer> = Vec::new();
         for (name, machine) in machines.iter().filter(|(_, m)| m.control_plane()) {
             let life = lives.get(name).copied().unwrap_or_default();
-            let (new, found) = (minor(&machine.kubernetes_version), self.found(name));
-            servers.push((new, None));
-            if let Some(found) = found.filter(|f| f.incarnation != machine.incarnation) {
-                let old = minor(&found.kubernetes_version);
-                servers.push((old, life.stop.or(life.delete)));
-                if new < old {
-                    let step = self.key(life.create.unwrap_or(0));
-                    let problem = "an API server would go back by a minor";
-                    self.fail(&step, Invariant::VersionSkew, problem);
-                }
+            let new = ApiServer::new(&machine.kubernetes_version, machine.emulates, None);
+            servers.push(new);
+            let Some(found) = self.found(name) else {
+                continue;
+            };
+            let goes = life.stop.or(life.delete).or(life.start);
+            let old = ApiServer::new(&found.kubernetes_version, found.emulates, goes);
+            let stays = found.incarnation == machine.incarnation;
+            if stays && (found.started.is_none() || old.acts == new.acts) {
+                continue;
+            }
+            servers.push(old);
+            if new.acts < old.acts {
+                let step = self.key(life.create.or(life.start).unwrap_or(0));
+                let problem = "an API server would go back by a minor";
+                self.fail(&step, Invariant::VersionSkew, problem);
             }
         }
-        let newest = servers.iter().map(|(minor, _)| *minor).max().unwrap_or(0);
-        let oldest = servers.iter().map(|(minor, _)| *minor).min().unwrap_or(0);
+        let newest = servers.iter().map(|of| of.own).max().unwrap_or(0);
         let whole = StepKey("(plan)".to_owned());
-        if servers.len() > 1 && newest.abs_diff(oldest) > API_APART_MAX {
-            let problem = "API servers would be more than one minor apart";
-            self.fail(&whole, Invariant::VersionSkew, problem);
+        let minors: [fn(&ApiServer) -> u32; 2] = [|of| of.own, |of| of.acts];
+        for minor in minors {
+            let newest = servers.iter().map(minor).max().unwrap_or(0);
+            let oldest = servers.iter().map(minor).min().unwrap_or(0);
+            if servers.len() > 1 && newest.abs_diff(oldest) > API_APART_MAX {
+                let problem = "API servers would be more than one minor apart";
+                self.fail(&whole, Invariant::VersionSkew, problem);
+            }
         }
         for (name, machine) in machines.iter().filter(|(_, m)| !m.control_plane()) {
             let kubelet = minor(&machine.kubernetes_version);
             let starts = lives.get(name).and_then(|life| life.start);
-            let met = servers.iter().filter(|(_, until)| match (until, starts) {
+            let met = servers.iter().filter(|of| match (of.until, starts) {
                 (None, _) => true,
-                (Some(until), Some(starts)) => !self.order.precedes(*until, starts),
+                (Some(until), Some(starts)) => !self.order.precedes(until, starts),
                 (Some(_), None) => false,
             });
-            let newer = met.clone().any(|(server, _)| kubelet > *server);
+            let newer = met.clone().any(|server| kubelet > server.acts);
             let older = newest.saturating_sub(kubelet) > KUBELET_OLDER_MAX;
             let step = starts.map_or(whole.clone(), |starts| self.key(starts));
             if newer {

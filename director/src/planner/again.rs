@@ -36,9 +36,7 @@ pub fn condemn_within(machine: &mut Machine, machines: &[Machine]) {
     }
     machine.condemned = true;
     let members = machines.iter().filter(|m| m.role.is_control_plane());
-    let oldest = members
-        .filter_map(|m| minor_of(&m.kubernetes_version))
-        .min();
+    let oldest = members.filter_map(Machine::api_minor).min();
     match &machine.wanted {
         Some(Wanted::Gone) => {}
         Some(Wanted::Reborn {

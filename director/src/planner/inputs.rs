@@ -11,7 +11,7 @@ use super::{
     Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine,
 };
 use crate::kubernetes::facts::{
-    ClusterFacts, Endpoint, EtcdFacts, HostTraits, Images, MachineFacts, Role,
+    ClusterFacts, Endpoint, EtcdFacts, HostTraits, Images, MachineFacts, Role, minor_of,
 };
 use crate::kubernetes::{API_PORT, addons, render};
 use crate::model::{Cluster, Machine, MachinePhase, MachineRole, StemcellRecord, Wanted};
@@ -72,7 +72,15 @@ fn machine_facts(cluster: &Cluster, machine: &Machine, host: HostTraits) -> Mach
             votes: machine.votes(),
             leaves: machine.is_surplus(),
         },
+        emulates: emulates(cluster, machine),
     }
+}
+
+/// What the API server of a machine is to emulate: nothing where it is no newer than that.
+pub fn emulates(cluster: &Cluster, machine: &Machine) -> Option<u32> {
+    let own = minor_of(&version(cluster, machine))?;
+    let of = cluster.emulates.filter(|minor| *minor < own);
+    of.filter(|_| machine.role.is_control_plane())
 }
 
 /// What the kubelet of a machine is told besides: what its pool says, or what it went back to.
@@ -169,6 +177,10 @@ impl<'a> Configurations<'a> {
         if !machine.kubelet.is_empty() {
             components["kubelet"] = json!(machine.kubelet);
         }
+        // The same for those that emulate nothing.
+        if let Some(minor) = machine.emulates {
+            components["emulates"] = json!(minor);
+        }
         // The same for clusters whose secrets never were rotated.
         if facts.secrets.machines > 0 {
             components["trust"] = json!(facts.secrets.machines);
@@ -231,6 +243,7 @@ pub fn present(
             node: machine.node_name.clone(),
             stemcell: machine.stemcell.clone(),
             kubernetes_version: version(cluster, machine),
+            emulates: of.emulates,
             disk: machine.data_disk.clone(),
             configuration: configuration.whole,
             components: configuration.components,
@@ -403,6 +416,7 @@ fn remains(cluster: Option<&Cluster>, record: &Machine) -> ObservedMachine {
         incarnation: record.incarnation,
         node: record.node_name.clone(),
         kubernetes_version: cluster.map_or_else(String::new, |c| version(c, record)),
+        emulates: record.emulates,
         complete: false,
         running: false,
         mounted: false,
@@ -430,6 +444,7 @@ fn observe_machine(
         incarnation: view.incarnation,
         node,
         kubernetes_version: version.unwrap_or_default(),
+        emulates: known.and_then(|r| r.emulates),
         complete: view.complete,
         running: view.power == Power::Running && !known.is_some_and(|r| r.condemned),
         mounted: known.is_some_and(|r| r.mounted),

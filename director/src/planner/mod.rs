@@ -52,6 +52,7 @@ use windlass_common::id::{
     ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
 };
 
+use crate::kubernetes::facts::minor_of;
 use crate::model::{Goal, Plan, PlanStep};
 use steps::Steps;
 
@@ -115,6 +116,9 @@ pub struct DesiredMachine {
     pub stemcell: String,
     /// Version of its kubelet and, on a control plane, of its API server.
     pub kubernetes_version: String,
+    /// Minor that its API server emulates; none where it is what it is, and of a worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub emulates: Option<u32>,
     /// Its persistent disk.
     pub disk: Option<DiskName>,
     /// Digest of everything its configuration depends on, routes included.
@@ -129,6 +133,11 @@ impl DesiredMachine {
     /// Whether it is of the control plane.
     pub fn control_plane(&self) -> bool {
         self.pool.is_none()
+    }
+
+    /// The minor that its API server is to its clients.
+    pub fn api_minor(&self) -> Option<u32> {
+        api_minor(&self.kubernetes_version, self.emulates)
     }
 }
 
@@ -172,6 +181,8 @@ pub struct ObservedMachine {
     pub node: NodeName,
     /// Version of its components.
     pub kubernetes_version: String,
+    /// Minor that its API server was started to emulate.
+    pub emulates: Option<u32>,
     /// False when its creation was cut off.
     pub complete: bool,
     /// Whether it runs: the provider says so, and no verdict says that it serves nobody.
@@ -197,6 +208,11 @@ impl ObservedMachine {
     /// agent does not count as down: it proves nothing about the machine.
     pub fn available(&self) -> bool {
         self.complete && self.running && self.ready && self.started.is_some() && !self.fenced
+    }
+
+    /// The minor that its API server is to its clients.
+    pub fn api_minor(&self) -> Option<u32> {
+        api_minor(&self.kubernetes_version, self.emulates)
     }
 
     /// Whether a Node object of it may exist that nobody has begun to remove.
@@ -434,12 +450,14 @@ pub fn narrow(
             machine
                 .kubernetes_version
                 .clone_from(&found.kubernetes_version);
+            machine.emulates = found.emulates;
         }
         let as_it_is = ObservedMachine {
             pool: machine.pool.clone(),
             incarnation: machine.incarnation,
             node: machine.node.clone(),
             kubernetes_version: machine.kubernetes_version.clone(),
+            emulates: machine.emulates,
             complete: true,
             running: up,
             mounted: true,
@@ -454,6 +472,12 @@ pub fn narrow(
     }
 }
 
+/// The minor that an API server of a version is to its clients, where it emulates this one.
+fn api_minor(version: &str, emulates: Option<u32>) -> Option<u32> {
+    let own = minor_of(version)?;
+    Some(emulates.map_or(own, |emulated| emulated.min(own)))
+}
+
 /// A machine of which nothing is wanted, taken for as it should be.
 fn as_found(found: &ObservedMachine) -> DesiredMachine {
     let unknown = Digest::of(b"not known");
@@ -463,6 +487,7 @@ fn as_found(found: &ObservedMachine) -> DesiredMachine {
         node: found.node.clone(),
         stemcell: String::new(),
         kubernetes_version: found.kubernetes_version.clone(),
+        emulates: found.emulates,
         disk: None,
         configuration: found.configured.unwrap_or(unknown),
         components: found.started.unwrap_or(unknown),

@@ -127,8 +127,8 @@ impl<'a> Site<'a> {
     pub(super) fn newer(&self, name: &MachineName) -> bool {
         let members = self.machines.iter().filter(|(_, m)| m.control_plane());
         let now = members.map(|(name, wanted)| {
-            let found = self.found(name).map(|found| &found.kubernetes_version);
-            minor_of(found.unwrap_or(&wanted.kubernetes_version))
+            let found = self.found(name).map(ObservedMachine::api_minor);
+            found.unwrap_or_else(|| wanted.api_minor())
         });
         let wanted = minor_of(&self.machines[name].kubernetes_version);
         wanted.is_none() || wanted > now.min().flatten()

@@ -27,6 +27,8 @@ pub enum RecordChange {
     Heartbeat(MachineName, Option<String>),
     /// Its components were started with this configuration.
     Started(MachineName, Digest),
+    /// Its API server was started to emulate this minor, or nothing.
+    Emulates(MachineName, Option<u32>),
     /// Its kube-proxy was started again.
     ProxyRestarted(MachineName),
     /// Its node is Ready, and was given these labels; load balancers outside had time to see it.
@@ -121,6 +123,7 @@ pub(super) async fn apply(
             | RecordChange::Heartbeat(name, _)
             | RecordChange::Started(name, _)
             | RecordChange::ProxyRestarted(name)
+            | RecordChange::Emulates(name, _)
             | RecordChange::NodeReady(name, _)
             | RecordChange::Proven(name, _)
             | RecordChange::MachineDeleted(name)
@@ -208,6 +211,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
             record.phase = MachinePhase::Configured;
         }
         RecordChange::ProxyRestarted(_) => record.proxy_restarted = true,
+        RecordChange::Emulates(_, minor) => record.emulates = *minor,
         RecordChange::NodeReady(_, digest) => {
             record.phase = MachinePhase::Ready;
             record.labelled = Some(*digest);
@@ -276,6 +280,7 @@ fn reset(record: &mut Machine) {
     record.configured = None;
     record.certified = None;
     record.started = None;
+    record.emulates = None;
     record.labelled = None;
     record.heartbeat = None;
     record.proxy_restarted = false;

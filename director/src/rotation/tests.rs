@@ -187,6 +187,7 @@ fn machine(name: &MachineName) -> Machine {
         proxy_restarted: false,
         proven: None,
         pinned: false,
+        emulates: None,
         certified: None,
         wanted: None,
         revision: Revision::default(),

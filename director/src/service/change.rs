@@ -6,7 +6,7 @@
 //!   the next incarnation.
 //! * A pool that has machines to replace gets its surge in new machines, and loses as many old ones: those
 //!   that are down first, then those that would have to be replaced, then the highest number.
-//! * A version several minors later is come to leg by leg, a minor at a time; see [`crate::planner::legs`].
+//! * A later minor is come to leg by leg, a minor at a time; see [`crate::planner::legs`].
 //! * The control plane gets or loses machines and nothing else in one order: those it loses are those that have
 //!   no vote yet, then those that are down, then the highest number.
 
@@ -35,8 +35,8 @@ pub enum StemcellChoice {
 }
 
 impl Drafter<'_> {
-    /// Drafts the cluster as `spec` wants it, out of what there is; where it wants a version several minors later,
-    /// as the first leg on the way there makes it.
+    /// Drafts the cluster as `spec` wants it, out of what there is; where it wants a later minor, as the first leg on
+    /// the way there makes it.
     pub(crate) async fn change(
         &self,
         cluster: &Cluster,
@@ -47,6 +47,7 @@ impl Drafter<'_> {
         let machines = self.records.machines_of(spec.name.as_str()).await?;
         let mut faults = self.faults(spec);
         faults.extend(fixed(&cluster.spec, spec));
+        faults.extend(version_step(cluster, &spec.kubernetes_version));
         let stemcell = self.stemcell_for(cluster, spec, choice);
         if let Err(fault) = &stemcell {
             faults.push(fault.clone());
@@ -62,7 +63,9 @@ impl Drafter<'_> {
             what: format!("the upgrade of cluster {} has no leg", spec.name),
             source: None,
         })?;
-        changed.upgrade = upgrade.goes_on().then_some(upgrade);
+        let told = upgrade.goes_on() || cluster.emulates.is_some();
+        changed.upgrade = told.then_some(upgrade);
+        self.goes_back(&machines, &stemcell)?;
         let count = cluster.spec.control_plane.count;
         self.leg(changed, &leg, count, machines, observed).await
     }
@@ -111,11 +114,18 @@ impl Drafter<'_> {
             .stemcells
             .list()
             .map_err(|error| ServiceError::of(error.class(), "stemcells", error))?;
-        let current = self.stemcells.get(&cluster.stemcell).ok();
+        let members = machines.iter().filter(|m| m.role.is_control_plane());
+        let version = |m: &&Machine| minor(&inputs::version(cluster, m));
+        let newest = members.clone().max_by_key(version);
+        let current = newest.and_then(|newest| self.stemcells.get(&newest.stemcell).ok());
+        let made = |m: &Machine| Some(&m.stemcell) == newest.map(|of| &of.stemcell);
         let start = legs::Start {
             servers: &servers,
+            newest: newest.as_ref().and_then(version).unwrap_or_default(),
+            emulates: cluster.emulates,
             kubelets: kubelets.unwrap_or_default(),
             stemcell: current.as_ref(),
+            made: members.clone().all(made),
         };
         let legs = legs::legs(start, target, &known).map_err(|error| ServiceError::Invalid {
             faults: vec![FieldFault::new(
@@ -124,11 +134,34 @@ impl Drafter<'_> {
                 format!("a version that there is a way to; {error}"),
             )],
         })?;
+        let back = minor(&target.kubernetes_version) < newest.as_ref().and_then(version);
+        let from = newest.filter(|_| back).map(|m| inputs::version(cluster, m));
         Ok(Upgrade {
-            from: servers,
+            from: from.unwrap_or(servers),
             legs,
             at: 0,
         })
+    }
+
+    /// Refuses a control plane whose etcd would not take over its data.
+    fn goes_back(&self, machines: &[Machine], target: &StemcellRecord) -> ServiceResult<()> {
+        let members = machines.iter().filter(|m| m.role.is_control_plane());
+        for member in members {
+            let Ok(now) = self.stemcells.get(&member.stemcell) else {
+                continue; // nobody can tell
+            };
+            if let Some(why) = legs::etcd_refuses(&now, target) {
+                let version = &target.kubernetes_version;
+                let allowed = format!(
+                    "a version whose etcd goes on with the data of {}: {why}",
+                    member.name
+                );
+                return Err(ServiceError::Invalid {
+                    faults: vec![FieldFault::new("kubernetesVersion", version, allowed)],
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Drafts one leg: what each machine is to become in it, and which join or go. The spec gets its version;
@@ -152,25 +185,27 @@ impl Drafter<'_> {
             .kubernetes_version
             .clone_from(&leg.kubernetes_version);
         changed.stemcell.clone_from(&leg.stemcell);
+        let raises = changed.emulates.is_some() && leg.emulates.is_none();
+        changed.emulates = leg.emulates;
         let spec = &changed.spec;
         for machine in &mut machines {
-            let serves = available(&machine.name, observed) && !machine.is_surplus();
-            if serves && !leg.workers && !machine.role.is_control_plane() {
+            let serves = available(&machine.name, observed);
+            if machine.role.is_control_plane() || leg.workers || machine.is_surplus() {
+                retarget(machine, spec, &stemcell, observed);
+            } else if serves || machine.phase == MachinePhase::Planned {
                 machine.pinned = false;
                 machine.wanted = None;
             } else {
-                retarget(machine, spec, &stemcell, observed);
+                // A kubelet is no newer than what API servers emulate: one that is down comes back as it was.
+                machine.wanted = Some(machine.as_it_is());
             }
         }
         let reborn = |m: &Machine| matches!(m.wanted, Some(Wanted::Reborn { .. }));
-        if count != spec.control_plane.count
-            && machines
-                .iter()
-                .any(|m| m.role.is_control_plane() && reborn(m))
-        {
+        let mut members = machines.iter().filter(|m| m.role.is_control_plane());
+        if count != spec.control_plane.count && (raises || members.any(reborn)) {
             let allowed = format!(
-                "{count}: the control plane gets another size, or other machines, not both at once; order one \
-                 after the other"
+                "{count}: the control plane gets another size, or other machines or API servers that emulate no more, \
+                 not both at once; order one after the other"
             );
             let count = spec.control_plane.count;
             return Err(ServiceError::Invalid {
@@ -470,20 +505,23 @@ fn fixed(now: &ClusterSpec, wanted: &ClusterSpec) -> Vec<FieldFault> {
         let allowed = "scaled to 0 first, and left out of the spec then";
         faults.push(FieldFault::new(key, "not given", allowed));
     }
-    faults.extend(version_step(
-        &now.kubernetes_version,
-        &wanted.kubernetes_version,
-    ));
     faults
 }
 
-/// Kubernetes never goes back by a minor.
-fn version_step(from: &str, to: &str) -> Option<FieldFault> {
-    let (old, new) = (minor_of(from)?, minor_of(to)?);
-    if new >= old {
+/// Kubernetes does not go back by a minor, but to one that its API servers never stopped emulating.
+fn version_step(cluster: &Cluster, to: &str) -> Option<FieldFault> {
+    let runs = &cluster.spec.kubernetes_version;
+    let (oldest, new) = (cluster.emulates.or(minor_of(runs))?, minor_of(to)?);
+    if new >= oldest {
         return None;
     }
-    let allowed =
-        format!("1.{old}.x or later: API servers do not go back by a minor ({from} runs)");
+    let allowed = match cluster.emulates {
+        Some(_) => {
+            format!("1.{oldest}.x or later: that is what its API servers emulate ({runs} runs)")
+        }
+        None => {
+            format!("1.{oldest}.x or later: API servers do not go back by a minor ({runs} runs)")
+        }
+    };
     Some(FieldFault::new("kubernetesVersion", to, allowed))
 }

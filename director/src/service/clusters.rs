@@ -182,17 +182,21 @@ impl Inner {
                 message: self.plans.difference(&shown, plan),
             });
         }
-        let down = plan.steps.iter().find(|s| s.disrupts == Disruption::Api);
-        match down {
-            Some(step) if !order.accept_downtime => Err(ServiceError::Conflict {
-                message: format!(
-                    "the API of cluster {} will be down during {}: its control plane is one machine; order \
-                     it with --accept-downtime",
-                    plan.cluster, step.key
-                ),
-            }),
-            _ => Ok(()),
+        if order.accept_downtime || !plan.takes_api_down() {
+            return Ok(());
         }
+        let down = plan.steps.iter().find(|s| s.disrupts == Disruption::Api);
+        let when = match down {
+            Some(step) => step.key.to_string(),
+            None => "a later leg".to_owned(),
+        };
+        Err(ServiceError::Conflict {
+            message: format!(
+                "the API of cluster {} will be down during {when}: its control plane is one machine; order it with \
+                 --accept-downtime",
+                plan.cluster
+            ),
+        })
     }
 
     /// Refuses a plan with a drain that would wait in vain, before anything is touched. A cluster whose API
@@ -375,9 +379,8 @@ impl Inner {
         match task.kind {
             TaskKind::CreateCluster | TaskKind::UpdateCluster => {
                 // What was consented to for the task is for what is left of it.
-                let consent = |step: &PlanStep| step.disrupts == Disruption::Api;
                 let order = ChangeOrder {
-                    accept_downtime: task.plan.steps.iter().any(consent),
+                    accept_downtime: task.plan.takes_api_down(),
                     ignore_window: task.ignore_window.clone(),
                     ..ChangeOrder::default()
                 };

@@ -261,6 +261,7 @@ mod tests {
             proxy_restarted: false,
             proven: None,
             pinned: false,
+            emulates: None,
             certified: None,
             wanted: None,
             revision: Revision::default(),

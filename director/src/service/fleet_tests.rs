@@ -14,7 +14,7 @@ use super::*;
 use crate::config::{Config, DataDir, Identity};
 use crate::model::{
     AuditFilter, CampaignId, CampaignState, CampaignView, ClusterOverview, ClusterPhase,
-    MemberState, Operator, TaskState,
+    MemberState, Operator, TaskState, WayBack,
 };
 use crate::resurrector::Mode;
 use crate::rollout::tests::sim::{Life, Sim};
@@ -385,10 +385,24 @@ async fn an_upgrade_over_two_minors_goes_leg_by_leg_through_the_death_of_its_dir
         })
         .collect();
     let want = [
-        (NEWER, 1, (36, 37), (36, 37)),
-        (TARGET, 2, (37, 38), (36, 38)),
+        (NEWER, 1, (36, 36), (36, 37)),
+        (TARGET, 1, (36, 37), (36, 38)),
+        (TARGET, 1, (37, 38), (36, 38)),
     ];
     assert_eq!(told, want, "the worker is made anew in the last leg alone");
+    let emulated: Vec<_> = legs.iter().map(|leg| leg.emulates).collect();
+    assert_eq!(emulated, [Some(36), Some(37), None]);
+    let restarted: Vec<_> = legs.iter().map(|leg| leg.restarted.len()).collect();
+    assert_eq!(restarted, [0, 0, 1], "API servers are raised in place");
+    let back: Vec<_> = legs
+        .iter()
+        .map(|leg| match &leg.way_back {
+            Some(WayBack::Open { kubernetes_version }) => Some(kubernetes_version.as_str()),
+            Some(WayBack::Closed { why }) => panic!("{why}"),
+            None => None,
+        })
+        .collect();
+    assert_eq!(back, [Some(OLDER), Some(NEWER), None]);
     assert!(legs.iter().all(|leg| leg.seconds.is_some()), "{legs:?}");
     // The hash covers the later legs: another stemcell on the way is another plan.
     let other = {
@@ -414,7 +428,9 @@ async fn an_upgrade_over_two_minors_goes_leg_by_leg_through_the_death_of_its_dir
     let way = cluster.upgrade.as_ref().unwrap().to_string();
     assert_eq!(
         way,
-        format!("leg 1 of 2, Kubernetes {OLDER} to {NEWER}, on the way to {TARGET}")
+        format!(
+            "leg 1 of 3, Kubernetes {OLDER} to {NEWER}, emulating 1.36, on the way to {TARGET}"
+        )
     );
     // Ordered again, it is the task that leads there.
     let again = ChangeOrder::default();
@@ -444,8 +460,11 @@ async fn an_upgrade_over_two_minors_goes_leg_by_leg_through_the_death_of_its_dir
     let log = director.audit(50, &AuditFilter::default()).await.unwrap();
     let legs = log.iter().filter(|entry| entry.action == "task.leg");
     let legs: Vec<_> = legs.map(|entry| entry.detail.as_str()).collect();
-    assert_eq!(legs.len(), 1);
-    assert!(legs[0].contains("leg 2 of 2"), "{legs:?}");
+    assert_eq!(legs.len(), 2, "{legs:?}");
+    assert!(
+        legs.iter().any(|said| said.contains("leg 2 of 3")),
+        "{legs:?}"
+    );
     director.shutdown().await;
 }
 

@@ -1,10 +1,10 @@
-//! Plans changes, those with all of their legs that lead over several minors.
+//! Plans changes, those with all of their legs that lead to a later minor.
 //!
 //! Each leg is drafted and planned out of what the one before it leaves, and checked, before anything is ordered.
 //! When its turn comes it is drafted anew, out of what there is then (`rollout::world`).
 
 use super::clusters::{Change, make_plan};
-use super::{Inner, ServiceResult};
+use super::{Inner, ServiceError, ServiceResult};
 use crate::model::{DrainForecast, LegsForecast, Plan, Task, TaskKind, TaskState};
 use crate::plan::duration::Measured;
 use crate::planner::{Desired, DesiredState, legs};
@@ -29,6 +29,11 @@ impl Inner {
             return Ok(PlannedChange { plan: first, later });
         }
         let measured = self.measured().await?;
+        let (known, _) = self
+            .world
+            .stemcells
+            .list()
+            .map_err(|error| ServiceError::of(error.class(), "stemcells", error))?;
         let mut forecasts = Vec::new();
         let mut cluster = change.draft.cluster.clone();
         let mut machines = change.draft.machines.clone();
@@ -36,9 +41,11 @@ impl Inner {
         let mut observed = change.observed.clone();
         let mut plan = first.clone();
         loop {
-            if let Some(leg) = cluster.upgrade.as_ref().and_then(|upgrade| upgrade.leg()) {
+            let under_way = cluster.upgrade.as_ref();
+            if let Some((upgrade, leg)) = under_way.and_then(|of| Some((of, of.leg()?))) {
                 let mut forecast = legs::forecast(leg, &plan, &desired, &observed);
                 forecast.seconds = measured.seconds(&plan);
+                forecast.way_back = legs::way_back(leg, upgrade.before(), &known);
                 forecasts.push(forecast);
             }
             let arrived = legs::arrived(&machines, &desired);

@@ -64,6 +64,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
             },
             kubelet: BTreeMap::new(),
             etcd: Default::default(),
+            emulates: None,
         }
     };
     ClusterFacts {

@@ -53,6 +53,7 @@ fn record(of: &MachineIdentity) -> model::Machine {
         proxy_restarted: false,
         proven: None,
         pinned: false,
+        emulates: None,
         certified: None,
         wanted: None,
         revision: Revision::default(),

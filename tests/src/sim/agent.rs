@@ -202,6 +202,7 @@ impl Site {
                 .iter()
                 .map(|name| (name.clone(), unit.clone()))
                 .collect();
+            vm.emulates.1 = vm.emulates.0;
         }
         state.tell(format!("machine {name} boots"));
         drop(state);

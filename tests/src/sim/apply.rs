@@ -5,11 +5,26 @@ use std::sync::Arc;
 use windlass_agent::steps::Failure;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Incarnation, MachineName};
-use windlass_common::step::{EtcdAction, Payload, Service, Step, UnitState};
+use windlass_common::step::{EtcdAction, FileContent, FileSpec, Payload, Service, Step, UnitState};
 
 use super::cluster::{API, ETCD};
 use super::fixtures::Fixtures;
 use super::state::{State, Unit};
+
+/// The flags of the API server, if this is the file with them.
+fn api_flags(file: &FileSpec) -> Option<&str> {
+    match &file.content {
+        FileContent::Text(text) if file.path.ends_with("/kube-apiserver.env") => Some(text),
+        _ => None,
+    }
+}
+
+/// The minor that flags say is emulated.
+fn emulated(flags: &str) -> Option<u32> {
+    let (_, version) = flags.split_once("--emulated-version=1.")?;
+    let minor = version.split(|c: char| !c.is_ascii_digit()).next()?;
+    minor.parse().ok()
+}
 
 /// What came of a step, with what it changed.
 pub type Done = Result<(Payload, Vec<String>), Failure>;
@@ -55,7 +70,12 @@ impl State {
                 if configure.files.is_empty() && configure.routes.is_none() {
                     self.violated(6, format!("{name} is configured with nothing"));
                 }
-                self.vms.get_mut(name)?.configured = true;
+                let flags = configure.files.iter().find_map(api_flags);
+                let vm = self.vms.get_mut(name)?;
+                vm.configured = true;
+                if let Some(flags) = flags {
+                    vm.emulates.0 = emulated(flags);
+                }
                 changed("configured")
             }
             Step::Service(service) => Some(self.service(name, service)),
@@ -134,6 +154,9 @@ impl State {
                             configuration: wanted,
                         };
                         vm.units.insert(goal.unit.clone(), unit);
+                        if goal.unit == API {
+                            vm.emulates.1 = vm.emulates.0;
+                        }
                         vm.enabled.insert(goal.unit.clone());
                         changes.push(format!("started {}", goal.unit));
                     }

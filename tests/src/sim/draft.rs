@@ -168,12 +168,27 @@ impl Target {
         Ok(machines)
     }
 
-    /// The machines of a cluster that is there, each with what it is to become.
-    pub fn change(&self, machines: &mut Vec<Machine>, observed: &Observed) -> Result<()> {
+    /// The machines of a cluster that is there, each with what it is to become; workers only when it is their turn.
+    pub fn change(
+        &self,
+        machines: &mut Vec<Machine>,
+        workers: bool,
+        observed: &Observed,
+    ) -> Result<()> {
         for machine in machines.iter_mut() {
-            self.retarget(machine, observed);
+            let turn = workers || machine.role.is_control_plane() || machine.is_surplus();
+            let found = observed.machines.get(&machine.name);
+            if turn {
+                self.retarget(machine, observed);
+            } else if found.is_some_and(ObservedMachine::available)
+                || machine.phase == MachinePhase::Planned
+            {
+                machine.wanted = None;
+            } else {
+                machine.wanted = Some(machine.as_it_is());
+            }
         }
-        for (pool, of) in &self.pools {
+        for (pool, of) in self.pools.iter().filter(|_| workers) {
             self.resize(pool, of, machines, observed)?;
         }
         machines.sort_by(|a, b| a.name.cmp(&b.name));
@@ -265,9 +280,10 @@ impl Target {
     }
 }
 
-/// An address that no machine has.
+/// The last number of an address that no machine has, and of a pod network.
 fn free(machines: &[Machine]) -> u8 {
-    let taken = |at: &u8| machines.iter().any(|m| m.address.octets()[3] == *at);
+    let of = |m: &Machine| [m.address.octets()[3], m.pod_cidr.addr().octets()[2]];
+    let taken = |at: &u8| machines.iter().any(|m| of(m).contains(at));
     (3..=254).find(|at| !taken(at)).unwrap_or(254)
 }
 

@@ -41,31 +41,40 @@ impl State {
 
     fn skew(&mut self) {
         let (vms, now) = (&self.vms, self.now);
-        let running = |unit: &'static str| {
-            vms.iter()
-                .filter(move |(_, vm)| vm.has(unit, now))
-                .map(|(name, vm)| (vm.minor, name))
-        };
-        let Some((oldest, old)) = running(API).min() else {
+        let running = |unit: &'static str| vms.iter().filter(move |(_, vm)| vm.has(unit, now));
+        // What an API server emulates is what it is to its clients.
+        let servers = running(API).map(|(name, vm)| {
+            let acts = vm.emulates.1.map_or(vm.minor, |minor| minor.min(vm.minor));
+            (acts, vm.minor, name)
+        });
+        let Some((oldest, _, old)) = servers.clone().min() else {
             return;
         };
-        let newest = running(API).map(|(minor, _)| minor).max().unwrap_or(oldest);
-        let kubelet = running(KUBELET).find_map(|(minor, name)| {
+        let newest = servers
+            .clone()
+            .map(|(acts, ..)| acts)
+            .max()
+            .unwrap_or(oldest);
+        let own = servers.clone().map(|(_, own, _)| own);
+        let (first, last) = (own.clone().min(), own.max().unwrap_or(newest));
+        let kubelet = running(KUBELET).find_map(|(name, vm)| {
+            let minor = vm.minor;
             // A control-plane machine prefers its own API server, which is as new as its kubelet.
-            if minor > oldest && !vms[name].control_plane() {
+            if minor > oldest && !vm.control_plane() {
                 Some(format!(
-                    "kubelet of {name} is 1.{minor}, the API server of {old} is 1.{oldest}"
+                    "kubelet of {name} is 1.{minor}, the API server of {old} is 1.{oldest} to it"
                 ))
-            } else if newest.saturating_sub(minor) > KUBELET_OLDER_MAX {
+            } else if last.saturating_sub(minor) > KUBELET_OLDER_MAX {
                 Some(format!(
-                    "kubelet of {name} is 1.{minor}, an API server is 1.{newest}"
+                    "kubelet of {name} is 1.{minor}, an API server is 1.{last}"
                 ))
             } else {
                 None
             }
         });
+        let far = newest - oldest > 1 || first.is_some_and(|first| last - first > 1);
         let apart =
-            (newest - oldest > 1).then(|| format!("API servers are 1.{oldest} and 1.{newest}"));
+            far.then(|| format!("API servers are 1.{oldest} and 1.{newest} to their clients"));
         if let Some(problem) = kubelet.or(apart) {
             self.violated(5, problem);
         }

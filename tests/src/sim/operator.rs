@@ -11,10 +11,11 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, MachineName};
 use windlass_common::step::{Exec, Step, StepId, StepRequest};
 use windlass_director::model::{
-    Cluster, ClusterPhase, Machine, MachinePhase, Plan, Revision, Task, TaskId, TaskKind,
-    TaskState, Timestamp,
+    Cluster, ClusterPhase, Leg, LegsForecast, Machine, MachinePhase, Plan, Revision, Task, TaskId,
+    TaskKind, TaskState, Timestamp, Upgrade,
 };
 use windlass_director::plan;
+use windlass_director::planner::legs::Start;
 use windlass_director::planner::{self, Desired, Observed, inputs};
 use windlass_director::rollout::Stop;
 use windlass_director::rollout::world::Agents;
@@ -189,6 +190,8 @@ impl Operator {
             };
             let task = self.see_through(&task, cancels).await?;
             match task.state {
+                // It rests while it emulates what was before, and goes on.
+                TaskState::Succeeded if want == Want::Present && self.emulates().await? => {}
                 TaskState::Succeeded => return Ok(()),
                 TaskState::Cancelled if task.kind == TaskKind::UpdateCluster => {
                     self.serves_after_cancel().await?;
@@ -203,6 +206,35 @@ impl Operator {
         let problem = format!("an order does not succeed with nothing going wrong: {last}");
         self.site.lock().violated(6, problem);
         bail!("given up")
+    }
+
+    async fn emulates(&self) -> Result<bool> {
+        let cluster = self.cluster().await?;
+        Ok(cluster.is_some_and(|cluster| cluster.emulates.is_some()))
+    }
+
+    /// The legs to what the cluster is to be.
+    fn legs(&self, cluster: &Cluster, machines: &[Machine]) -> Result<Vec<Leg>> {
+        let stemcells = &self.fixtures.stemcells;
+        let target = stemcells.get(&self.target.stemcell())?;
+        let (known, _) = stemcells.list()?;
+        let members = machines.iter().filter(|m| m.role.is_control_plane());
+        let version = |m: &&Machine| fixtures::minor(&m.stemcell);
+        let (oldest, newest) = (
+            members.clone().min_by_key(version).context("a member")?,
+            members.clone().max_by_key(version).context("a member")?,
+        );
+        let workers = machines.iter().filter(|m| !m.role.is_control_plane());
+        let current = stemcells.get(&newest.stemcell)?;
+        let start = Start {
+            servers: &oldest.kubernetes_version,
+            newest: version(&newest),
+            emulates: cluster.emulates,
+            kubelets: workers.map(|m| version(&m)).min().unwrap_or(0),
+            stemcell: Some(&current),
+            made: members.clone().all(|m| m.stemcell == newest.stemcell),
+        };
+        Ok(planner::legs::legs(start, &target, &known)?)
     }
 
     async fn cluster(&self) -> Result<Option<Cluster>> {
@@ -234,16 +266,38 @@ impl Operator {
             commit.value(Kind::Address, &endpoint, Expect::Absent, &"endpoint");
         } else if want == Want::Present {
             let observed = self.desk.world.observe(&self.name).await?;
-            self.target.change(&mut machines, &observed)?;
+            let legs = self.legs(&cluster, &machines)?;
+            let first = legs.first().context("a leg")?;
+            let workers = first.workers;
             cluster.spec = self.target.spec()?;
             cluster.stemcell = self.target.stemcell();
+            cluster.emulates = first.emulates;
+            // Some order leg by leg. The plans of later legs are the director's, in which no guard is broken.
+            let chained = {
+                let mut state = self.site.lock();
+                state.mutation.is_none() && state.dice.chance(600)
+            };
+            cluster.upgrade = (chained && legs.len() > 1).then(|| Upgrade {
+                from: "1.36.0".to_owned(),
+                legs,
+                at: 0,
+            });
+            self.target.change(&mut machines, workers, &observed)?;
         }
         let (desired, mut observed) = self.inputs(want, &cluster, &machines).await?;
         observed.records = true;
-        let plan = match self.plan(&desired, &observed) {
+        let mut plan = match self.plan(&desired, &observed) {
             Ok(plan) => plan,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        plan.upgrade = cluster.upgrade.as_ref().map(|upgrade| LegsForecast {
+            at: 0,
+            legs: upgrade
+                .legs
+                .iter()
+                .map(|leg| planner::legs::forecast(leg, &plan, &desired, &observed))
+                .collect(),
+        });
         let joined = |m: &Machine| m.labelled.is_some() || m.phase == MachinePhase::Ready;
         let kind = match want {
             Want::Absent => TaskKind::DeleteCluster,

@@ -119,6 +119,7 @@ impl State {
             off: false,
             mounted: false,
             configured: false,
+            emulates: (None, None),
             units: Default::default(),
             enabled: Default::default(),
             epoch: 0,

@@ -139,6 +139,8 @@ pub struct Vm {
     pub mounted: bool,
     /// Whether it was configured.
     pub configured: bool,
+    /// The minor that its API server is told to emulate on its disk, and the one that it was started to emulate.
+    pub emulates: (Option<u32>, Option<u32>),
     /// Units that run, since when, and with which configuration.
     pub units: BTreeMap<String, Unit>,
     /// Units that start at boot.

@@ -18,6 +18,7 @@ use windlass_tests::load::{
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
+use crate::changes;
 use crate::lifecycle::{healthy, items, with_world};
 
 pub(crate) const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
@@ -155,6 +156,7 @@ pub(crate) fn upgrade() -> Result<()> {
         let order = ["cluster", "upgrade", "busy", "--to", "1.37.2"];
         unnoticed(world, &kubectl, "busy", &order)?;
         healthy(&kubectl, 6)?;
+        changes::emulates(world, &kubectl, "busy", None)?;
         world.run(&["cluster", "delete", "busy", "--yes", "--wait"])?;
         Ok(())
     })
@@ -234,7 +236,8 @@ fn print_times(task: &Value) {
     ];
     let mut times: BTreeMap<&str, [f64; 4]> = BTreeMap::new();
     for (key, step) in task["steps"].as_object().into_iter().flatten() {
-        let mut words = key.split('/');
+        // Keys of later legs have them before.
+        let mut words = key.split('/').skip_while(|word| *word != "machine");
         let (Some("machine"), Some(machine), Some(verb)) =
             (words.next(), words.next(), words.next())
         else {

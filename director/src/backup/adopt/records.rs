@@ -194,6 +194,7 @@ fn added(difference: &MachineDifference, view: &MachineView, now: Timestamp) -> 
         proxy_restarted: false,
         proven: None,
         pinned: false,
+        emulates: None,
         wanted: None,
         revision: Revision(0),
         created_at: now,
@@ -285,6 +286,8 @@ pub(super) fn clusters_after(
             new.spec.kubernetes_version = newest.kubernetes_version.clone();
             new.stemcell = newest.stemcell.clone();
         }
+        // Whether its API servers were raised since is not known, and one that was does not go back.
+        new.emulates = None;
         if found.tasks.iter().any(|task| task.cluster == *name) || new.task.is_some() {
             new.task = None;
             new.upgrade = None;

@@ -65,6 +65,7 @@ fn cluster() -> Cluster {
         authorities_expire_at: None,
         renewal_tried_at: None,
         made_from: None,
+        emulates: None,
         revision: Revision(1),
         created_at: Timestamp::from_unix_ms(1),
     }
@@ -108,6 +109,7 @@ fn machine(text: &str, incarnation: u32, last: u8) -> Machine {
         proxy_restarted: false,
         proven: None,
         pinned: false,
+        emulates: None,
         wanted: None,
         revision: Revision(1),
         created_at: Timestamp::from_unix_ms(1),
@@ -256,6 +258,15 @@ fn a_world_as_recorded_changes_nothing() {
         ..Adoption::default()
     };
     assert_eq!(adoption, nothing);
+}
+
+#[test]
+fn api_servers_that_may_have_been_raised_since_do_not_emulate_again() {
+    let mut world = World::new();
+    world.clusters[0].emulates = Some(36);
+    let adoption = world.approve(&[], &[]).unwrap();
+    let emulates: Vec<_> = adoption.clusters.iter().map(|c| c.emulates).collect();
+    assert_eq!(emulates, [None]);
 }
 
 #[test]

@@ -199,6 +199,12 @@ pub(crate) fn describe(cluster: &Cluster) -> String {
     if let Some(upgrade) = &cluster.upgrade {
         rows.push(("Upgrade", upgrade.to_string()));
     }
+    if let Some(minor) = cluster.emulates {
+        let says = format!(
+            "1.{minor}: API servers and controllers are no more than that until they are raised"
+        );
+        rows.push(("Emulates", says));
+    }
     if let Some(rotation) = &cluster.rotation {
         let (stage, since) = (rotation.stage, rotation.since);
         let waits = match rotation.tokens_until() {

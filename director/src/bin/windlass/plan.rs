@@ -1,6 +1,7 @@
 //! A plan for people: its steps, what its drains evict, its legs, and when it begins.
 
-use windlass_director::model::{Disruption, DrainForecast, LegsForecast, Plan};
+use windlass_common::id::MachineName;
+use windlass_director::model::{Disruption, DrainForecast, LegsForecast, Plan, WayBack};
 
 use crate::output::{duration, table};
 
@@ -22,7 +23,7 @@ pub(crate) fn explain(plan: &Plan) -> String {
     text.push_str(&table(&["STEP", "DISRUPTS", "WHY"], rows));
     text.push_str(&drains(plan.drains.as_ref()));
     if let Some(upgrade) = &plan.upgrade {
-        text.push_str(&legs(upgrade));
+        text.push_str(&legs(plan, upgrade));
     }
     if let Some(window) = &plan.window {
         let then = if window.open {
@@ -36,40 +37,66 @@ pub(crate) fn explain(plan: &Plan) -> String {
     text
 }
 
-/// The legs of an upgrade over several minors; the steps above are those of one.
-fn legs(upgrade: &LegsForecast) -> String {
+/// The legs of an upgrade; the steps above are those of one.
+fn legs(plan: &Plan, upgrade: &LegsForecast) -> String {
     let minors = |(oldest, newest): (u32, u32)| match oldest == newest {
         true => format!("1.{oldest}"),
         false => format!("1.{oldest}-1.{newest}"),
     };
+    let names = |machines: &[MachineName]| {
+        let names: Vec<_> = machines.iter().map(ToString::to_string).collect();
+        names.join(", ")
+    };
     let rows = upgrade.legs.iter().enumerate().map(|(at, leg)| {
-        let machines: Vec<_> = leg.machines.iter().map(ToString::to_string).collect();
         vec![
             format!("{}{}", at + 1, if at == upgrade.at { " *" } else { "" }),
             leg.kubernetes_version.clone(),
+            leg.emulates
+                .map_or_else(String::new, |minor| format!("1.{minor}")),
             leg.stemcell.clone(),
             minors(leg.api_servers),
             minors(leg.kubelets),
-            leg.steps.to_string(),
+            match leg.api_down {
+                true => format!("{} (API down)", leg.steps),
+                false => leg.steps.to_string(),
+            },
             leg.seconds
                 .map_or("not known".to_owned(), |s| duration(s * 1000)),
-            machines.join(", "),
+            names(&leg.machines),
+            names(&leg.restarted),
         ]
     });
     let head = [
         "LEG",
         "KUBERNETES",
+        "EMULATES",
         "STEMCELL",
         "API SERVERS",
         "KUBELETS",
         "STEPS",
         "ABOUT",
         "MADE ANEW",
+        "RESTARTED",
     ];
     let mut text = format!(
-        "\n\nAPI servers go one minor at a time; the steps above are those of the leg with a star.\n\n{}",
+        "\n\nAPI servers go one minor at a time, and emulate the one before until all of them are there; the steps \
+         above are\nthose of the leg with a star.\n\n{}",
         table(&head, rows)
     );
+    for (at, leg) in upgrade.legs.iter().enumerate() {
+        match &leg.way_back {
+            None => {}
+            Some(WayBack::Open { kubernetes_version }) => text.push_str(&format!(
+                "\n\nUntil leg {} begins, a cancelled upgrade can go back: windlass cluster upgrade {} --to \
+                 {kubernetes_version}",
+                at + 2,
+                plan.cluster
+            )),
+            Some(WayBack::Closed { why }) => {
+                text.push_str(&format!("\n\nFrom leg {} there is no way back: {why}.", at + 1));
+            }
+        }
+    }
     for (at, leg) in upgrade.legs.iter().enumerate() {
         let drains = drains(leg.drains.as_ref());
         if at != upgrade.at && !drains.is_empty() {
@@ -139,7 +166,7 @@ mod tests {
         let leg = |version: &str, machines: &[&str], servers: [u32; 2], kubelets: [u32; 2]| {
             json!({
                 "kubernetesVersion": version,
-                "stemcell": format!("debian12-{version}-0a1b2c3d"),
+                "stemcell": format!("deb-{version}-0a1b"),
                 "hash": digest(),
                 "steps": 12,
                 "machines": machines,
@@ -147,9 +174,16 @@ mod tests {
                 "kubelets": kubelets,
             })
         };
-        let mut first = leg("1.37.2", &["demo-cp-0"], [36, 37], [36, 37]);
+        let mut first = leg("1.37.2", &["demo-cp-0"], [36, 36], [36, 37]);
         first["seconds"] = json!(95);
-        let mut last = leg("1.38.0", &["demo-cp-0", "demo-w-0"], [37, 38], [36, 38]);
+        first["emulates"] = json!(36);
+        first["wayBack"] = json!({"state": "open", "kubernetesVersion": "1.36.3"});
+        let mut second = leg("1.38.0", &["demo-cp-0"], [36, 37], [36, 38]);
+        second["emulates"] = json!(37);
+        let why = "etcd 3.6.16 does not read what etcd 3.7.0 has written";
+        second["wayBack"] = json!({"state": "closed", "why": why});
+        let mut last = leg("1.38.0", &["demo-w-0"], [37, 38], [36, 38]);
+        last["restarted"] = json!(["demo-cp-0"]);
         last["drains"] = json!({"state": "unknown", "why": "the API does not answer"});
         let plan = json!({
             "cluster": "demo",
@@ -163,7 +197,7 @@ mod tests {
                 "disrupts": "nothing",
                 "after": [],
             }],
-            "upgrade": {"at": 0, "legs": [first, last]},
+            "upgrade": {"at": 0, "legs": [first, second, last]},
         });
         let text = explained(plan);
         let wanted = "\
@@ -172,13 +206,19 @@ cluster demo: 1 steps
 STEP        DISRUPTS   WHY
 api/await              nothing is touched while it does not answer
 
-API servers go one minor at a time; the steps above are those of the leg with a star.
+API servers go one minor at a time, and emulate the one before until all of them are there; the steps above are
+those of the leg with a star.
 
-LEG   KUBERNETES   STEMCELL                   API SERVERS   KUBELETS    STEPS   ABOUT       MADE ANEW
-1 *   1.37.2       debian12-1.37.2-0a1b2c3d   1.36-1.37     1.36-1.37   12      1m35s       demo-cp-0
-2     1.38.0       debian12-1.38.0-0a1b2c3d   1.37-1.38     1.36-1.38   12      not known   demo-cp-0, demo-w-0
+LEG   KUBERNETES   EMULATES   STEMCELL          API SERVERS   KUBELETS    STEPS   ABOUT       MADE ANEW   RESTARTED
+1 *   1.37.2       1.36       deb-1.37.2-0a1b   1.36          1.36-1.37   12      1m35s       demo-cp-0
+2     1.38.0       1.37       deb-1.38.0-0a1b   1.36-1.37     1.36-1.38   12      not known   demo-cp-0
+3     1.38.0                  deb-1.38.0-0a1b   1.37-1.38     1.36-1.38   12      not known   demo-w-0    demo-cp-0
 
-Leg 2:
+Until leg 2 begins, a cancelled upgrade can go back: windlass cluster upgrade demo --to 1.36.3
+
+From leg 2 there is no way back: etcd 3.6.16 does not read what etcd 3.7.0 has written.
+
+Leg 3:
 
 What drains will evict is not known: the API does not answer
 

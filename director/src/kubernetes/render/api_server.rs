@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::super::facts::{ClusterFacts, MachineFacts};
 use super::super::pki::{EncryptionKey, FRONT_PROXY_NAME, Profile};
 use super::super::{API_PORT, CLUSTER_DOMAIN, ETCD_CLIENT_PORT};
-use super::flags::Flags;
+use super::flags::{Flags, emulation};
 use super::{
     ETCD_CA_PATH, FRONT_PROXY_CA_PATH, KUBERNETES_CA_PATH, SERVICE_ACCOUNT_KEY_PATH,
     SERVICE_ACCOUNT_PUBLIC_PATH, yaml,
@@ -59,6 +59,12 @@ pub(super) fn flags(cluster: &ClusterFacts, machine: &MachineFacts) -> Flags {
         .set("audit-log-maxsize", 50)
         .set("audit-log-maxbackup", 10)
         .set("audit-log-maxage", 30);
+    let flags = match machine.emulates {
+        // Its machine's kubelet and its controllers are of its own minor, and may ask for an API by the version that
+        // it has there: the newer versions of APIs that the emulated minor serves are served, too.
+        Some(_) => emulation(flags, machine).set("emulation-forward-compatible", true),
+        None => flags,
+    };
     trust_flags(flags, cluster)
 }
 

@@ -1,9 +1,9 @@
 //! Controller manager and scheduler: flags only.
 
-use super::super::facts::ClusterFacts;
+use super::super::facts::{ClusterFacts, MachineFacts};
 use super::super::pki::Profile;
 use super::super::{CONTROLLER_MANAGER_PORT, SCHEDULER_PORT};
-use super::flags::Flags;
+use super::flags::{Flags, emulation};
 use super::{FRONT_PROXY_CA_PATH, KUBERNETES_CA_PATH, SERVICE_ACCOUNT_KEY_PATH};
 
 /// Kubeconfig of the controller manager.
@@ -16,9 +16,9 @@ pub(super) const SCHEDULER_KUBECONFIG_PATH: &str = "/etc/kubernetes/kube-schedul
 ///
 /// No signing key: certificates come from the director, so the controllers that approve and sign
 /// requests are off. No pod networks: the director assigns them.
-pub(super) fn controller_manager(cluster: &ClusterFacts) -> Flags {
+pub(super) fn controller_manager(cluster: &ClusterFacts, machine: &MachineFacts) -> Flags {
     common(
-        cluster,
+        (cluster, machine),
         Profile::ControllerManager,
         CONTROLLER_MANAGER_KUBECONFIG_PATH,
         CONTROLLER_MANAGER_PORT,
@@ -39,17 +39,22 @@ pub(super) fn controller_manager(cluster: &ClusterFacts) -> Flags {
 }
 
 /// Flags of the scheduler.
-pub(super) fn scheduler(cluster: &ClusterFacts) -> Flags {
+pub(super) fn scheduler(cluster: &ClusterFacts, machine: &MachineFacts) -> Flags {
     common(
-        cluster,
+        (cluster, machine),
         Profile::Scheduler,
         SCHEDULER_KUBECONFIG_PATH,
         SCHEDULER_PORT,
     )
 }
 
-fn common(cluster: &ClusterFacts, profile: Profile, kubeconfig: &str, port: u16) -> Flags {
-    Flags::default()
+fn common(
+    (cluster, machine): (&ClusterFacts, &MachineFacts),
+    profile: Profile,
+    kubeconfig: &str,
+    port: u16,
+) -> Flags {
+    emulation(Flags::default(), machine)
         .set("kubeconfig", kubeconfig)
         .set("authentication-kubeconfig", kubeconfig)
         .set("authorization-kubeconfig", kubeconfig)

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use super::super::facts::MachineFacts;
+
 /// Flags of one command, `--name=value`, ordered by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Flags(BTreeMap<&'static str, String>);
@@ -42,6 +44,14 @@ impl Flags {
             words.push(format!("--{flag}={value}"));
         }
         Ok(format!("ARGS=\"{}\"\n", words.join(" ")))
+    }
+}
+
+/// Adds which minor an API server or a controller emulates, the same flag for all of them.
+pub(super) fn emulation(flags: Flags, machine: &MachineFacts) -> Flags {
+    match machine.emulates {
+        Some(minor) => flags.set("emulated-version", format!("1.{minor}")),
+        None => flags,
     }
 }
 

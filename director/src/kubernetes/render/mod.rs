@@ -363,7 +363,7 @@ fn control_plane_files(
             Profile::ControllerManager,
         ),
     );
-    let flags = controllers::controller_manager(cluster);
+    let flags = controllers::controller_manager(cluster, machine);
     files.env(machine, "kube-controller-manager", flags.env())?;
     files.text(
         controllers::SCHEDULER_KUBECONFIG_PATH,
@@ -372,7 +372,7 @@ fn control_plane_files(
     files.env(
         machine,
         "kube-scheduler",
-        controllers::scheduler(cluster).env(),
+        controllers::scheduler(cluster, machine).env(),
     )
 }
 

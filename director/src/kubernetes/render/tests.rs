@@ -315,3 +315,49 @@ fn a_member_that_joins_begins_with_the_members_of_its_time() {
     facts.machines[2].etcd.leaves = true;
     assert!(text(&facts, 0, etcd::CONFIG_PATH).contains("election-timeout: 1000"));
 }
+
+#[test]
+fn a_control_plane_that_emulates_tells_its_three_components_and_no_other() {
+    let plain = cluster(1, 1, HostTraits::default());
+    let mut emulating = plain.clone();
+    emulating.machines[0].emulates = Some(36);
+    let (before, after) = (
+        configure(&plain, &plain.machines[0]),
+        configure(&emulating, &emulating.machines[0]),
+    );
+    let changed: Vec<_> = before
+        .files
+        .iter()
+        .zip(&after.files)
+        .filter(|(before, after)| before != after)
+        .map(|(_, after)| (after.path.as_str(), content(after)))
+        .collect();
+    let units = [
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+    ];
+    let paths: Vec<_> = changed.iter().map(|(path, _)| (*path).to_owned()).collect();
+    assert_eq!(paths, units.map(env_path));
+    for (path, flags) in &changed {
+        assert!(flags.contains("--emulated-version=1.36"), "{path}: {flags}");
+        // Only API servers have it.
+        let forward = flags.contains("--emulation-forward-compatible=true");
+        assert_eq!(forward, path.ends_with("/kube-apiserver.env"), "{flags}");
+    }
+    // Nothing but these restarts when it ends, and on a worker nothing at all.
+    let goals = |configure: &Configure| -> BTreeMap<String, UnitGoal> {
+        let phases = Phase::of(&Role::ControlPlane).iter();
+        let goals = phases.flat_map(|phase| service(*phase, configure).units);
+        goals.map(|goal| (goal.unit.clone(), goal)).collect()
+    };
+    let (before, after) = (goals(&before), goals(&after));
+    let restarted: Vec<_> = before
+        .keys()
+        .filter(|unit| before[*unit] != after[*unit])
+        .cloned()
+        .collect();
+    assert_eq!(restarted, units.map(|unit| format!("{unit}.service")));
+    let worker = &plain.machines[1];
+    assert_eq!(configure(&plain, worker), configure(&emulating, worker));
+}

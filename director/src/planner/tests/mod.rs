@@ -4,6 +4,7 @@ mod again;
 mod agents;
 mod broken;
 mod change;
+mod emulation;
 mod legs;
 mod membership;
 mod properties;
@@ -43,6 +44,7 @@ fn machine(text: &str, control_plane: bool) -> (MachineName, DesiredMachine) {
         node: name(text).node_name(Incarnation(1)).unwrap(),
         stemcell: "s1".into(),
         kubernetes_version: "1.37.2".into(),
+        emulates: None,
         disk: control_plane.then(|| disk(&format!("{text}-data"))),
         configuration: Digest::of(text.as_bytes()),
         components: Digest::of(format!("{text} components").as_bytes()),
@@ -148,6 +150,7 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             let outside = observed.outside.contains(machine);
             assert!(!outside, "{machine} has no vote yet");
             found.started = Some(wanted.components);
+            found.emulates = wanted.emulates;
             found.ready = false;
             observed.promoted.remove(machine);
         }
@@ -259,6 +262,7 @@ fn create(observed: &mut Observed, machine: &MachineName, wanted: DesiredMachine
         incarnation: wanted.incarnation,
         node: wanted.node,
         kubernetes_version: wanted.kubernetes_version,
+        emulates: None,
         complete: true,
         running: true,
         mounted: false,
@@ -412,12 +416,12 @@ fn runs(observed: &Observed, name: &MachineName) -> bool {
     found.is_some_and(|found| started(found) && found.running)
 }
 
-/// Minors of the API servers that run.
+/// Minors that the API servers that run are to their clients.
 fn servers(observed: &Observed) -> Vec<u32> {
     let members = observed.machines.values().filter(|m| m.pool.is_none());
     members
         .filter(|m| m.started.is_some() && m.running)
-        .map(|m| minor(&m.kubernetes_version))
+        .map(|m| minor(&m.kubernetes_version).min(m.emulates.unwrap_or(u32::MAX)))
         .collect()
 }
 

@@ -13,6 +13,10 @@ enum Fate {
     Goes,
     /// Its components are to run with another configuration.
     Restarts,
+    /// It becomes one of a later minor, and emulates what it was; a worker is reborn.
+    Emulates,
+    /// It is of a later minor already, and stops emulating what was before it; a worker is reborn.
+    Raises,
 }
 
 fn fate() -> impl Strategy<Value = Fate> {
@@ -20,7 +24,9 @@ fn fate() -> impl Strategy<Value = Fate> {
         Just(Fate::Stays),
         Just(Fate::Reborn),
         Just(Fate::Goes),
-        Just(Fate::Restarts)
+        Just(Fate::Restarts),
+        Just(Fate::Emulates),
+        Just(Fate::Raises)
     ]
 }
 
@@ -55,7 +61,13 @@ prop_compose! {
 
 /// The cluster before, brought up by its own plan, and as it is wanted.
 fn build(case: &Case) -> (Desired, Observed) {
-    let before = present(case.members, case.workers.len());
+    let mut before = present(case.members, case.workers.len());
+    let members = machines(&mut before).values_mut();
+    for member in
+        members.filter(|m| m.control_plane() && matches!(case.control_plane, Fate::Raises))
+    {
+        (member.kubernetes_version, member.emulates) = ("1.38.0".into(), Some(37));
+    }
     let mut observed = Observed {
         records: true,
         ..Observed::default()
@@ -64,7 +76,7 @@ fn build(case: &Case) -> (Desired, Observed) {
     carry_out(&before, &mut observed, &all, &[0], usize::MAX);
     let mut desired = before;
     // Workers become newer only together with the control plane.
-    let newer = case.newer && matches!(case.control_plane, Fate::Reborn);
+    let newer = case.newer && matches!(case.control_plane, Fate::Reborn | Fate::Raises);
     let version = if newer { "1.38.0" } else { "1.37.2" };
     let other = |desired: &mut Desired, text: &str| {
         let wanted = machines(desired).get_mut(&name(text)).unwrap();
@@ -76,10 +88,29 @@ fn build(case: &Case) -> (Desired, Observed) {
         match case.control_plane {
             Fate::Reborn => reborn(&mut desired, &text, version),
             Fate::Restarts => other(&mut desired, &text),
+            Fate::Emulates => {
+                reborn(&mut desired, &text, "1.38.0");
+                machines(&mut desired)
+                    .get_mut(&name(&text))
+                    .unwrap()
+                    .emulates = Some(37);
+            }
+            Fate::Raises => {
+                other(&mut desired, &text);
+                machines(&mut desired)
+                    .get_mut(&name(&text))
+                    .unwrap()
+                    .emulates = None;
+            }
             Fate::Stays | Fate::Goes => {}
         }
     }
-    if !matches!(case.control_plane, Fate::Reborn) && case.members_after != case.members {
+    // A control plane gets another size, or other API servers, not both at once.
+    let servers = matches!(
+        case.control_plane,
+        Fate::Reborn | Fate::Emulates | Fate::Raises
+    );
+    if !servers && case.members_after != case.members {
         resize(
             &mut desired,
             &mut observed,
@@ -91,7 +122,7 @@ fn build(case: &Case) -> (Desired, Observed) {
         let text = format!("c-w-{i}");
         match fate {
             Fate::Stays => {}
-            Fate::Reborn => reborn(&mut desired, &text, version),
+            Fate::Reborn | Fate::Emulates | Fate::Raises => reborn(&mut desired, &text, version),
             Fate::Goes => gone(&mut desired, &mut observed, &text),
             Fate::Restarts => other(&mut desired, &text),
         }
@@ -127,6 +158,7 @@ fn is_as_it_should_be(desired: &Desired, observed: &Observed) {
         let found = &observed.machines[name];
         assert_eq!(found.incarnation, wanted.incarnation);
         assert_eq!(found.started, Some(wanted.components));
+        assert_eq!(found.emulates, wanted.emulates);
         assert_eq!(found.configured, Some(wanted.configuration));
         assert!(found.ready && !found.cordoned && (wanted.disk.is_none() || found.mounted));
     }
@@ -179,8 +211,10 @@ proptest! {
         let vote = newcomers.iter().all(|name| !observed.outside.contains(name));
         // Nobody was told yet of members that do not come.
         for (name, wanted) in wanted.iter_mut().filter(|(_, m)| m.control_plane() && !vote) {
-            let found = observed.machines.get(name).and_then(|found| found.started);
-            wanted.components = found.unwrap_or(wanted.components);
+            let found = observed.machines.get(name);
+            if let Some((found, started)) = found.and_then(|found| Some((found, found.started?))) {
+                (wanted.components, wanted.emulates) = (started, found.emulates);
+            }
         }
         for name in newcomers.iter().filter(|_| !vote) {
             wanted.remove(name);
@@ -205,6 +239,7 @@ proptest! {
             if now.incarnation != found.incarnation {
                 (now.incarnation, now.node) = (found.incarnation, found.node.clone());
                 now.kubernetes_version.clone_from(&found.kubernetes_version);
+                now.emulates = found.emulates;
             }
         }
         let joining = |(name, m): (&MachineName, &mut DesiredMachine)| {

@@ -1,7 +1,8 @@
 //! What the state of a task means for its cluster. Pure.
 
+use crate::kubernetes::facts::minor_of;
 use crate::model::{
-    Action, Cluster, ClusterPhase, MadeFrom, Plan, PlanStep, Task, TaskKind, TaskState,
+    Action, Cluster, ClusterPhase, MadeFrom, Plan, PlanStep, Task, TaskKind, TaskState, Upgrade,
 };
 
 /// What the state of its task means for a cluster.
@@ -87,8 +88,9 @@ pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
                 let target = cluster.ordered().kubernetes_version;
                 let left = match (&cluster.rotation, way) {
                     (_, Some(way)) => format!(
-                        "{} was cancelled in {way}; `windlass cluster upgrade {name} --to {target}` goes on",
-                        task.id
+                        "{} was cancelled in {way}; `windlass cluster upgrade {name} --to {target}` goes on{}",
+                        task.id,
+                        way_back(cluster)
                     ),
                     (Some(rotation), None) => format!(
                         "{} was cancelled while {}; old and new get on with one another, and `windlass \
@@ -121,6 +123,13 @@ pub(super) fn settle(cluster: &mut Cluster, task: &Task) {
             TaskState::Cancelled | TaskState::Succeeded => (ClusterPhase::Failed, cancelled()),
         },
     };
+    let own = minor_of(&cluster.spec.kubernetes_version);
+    if task.kind == TaskKind::UpdateCluster && task.state == TaskState::Succeeded {
+        // All of it is what it emulated: it went back, or was raised before.
+        cluster.emulates = cluster
+            .emulates
+            .filter(|minor| own.is_some_and(|own| *minor < own));
+    }
     // One that has failed keeps it: retried, it goes on to where it was to lead.
     let ended = matches!(task.state, TaskState::Succeeded | TaskState::Cancelled);
     if task.kind == TaskKind::UpdateCluster && ended {
@@ -133,6 +142,20 @@ fn empty(from: &MadeFrom) -> String {
     format!(
         "it is empty, and is about to be restored from backup {} of cluster {}",
         from.backup, from.cluster
+    )
+}
+
+/// How a cancelled upgrade is taken back, where its API servers still emulate what ran before.
+fn way_back(cluster: &Cluster) -> String {
+    let Some(minor) = cluster.emulates else {
+        return String::new();
+    };
+    let before = cluster.upgrade.as_ref().map(Upgrade::before);
+    let before = before.filter(|version| minor_of(version) == Some(minor));
+    let version = before.map_or_else(|| format!("1.{minor}.N"), str::to_owned);
+    format!(
+        ", and, since API servers emulate 1.{minor} until then, `windlass cluster upgrade {} --to {version}` goes back",
+        cluster.spec.name
     )
 }
 

@@ -281,6 +281,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             proxy_restarted: false,
             proven: None,
             pinned: false,
+            emulates: None,
             certified: None,
             wanted: None,
             revision: Revision(0),
@@ -309,6 +310,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
         upgrade: None,
         renewal_tried_at: None,
         made_from: None,
+        emulates: None,
         revision: Revision(0),
         created_at: Timestamp::now(),
     };

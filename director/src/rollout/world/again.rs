@@ -7,7 +7,7 @@ use windlass_common::id::{Incarnation, MachineName};
 
 use super::cancel::renamed;
 use super::{Done, EffectError, RecordChange, World, check};
-use crate::model::{Cluster, Disruption, Machine, MachinePhase, Plan, Task, TaskKind, Wanted};
+use crate::model::{Cluster, Machine, MachinePhase, Plan, Task, TaskKind, Wanted};
 use crate::planner;
 use crate::planner::again::{self, Aim};
 use crate::provider::Power;
@@ -81,8 +81,7 @@ impl World {
         let plan = planner::plan(&desired, &observed)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;
-        let downtime = |plan: &Plan| plan.steps.iter().any(|s| s.disrupts == Disruption::Api);
-        if downtime(&plan) && !downtime(&task.plan) {
+        if plan.takes_api_down() && !task.plan.takes_api_down() {
             let message = format!(
                 "the API of cluster {name} would be down, which nobody has agreed to; order the change again with \
                  --accept-downtime"

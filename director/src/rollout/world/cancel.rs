@@ -2,8 +2,9 @@
 //!
 //! A cancelled create is removed. A cancelled update goes back to service: machines that still are what they
 //! were stay so, those whose old incarnation is gone already become what was wanted, and machines that were
-//! only about to join are given up. Kubelet settings that are not proven are given up in both cases: machines
-//! keep to those with which they were in service, or get them again, until somebody orders a change.
+//! only about to join are given up. API servers that were to stop emulating an older minor go on with it when none
+//! of them was begun with, and all stop otherwise. Kubelet settings that are not proven are given up in both cases:
+//! machines keep to those with which they were in service, or get them again, until somebody orders a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,11 +60,15 @@ impl World {
             .iter()
             .filter(|m| m.role.is_control_plane() && !m.is_surplus());
         let count = u32::try_from(stay.count()).unwrap_or(u32::MAX);
-        let mut cluster = cluster;
-        if cluster.spec.control_plane.count != count {
-            cluster.spec.control_plane.count = count;
-            commit.put(&cluster)?;
+        let mut changed = cluster.clone();
+        changed.spec.control_plane.count = count;
+        if let Some(minor) = self.unraised(task, &cluster, &machines)? {
+            changed.emulates = Some(minor);
         }
+        if changed != cluster {
+            commit.put(&changed)?;
+        }
+        let cluster = changed;
         self.records.commit(commit).await?;
         let machines = self.records.machines_of(name.as_str()).await?;
         let (mut desired, observed) = (

@@ -1,4 +1,4 @@
-//! Going on from one leg of an upgrade over several minors to the next: see [`crate::planner::legs`].
+//! Going on from one leg of an upgrade to the next: see [`crate::planner::legs`].
 //!
 //! # Invariants
 //! * A leg begins in one commit: the spec has its version, each machine what it is to become, and new ones their
@@ -14,7 +14,7 @@ use windlass_common::error::ErrorClass;
 
 use super::cancel::renamed;
 use super::{EffectError, World, check};
-use crate::model::{Disruption, LegsForecast, Plan, Revision, Task};
+use crate::model::{LegsForecast, Plan, Revision, Task};
 use crate::planner::{self, legs};
 use crate::service::Drafter;
 use crate::store::{Commit, Expect, Kind};
@@ -60,8 +60,7 @@ impl World {
         let plan = planner::plan(&desired, &observed)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;
-        let downtime = |plan: &Plan| plan.steps.iter().any(|s| s.disrupts == Disruption::Api);
-        if downtime(&plan) && !downtime(&task.plan) {
+        if plan.takes_api_down() && !task.plan.takes_api_down() {
             let message = format!(
                 "{upgrade}: the API of cluster {name} would be down, which nobody has agreed to; order the upgrade \
                  again with --accept-downtime"
@@ -70,9 +69,10 @@ impl World {
         }
         let mut all = shown.legs.clone();
         if let Some(planned) = all.get_mut(upgrade.at) {
-            let seconds = planned.seconds;
+            let approved = planned.clone();
             *planned = legs::forecast(leg, &plan, &desired, &observed);
-            planned.seconds = seconds;
+            (planned.seconds, planned.way_back) = (approved.seconds, approved.way_back);
+            planned.api_down |= approved.api_down;
         }
         let mut plan = renamed(plan, &format!("leg-{}/", upgrade.at + 1));
         // What was approved is the way as a whole.

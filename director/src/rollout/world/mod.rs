@@ -17,6 +17,7 @@ mod again;
 mod agents;
 mod cancel;
 mod context;
+mod emulation;
 mod etcd;
 mod gates;
 mod kube;

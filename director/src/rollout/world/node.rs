@@ -195,6 +195,9 @@ impl World {
             done.records
                 .push(RecordChange::ProxyRestarted(name.clone()));
         }
+        let emulates = context.machine_facts(name)?.emulates;
+        done.records
+            .push(RecordChange::Emulates(name.clone(), emulates));
         if !restarted {
             // It runs on, so what it has said last counts.
             let heartbeat = RecordChange::Heartbeat(name.clone(), None);

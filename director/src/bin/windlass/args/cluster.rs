@@ -82,8 +82,9 @@ Examples:
     /// Bring a cluster to another Kubernetes version, or to the newest stemcell of its version
     #[command(after_help = "\
 Each machine is replaced by one of the same name from a stemcell of the version: drained, deleted, made
-anew. The control plane goes first, one machine at a time, with its data disks kept; minors go one by one,
-in legs of one task where the version is several minors later: --dry-run shows them.
+anew. The control plane goes first, one machine at a time, with its data disks kept; it emulates the minor
+that ran before until all of it is there, is raised then, and workers follow. Until it is raised, a cancelled
+upgrade can go back: --to the version that was. Minors go one by one, in legs of one task that --dry-run shows.
 
 Examples:
   windlass cluster upgrade demo --to 1.37.2 --wait

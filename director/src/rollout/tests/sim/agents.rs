@@ -38,15 +38,19 @@ impl Vm {
             Step::Disk(_) => self.mounted = true,
             Step::Configure(configure) => {
                 assert!(!configure.files.is_empty());
-                let text = |file: &FileSpec| match &file.content {
-                    FileContent::Text(text) if file.path.ends_with("/kubelet.yaml") => {
-                        Some(text.clone())
-                    }
-                    _ => None,
+                let text = |end: &str| {
+                    let text = |file: &FileSpec| match &file.content {
+                        FileContent::Text(text) if file.path.ends_with(end) => Some(text.clone()),
+                        _ => None,
+                    };
+                    configure.files.iter().find_map(text)
                 };
                 // A renewal of certificates writes nothing else.
-                if let Some(text) = configure.files.iter().find_map(text) {
+                if let Some(text) = text("/kubelet.yaml") {
                     self.kubelet = text;
+                }
+                if let Some(text) = text("/kube-apiserver.env") {
+                    self.api_flags.0 = text;
                 }
                 self.configured = true;
             }
@@ -90,6 +94,7 @@ impl Vm {
                 assert!(!etcd || self.mounted, "etcd starts on its disk");
                 self.started = true;
                 self.serves = names("kube-apiserver.service");
+                self.api_flags.1.clone_from(&self.api_flags.0);
             }
             Step::EtcdData(data) => {
                 let EtcdDataAction::Restore(restore) = &data.action else {

@@ -72,6 +72,8 @@ pub(crate) struct Vm {
     pub(crate) kubelet_restarts: u32,
     /// Its kubelet's configuration.
     pub(crate) kubelet: String,
+    /// Flags of its API server as they are written, and as it was started with.
+    pub(crate) api_flags: (String, String),
 }
 
 impl State {

@@ -57,6 +57,7 @@ impl Provider for Life {
                 restored: Vec::new(),
                 kubelet_restarts: 0,
                 kubelet: String::new(),
+                api_flags: Default::default(),
             };
             state.machines.insert(request.name, vm);
             Ok(view)
