@@ -1,12 +1,12 @@
 //! Whether a remedy may be done now, given everything else that is going on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, MachineName, PoolName};
 
-use super::{Rung, Verdict};
+use super::{Cause, Rung, Verdict};
 use crate::ledger::{Account, Owner, Standing, Wait};
 
 /// Everything that the guards look at.
@@ -16,6 +16,8 @@ pub struct Fleet {
     pub machines: BTreeMap<MachineName, Member>,
     /// The director itself.
     pub director: Director,
+    /// What the replacements that died young have in common, for people.
+    pub causes: BTreeMap<(ClusterName, Role), String>,
 }
 
 /// What the guards know about the director.
@@ -154,10 +156,15 @@ pub enum Refusal {
         most: u32,
     },
     /// Replacements die.
-    #[error("{count} replacements died soon after they were made; find what they have in common")]
+    #[error(
+        "{count} replacements died soon after they were made; {cause}; mend that, then `windlass node release` \
+         lets its machine be replaced again"
+    )]
     Poison {
         /// How many.
         count: u32,
+        /// What they have in common, for people.
+        cause: String,
     },
 }
 
@@ -291,15 +298,31 @@ fn disruption(
 }
 
 fn poison(fleet: &Fleet, member: &Member, policy: &GuardPolicy) -> Result<(), Refusal> {
-    let alike = fleet
-        .machines
-        .values()
-        .filter(|other| other.cluster == member.cluster && other.role == member.role);
-    let count = alike.map(|other| other.stillborn).sum();
+    let pool = (member.cluster.clone(), member.role.clone());
+    let count = stillborn(fleet, &pool);
     if count >= policy.poison_after {
-        return Err(Refusal::Poison { count });
+        let cause = fleet.causes.get(&pool);
+        let cause = cause.map_or_else(|| Cause::default().to_string(), Clone::clone);
+        return Err(Refusal::Poison { count, cause });
     }
     Ok(())
+}
+
+/// Replacements of one pool that died young.
+fn stillborn(fleet: &Fleet, (cluster, role): &(ClusterName, Role)) -> u32 {
+    let members = fleet.machines.values();
+    let alike = members.filter(|other| other.cluster == *cluster && other.role == *role);
+    alike.map(|other| other.stillborn).sum()
+}
+
+/// The pools that are left to an operator since their replacements die.
+pub fn poisoned(fleet: &Fleet, policy: &GuardPolicy) -> BTreeSet<(ClusterName, Role)> {
+    let members = fleet.machines.values();
+    let pools: BTreeSet<_> = members
+        .map(|m| (m.cluster.clone(), m.role.clone()))
+        .collect();
+    let stopped = |pool: &(ClusterName, Role)| stillborn(fleet, pool) >= policy.poison_after;
+    pools.into_iter().filter(stopped).collect()
 }
 
 fn count<T>(items: impl Iterator<Item = T>) -> u32 {

@@ -19,6 +19,7 @@
 //! # Not here
 //! Gathering evidence ([`witness`]) and carrying out remedies; fencing, which belongs to the plan of a replacement.
 
+mod cause;
 mod decide;
 mod evidence;
 mod guard;
@@ -31,9 +32,10 @@ mod tests;
 mod verdict;
 pub mod witness;
 
+pub use cause::{Cause, DEATHS_MAX, Death, ERROR_MAX, Factor, FailedStep, common};
 pub use decide::{Outlook, Policy, decide};
 pub use evidence::{Evidence, Lease, Link, Peers, Power, Probe, Work};
-pub use guard::{Director, Fleet, GuardPolicy, Member, Refusal, Role, allow};
+pub use guard::{Director, Fleet, GuardPolicy, Member, Refusal, Role, allow, poisoned};
 pub use ladder::{ATTEMPTS_MAX, Attempt, Case, LadderPolicy, Move, Rung, next};
 pub use record::{ACTOR, Begun, CaseRecord, HISTORY_MAX, Hold, HoldKind, Mode, VerdictChange};
 pub use verdict::{Verdict, verdict};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::id::{Incarnation, MachineName};
 
-use super::{Case, Evidence, LadderPolicy, Rung, Verdict};
+use super::{Case, DEATHS_MAX, Death, Evidence, LadderPolicy, Rung, Verdict};
 use crate::model::Revision;
 
 /// Who repairs, in the audit log and as the owner of tasks.
@@ -52,6 +52,9 @@ pub struct CaseRecord {
     pub case: Case,
     /// Changes of the verdict with their evidence, oldest first, at most [`HISTORY_MAX`].
     pub history: Vec<VerdictChange>,
+    /// Replacements that died before they had proven themselves, oldest first, at most [`DEATHS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deaths: Vec<Death>,
     /// What an operator said about it.
     pub hold: Option<Hold>,
     /// A remedy that was begun by a direct order to the provider, until its end was seen.
@@ -129,6 +132,7 @@ impl CaseRecord {
             incarnation,
             case: Case::new(now_ms),
             history: Vec::new(),
+            deaths: Vec::new(),
             hold: None,
             begun: None,
             failure: None,
@@ -168,6 +172,10 @@ impl CaseRecord {
         self.case.judge(verdict, evidence.power, now_ms, ladder);
         self.case.work = evidence.work;
         self.case.prove(now_ms, poison_ms);
+        let outlived = self.case.proven && !self.deaths.is_empty();
+        if self.case.proven {
+            self.deaths.clear();
+        }
         if fresh || self.case.verdict != before.0.verdict || incarnation != before.1 {
             if self.history.len() >= HISTORY_MAX {
                 self.history.remove(0);
@@ -179,6 +187,20 @@ impl CaseRecord {
                 evidence,
             });
         }
-        before != (self.case.clone(), self.incarnation) || fresh
+        before != (self.case.clone(), self.incarnation) || fresh || outlived
+    }
+
+    /// Whether the replacement that there is has died young, and nothing was written down of how.
+    pub fn died_untold(&self) -> bool {
+        let told = self.deaths.last().map(|death| death.incarnation);
+        self.case.stillborn() > self.case.stillborn && told != Some(self.incarnation)
+    }
+
+    /// Keeps how the replacement that there is has died.
+    pub fn tell_death(&mut self, death: Death) {
+        if self.deaths.len() >= DEATHS_MAX {
+            self.deaths.remove(0);
+        }
+        self.deaths.push(death);
     }
 }

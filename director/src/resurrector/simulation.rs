@@ -315,6 +315,7 @@ impl World {
                 since_ms: self.director_since_ms,
                 provider_answers: self.now_ms >= self.provider_down_until_ms,
             },
+            causes: BTreeMap::new(),
         }
     }
 

@@ -280,6 +280,7 @@ fn fleet() -> Fleet {
             since_ms: 0,
             provider_answers: true,
         },
+        causes: BTreeMap::new(),
     };
     set(&mut fleet, "w-0", |m| m.verdict = Verdict::NodeHung);
     fleet
@@ -393,11 +394,22 @@ fn operators_and_poison_stop_it() {
     set(&mut fleet, "w-0", |m| m.held = true);
     assert_eq!(ask(&fleet, "w-0", Rung::Units), Err(Refusal::Held));
     set(&mut fleet, "w-0", |m| m.held = false);
+    let pool = (fleet
+        .machines
+        .values()
+        .find(|m| m.role != Role::ControlPlane))
+    .unwrap();
+    let pool = (pool.cluster.clone(), pool.role.clone());
+    let cause = "in common: a bad stemcell".to_owned();
+    fleet.causes.insert(pool.clone(), cause);
     set(&mut fleet, "w-0", |m| m.stillborn = 2);
     set(&mut fleet, "w-1", |m| m.stillborn = 1);
     assert_eq!(
         ask(&fleet, "w-0", Rung::Replace),
-        Err(Refusal::Poison { count: 3 })
+        Err(Refusal::Poison {
+            count: 3,
+            cause: "in common: a bad stemcell".to_owned()
+        })
     );
     assert_eq!(ask(&fleet, "w-0", Rung::Reboot), Ok(()));
     assert_eq!(ask(&fleet, "nobody", Rung::Reboot), Err(Refusal::Stranger));

@@ -21,6 +21,7 @@
 //! # Not here
 //! What evidence means and what comes next (resurrector), the order of a replacement's steps (planner).
 
+mod deaths;
 mod operators;
 mod remedy;
 mod replace;
@@ -354,7 +355,13 @@ async fn judge(
             &policy.ladder,
             poison_ms,
         );
-        if new {
+        let died = record.died_untold();
+        if died {
+            let death = deaths::of(director, &machine, &record, now).await?;
+            tracing::warn!(machine = %machine.name, ?death, "a replacement died young");
+            record.tell_death(death);
+        }
+        if new || died {
             wrote = true;
             let mut commit = Commit::default();
             commit.put(&record)?;

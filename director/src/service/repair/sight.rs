@@ -6,7 +6,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
 use crate::model::{Cluster, ClusterPhase, Machine, MachinePhase, MachineRole, TaskId};
 use crate::planner::again;
-use crate::resurrector::{Case, CaseRecord, Director, Fleet, Member, Role, Verdict};
+use crate::resurrector::{Case, CaseRecord, Cause, Director, Fleet, Member, Role, Verdict, common};
 use crate::rollout;
 use crate::store::{Records, StoreError};
 
@@ -148,10 +148,7 @@ impl Sight {
             let busy = self.in_hand.contains(&machine.name);
             let member = Member {
                 cluster: machine.cluster.clone(),
-                role: match &machine.role {
-                    MachineRole::ControlPlane => Role::ControlPlane,
-                    MachineRole::Worker { pool } => Role::Worker(pool.clone()),
-                },
+                role: role(machine),
                 verdict: if judged {
                     self.verdict(machine)
                 } else {
@@ -172,7 +169,46 @@ impl Sight {
                 since_ms,
                 provider_answers,
             },
+            causes: self.causes(),
         }
+    }
+
+    /// What the replacements that died young have in common, for each pool with such, for people.
+    fn causes(&self) -> BTreeMap<(ClusterName, Role), String> {
+        let died = |record: &&CaseRecord| !record.deaths.is_empty();
+        let dead = self.records.values().filter(died);
+        let machines = dead.filter_map(|record| self.machine(&record.machine));
+        let pools: BTreeSet<_> = machines.map(|m| (m.cluster.clone(), role(m))).collect();
+        let told = |pool: (ClusterName, Role)| {
+            let cause = self.cause(&pool.0, &pool.1).to_string();
+            (pool, cause)
+        };
+        pools.into_iter().map(told).collect()
+    }
+
+    fn cause(&self, cluster: &ClusterName, pool: &Role) -> Cause {
+        let machines = self.machines.values();
+        let alike = || {
+            let of = machines.clone();
+            of.filter(|m| m.cluster == *cluster && role(m) == *pool)
+        };
+        let deaths: Vec<_> = alike()
+            .filter_map(|machine| self.case(machine))
+            .flat_map(|record| record.deaths.iter().map(|death| (&record.machine, death)))
+            .collect();
+        let works = |machine: &&Machine| {
+            machine.phase == MachinePhase::Ready && self.verdict(machine) == Verdict::Healthy
+        };
+        let made = |m: &Machine| (m.stemcell.clone(), m.kubernetes_version.clone());
+        common(&deaths, &alike().filter(works).map(made).collect())
+    }
+}
+
+/// What a machine is for, as the guards say it.
+fn role(machine: &Machine) -> Role {
+    match &machine.role {
+        MachineRole::ControlPlane => Role::ControlPlane,
+        MachineRole::Worker { pool } => Role::Worker(pool.clone()),
     }
 }
 
