@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 use windlass_common::id::NodeName;
 
 use super::engine::{Answer, Engine, How, Order, Turn};
+use super::volumes::detached;
 use super::{Blocked, Budget, DrainError, DrainPolicy, Drained, Pod, PodRef};
 use crate::kubernetes::client::{ApiError, Client, Node, Resource};
 
@@ -298,48 +299,6 @@ pub(super) fn leaving_patch(node: &Value, leaves: bool) -> Option<Value> {
     })
 }
 
-/// Waits until no volume is attached to the node: a volume that is still there when its machine goes is
-/// taken for in use, for minutes.
-async fn detached(client: &Client, node: &NodeName, deadline: Instant) -> Result<(), DrainError> {
-    loop {
-        let attached: Vec<Attachment> = client
-            .list(&Resource::VOLUME_ATTACHMENT, None, None)
-            .await
-            .map_err(failed("list the attached volumes", node))?;
-        let ours: Vec<Attachment> = attached
-            .into_iter()
-            .filter(|attachment| attachment.spec.node_name == node.as_str())
-            .collect();
-        if ours.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(DrainError::Attached {
-                node: node.clone(),
-                volumes: ours.into_iter().map(|a| a.metadata.name).collect(),
-            });
-        }
-        sleep(LOOK_INTERVAL).await;
-    }
-}
-
-#[derive(serde::Deserialize)]
-struct Attachment {
-    metadata: AttachmentMetadata,
-    spec: AttachmentSpec,
-}
-
-#[derive(serde::Deserialize)]
-struct AttachmentMetadata {
-    name: String,
-}
-
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct AttachmentSpec {
-    node_name: String,
-}
-
 async fn look_at(client: &Client, node: &NodeName) -> Result<Node, DrainError> {
     client
         .get(&Resource::NODE, None, node.as_str())
@@ -347,7 +306,7 @@ async fn look_at(client: &Client, node: &NodeName) -> Result<Node, DrainError> {
         .map_err(failed("look at the Node", node))
 }
 
-async fn change(
+pub(super) async fn change(
     client: &Client,
     node: &NodeName,
     doing: &'static str,
@@ -360,7 +319,7 @@ async fn change(
         .map_err(failed(doing, node))
 }
 
-fn failed(doing: &'static str, node: &NodeName) -> impl FnOnce(ApiError) -> DrainError {
+pub(super) fn failed(doing: &'static str, node: &NodeName) -> impl FnOnce(ApiError) -> DrainError {
     let node = node.clone();
     move |source| DrainError::Api {
         doing,

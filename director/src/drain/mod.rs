@@ -16,6 +16,8 @@
 //! * Pods of daemon sets and static pods stay; pods that are over stay as well.
 //! * Stateless pods leave first, then those with state, then what the cluster itself needs. A wave begins
 //!   when the one before it has gone.
+//! * A node is said to be out of service only by [`release_volumes`], which is called after the proof that its
+//!   machine is off.
 //!
 //! # After a crash
 //! Nothing is kept. Cordoning and evicting again is harmless, and the deadline begins anew.
@@ -31,6 +33,7 @@ mod object;
 mod rehearse;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::fmt;
 use std::time::Duration;
@@ -48,6 +51,7 @@ pub use ask::rehearse_now;
 pub use engine::{Answer, Engine, How, Order, Turn};
 pub use object::{Budget, Controller, Pod, PodPhase};
 pub use rehearse::{Finding, NodeRehearsal, Rehearsal, rehearse};
+pub use volumes::{DETACH_LIMIT, Released, release_volumes};
 
 /// What is allowed in order to get a node empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

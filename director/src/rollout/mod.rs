@@ -391,7 +391,6 @@ fn limit(action: &Action) -> Duration {
         | Action::AwaitAgent { .. }
         | Action::StartComponents { .. }
         | Action::ApplyAddons
-        | Action::DropNode { .. }
         | Action::AwaitApi
         | Action::StopComponents { .. }
         | Action::MoveLeader { .. }
@@ -416,6 +415,8 @@ fn limit(action: &Action) -> Duration {
         Action::SpreadTrust => 900,
         // Some hundred Secrets a second.
         Action::RewriteSecrets => 3600,
+        // Volumes get four minutes to be detached.
+        Action::DropNode { .. } => 360,
         Action::AwaitGates { .. } => {
             let each = GATE_DELAY_MAX_SECONDS + GATE_TIMEOUT_MAX_SECONDS + 60;
             GATES_MAX as u64 * u64::from(each) + 60

@@ -208,6 +208,8 @@ impl KubeApi for Life {
         _context: &'a ClusterContext,
         machine: &'a MachineName,
         node: &'a NodeName,
+        _limit: Duration,
+        _progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
             self.ask(|state| {

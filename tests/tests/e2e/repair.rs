@@ -118,6 +118,7 @@ pub(crate) fn lost_worker() -> Result<()> {
         .0
         .to_owned();
     let zombie = Zombie::of(&machine, &node, &kubectl)?;
+    attach_volume(&kubectl, &node)?;
     world.delete_behind(&machine)?;
     let began = Instant::now();
     let since = |what: &str| eprintln!("  {what}: {:.1} s", began.elapsed().as_secs_f64());
@@ -127,6 +128,8 @@ pub(crate) fn lost_worker() -> Result<()> {
         Ok(runs_on(&kubectl, "db-0")?.filter(|on| *on != node))
     })?;
     since(&format!("StatefulSet's pod Ready on {elsewhere}"));
+    detach_volume(&world, &kubectl, &node)?;
+    since("volume detached, and the Node gone");
     reborn(&world, &machine, 1)?;
     since("replacement Ready");
     healthy(&kubectl, 3)?;
@@ -152,6 +155,44 @@ pub(crate) fn lost_worker() -> Result<()> {
     killed_kubelet(&world, &kubectl)?;
     crash_in_the_middle(&world, &kubectl)?;
     operators(&world)?;
+    Ok(())
+}
+
+/// What a driver leaves for a volume that it has attached. There is no driver here, so that nobody but this scenario
+/// takes it away again.
+const ATTACHED: &str = "csi-e2e";
+
+fn attach_volume(kubectl: &Kubectl, node: &str) -> Result<()> {
+    kubectl.apply(
+        &json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment",
+        "metadata": {"name": ATTACHED},
+        "spec": {"attacher": "e2e.windlass.internal", "nodeName": node,
+            "source": {"persistentVolumeName": "pv-e2e"}}}),
+    )
+}
+
+/// The Node is out of service and there as long as its volume is attached, and goes after it.
+fn detach_volume(world: &World, kubectl: &Kubectl, node: &str) -> Result<()> {
+    let there = kubectl.get(&["node", node])?;
+    let taints = there["spec"]["taints"].as_array();
+    let says = |taint: &Value| {
+        taint["key"] == "node.kubernetes.io/out-of-service" && taint["effect"] == "NoExecute"
+    };
+    ensure!(
+        taints.into_iter().flatten().any(says),
+        "not out of service: {:#}",
+        there["spec"]
+    );
+    kubectl.run(&["delete", "volumeattachment", ATTACHED])?;
+    let dropped = until("the Node is dropped", LONG, || {
+        let repair = repair_of(world, "lost")?.context("there is a repair")?;
+        let step = &repair["steps"][format!("node/{node}/drop")];
+        Ok((step["state"] == "Succeeded").then(|| step["changes"].to_string()))
+    })?;
+    ensure!(
+        dropped.contains("1 volumes were detached"),
+        "dropped: {dropped}"
+    );
     Ok(())
 }
 

@@ -75,8 +75,8 @@ fn viewer_role() -> Value {
     })
 }
 
-/// What the director does in a running cluster: look at nodes and their leases, label, cordon and
-/// delete nodes, and drain them with respect for budgets.
+/// What the director does in a running cluster: look at nodes, their leases and the volumes attached to them, label,
+/// cordon, taint and delete nodes, and drain them with respect for budgets.
 fn director_role() -> Value {
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",

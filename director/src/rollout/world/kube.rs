@@ -38,6 +38,9 @@ const NODE_INTERVAL: Duration = Duration::from_millis(100);
 /// host tens of them.
 const RESTART_LIMIT: Duration = Duration::from_secs(90);
 
+/// What is left of the time for dropping a node when nobody waits for its volumes any more.
+const DROP_TIME: Duration = Duration::from_secs(60);
+
 /// How long before its certificate expires a client is replaced: longer than any step may take.
 const RENEW_BEFORE: Duration = Duration::from_secs(6 * 3600);
 
@@ -78,13 +81,15 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         context: &'a ClusterContext,
     ) -> BoxFuture<'a, Result<Census, EffectError>>;
 
-    /// Has API servers refuse an incarnation that is off, then deletes its Node object and the pods that were
-    /// bound to it.
+    /// Has API servers refuse an incarnation that is off, and its volumes detached, then deletes its Node object and
+    /// the pods that were bound to it. `limit` is the whole step's.
     fn drop_node<'a>(
         &'a self,
         context: &'a ClusterContext,
         machine: &'a MachineName,
         node: &'a NodeName,
+        limit: Duration,
+        progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
 
     /// Deletes the Node objects of machines that there are no more, with their pods, and has API servers refuse
@@ -521,10 +526,17 @@ impl KubeApi for KubeClient {
         context: &'a ClusterContext,
         machine: &'a MachineName,
         node: &'a NodeName,
+        limit: Duration,
+        progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
             let client = self.client(context)?;
             self.bar(context, &client, machine, node).await?;
+            let wait = limit.saturating_sub(DROP_TIME).min(drain::DETACH_LIMIT);
+            let tell = |line: String| progress.stage(line);
+            let volumes = drain::release_volumes(&client, node, wait, tell)
+                .await
+                .map_err(of_drain)?;
             let there = client
                 .delete(&Resource::NODE, None, node.as_str())
                 .await
@@ -537,12 +549,14 @@ impl KubeApi for KubeClient {
             // After the Node, so that nothing new is put there; without waiting for a kubelet that is off.
             let left = drain::remove_pods(&client, node).await.map_err(of_drain)?;
             let pods = left.iter().map(|pod| format!("removed {pod}"));
+            let volumes = volumes.told();
             Ok(Done {
                 changes: [
                     format!("nothing is taken from {node} any more"),
                     format!("node {node} {what}"),
                 ]
                 .into_iter()
+                .chain(volumes)
                 .chain(pods)
                 .collect(),
                 records: vec![RecordChange::NodeDropped(machine.clone(), node.clone())],

@@ -301,7 +301,10 @@ impl World {
                 Ok(done)
             }
             Action::DropNode { machine, node } => {
-                self.kubernetes.drop_node(context, machine, node).await
+                let (limit, progress) = (order.limit, &order.progress);
+                self.kubernetes
+                    .drop_node(context, machine, node, limit, progress)
+                    .await
             }
             Action::AttachDisk { .. }
             | Action::Fence { .. }
