@@ -55,6 +55,7 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("POST",   "/v1/clusters/{name}/credentials", Admin),
     ("POST",   "/v1/clusters/{name}/agents",      Operator),
     ("POST",   "/v1/clusters/{name}/restore",     Admin),
+    ("GET",    "/v1/clusters/{name}/stopped-pools", Viewer),
     ("GET",    "/v1/clusters/{name}/backups",     Viewer),
     ("POST",   "/v1/clusters/{name}/backups",     Operator),
     ("GET",    "/v1/clusters/{name}/backups/{backup}", Viewer),

@@ -17,7 +17,7 @@ use super::problem::Problem;
 use crate::gate::Gate;
 use crate::gateway::{CounterView, Total};
 use crate::model::Timestamp;
-use crate::resurrector::Verdict;
+use crate::resurrector::{CauseKind, Verdict};
 use crate::service::{BackupCounts, Expiries};
 
 /// What exporters of this format say they send.
@@ -80,6 +80,7 @@ pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
         backups: state.director.backup_counts(),
         etcd: state.director.etcd_needs_operator(),
         expiries,
+        stopped: state.director.stopped_pool_counts(),
     };
     let text = exposition(
         &state.director.counters(),
@@ -105,7 +106,7 @@ struct Own {
 }
 
 /// How many clusters need somebody.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct ClusterCounts {
     /// Because of their backups.
     backups: BackupCounts,
@@ -113,6 +114,8 @@ struct ClusterCounts {
     etcd: u64,
     /// When their first certificates expire.
     expiries: Expiries,
+    /// Pools that are stopped since their replacements die, by what those have in common.
+    stopped: BTreeMap<CauseKind, u64>,
 }
 
 fn exposition(
@@ -199,6 +202,16 @@ fn exposition(
     ] {
         family(name, "gauge", what, &[(String::new(), count)]);
     }
+    let stopped = CauseKind::ALL.map(|kind| {
+        let count = clusters.stopped.get(&kind).copied().unwrap_or(0);
+        (format!("{{cause=\"{}\"}}", kind.name()), count)
+    });
+    family(
+        "windlass_pools_stopped",
+        "gauge",
+        "Pools left to an operator since their replacements die young, by what those have in common.",
+        &stopped,
+    );
     let expiries = [
         ("machine", clusters.expiries.machines),
         ("authority", clusters.expiries.authorities),
@@ -314,6 +327,7 @@ mod tests {
                 machines: Some(Timestamp::from_unix_ms(1_800_000_000_999)),
                 authorities: None,
             },
+            stopped: [(CauseKind::Step, 2)].into(),
         };
         let own = Own {
             on_hold: true,
@@ -329,6 +343,7 @@ mod tests {
                 + 3
                 + Verdict::ALL.len()
                 + conditions.len()
+                + CauseKind::ALL.len()
                 + 3
         );
         let names: BTreeSet<_> = samples
@@ -347,6 +362,8 @@ mod tests {
             "windlass_clusters_etcd_needs_operator 3",
             "windlass_certificate_expiry_timestamp_seconds{of=\"machine\"} 1800000000",
             "windlass_machines{verdict=\"NodeHung\"} 2",
+            "windlass_pools_stopped{cause=\"step\"} 2",
+            "windlass_pools_stopped{cause=\"none\"} 0",
             "windlass_director_on_hold 1",
             "windlass_director_last_backup_timestamp_seconds 1800000000",
             "windlass_director_backups_failed_total 2",

@@ -152,6 +152,7 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(repair::why))
         .routes(routes!(repair::hold, repair::release))
         .routes(routes!(repair::recreate))
+        .routes(routes!(repair::stopped))
         .routes(routes!(operators::list, operators::add))
         .routes(routes!(
             operators::show,

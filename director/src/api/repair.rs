@@ -6,14 +6,14 @@ use axum::{Extension, Json};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use windlass_common::id::MachineName;
+use windlass_common::id::{ClusterName, MachineName};
 
-use super::ApiState;
 use super::extract::{Name, Text};
 use super::problem::Problem;
+use super::{ApiState, List};
 use crate::model::{Caller, Task};
 use crate::resurrector::{CaseRecord, HoldKind};
-use crate::service::NodeWhy;
+use crate::service::{NodeWhy, StoppedPool};
 use crate::spec;
 
 /// How much is left to the operator, and why.
@@ -54,6 +54,20 @@ pub(super) async fn why(
     responses((status = 200, body = CaseRecord),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn hold(
+/// The pools of a cluster that are left to an operator since their replacements die young, with what those have in
+/// common.
+#[utoipa::path(get, path = "/v1/clusters/{name}/stopped-pools", operation_id = "listStoppedPools",
+    tag = "clusters", params(("name" = String, Path)),
+    responses((status = 200, body = List<StoppedPool>),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn stopped(
+    State(state): State<ApiState>,
+    Name(name): Name<ClusterName>,
+) -> Result<Json<List<StoppedPool>>, Problem> {
+    let items = state.director.stopped_pools(&name).await?;
+    Ok(Json(List { items }))
+}
+
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
     Name(name): Name<MachineName>,

@@ -71,12 +71,58 @@ impl fmt::Display for Factor {
             Factor::Step { name, error } => write!(f, "step {name} failed: {error}"),
             Factor::Trouble(name) => write!(f, "{name} did not work"),
             Factor::Stemcell(version) => {
-                write!(f, "stemcell {version}, which none has that works")
+                write!(
+                    f,
+                    "stemcell {version}, which none of the pool has that works"
+                )
             }
             Factor::Kubernetes(version) => {
-                write!(f, "Kubernetes {version}, which none has that works")
+                write!(
+                    f,
+                    "Kubernetes {version}, which none of the pool has that works"
+                )
             }
-            Factor::Verdict(verdict) => write!(f, "{verdict}"),
+            Factor::Verdict(verdict) => write!(f, "the verdict {verdict}"),
+        }
+    }
+}
+
+/// What sort of cause it is: the most telling of what is shared.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum CauseKind {
+    /// The same step of their making failed alike.
+    Step,
+    /// The same unit or condition spoke against them.
+    Trouble,
+    /// The same stemcell, which no machine of the pool has that works.
+    Stemcell,
+    /// The same Kubernetes version, which no machine of the pool has that works.
+    Kubernetes,
+    /// Nothing but how they were judged, or nothing at all.
+    None,
+}
+
+impl CauseKind {
+    /// All of them.
+    pub const ALL: [CauseKind; 5] = [
+        CauseKind::Step,
+        CauseKind::Trouble,
+        CauseKind::Stemcell,
+        CauseKind::Kubernetes,
+        CauseKind::None,
+    ];
+
+    /// Its name, as metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            CauseKind::Step => "step",
+            CauseKind::Trouble => "trouble",
+            CauseKind::Stemcell => "stemcell",
+            CauseKind::Kubernetes => "kubernetes",
+            CauseKind::None => "none",
         }
     }
 }
@@ -90,12 +136,29 @@ pub struct Cause {
     pub shared: Vec<(Factor, usize)>,
 }
 
+impl Cause {
+    /// What sort it is.
+    pub fn kind(&self) -> CauseKind {
+        let kinds = self.shared.iter().map(|(factor, _)| match factor {
+            Factor::Step { .. } => CauseKind::Step,
+            Factor::Trouble(_) => CauseKind::Trouble,
+            Factor::Stemcell(_) => CauseKind::Stemcell,
+            Factor::Kubernetes(_) => CauseKind::Kubernetes,
+            Factor::Verdict(_) => CauseKind::None,
+        });
+        kinds.min().unwrap_or(CauseKind::None)
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.shared.is_empty() {
             return f.write_str("they have nothing in common that was seen");
         }
-        f.write_str("in common: ")?;
+        f.write_str(match self.kind() {
+            CauseKind::None => "they have nothing in common but ",
+            _ => "in common: ",
+        })?;
         for (at, (factor, count)) in self.shared.iter().enumerate() {
             let comma = if at == 0 { "" } else { "; " };
             write!(f, "{comma}{factor} ({count} of {})", self.deaths)?;
@@ -105,7 +168,8 @@ impl fmt::Display for Cause {
 }
 
 /// What more than half of `deaths`, and two at least, have in common. `working` are stemcell and Kubernetes version
-/// of the pool's machines that work: what those have as well explains nothing.
+/// of the pool's machines that work: what those have as well explains nothing, and where none works there is nothing
+/// to compare with.
 pub fn common(deaths: &[(&MachineName, &Death)], working: &BTreeSet<(String, String)>) -> Cause {
     let mut counts: BTreeMap<Key, (usize, Factor)> = BTreeMap::new();
     let stemcells: BTreeSet<&String> = working.iter().map(|(stemcell, _)| stemcell).collect();
@@ -113,11 +177,13 @@ pub fn common(deaths: &[(&MachineName, &Death)], working: &BTreeSet<(String, Str
     for (machine, death) in deaths {
         let mut factors = vec![Factor::Verdict(death.verdict)];
         factors.extend(death.troubles.iter().cloned().map(Factor::Trouble));
-        if !stemcells.contains(&death.stemcell) {
+        let compares = !working.is_empty();
+        if compares && !stemcells.contains(&death.stemcell) {
             factors.push(Factor::Stemcell(death.stemcell.clone()));
         }
-        if !death.kubernetes_version.is_empty() && !versions.contains(&death.kubernetes_version) {
-            factors.push(Factor::Kubernetes(death.kubernetes_version.clone()));
+        let version = &death.kubernetes_version;
+        if compares && !version.is_empty() && !versions.contains(version) {
+            factors.push(Factor::Kubernetes(version.clone()));
         }
         if let Some(FailedStep { name, error }) = death.step.clone() {
             factors.push(Factor::Step { name, error });
@@ -184,8 +250,8 @@ mod tests {
         let full_too = Some(("create-machine", "no room for machine w-1: 12 MiB free"));
         let net = Some(("await-agent", "did not connect"));
         let told_full = "step create-machine failed: no room for machine w-0: 7 MiB free";
-        let gone = "MachineGone";
-        let bad_stemcell = "stemcell b, which none has that works";
+        let gone = "the verdict MachineGone";
+        let bad_stemcell = "stemcell b, which none of the pool has that works";
         type Case<'a> = (&'a str, Vec<Death>, &'a str, Vec<(&'a str, usize)>);
         let cases: Vec<Case<'_>> = vec![
             ("none",       vec![], "a", vec![]),
@@ -218,7 +284,15 @@ mod tests {
         let cause = common(&deaths, &[("a".to_owned(), "1.36.3".to_owned())].into());
         let version = Factor::Kubernetes("1.37.2".to_owned());
         assert!(cause.shared.contains(&(version, 2)), "{cause}");
+        assert_eq!(cause.kind(), CauseKind::Kubernetes);
+        // Where none works there is nothing to compare with.
+        assert_eq!(common(&deaths, &BTreeSet::new()).kind(), CauseKind::None);
+        let all = [("a".to_owned(), "1.37.2".to_owned())].into();
+        let cause = common(&deaths, &all);
+        assert_eq!(cause.kind(), CauseKind::None);
+        let told = cause.to_string();
+        assert!(told.contains("nothing in common but the verdict"), "{told}");
         let told = common(&[], &BTreeSet::new()).to_string();
-        assert!(told.contains("nothing in common"), "{told}");
+        assert!(told.contains("nothing in common that was seen"), "{told}");
     }
 }

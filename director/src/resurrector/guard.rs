@@ -1,6 +1,6 @@
 //! Whether a remedy may be done now, given everything else that is going on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -16,8 +16,8 @@ pub struct Fleet {
     pub machines: BTreeMap<MachineName, Member>,
     /// The director itself.
     pub director: Director,
-    /// What the replacements that died young have in common, for people.
-    pub causes: BTreeMap<(ClusterName, Role), String>,
+    /// What the replacements that died young have in common; absent where none did.
+    pub causes: BTreeMap<(ClusterName, Role), Cause>,
 }
 
 /// What the guards know about the director.
@@ -73,7 +73,7 @@ pub struct GuardPolicy {
     pub storm_min: u32,
     /// Machines of a pool that may be unavailable because of repairs.
     pub pool_max_unavailable: u32,
-    /// Replacements of one pool that died alike before the pool is left to an operator.
+    /// Replacements of one pool that died young, whatever of, before the pool is left to an operator.
     pub poison_after: u32,
     /// How soon a replacement has to die to count as that, milliseconds.
     pub poison_ms: u64,
@@ -163,8 +163,8 @@ pub enum Refusal {
     Poison {
         /// How many.
         count: u32,
-        /// What they have in common, for people.
-        cause: String,
+        /// What they have in common.
+        cause: Cause,
     },
 }
 
@@ -299,30 +299,23 @@ fn disruption(
 
 fn poison(fleet: &Fleet, member: &Member, policy: &GuardPolicy) -> Result<(), Refusal> {
     let pool = (member.cluster.clone(), member.role.clone());
-    let count = stillborn(fleet, &pool);
-    if count >= policy.poison_after {
-        let cause = fleet.causes.get(&pool);
-        let cause = cause.map_or_else(|| Cause::default().to_string(), Clone::clone);
+    if let Some(count) = poisoned(fleet, policy).remove(&pool) {
+        let cause = fleet.causes.get(&pool).cloned().unwrap_or_default();
         return Err(Refusal::Poison { count, cause });
     }
     Ok(())
 }
 
-/// Replacements of one pool that died young.
-fn stillborn(fleet: &Fleet, (cluster, role): &(ClusterName, Role)) -> u32 {
-    let members = fleet.machines.values();
-    let alike = members.filter(|other| other.cluster == *cluster && other.role == *role);
-    alike.map(|other| other.stillborn).sum()
-}
-
-/// The pools that are left to an operator since their replacements die.
-pub fn poisoned(fleet: &Fleet, policy: &GuardPolicy) -> BTreeSet<(ClusterName, Role)> {
-    let members = fleet.machines.values();
-    let pools: BTreeSet<_> = members
-        .map(|m| (m.cluster.clone(), m.role.clone()))
-        .collect();
-    let stopped = |pool: &(ClusterName, Role)| stillborn(fleet, pool) >= policy.poison_after;
-    pools.into_iter().filter(stopped).collect()
+/// The pools that are left to an operator since their replacements die, with how many did in a row.
+pub fn poisoned(fleet: &Fleet, policy: &GuardPolicy) -> BTreeMap<(ClusterName, Role), u32> {
+    let mut pools: BTreeMap<_, u32> = BTreeMap::new();
+    for member in fleet.machines.values() {
+        let pool = (member.cluster.clone(), member.role.clone());
+        let count = pools.entry(pool).or_default();
+        *count = count.saturating_add(member.stillborn);
+    }
+    pools.retain(|_, count| *count >= policy.poison_after);
+    pools
 }
 
 fn count<T>(items: impl Iterator<Item = T>) -> u32 {

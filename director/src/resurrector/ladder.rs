@@ -55,6 +55,9 @@ pub struct Case {
     /// Whether it has served long enough since it was replaced last.
     #[serde(default)]
     pub proven: bool,
+    /// Whether a replacement is ordered of which nothing was said yet: what is known is of the one before it.
+    #[serde(default)]
+    pub expects: bool,
 }
 
 /// Attempts that are kept: at the longest pause between replacements, more than a day of them.
@@ -141,6 +144,7 @@ impl Case {
             attempts: Vec::new(),
             stillborn: 0,
             proven: false,
+            expects: false,
         }
     }
 
@@ -170,7 +174,7 @@ impl Case {
     pub fn stillborn(&self) -> u32 {
         let degraded = self.verdict == Verdict::Degraded && self.work != Work::Strained;
         let down = self.verdict.is_down() || degraded;
-        let died = down && !self.proven && self.times(Rung::Replace) > 0;
+        let died = down && !self.proven && !self.expects && self.times(Rung::Replace) > 0;
         self.stillborn.saturating_add(u32::from(died))
     }
 
@@ -187,7 +191,7 @@ impl Case {
     pub fn tried(&mut self, rung: Rung, now_ms: u64) {
         if rung == Rung::Replace {
             self.stillborn = self.stillborn();
-            self.proven = false;
+            (self.proven, self.expects) = (false, true);
         }
         if self.attempts.len() >= ATTEMPTS_MAX {
             self.attempts.remove(0);
@@ -196,6 +200,13 @@ impl Case {
             rung,
             at_ms: now_ms,
         });
+    }
+
+    /// When the last replacement was ordered, Unix milliseconds.
+    pub fn replaced_at_ms(&self) -> Option<u64> {
+        let mut tried = self.attempts.iter().rev();
+        let last = tried.find(|attempt| attempt.rung == Rung::Replace);
+        last.map(|attempt| attempt.at_ms)
     }
 
     fn times(&self, rung: Rung) -> u32 {

@@ -32,7 +32,7 @@ mod tests;
 mod verdict;
 pub mod witness;
 
-pub use cause::{Cause, DEATHS_MAX, Death, ERROR_MAX, Factor, FailedStep, common};
+pub use cause::{Cause, CauseKind, DEATHS_MAX, Death, ERROR_MAX, Factor, FailedStep, common};
 pub use decide::{Outlook, Policy, decide};
 pub use evidence::{Evidence, Lease, Link, Peers, Power, Probe, Work};
 pub use guard::{Director, Fleet, GuardPolicy, Member, Refusal, Role, allow, poisoned};

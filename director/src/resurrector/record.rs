@@ -156,6 +156,14 @@ impl CaseRecord {
         self.incarnation == incarnation && self.case.verdict.is_down()
     }
 
+    /// What is said from now on is of the replacement that was ordered, once it is there, or once nobody works on
+    /// it any more.
+    pub fn arrive(&mut self, incarnation: Incarnation, awaited: bool) {
+        if incarnation != self.incarnation || !awaited {
+            self.case.expects = false;
+        }
+    }
+
     /// Takes a verdict with its evidence; true when it says something new, which is worth writing down.
     pub fn judge(
         &mut self,
@@ -190,10 +198,11 @@ impl CaseRecord {
         before != (self.case.clone(), self.incarnation) || fresh || outlived
     }
 
-    /// Whether the replacement that there is has died young, and nothing was written down of how.
+    /// Whether the replacement that was ordered last has died young, and nothing was written down of how.
     pub fn died_untold(&self) -> bool {
-        let told = self.deaths.last().map(|death| death.incarnation);
-        self.case.stillborn() > self.case.stillborn && told != Some(self.incarnation)
+        let told = self.deaths.last().map(|death| death.at_ms);
+        let died = self.case.stillborn() > self.case.stillborn;
+        died && told.is_none_or(|at_ms| Some(at_ms) <= self.case.replaced_at_ms())
     }
 
     /// Keeps how the replacement that there is has died.

@@ -266,6 +266,9 @@ impl World {
                 .entry(name.clone())
                 .or_insert_with(|| CaseRecord::new(name.clone(), Incarnation::FIRST, now));
             let ladder = &self.policy.ladder;
+            let replaced = record.case.attempts.last().map(|a| a.rung) == Some(Rung::Replace);
+            let coming = matches!(self.bodies[name].truth, Truth::Coming { .. });
+            record.arrive(Incarnation::FIRST, replaced && coming);
             let poison = self.policy.guard.poison_ms;
             record.judge(
                 Incarnation::FIRST,

@@ -151,6 +151,7 @@ fn what_no_remedy_mends_is_left_to_an_operator() {
     );
     // A disk that fills after a replacement does not make the replacement stillborn.
     case.tried(Rung::Replace, 0);
+    case.expects = false;
     assert_eq!(case.stillborn(), 1);
     case.work = Work::Strained;
     assert_eq!(case.stillborn(), 0);
@@ -400,17 +401,74 @@ fn operators_and_poison_stop_it() {
         .find(|m| m.role != Role::ControlPlane))
     .unwrap();
     let pool = (pool.cluster.clone(), pool.role.clone());
-    let cause = "in common: a bad stemcell".to_owned();
-    fleet.causes.insert(pool.clone(), cause);
+    let cause = Cause {
+        deaths: 3,
+        shared: vec![(Factor::Trouble("kubelet.service".to_owned()), 3)],
+    };
+    fleet.causes.insert(pool.clone(), cause.clone());
     set(&mut fleet, "w-0", |m| m.stillborn = 2);
     set(&mut fleet, "w-1", |m| m.stillborn = 1);
-    assert_eq!(
-        ask(&fleet, "w-0", Rung::Replace),
-        Err(Refusal::Poison {
-            count: 3,
-            cause: "in common: a bad stemcell".to_owned()
-        })
+    let refused = ask(&fleet, "w-0", Rung::Replace).unwrap_err();
+    let told = refused.to_string();
+    assert!(
+        told.contains("in common: kubelet.service did not work (3 of 3)"),
+        "{told}"
     );
+    assert_eq!(refused, Refusal::Poison { count: 3, cause });
+    let stopped = poisoned(&fleet, &GuardPolicy::default());
+    assert_eq!(stopped, [(pool, 3)].into());
     assert_eq!(ask(&fleet, "w-0", Rung::Reboot), Ok(()));
     assert_eq!(ask(&fleet, "nobody", Rung::Reboot), Err(Refusal::Stranger));
+}
+
+#[test]
+fn the_one_that_is_replaced_is_no_replacement_that_died() {
+    let ladder = LadderPolicy::default();
+    let gone = Evidence {
+        link: Link::Silent,
+        peers: Peers::Nobody,
+        lease: Lease::Unknown,
+        power: Power::Absent,
+        work: Work::Well,
+    };
+    let mut record = CaseRecord::new(name("w-0"), Incarnation(1), 0);
+    let judge = |record: &mut CaseRecord, incarnation, awaited, at_ms| {
+        record.arrive(Incarnation(incarnation), awaited);
+        let verdict = Verdict::MachineGone;
+        record.judge(
+            Incarnation(incarnation),
+            verdict,
+            gone,
+            at_ms,
+            &ladder,
+            600_000,
+        );
+        (record.case.stillborn(), record.died_untold())
+    };
+    assert_eq!(judge(&mut record, 1, false, 1), (0, false));
+    // It is looked at while its replacement is ordered, and not made yet.
+    record.case.tried(Rung::Replace, 2);
+    assert_eq!(judge(&mut record, 1, true, 3), (0, false));
+    // The replacement is there, and dies.
+    assert_eq!(judge(&mut record, 2, true, 4), (1, true));
+    let death = |at_ms| Death {
+        incarnation: Incarnation(2),
+        at_ms,
+        verdict: Verdict::MachineGone,
+        stemcell: String::new(),
+        kubernetes_version: String::new(),
+        troubles: Default::default(),
+        step: None,
+    };
+    record.tell_death(death(4));
+    assert_eq!(judge(&mut record, 2, false, 5), (1, false));
+    // The next one could not be made, and is tried again under the same number.
+    record.case.tried(Rung::Replace, 6);
+    assert_eq!(judge(&mut record, 2, true, 7), (1, false));
+    assert_eq!(judge(&mut record, 3, false, 8), (2, true));
+    record.tell_death(death(8));
+    record.case.tried(Rung::Replace, 9);
+    assert_eq!(judge(&mut record, 3, true, 10), (2, false));
+    assert_eq!(judge(&mut record, 3, false, 11), (3, true));
+    assert_eq!(record.deaths.len(), 2);
 }

@@ -18,7 +18,6 @@ use crate::model::{
 };
 use crate::resurrector::Mode;
 use crate::rollout::tests::sim::{Life, Sim};
-use crate::rollout::world::{Agents, KubeApi};
 use crate::store::DirectoryLock;
 
 const OLDER: &str = "1.36.3";
@@ -78,8 +77,11 @@ impl Fleet {
         config.resurrector.mode = Mode::Off;
         let identity = Identity::load(&data, jiff::Timestamp::now()).await.unwrap();
         let life = Life::new(self.sim.clone(), usize::MAX);
-        let doors =
-            |_: &Gateway| -> (Arc<dyn Agents>, Arc<dyn KubeApi>) { (life.clone(), life.clone()) };
+        let doors = |_: &Gateway| start::Doors {
+            agents: life.clone(),
+            kubernetes: life.clone(),
+            witnesses: None,
+        };
         let _held = &self.lock;
         let started = start::start_through(&data, &config, identity, life.clone(), doors).await;
         let director = started.unwrap();

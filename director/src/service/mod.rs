@@ -90,7 +90,7 @@ pub use hold::{AdoptOrder, HoldView};
 pub(crate) use operators::CERTIFICATE_LIFE;
 pub use operators::Standing;
 pub use reach::{Ending, Reach, Terminal};
-pub use repair::NodeWhy;
+pub use repair::{NodeWhy, StoppedPool};
 pub use restore::{RestoreFrom, RestoreRequest};
 pub use rotate::RotationOrder;
 pub use start::StartError;

@@ -39,7 +39,10 @@ impl Inner {
             let machines = machines
                 .get(&cluster.spec.name)
                 .map_or(&[][..], Vec::as_slice);
-            let one = ClusterOverview::of(cluster, machines, task.as_ref(), window);
+            let mut one = ClusterOverview::of(cluster, machines, task.as_ref(), window);
+            if let Some(stopped) = self.stopped_pools(&cluster.spec.name).first() {
+                one.fault = Some(format!("{}: {}", stopped.role, stopped.why));
+            }
             overview.push(one);
         }
         Ok(overview)

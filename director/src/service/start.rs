@@ -24,7 +24,7 @@ use crate::epoch::CurrentEpoch;
 use crate::gateway::{self, Gateway, GatewayConfig};
 use crate::model::{Machine, Timestamp};
 use crate::provider::{PreflightFault, Provider, Severity};
-use crate::resurrector::witness::Circle;
+use crate::resurrector::witness::{Circle, Witnesses};
 use crate::rollout::Rollouts;
 use crate::rollout::world::{Agents, Birth, KubeApi, KubeClient, Registry, World};
 use crate::rotation::Rotations;
@@ -86,9 +86,23 @@ pub(super) async fn start(
     let doors = |gateway: &Gateway| {
         let agents: Arc<dyn Agents> = Arc::new(gateway.clone());
         let kubernetes: Arc<dyn KubeApi> = Arc::new(KubeClient::new(agents.clone()));
-        (agents, kubernetes)
+        Doors {
+            agents,
+            kubernetes,
+            witnesses: None,
+        }
     };
     start_through(data, config, identity, provider, doors).await
+}
+
+/// How a director reaches what is not its own.
+pub(super) struct Doors {
+    /// Machines.
+    pub(super) agents: Arc<dyn Agents>,
+    /// Their clusters' APIs.
+    pub(super) kubernetes: Arc<dyn KubeApi>,
+    /// Whoever says whether machines live; those that there are when absent.
+    pub(super) witnesses: Option<Arc<dyn Witnesses>>,
 }
 
 /// Starts a director that reaches machines and their clusters' APIs through these, made of its gateway.
@@ -97,7 +111,7 @@ pub(super) async fn start_through(
     config: &Config,
     identity: Identity,
     provider: Arc<dyn Provider>,
-    doors: impl FnOnce(&Gateway) -> (Arc<dyn Agents>, Arc<dyn KubeApi>),
+    doors: impl FnOnce(&Gateway) -> Doors,
 ) -> Result<Director, StartError> {
     let Identity { id, ca, records } = identity;
     let stemcells = Catalogue::new(
@@ -149,7 +163,11 @@ pub(super) async fn start_through(
             address.set_port(gateway_address.port());
         }
     }
-    let (agents, kubernetes) = doors(&gateway);
+    let Doors {
+        agents,
+        kubernetes,
+        witnesses,
+    } = doors(&gateway);
     let world = Arc::new(World {
         records: records.clone(),
         provider: provider.clone(),
@@ -167,7 +185,8 @@ pub(super) async fn start_through(
         host: provider.host_traits(),
         etcd_turns: Default::default(),
     });
-    let witnesses = Arc::new(Circle::new(gateway.clone(), world.clone()));
+    let witnesses =
+        witnesses.unwrap_or_else(|| Arc::new(Circle::new(gateway.clone(), world.clone())));
     let repairs = Repairs::new(config.resurrector, witnesses.clone());
     let rollouts = Rollouts::new(records.clone(), world.clone());
     let links = Arc::new(gateway.clone());

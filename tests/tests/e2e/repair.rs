@@ -477,7 +477,20 @@ pub(crate) fn poison() -> Result<()> {
         "{said:#}"
     );
     ensure!(incarnation(&world, machine)? == 3, "it was replaced again");
+    // Both were there and then not: nobody knows more, and the cluster says so.
+    let shown = world.json(&["cluster", "show", "pois"])?;
+    let stopped = &shown["stoppedPools"][0];
+    ensure!(
+        stopped["died"] == 2
+            && stopped["kind"] == "none"
+            && stopped["why"] == said["outlook"]["why"],
+        "{stopped:#}"
+    );
+    let log = world.json(&["audit", "--action", "pool.stop"])?;
+    ensure!(items(&log)?.len() == 1, "{log:#}");
     world.run(&["node", "release", machine])?;
     reborn(&world, machine, 3)?;
+    let shown = world.json(&["cluster", "show", "pois"])?;
+    ensure!(shown["stoppedPools"] == json!([]), "{shown:#}");
     Ok(())
 }

@@ -9,7 +9,7 @@ use windlass_director::client::Client;
 use windlass_director::model::{
     Cluster, Machine, MachinePhase, MachineView, StepKey, StepState, Task, TaskState, Wanted,
 };
-use windlass_director::service::ClusterBackups;
+use windlass_director::service::{ClusterBackups, StoppedPool};
 
 use crate::cluster::{describe, pairs, segment};
 use crate::failure::Failure;
@@ -38,6 +38,10 @@ pub(crate) async fn run(
         .get(&format!("/v1/clusters/{}/backups", segment(name)))
         .await?;
     let backups: ClusterBackups = client.typed(&backups)?;
+    let stopped = client
+        .get(&format!("/v1/clusters/{}/stopped-pools", segment(name)))
+        .await?;
+    let stopped: Vec<StoppedPool> = client.typed(&stopped["items"])?;
     let doing = task.as_ref().map(doing).unwrap_or_default();
     let next = |machine: &Machine| next(machine, task.as_ref(), doing.get(&machine.name));
     let listed = machines.iter().map(|view| {
@@ -60,6 +64,7 @@ pub(crate) async fn run(
         "etcdProblem": backups.etcd_problem,
         "count": backups.items.len(),
     });
+    answer["stoppedPools"] = json!(stopped);
     session.output.answer(&answer, || {
         let rows = machines.iter().map(|view| {
             let machine = &view.machine;
@@ -89,6 +94,8 @@ pub(crate) async fn run(
         if let Some(problem) = &backups.etcd_problem {
             rows.push(("Etcd", problem.clone()));
         }
+        let pools = stopped.iter();
+        rows.extend(pools.map(|pool| ("Stopped", format!("{}: {}", pool.role, pool.why))));
         format!("{}\n{}\n\n{machines}", describe(&cluster), pairs(rows))
     });
     Ok(ExitCode::SUCCESS)

@@ -175,6 +175,30 @@ fn past(record: &CaseRecord) -> String {
         let rows = attempts.map(|attempt| vec![ago(attempt.at_ms), attempt.rung.to_string()]);
         text.push_str(&format!("\n\n{}", table(&["TRIED", "WHAT"], rows)));
     }
+    if !record.deaths.is_empty() {
+        let rows = record.deaths.iter().map(|death| {
+            let troubles: Vec<_> = death.troubles.iter().map(String::as_str).collect();
+            let step = death.step.as_ref();
+            let step = step.map(|step| format!("{}: {}", step.name, step.error));
+            vec![
+                ago(death.at_ms),
+                death.incarnation.to_string(),
+                death.verdict.to_string(),
+                death.stemcell.clone(),
+                dash(troubles.join(", ")),
+                dash(step.unwrap_or_default()),
+            ]
+        });
+        let header = [
+            "DIED",
+            "INCARNATION",
+            "VERDICT",
+            "STEMCELL",
+            "TROUBLES",
+            "FAILED STEP",
+        ];
+        text.push_str(&format!("\n\n{}", table(&header, rows)));
+    }
     let judged = record.history.iter().rev().map(|judgement| {
         let of = &judgement.evidence;
         vec![
@@ -200,6 +224,13 @@ fn past(record: &CaseRecord) -> String {
     ];
     if !record.history.is_empty() {
         text.push_str(&format!("\n\n{}", table(&header, judged)));
+    }
+    text
+}
+
+fn dash(text: String) -> String {
+    if text.is_empty() {
+        return "-".to_owned();
     }
     text
 }

@@ -4,20 +4,21 @@ use std::collections::BTreeSet;
 
 use super::super::{Inner, ServiceResult};
 use crate::health::{counting, failing_units, of_session};
-use crate::model::{Machine, StepState, Task, Timestamp};
+use crate::model::{Action, Machine, StepState, Task, Timestamp};
 use crate::resurrector::{CaseRecord, Death, ERROR_MAX, FailedStep};
 
 /// How the replacement that `record` is about has died, from its agent's last word, if it is still connected, and
-/// the task that worked on its cluster last.
+/// the task that was to bring it into service.
 pub(super) async fn of(
     director: &Inner,
     machine: &Machine,
     record: &CaseRecord,
     now: u64,
 ) -> ServiceResult<Death> {
-    let cluster = director.cluster(&machine.cluster).await?;
-    let task = match &cluster.task {
-        Some(id) => director.records.task(id).await?,
+    let headers: Vec<Task> = director.records.list().await?;
+    let made = headers.iter().filter(|task| brings(task, machine));
+    let task = match made.max_by_key(|task| task.created_at) {
+        Some(header) => director.records.task(&header.id).await?,
         None => None,
     };
     Ok(Death {
@@ -44,6 +45,14 @@ fn troubles(director: &Inner, machine: &Machine) -> BTreeSet<String> {
     let conditions = of_session(&session, Timestamp::now());
     names.extend(counting(&conditions).map(|one| one.name.clone()));
     names
+}
+
+/// Whether a task was to bring this incarnation of a machine into service: its plan awaits the node of it.
+fn brings(task: &Task, machine: &Machine) -> bool {
+    task.current().steps.iter().any(|step| {
+        matches!(&step.action, Action::AwaitNode { machine: name, node }
+            if *name == machine.name && *node == machine.node_name)
+    })
 }
 
 /// The first step about a machine that failed for good, or that is tried again.

@@ -26,6 +26,9 @@ mod operators;
 mod remedy;
 mod replace;
 mod sight;
+mod stopped;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -53,6 +56,7 @@ use crate::store::{Commit, StoreError};
 
 pub use operators::NodeWhy;
 use sight::Sight;
+pub use stopped::StoppedPool;
 
 /// Between two looks at machines that do not work.
 const SUSPECTS: Duration = Duration::from_secs(1);
@@ -100,6 +104,8 @@ struct Board {
     acting: BTreeSet<MachineName>,
     /// Remedies that could not be begun, each until when it is not tried again.
     failed: BTreeMap<MachineName, (u64, String)>,
+    /// Pools that are left to an operator since their replacements die.
+    stopped: Vec<StoppedPool>,
 }
 
 impl Repairs {
@@ -251,6 +257,7 @@ async fn round(director: Arc<Inner>) -> ServiceResult<bool> {
     let silent = |machine: &Machine| repairs.witnesses.link(machine) == Link::Silent;
     let fleet = sight.fleet(&acting, silent, since_ms, !provider_silent);
     let mut outlooks = decide(&sight.cases(), &fleet, now, &repairs.config.policy);
+    let stopped = stopped::pools(&fleet, &repairs.config.policy.guard);
     let orders = remedy::orders(&mut outlooks, &sight, repairs, now);
     {
         let mut board = repairs.board();
@@ -260,6 +267,7 @@ async fn round(director: Arc<Inner>) -> ServiceResult<bool> {
         board.unwatched = sight.unwatched.clone();
         board.gathered = gathered;
         board.outlooks = outlooks;
+        board.stopped = stopped;
         board.failed.retain(|_, (until_ms, _)| *until_ms > now);
     }
     let busy = some || judged;
@@ -347,6 +355,7 @@ async fn judge(
         let before = record.case.verdict;
         let evidence = evidence.unwrap_or(NOT_SUSPECTED);
         let poison_ms = policy.guard.poison_ms;
+        record.arrive(machine.incarnation, sight.awaits(&machine));
         let new = record.judge(
             machine.incarnation,
             verdict,
@@ -365,6 +374,12 @@ async fn judge(
             wrote = true;
             let mut commit = Commit::default();
             commit.put(&record)?;
+            let (dead_before, _) = sight.died_in_pool_of(&machine);
+            let known_before = sight.put(record.clone());
+            let (dead, cause) = sight.died_in_pool_of(&machine);
+            if dead_before < policy.guard.poison_after && policy.guard.poison_after <= dead {
+                stopped::tell(director, &mut commit, &machine, dead, &cause);
+            }
             if before != verdict {
                 tell(
                     director,
@@ -377,7 +392,10 @@ async fn judge(
             match director.records.commit(commit).await {
                 Ok(revision) => record.revision = revision,
                 // An operator was faster: the next round sees what was said.
-                Err(StoreError::Conflict { .. }) => continue,
+                Err(StoreError::Conflict { .. }) => {
+                    sight.restore(&machine.name, known_before);
+                    continue;
+                }
                 Err(error) => return Err(error.into()),
             }
         }

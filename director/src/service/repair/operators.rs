@@ -132,6 +132,7 @@ impl Inner {
             record.hold = None;
             record.case.attempts.clear();
             (record.case.stillborn, record.case.proven) = (0, false);
+            record.deaths.clear();
             record.failure = None;
         })
         .await

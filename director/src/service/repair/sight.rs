@@ -100,8 +100,41 @@ impl Sight {
         self.records.get(&machine.name)
     }
 
-    pub(super) fn put(&mut self, record: CaseRecord) {
-        self.records.insert(record.machine.clone(), record);
+    /// Takes what is known of a machine now; returns what was known of it before.
+    pub(super) fn put(&mut self, record: CaseRecord) -> Option<CaseRecord> {
+        self.records.insert(record.machine.clone(), record)
+    }
+
+    /// Takes back what could not be written down.
+    pub(super) fn restore(&mut self, machine: &MachineName, before: Option<CaseRecord>) {
+        match before {
+            Some(record) => self.records.insert(machine.clone(), record),
+            None => self.records.remove(machine),
+        };
+    }
+
+    /// Whether a task has a machine in hand, or is to replace it.
+    pub(super) fn awaits(&self, machine: &Machine) -> bool {
+        self.in_hand.contains(&machine.name) || machine.wanted.is_some()
+    }
+
+    /// How many replacements of a machine's pool died young, in a row, and what they have in common.
+    pub(super) fn died_in_pool_of(&self, machine: &Machine) -> (u32, Cause) {
+        let pool = role(machine);
+        let alike = self.alike(&machine.cluster, &pool);
+        let records = alike.filter_map(|machine| self.case(machine));
+        let counted = records.filter(|record| !record.ignored());
+        let died = counted.map(|record| record.case.stillborn()).sum();
+        (died, self.cause(&machine.cluster, &pool))
+    }
+
+    fn alike<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+        pool: &'a Role,
+    ) -> impl Iterator<Item = &'a Machine> {
+        let machines = self.machines.values();
+        machines.filter(move |m| m.cluster == *cluster && role(m) == *pool)
     }
 
     /// The cases of those that are judged.
@@ -173,26 +206,22 @@ impl Sight {
         }
     }
 
-    /// What the replacements that died young have in common, for each pool with such, for people.
-    fn causes(&self) -> BTreeMap<(ClusterName, Role), String> {
+    /// What the replacements that died young have in common, for each pool with such.
+    fn causes(&self) -> BTreeMap<(ClusterName, Role), Cause> {
         let died = |record: &&CaseRecord| !record.deaths.is_empty();
         let dead = self.records.values().filter(died);
         let machines = dead.filter_map(|record| self.machine(&record.machine));
         let pools: BTreeSet<_> = machines.map(|m| (m.cluster.clone(), role(m))).collect();
         let told = |pool: (ClusterName, Role)| {
-            let cause = self.cause(&pool.0, &pool.1).to_string();
+            let cause = self.cause(&pool.0, &pool.1);
             (pool, cause)
         };
         pools.into_iter().map(told).collect()
     }
 
     fn cause(&self, cluster: &ClusterName, pool: &Role) -> Cause {
-        let machines = self.machines.values();
-        let alike = || {
-            let of = machines.clone();
-            of.filter(|m| m.cluster == *cluster && role(m) == *pool)
-        };
-        let deaths: Vec<_> = alike()
+        let deaths: Vec<_> = self
+            .alike(cluster, pool)
             .filter_map(|machine| self.case(machine))
             .flat_map(|record| record.deaths.iter().map(|death| (&record.machine, death)))
             .collect();
@@ -200,7 +229,8 @@ impl Sight {
             machine.phase == MachinePhase::Ready && self.verdict(machine) == Verdict::Healthy
         };
         let made = |m: &Machine| (m.stemcell.clone(), m.kubernetes_version.clone());
-        common(&deaths, &alike().filter(works).map(made).collect())
+        let working = self.alike(cluster, pool).filter(works).map(made);
+        common(&deaths, &working.collect())
     }
 }
 

@@ -8,7 +8,7 @@ mod agents;
 mod kube;
 mod provider;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{broadcast, watch};
@@ -47,6 +47,8 @@ pub(crate) struct State {
     pub(crate) fail_once: BTreeSet<&'static str>,
     /// Steps that fail for good once, by the end of their id.
     pub(crate) refuse_once: BTreeSet<&'static str>,
+    /// Why the next machines are not made, one each.
+    pub(crate) create_faults: VecDeque<&'static str>,
     /// Steps whose answer is lost once after they were done, by the end of their id.
     pub(crate) lose_once: BTreeSet<&'static str>,
 }

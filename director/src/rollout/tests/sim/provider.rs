@@ -32,6 +32,13 @@ impl Provider for Life {
                 assert_eq!(vm.view.incarnation, request.incarnation);
                 return Ok(vm.view.clone());
             }
+            if let Some(why) = state.create_faults.pop_front() {
+                return Err(ProviderError::Invalid {
+                    what: "machine",
+                    value: request.name.to_string(),
+                    allowed: why.to_owned(),
+                });
+            }
             let key = (request.name.clone(), request.incarnation);
             *state.births.entry(key).or_default() += 1;
             let view = MachineView {

@@ -1,0 +1,249 @@
+//! Replacements that die, from the order to replace a machine to the pool that is stopped: real store, loop, orders
+//! and rollouts; provider, agents and witnesses are simulated.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use windlass_common::id::{ClusterName, Incarnation, MachineName};
+
+use crate::config::{Config, Identity};
+use crate::gateway::Gateway;
+use crate::model::{AuditFilter, ClusterPhase, Machine, MachinePhase, Timestamp};
+use crate::provider::{Power as VmPower, Provider};
+use crate::resurrector::witness::{Gathered, LinkChange, Witnesses};
+use crate::resurrector::{
+    CauseKind, Evidence, GuardPolicy, LadderPolicy, Lease, Link, Mode, Outlook, Peers, Policy,
+    Power, Work,
+};
+use crate::rollout::tests::sim::Life;
+use crate::rollout::world::Agents;
+use crate::service::start::{Doors, start_through};
+use crate::service::tests::{Rig, ann, data, spec};
+use crate::service::{Director, StoppedPool};
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// How soon changes are told.
+const TOLD: Duration = Duration::from_millis(20);
+
+/// Witnesses that see the simulated world as it is.
+#[derive(Debug)]
+struct Seers(Arc<Life>);
+
+impl Witnesses for Seers {
+    fn link(&self, machine: &Machine) -> Link {
+        match self.0.is_heard(&machine.name, machine.incarnation) {
+            true => Link::Beating,
+            false => Link::Silent,
+        }
+    }
+
+    fn changes(&self) -> BoxStream<'static, LinkChange> {
+        Box::pin(stream::unfold((), |()| async {
+            tokio::time::sleep(TOLD).await;
+            Some((LinkChange::Missed, ()))
+        }))
+    }
+
+    fn evidence<'a>(&'a self, machine: &'a Machine) -> BoxFuture<'a, Gathered> {
+        Box::pin(async move {
+            let seen = self.0.power(&machine.name, machine.incarnation).await;
+            let power = match seen.unwrap().power {
+                Some(VmPower::Running) => Power::Running,
+                Some(VmPower::Stopped) => Power::Stopped,
+                None => Power::Absent,
+            };
+            Gathered {
+                evidence: Evidence {
+                    link: self.link(machine),
+                    peers: Peers::Nobody,
+                    lease: Lease::Unknown,
+                    power,
+                    work: Work::Well,
+                },
+                at: Timestamp::now(),
+                took_ms: 0,
+                silent_ms: None,
+                lease_watched_ms: None,
+                statements: Vec::new(),
+                probes: Vec::new(),
+            }
+        })
+    }
+}
+
+/// A director that replaces at once, over a cluster of one control-plane machine and two workers that serves.
+async fn impatient(rig: &Rig) -> Director {
+    let data = data(rig.dir.path());
+    let mut config = Config::parse("", &data).unwrap();
+    config.gateway.listen = "127.0.0.1:0".parse().unwrap();
+    config.resurrector.mode = Mode::On;
+    config.resurrector.policy = Policy {
+        ladder: LadderPolicy {
+            replace_first_ms: 1,
+            replace_cap_ms: 1,
+            ..LadderPolicy::default()
+        },
+        guard: GuardPolicy {
+            watch_first_ms: 0,
+            ..GuardPolicy::default()
+        },
+    };
+    rig.sim.state.lock().unwrap().stored_elsewhere = true;
+    let life = Life::new(rig.sim.clone(), usize::MAX);
+    let doors = |_: &Gateway| Doors {
+        agents: life.clone(),
+        kubernetes: life.clone(),
+        witnesses: Some(Arc::new(Seers(life.clone()))),
+    };
+    let identity = Identity::load(&data, jiff::Timestamp::now()).await.unwrap();
+    let started = start_through(&data, &config, identity, life.clone(), doors).await;
+    let director = started.unwrap();
+    director.create_cluster(spec("demo"), &ann()).await.unwrap();
+    let serves = async {
+        while director.cluster(&demo()).await.unwrap().phase != ClusterPhase::Ready {
+            tokio::time::sleep(TOLD).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, serves).await.expect("in time");
+    director
+}
+
+fn demo() -> ClusterName {
+    ClusterName::new("demo").unwrap()
+}
+
+fn worker() -> MachineName {
+    MachineName::new("demo-w-0").unwrap()
+}
+
+/// The provider has it no more.
+fn lose(rig: &Rig) {
+    rig.sim.state.lock().unwrap().machines.remove(&worker());
+}
+
+/// Waits until the worker serves as this incarnation.
+async fn serves(director: &Director, incarnation: u32) {
+    let found = async {
+        loop {
+            let machine = director.machine(&worker()).await.unwrap().machine;
+            let there = machine.incarnation == Incarnation(incarnation);
+            if there && machine.phase == MachinePhase::Ready {
+                return;
+            }
+            tokio::time::sleep(TOLD).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, found).await.expect("in time");
+}
+
+/// Waits until the cluster has a pool that is stopped, and shows that nothing is replaced there any more.
+async fn stopped(director: &Director) -> StoppedPool {
+    let found = async {
+        loop {
+            if let Some(pool) = director.stopped_pools(&demo()).await.unwrap().pop() {
+                return pool;
+            }
+            tokio::time::sleep(TOLD).await;
+        }
+    };
+    let pool = tokio::time::timeout(LIMIT, found).await.expect("in time");
+    let refused = async {
+        loop {
+            if let Outlook::Refused { why, .. } =
+                director.node_why(&worker()).await.unwrap().outlook
+            {
+                return why;
+            }
+            tokio::time::sleep(TOLD).await;
+        }
+    };
+    let why = tokio::time::timeout(LIMIT, refused).await.expect("in time");
+    assert_eq!(
+        why, pool.why,
+        "what it waits for is what is said of the pool"
+    );
+    pool
+}
+
+async fn told(director: &Director) -> Vec<String> {
+    let log = director.audit(200, &AuditFilter::default()).await.unwrap();
+    let stops = log.into_iter().filter(|entry| entry.action == "pool.stop");
+    stops.map(|entry| entry.detail).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_that_die_the_same_way_stop_their_pool_and_name_why() {
+    let rig = Rig::new().await;
+    let director = impatient(&rig).await;
+    rig.sim.state.lock().unwrap().create_faults = [
+        "no room: 7 MiB are free",
+        "no room: 12 MiB are free",
+        "no room: 9 MiB are free",
+    ]
+    .into();
+    lose(&rig);
+    let pool = stopped(&director).await;
+    assert_eq!((pool.died, pool.kind), (3, CauseKind::Step), "{pool:?}");
+    assert_eq!(pool.role.to_string(), "w");
+    for part in [
+        "create-machine failed",
+        "no room",
+        "(3 of 3)",
+        "node release",
+    ] {
+        assert!(pool.why.contains(part), "{part}: {}", pool.why);
+    }
+    let case = director.node_why(&worker()).await.unwrap().case.unwrap();
+    assert_eq!(case.deaths.len(), 3, "{:?}", case.deaths);
+    let told_once = told(&director).await;
+    assert_eq!(told_once.len(), 1, "{told_once:?}");
+    assert!(
+        told_once[0].contains("create-machine failed"),
+        "{told_once:?}"
+    );
+    let counts = director.stopped_pool_counts();
+    assert_eq!(counts[&CauseKind::Step], 1, "{counts:?}");
+    let fault = director.overview().await.unwrap().remove(0).fault.unwrap();
+    assert!(fault.contains("create-machine failed"), "{fault}");
+    // Another worker is none the worse; what is released is replaced again.
+    assert!(rig.sim.state.lock().unwrap().create_faults.is_empty());
+    let released = director.release_node(&worker(), &ann()).await.unwrap();
+    assert!(released.deaths.is_empty());
+    serves(&director, 2).await;
+    let gone = async {
+        while !director.stopped_pools(&demo()).await.unwrap().is_empty() {
+            tokio::time::sleep(TOLD).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, gone).await.expect("in time");
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_that_die_of_different_causes_stop_it_and_none_is_named() {
+    let rig = Rig::new().await;
+    let director = impatient(&rig).await;
+    let first = ["no room: 7 MiB are free"].into();
+    rig.sim.state.lock().unwrap().create_faults = first;
+    lose(&rig);
+    serves(&director, 2).await;
+    let second = ["its stemcell is damaged"].into();
+    rig.sim.state.lock().unwrap().create_faults = second;
+    assert!(director.stopped_pools(&demo()).await.unwrap().is_empty());
+    // The second that dies has served for a moment.
+    lose(&rig);
+    let pool = stopped(&director).await;
+    assert_eq!(pool.kind, CauseKind::None, "{pool:?}");
+    assert!(pool.why.contains("nothing in common but"), "{}", pool.why);
+    assert!(!pool.why.contains("create-machine"), "{}", pool.why);
+    let case = director.node_why(&worker()).await.unwrap().case.unwrap();
+    let steps: Vec<_> = case
+        .deaths
+        .iter()
+        .map(|death| death.step.is_some())
+        .collect();
+    assert_eq!(steps, [true, false, true], "{:?}", case.deaths);
+    director.shutdown().await;
+}
