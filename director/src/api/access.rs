@@ -81,6 +81,8 @@ pub(super) const RULES: &[(&str, &str, Role)] = &[
     ("POST",   "/v1/machines/{name}/recreation",  Operator),
     ("POST",   "/v1/machines/{name}/token",       Operator),
     ("GET",    "/v1/usage",                       Operator),
+    ("GET",    "/v1/kept-machines",               Viewer),
+    ("DELETE", "/v1/kept-machines/{name}",        Operator),
     ("GET",    "/v1/overview",                    Viewer),
     ("GET",    "/v1/campaigns",                   Viewer),
     ("POST",   "/v1/campaigns",                   Operator),

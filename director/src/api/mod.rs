@@ -153,6 +153,8 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(repair::hold, repair::release))
         .routes(routes!(repair::recreate))
         .routes(routes!(repair::stopped))
+        .routes(routes!(repair::kept))
+        .routes(routes!(repair::delete_kept))
         .routes(routes!(operators::list, operators::add))
         .routes(routes!(
             operators::show,

@@ -13,7 +13,7 @@ use super::problem::Problem;
 use super::{ApiState, List};
 use crate::model::{Caller, Task};
 use crate::resurrector::{CaseRecord, HoldKind};
-use crate::service::{NodeWhy, StoppedPool};
+use crate::service::{KeptMachine, NodeWhy, RecreateOrder, StoppedPool};
 use crate::spec;
 
 /// How much is left to the operator, and why.
@@ -34,6 +34,12 @@ pub struct RecreateNode {
     /// The API of a cluster with one control-plane machine may be down meanwhile.
     #[serde(default)]
     pub accept_downtime: bool,
+    /// Keep what there is of it, off and without disks and network, for people to look into.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
+    /// Why it is kept, for others who look; at most 500 bytes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 /// Why a machine is judged as it is, and what comes next.
@@ -48,12 +54,6 @@ pub(super) async fn why(
     Ok(Json(state.director.node_why(&name).await?))
 }
 
-/// Keep remedies from a machine, or have it ignored, until it is released.
-#[utoipa::path(put, path = "/v1/machines/{name}/hold", operation_id = "holdMachine",
-    tag = "machines", params(("name" = String, Path)), request_body = HoldNode,
-    responses((status = 200, body = CaseRecord),
-        (status = "default", body = Problem, content_type = "application/problem+json")))]
-pub(super) async fn hold(
 /// The pools of a cluster that are left to an operator since their replacements die young, with what those have in
 /// common.
 #[utoipa::path(get, path = "/v1/clusters/{name}/stopped-pools", operation_id = "listStoppedPools",
@@ -68,6 +68,12 @@ pub(super) async fn stopped(
     Ok(Json(List { items }))
 }
 
+/// Keep remedies from a machine, or have it ignored, until it is released.
+#[utoipa::path(put, path = "/v1/machines/{name}/hold", operation_id = "holdMachine",
+    tag = "machines", params(("name" = String, Path)), request_body = HoldNode,
+    responses((status = 200, body = CaseRecord),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn hold(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
     Name(name): Name<MachineName>,
@@ -97,7 +103,8 @@ pub(super) async fn release(
 /// Replace a machine by its next incarnation, whatever its verdict.
 ///
 /// One that serves is drained first; one that is judged to serve nobody is shut out and not waited for. Its
-/// address, its pods' network and its data disk go to the next incarnation.
+/// address, its pods' network and its data disk go to the next incarnation. What else there is of it is deleted, or
+/// kept for people to look into.
 #[utoipa::path(post, path = "/v1/machines/{name}/recreation", operation_id = "recreateMachine",
     tag = "machines", params(("name" = String, Path)), request_body = RecreateNode,
     responses((status = 202, description = "Ordered", body = Task),
@@ -108,12 +115,45 @@ pub(super) async fn recreate(
     Name(name): Name<MachineName>,
     Text(body): Text,
 ) -> Result<(StatusCode, Json<Task>), Problem> {
-    let RecreateNode { accept_downtime } = read(&body)?;
-    let task = state
-        .director
-        .recreate_node(&name, accept_downtime, &caller)
-        .await?;
+    let RecreateNode {
+        accept_downtime,
+        keep,
+        reason,
+    } = read(&body)?;
+    let order = RecreateOrder {
+        accept_downtime,
+        keep: keep.then_some(reason),
+    };
+    let task = state.director.recreate_node(&name, order, &caller).await?;
     Ok((StatusCode::ACCEPTED, Json(task)))
+}
+
+/// Machines that are kept after another incarnation followed them.
+///
+/// Each is off, refused at the link, and has no disk and no network. It is deleted by an order that names it, or by the
+/// director once it is too old.
+#[utoipa::path(get, path = "/v1/kept-machines", operation_id = "listKeptMachines", tag = "machines",
+    responses((status = 200, body = List<KeptMachine>),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn kept(
+    State(state): State<ApiState>,
+) -> Result<Json<List<KeptMachine>>, Problem> {
+    let items = state.director.kept_machines().await?;
+    Ok(Json(List { items }))
+}
+
+/// Delete a machine that is kept, and all it holds.
+#[utoipa::path(delete, path = "/v1/kept-machines/{name}", operation_id = "deleteKeptMachine",
+    tag = "machines", params(("name" = String, Path)),
+    responses((status = 200, description = "The machine that is gone", body = KeptMachine),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn delete_kept(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Name(name): Name<MachineName>,
+) -> Result<Json<KeptMachine>, Problem> {
+    let gone = state.director.delete_kept_machine(&name, &caller).await?;
+    Ok(Json(gone))
 }
 
 fn read<T: DeserializeOwned>(body: &str) -> Result<T, Problem> {

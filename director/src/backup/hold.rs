@@ -22,8 +22,8 @@ use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
 use crate::kubernetes::facts::HostTraits;
 use crate::model::Timestamp;
 use crate::provider::{
-    AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
-    NetworkView, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture,
+    AttachedDisk, DiskView, EndpointRequest, EndpointView, KeptView, MachineRequest, MachineView,
+    NetworkView, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture, SetAside,
 };
 use crate::store::{Commit, Expect, Kind, Records, StoreError};
 
@@ -209,6 +209,20 @@ impl Provider for HeldProvider {
         self.act(&what, |inner| {
             inner.place_settings(name, incarnation, settings)
         })
+    }
+
+    fn set_aside(&self, request: SetAside) -> ProviderFuture<'_, Option<KeptView>> {
+        let what = format!("set machine {} aside", request.machine);
+        self.act(&what, |inner| inner.set_aside(request))
+    }
+
+    fn kept_machines(&self) -> ProviderFuture<'_, Vec<KeptView>> {
+        self.inner.kept_machines()
+    }
+
+    fn delete_kept<'a>(&'a self, kept: &'a MachineName) -> ProviderFuture<'a, ()> {
+        let what = format!("delete machine {kept}, which is kept");
+        self.act(&what, |inner| inner.delete_kept(kept))
     }
 
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {

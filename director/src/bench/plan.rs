@@ -185,6 +185,7 @@ fn case(number: u32, machines: u32) -> Result<Case, NameError> {
             labelled: Some(digest),
             cordoned: false,
             fenced: false,
+            kept_as: None,
         };
         settled.machines.insert(name.clone(), found);
         let wanted = DesiredMachine {

@@ -168,6 +168,7 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         serving: true,
         joined: None,
         condemned: false,
+        keep: None,
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,

@@ -147,6 +147,29 @@ pub struct ResurrectorConfig {
     pub mode: Mode,
     /// How patient it is, and what it may do.
     pub policy: Policy,
+    /// Machines that are kept after their replacement.
+    pub forensics: Forensics,
+}
+
+/// Machines that are kept, off, after another incarnation followed them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forensics {
+    /// Whether those that the resurrector replaces are kept; an operator may ask for any.
+    pub keep: bool,
+    /// How many are kept at most; none when 0.
+    pub max_kept: u32,
+    /// How long each is kept at most.
+    pub max_age: Duration,
+}
+
+impl Default for Forensics {
+    fn default() -> Self {
+        Self {
+            keep: false,
+            max_kept: 4,
+            max_age: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
 }
 
 /// The API's listener.

@@ -1,15 +1,21 @@
 //! The section `[resurrector]`: how patient repairs are and what they may do.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
-use super::ResurrectorConfig;
+use super::{Forensics, ResurrectorConfig};
 use crate::resurrector::{GuardPolicy, LadderPolicy, Mode, Policy};
-use crate::spec::{Faults, Fields};
+use crate::spec::{Faults, Fields, shown};
 
 /// Seconds of a pause or a patience: up to a day.
 const SECONDS: std::ops::RangeInclusive<u32> = 0..=86_400;
 /// Machines of a pool or a cluster.
 const MACHINES: std::ops::RangeInclusive<u32> = 1..=10_000;
+/// Machines that are kept: each may be as large as its root disk.
+const KEPT: std::ops::RangeInclusive<u32> = 0..=100;
+/// Hours that one is kept: up to a quarter of a year.
+const KEPT_HOURS: std::ops::RangeInclusive<u32> = 1..=2_160;
 const PERCENT: std::ops::RangeInclusive<u32> = 1..=100;
 
 pub(super) fn read(value: &Value, faults: &mut Faults) -> Option<ResurrectorConfig> {
@@ -49,6 +55,21 @@ pub(super) fn read(value: &Value, faults: &mut Faults) -> Option<ResurrectorConf
     let unavailable = guard.pool_max_unavailable;
     let unavailable = number("pool_max_unavailable", unavailable, &MACHINES, "machines");
     let poison_after = number("poison_after", guard.poison_after, &MACHINES, "machines");
+    let forensics = Forensics::default();
+    let key = "keep_for_forensics";
+    let keep = match fields.take(key) {
+        None => Some(forensics.keep),
+        Some(value) => {
+            let keep = value.as_bool();
+            if keep.is_none() {
+                faults.add(fields.path(key), shown(value), "true or false");
+            }
+            keep
+        }
+    };
+    let kept_max = fields.number("kept_max", forensics.max_kept, &KEPT, "machines", faults);
+    let hours = u32::try_from(forensics.max_age.as_secs() / 3600).unwrap_or(u32::MAX);
+    let kept_hours = fields.number("kept_hours", hours, &KEPT_HOURS, "hours", faults);
     fields.close(faults);
     Some(ResurrectorConfig {
         mode: mode?,
@@ -71,6 +92,11 @@ pub(super) fn read(value: &Value, faults: &mut Faults) -> Option<ResurrectorConf
                 poison_after: poison_after?,
                 poison_ms: poison?,
             },
+        },
+        forensics: Forensics {
+            keep: keep?,
+            max_kept: kept_max?,
+            max_age: Duration::from_secs(u64::from(kept_hours?) * 3600),
         },
     })
 }

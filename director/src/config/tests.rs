@@ -41,6 +41,9 @@ name = "toolongaa"
 cidr = "10.77.0.1/24"
 runc = "./runc"
 [provider.cloud]
+[resurrector]
+keep_for_forensics = "yes"
+kept_max = 101
 "#;
     let faults = Config::parse(text, &dir()).unwrap_err();
     let keys: Vec<&str> = faults.list().iter().map(|f| f.key.as_str()).collect();
@@ -49,7 +52,7 @@ runc = "./runc"
         "log", "api.listen", "api.names[1]", "api.names[2]", "gateway.listen", "gateway.advertise[0]",
         "gateway.artifact_mib_per_s", "gateway.artifact_mib_per_s_per_agent",
         "stemcells.directory", "provider.local.name", "provider.local.cidr", "provider.local.runc",
-        "provider.cloud", "colour",
+        "provider.cloud", "resurrector.keep_for_forensics", "resurrector.kept_max", "colour",
     ]);
     assert!(
         faults

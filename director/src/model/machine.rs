@@ -116,6 +116,9 @@ pub struct Machine {
     /// What it is to become; absent while it is as it should be.
     #[serde(default)]
     pub wanted: Option<Wanted>,
+    /// How this incarnation is kept when another follows it; absent when nobody wants to look into it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
     /// Revision of this record.
     pub revision: Revision,
     /// When it was ordered.
@@ -140,6 +143,20 @@ pub struct Joined {
     /// Whether its member was started and nothing else of its control plane was yet.
     #[serde(default)]
     pub alone: bool,
+}
+
+/// How a machine is kept that another incarnation follows: off, without disks and network, for people to look into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Keep {
+    /// The name that it gets.
+    #[schema(value_type = String)]
+    pub name: MachineName,
+    /// Who wants it.
+    pub operator: String,
+    /// Why, in the operator's words; may be empty.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// What a machine is to become.
@@ -225,6 +242,12 @@ impl Machine {
         }
         self.condemned = down;
         self.wanted = Some(self.as_it_is());
+        self.keep = None;
+    }
+
+    /// Wants it to stay as it is after all.
+    pub fn stay(&mut self) {
+        (self.wanted, self.keep) = (None, None);
     }
 
     /// The next incarnation of it, as it is now.

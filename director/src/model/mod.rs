@@ -35,7 +35,7 @@ pub use campaign::{
 };
 pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault, MadeFrom};
 pub use machine::{
-    AgentView, Joined, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole,
+    AgentView, Joined, Keep, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole,
     MachineView, Wanted,
 };
 pub use operator::{Caller, Operator, Role};

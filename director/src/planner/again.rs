@@ -49,7 +49,7 @@ pub fn condemn_within(machine: &mut Machine, machines: &[Machine]) {
 /// Gives up the replacement of a machine that came back, if it was to become nothing but itself.
 pub fn spare(machine: &mut Machine) {
     if machine.wanted == Some(machine.as_it_is()) {
-        machine.wanted = None;
+        machine.stay();
     }
 }
 

@@ -426,6 +426,7 @@ fn remains(cluster: Option<&Cluster>, record: &Machine) -> ObservedMachine {
         labelled: record.labelled,
         cordoned: record.cordoned,
         fenced: record.fenced,
+        kept_as: None,
     }
 }
 
@@ -454,5 +455,6 @@ fn observe_machine(
         labelled: known.and_then(|r| r.labelled),
         cordoned: known.is_some_and(|r| r.cordoned),
         fenced: known.is_some_and(|r| r.fenced),
+        kept_as: known.and_then(|r| Some(r.keep.as_ref()?.name.clone())),
     })
 }

@@ -201,6 +201,8 @@ pub struct ObservedMachine {
     pub cordoned: bool,
     /// Whether it is being shut out or was; its node is among the departed then.
     pub fenced: bool,
+    /// The name under which it is kept when it goes, if somebody wants to look into it.
+    pub kept_as: Option<MachineName>,
 }
 
 impl ObservedMachine {
@@ -467,6 +469,7 @@ pub fn narrow(
             labelled: Some(machine.labels),
             cordoned: false,
             fenced: false,
+            kept_as: None,
         };
         observed.machines.insert(name.clone(), as_it_is);
     }

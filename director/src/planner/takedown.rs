@@ -487,6 +487,10 @@ pub(super) fn delete(
         return;
     }
     let drained = steps.has(&machine_key(name, "drain"));
+    let why = match &found.kept_as {
+        Some(kept) => format!("{why}; what there is of it is kept, off, as {kept}"),
+        None => why.to_owned(),
+    };
     let mut after: Vec<StepKey> = after.to_vec();
     after.push(machine_key(name, "add-routes"));
     if !drained && (found.registered() || found.fenced) {
@@ -507,7 +511,7 @@ pub(super) fn delete(
         Action::DeleteMachine {
             machine: name.clone(),
         },
-        why,
+        &why,
         Invariant::OneIncarnation,
         if drained || !found.ready {
             Disruption::Nothing

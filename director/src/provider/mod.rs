@@ -102,6 +102,21 @@ pub trait Provider: Send + Sync + fmt::Debug {
         Box::pin(async { Ok(false) })
     }
 
+    /// Keeps a machine that is off as it is, under another name, for whoever wants to look into it. From then on there
+    /// is no machine of its own name any more: its disks are detached, it has no address and no network, and nothing
+    /// starts it. Returns when that is so; `None`, with nothing changed, where the platform has no way to do it.
+    ///
+    /// Asked again, also after it was cut off, it returns what is kept. One that runs and another incarnation are
+    /// [`ProviderError::Conflict`], as is the name of another machine that is kept. Where there is no whole machine
+    /// of the name it is [`ProviderError::NotFound`]: there is nothing to keep.
+    fn set_aside(&self, request: SetAside) -> ProviderFuture<'_, Option<KeptView>>;
+
+    /// All machines that are kept under this provider's name.
+    fn kept_machines(&self) -> ProviderFuture<'_, Vec<KeptView>>;
+
+    /// Removes a machine that is kept, and all it holds; removing what is not there succeeds.
+    fn delete_kept<'a>(&'a self, kept: &'a MachineName) -> ProviderFuture<'a, ()>;
+
     /// Makes an empty disk of `bytes`. A disk of that name and another size is a conflict.
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView>;
 
@@ -269,6 +284,38 @@ pub struct MachineView {
     pub boots: u64,
     /// False when its creation was cut off: ask for the same machine again, or delete it.
     pub complete: bool,
+}
+
+/// A machine to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// Its name.
+    pub machine: MachineName,
+    /// Which rebirth of the name it has to be.
+    pub incarnation: Incarnation,
+    /// The name under which it is kept.
+    pub kept: MachineName,
+    /// What the caller wants to find again in [`KeptView::notes`].
+    pub notes: BTreeMap<String, String>,
+}
+
+/// A machine that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptView {
+    /// The name under which it is kept.
+    pub name: MachineName,
+    /// What it was called.
+    pub machine: MachineName,
+    /// Which rebirth of that name it was.
+    pub incarnation: Incarnation,
+    /// When it was made, in seconds since 1970-01-01 00:00 UTC.
+    pub created_at: u64,
+    /// When it was set aside, likewise.
+    pub kept_at: u64,
+    /// What the caller said of it.
+    pub notes: BTreeMap<String, String>,
+    /// Where it is, for people: a path or an id of the platform.
+    pub place: String,
 }
 
 /// Where a machine finds a disk.

@@ -181,6 +181,7 @@ fn machine(name: &MachineName) -> Machine {
         serving: true,
         joined: None,
         condemned: false,
+        keep: None,
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,

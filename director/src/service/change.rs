@@ -443,6 +443,7 @@ fn retarget(
     let same = machine.stemcell == stemcell.version && same_shape(machine.size, size);
     machine.wanted = None;
     if same {
+        machine.stay();
         return;
     }
     if !exists && machine.phase == MachinePhase::Planned {

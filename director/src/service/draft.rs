@@ -273,6 +273,7 @@ pub(super) fn machine(
         serving: true,
         joined: None,
         condemned: false,
+        keep: None,
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,

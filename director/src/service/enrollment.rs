@@ -254,6 +254,7 @@ mod tests {
             cordoned: false,
             serving: true,
             condemned: false,
+            keep: None,
             fenced: false,
             departed: Vec::new(),
             joined: None,

@@ -245,7 +245,7 @@ mod tests {
     use crate::backup::restore::{RestoreRequest, restore};
     use crate::gateway::IncarnationRegistry;
     use crate::model::TaskState;
-    use crate::provider::ProviderError;
+    use crate::provider::{ProviderError, SetAside};
     use crate::service::Director;
     use crate::store::DirectoryLock;
 
@@ -319,7 +319,9 @@ mod tests {
             "{refused:?}"
         );
         let machine = name("demo-w-0");
-        let refused = director.recreate_node(&machine, true, &ann()).await;
+        let refused = director
+            .recreate_node(&machine, crate::service::RecreateOrder::default(), &ann())
+            .await;
         assert!(
             matches!(refused, Err(ServiceError::OnHold { .. })),
             "{refused:?}"
@@ -332,6 +334,21 @@ mod tests {
         );
         let through_steps = director.inner.world.provider.delete_machine(&machine).await;
         assert!(through_steps.is_err());
+        let aside = SetAside {
+            machine: machine.clone(),
+            incarnation: Incarnation::FIRST,
+            kept: name("demo-w-0-i1-000000"),
+            notes: Default::default(),
+        };
+        for refused in [
+            director.inner.provider.set_aside(aside).await.map(drop),
+            director.inner.provider.delete_kept(&machine).await,
+        ] {
+            assert!(
+                matches!(refused, Err(ProviderError::OnHold { .. })),
+                "{refused:?}"
+            );
+        }
         let view = director.hold().await.unwrap();
         let changes: Vec<_> = view.differences.machines.iter().map(|d| d.change).collect();
         use adopt::Change::{Added, Gone, Replaced};

@@ -25,6 +25,9 @@ mod etcd;
 #[cfg(test)]
 mod fleet_tests;
 mod hold;
+mod kept;
+#[cfg(test)]
+mod kept_tests;
 mod kubernetes;
 mod legs;
 mod nodes;
@@ -87,10 +90,11 @@ pub use enrollment::Tokens;
 pub use error::ServiceError;
 pub use etcd::AskError;
 pub use hold::{AdoptOrder, HoldView};
+pub use kept::KeptMachine;
 pub(crate) use operators::CERTIFICATE_LIFE;
 pub use operators::Standing;
 pub use reach::{Ending, Reach, Terminal};
-pub use repair::{NodeWhy, StoppedPool};
+pub use repair::{NodeWhy, RecreateOrder, StoppedPool};
 pub use restore::{RestoreFrom, RestoreRequest};
 pub use rotate::RotationOrder;
 pub use start::StartError;

@@ -13,7 +13,7 @@ use super::enrollment::Tokens;
 use super::kubernetes::Identities;
 use super::repair::{self, Repairs};
 use super::tickets::tickets;
-use super::{Director, Inner, campaigns, certificates, operators, restore, upkeep};
+use super::{Director, Inner, campaigns, certificates, kept, operators, restore, upkeep};
 use crate::artifacts::Artifacts;
 use crate::backup;
 use crate::backup::envelope::{self, EnvelopeError};
@@ -235,6 +235,7 @@ pub(super) async fn start_through(
     restore::start(Arc::downgrade(&inner));
     repair::start(Arc::downgrade(&inner));
     campaigns::start(Arc::downgrade(&inner));
+    kept::start(Arc::downgrade(&inner));
     Ok(Director { inner })
 }
 

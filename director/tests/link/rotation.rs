@@ -47,6 +47,7 @@ fn record(of: &MachineIdentity) -> model::Machine {
         serving: true,
         joined: None,
         condemned: false,
+        keep: None,
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,

@@ -9,6 +9,7 @@
 //! also stands in for the director's: started as `machine-monitor` or `endpoint` it is that process.
 
 mod contract;
+mod kept;
 mod local;
 mod rig;
 
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let cases: Vec<Case> = contract::CASES
         .iter()
+        .chain(kept::CASES)
         .chain(local::CASES)
         .copied()
         .collect();

@@ -9,8 +9,9 @@ use tokio::time::Duration;
 use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
 use windlass_common::settings::Settings;
 use windlass_director::provider::{
-    AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
+    AttachedDisk, DiskView, EndpointRequest, EndpointView, KeptView, MachineRequest, MachineView,
     NetworkView, Power, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture,
+    SetAside,
 };
 
 use super::agent::Agent;
@@ -286,6 +287,55 @@ impl Provider for Life {
             let view = self.site.lock().vms.get(name).map(|vm| vm.view.clone());
             view.ok_or_else(|| not_found("machine", name.as_str()))
         })
+    }
+
+    fn set_aside(&self, request: SetAside) -> ProviderFuture<'_, Option<KeptView>> {
+        Box::pin(self.call(move |state| {
+            state.destroys("a machine is set aside");
+            if let Some(kept) = state.kept.get(&request.kept) {
+                return Ok(Some(kept.clone()));
+            }
+            let name = &request.machine;
+            let found = state.vms.get(name).filter(|vm| vm.view.complete);
+            let Some((incarnation, power)) = found.map(|vm| (vm.incarnation, vm.view.power)) else {
+                return Err(not_found("machine", name.as_str()));
+            };
+            if incarnation != request.incarnation || power == Power::Running {
+                let problem = format!("{name} {incarnation} is set aside, and is {power:?}");
+                state.violated(2, problem);
+            }
+            state.cutting(name, "setting aside");
+            state.tell(format!("machine {name} is kept as {}", request.kept));
+            if let Some(mut vm) = state.vms.remove(name) {
+                vm.link.end();
+            }
+            for disk in state.disks.values_mut() {
+                disk.attached_to.take_if(|holder| *holder == *name);
+            }
+            let view = KeptView {
+                name: request.kept.clone(),
+                machine: name.clone(),
+                incarnation,
+                created_at: 0,
+                kept_at: 0,
+                notes: request.notes.clone(),
+                place: String::new(),
+            };
+            state.kept.insert(request.kept.clone(), view.clone());
+            Ok(Some(view))
+        }))
+    }
+
+    fn kept_machines(&self) -> ProviderFuture<'_, Vec<KeptView>> {
+        let views = self.site.lock().kept.values().cloned().collect();
+        Box::pin(async { Ok(views) })
+    }
+
+    fn delete_kept<'a>(&'a self, kept: &'a MachineName) -> ProviderFuture<'a, ()> {
+        Box::pin(self.call(move |state| {
+            state.kept.remove(kept);
+            Ok(())
+        }))
     }
 
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use windlass_common::id::MachineName;
-use windlass_director::model::{Machine, MachinePhase, TaskId};
+use windlass_director::model::{Keep, Machine, MachinePhase, TaskId};
 use windlass_director::planner::again;
 use windlass_director::store::{Commit, StoreError};
 
@@ -127,6 +127,15 @@ impl Repairs<'_> {
         for machine in machines.iter().filter(dies) {
             let mut condemned = machine.clone();
             again::condemn_within(&mut condemned, &machines);
+            // Some are kept for people to look into.
+            if self.site.lock().dice.chance(300) {
+                let name = format!("{}-kept", machine.node_name);
+                condemned.keep = Some(Keep {
+                    name: MachineName::new(name)?,
+                    operator: "resurrector".to_owned(),
+                    reason: String::new(),
+                });
+            }
             commit.put(&condemned)?;
             names.push(machine.name.to_string());
         }

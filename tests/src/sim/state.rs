@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName, PoolName};
 use windlass_director::model::Revision;
-use windlass_director::provider::EndpointView;
+use windlass_director::provider::{EndpointView, KeptView};
 use windlass_director::store::Kind;
 
 use super::agent::Agent;
@@ -70,6 +70,8 @@ pub struct State {
     pub running: BTreeMap<String, u32>,
     /// Machines.
     pub vms: BTreeMap<MachineName, Vm>,
+    /// Machines that were set aside, by the name under which they are kept.
+    pub kept: BTreeMap<MachineName, KeptView>,
     /// Disks.
     pub disks: BTreeMap<DiskName, Disk>,
     /// Endpoints.
@@ -252,6 +254,7 @@ impl Site {
             actions: BTreeMap::new(),
             running: BTreeMap::new(),
             vms: BTreeMap::new(),
+            kept: BTreeMap::new(),
             disks: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             cluster,

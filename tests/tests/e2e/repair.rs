@@ -360,14 +360,38 @@ fn operators(world: &World) -> Result<()> {
     );
     world.run(&["node", "release", machine])?;
     let now = reborn(world, machine, before)?;
-    world.run(&["node", "recreate", machine, "--yes", "--wait"])?;
+    let keep = ["--keep", "--reason", "why does it die"];
+    world.run(&[&["node", "recreate", machine, "--yes", "--wait"][..], &keep].concat())?;
     ensure!(
         incarnation(world, machine)? == now + 1,
         "recreate makes the next incarnation"
     );
+    kept(world, machine, now)?;
     let refused = world.output(&["node", "recreate", "lost-cp-0", "--yes"])?;
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(text.contains("--accept-downtime"), "no consent: {text}");
+    Ok(())
+}
+
+/// What there was of a machine can be looked into until it is deleted by its name.
+fn kept(world: &World, machine: &str, incarnation: u64) -> Result<()> {
+    let list = || world.json(&["node", "kept", "list"]);
+    let all = list()?;
+    let [kept] = items(&all)?.as_slice() else {
+        anyhow::bail!("kept: {all:#}");
+    };
+    ensure!(
+        kept["machine"] == machine && kept["incarnation"] == incarnation,
+        "kept: {kept:#}"
+    );
+    let place = kept["place"].as_str().context("it is somewhere")?;
+    let kubelet = std::path::Path::new(place).join("upper/etc/kubernetes/pki/kubelet-client.crt");
+    ensure!(kubelet.exists(), "{} is not there", kubelet.display());
+    let name = kept["name"].as_str().context("it has a name")?;
+    world.run(&["node", "kept", "delete", name, "--yes"])?;
+    ensure!(!std::path::Path::new(place).exists(), "{place} is left");
+    let all = list()?;
+    ensure!(items(&all)?.is_empty(), "kept: {all:#}");
     Ok(())
 }
 

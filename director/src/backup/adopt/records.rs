@@ -186,6 +186,7 @@ fn added(difference: &MachineDifference, view: &MachineView, now: Timestamp) -> 
         labelled: None,
         cordoned: false,
         condemned: false,
+        keep: None,
         fenced: false,
         serving: true,
         joined: None,

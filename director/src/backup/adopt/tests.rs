@@ -101,6 +101,7 @@ fn machine(text: &str, incarnation: u32, last: u8) -> Machine {
         labelled: Some(Digest::of(b"c")),
         cordoned: false,
         condemned: false,
+        keep: None,
         fenced: false,
         serving: true,
         joined: None,

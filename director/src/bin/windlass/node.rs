@@ -22,7 +22,7 @@ use crate::args::NodeCommand;
 use crate::cluster::{pairs, segment};
 use crate::failure::{FAILED, Failure, UNREACHABLE};
 use crate::output::{age, duration, line, note, table};
-use crate::{Session, agents, collect, exec, shell, top, why};
+use crate::{Session, agents, collect, exec, kept, shell, top, why};
 
 pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitCode, Failure> {
     let client = session.client()?;
@@ -42,11 +42,18 @@ pub(crate) async fn run(session: &Session, command: NodeCommand) -> Result<ExitC
             name,
             yes,
             accept_downtime,
+            keep,
+            reason,
             wait,
         } => {
-            let order = RecreateNode { accept_downtime };
+            let order = RecreateNode {
+                accept_downtime,
+                keep,
+                reason,
+            };
             why::recreate(session, &client, &name, yes, &order, wait).await
         }
+        NodeCommand::Kept(command) => kept::run(session, &client, command).await,
         NodeCommand::Enroll { name, print } => enroll(session, &client, &name, print).await,
         NodeCommand::Logs {
             name,

@@ -272,6 +272,7 @@ fn create(observed: &mut Observed, machine: &MachineName, wanted: DesiredMachine
         labelled: None,
         cordoned: false,
         fenced: false,
+        kept_as: None,
     };
     let found = observed.machines.get(machine);
     assert!(found.is_none_or(|f| f.incarnation == made.incarnation && !f.complete));

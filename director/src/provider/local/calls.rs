@@ -9,8 +9,9 @@ use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
 use super::{Inner, LocalProvider, preflight, traits};
 use crate::kubernetes::facts::HostTraits;
 use crate::provider::{
-    AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
-    NetworkView, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture, Severity,
+    AttachedDisk, DiskView, EndpointRequest, EndpointView, KeptView, MachineRequest, MachineView,
+    NetworkView, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture, SetAside,
+    Severity,
 };
 
 impl LocalProvider {
@@ -115,6 +116,19 @@ impl Provider for LocalProvider {
             inner.place_settings(&name, incarnation, &settings)?;
             Ok(true)
         })
+    }
+
+    fn set_aside(&self, request: SetAside) -> ProviderFuture<'_, Option<KeptView>> {
+        self.blocking(move |inner| inner.set_aside(&request).map(Some))
+    }
+
+    fn kept_machines(&self) -> ProviderFuture<'_, Vec<KeptView>> {
+        self.blocking(Inner::kept_machines)
+    }
+
+    fn delete_kept<'a>(&'a self, kept: &'a MachineName) -> ProviderFuture<'a, ()> {
+        let kept = kept.clone();
+        self.blocking(move |inner| inner.delete_kept(&kept))
     }
 
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {

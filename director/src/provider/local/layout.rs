@@ -12,6 +12,7 @@
 //!                          init.pid       its init process, as runc wrote it
 //!                          monitor.lock   held by the monitor as long as it lives
 //!                          console.log, runc.log, monitor.log
+//! <dir>/kept/<name>/       a machine that was set aside: its directory as it was, with kept.json
 //! <dir>/disks/<disk>/      disk.json, image (sparse)
 //! <dir>/endpoints/         <cluster>.json, <cluster>.lock, <cluster>.log
 //! /run/windlass-<name>/    <machine>.sock (control of the monitor), runc/ (runc's own state)
@@ -101,6 +102,11 @@ impl Layout {
 
     pub(crate) fn machine(&self, machine: &MachineName) -> MachineDir {
         MachineDir(self.machines().join(machine.as_str()))
+    }
+
+    /// Where machines are that were set aside.
+    pub(crate) fn kept(&self) -> PathBuf {
+        self.dir.join("kept")
     }
 
     pub(crate) fn disks(&self) -> PathBuf {

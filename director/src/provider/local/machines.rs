@@ -448,7 +448,11 @@ impl Inner {
     }
 
     /// Takes a disk from a machine of which no process is left.
-    fn let_go(&self, machine: &MachineName, disk: disk::Disk) -> Result<(), ProviderError> {
+    pub(super) fn let_go(
+        &self,
+        machine: &MachineName,
+        disk: disk::Disk,
+    ) -> Result<(), ProviderError> {
         self.busy.alone(format!("disk/{}", disk.name), || {
             let deadline = Instant::now() + KILL_LIMIT;
             // The kernel takes the dead machine's mounts down a little later than its processes.

@@ -26,6 +26,7 @@ pub mod endpoint;
 mod endpoints;
 mod files;
 mod host;
+mod kept;
 mod layout;
 mod lifecycle;
 mod machines;

@@ -37,6 +37,7 @@ impl Inner {
         }
         for dir in [
             self.layout.disks(),
+            self.layout.kept(),
             self.layout.machines(),
             self.layout.endpoints(),
         ] {

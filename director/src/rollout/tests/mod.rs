@@ -275,6 +275,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             serving: true,
             joined: None,
             condemned: false,
+            keep: None,
             fenced: false,
             departed: Vec::new(),
             heartbeat: None,

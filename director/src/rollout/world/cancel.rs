@@ -51,6 +51,7 @@ impl World {
             machine.wanted = give_up(machine, &observed, all);
             // Whether it serves anybody is judged anew.
             machine.condemned &= machine.wanted.is_some();
+            machine.keep.take_if(|_| machine.wanted.is_none());
             pin(&cluster, machine, task);
             if *machine != before {
                 commit.put(machine)?;

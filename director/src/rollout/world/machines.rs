@@ -327,16 +327,32 @@ impl World {
         // Refused at the door before it is killed, so that it cannot come back in between.
         self.expel(machine);
         let record: Option<Machine> = self.records.get(machine.as_str()).await?;
-        if record.is_some_and(|record| record.wanted.is_some() && !record.fenced) {
+        let leaves = |record: &Machine| record.wanted.is_some() && !record.fenced;
+        if record.as_ref().is_some_and(leaves) {
             // Its cluster serves on: what still runs on it ends in peace.
             match self.provider.stop_machine(machine, STOP_GRACE).await {
                 Ok(_) | Err(ProviderError::NotFound { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+        let keep = record
+            .as_ref()
+            .and_then(|record| Some((record, record.keep.as_ref()?)));
+        let mut changes = Vec::new();
+        if let Some((record, keep)) = keep {
+            changes.push(match self.keep(record, keep).await? {
+                Some(kept) => format!(
+                    "what there was of it is kept as {}: {}",
+                    kept.name, kept.place
+                ),
+                None => "there was nothing of it to be kept, or its provider keeps none".to_owned(),
+            });
+        }
+        // Of one that was set aside nothing is left under its name.
         self.provider.delete_machine(machine).await?;
+        changes.push(format!("machine {machine} is gone"));
         Ok(Done {
-            changes: vec![format!("machine {machine} is gone")],
+            changes,
             records: vec![RecordChange::MachineDeleted(machine.clone())],
         })
     }

@@ -38,7 +38,7 @@ fn give_up(machines: &[Machine], order: &RestoreOrder) -> Vec<Machine> {
     for machine in &mut machines {
         match order.members.get(&machine.name) {
             Some(MemberFate::Begins | MemberFate::Joins) => {
-                machine.wanted = None;
+                machine.stay();
                 machine.condemned = false;
             }
             Some(MemberFate::Replaced) => machine.condemn(true),

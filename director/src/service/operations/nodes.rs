@@ -12,8 +12,9 @@ use crate::model::{Caller, Machine, MachineFilter, MachineView, Role, Task, Time
 use crate::resurrector::witness::Judgement;
 use crate::resurrector::{CaseRecord, HoldKind, Verdict};
 use crate::service::error::ServiceError;
+use crate::service::kept::KeptMachine;
 use crate::service::reach::{Reach, Terminal};
-use crate::service::repair::NodeWhy;
+use crate::service::repair::{NodeWhy, RecreateOrder};
 use crate::service::token::FreshToken;
 use crate::service::{Director, NodeEvent, ServiceResult, allow};
 
@@ -109,14 +110,28 @@ impl Director {
     pub async fn recreate_node(
         &self,
         machine: &MachineName,
-        accept_downtime: bool,
+        order: RecreateOrder,
         caller: &Caller,
     ) -> ServiceResult<Task> {
         allow(caller, Role::Operator, "recreate machines")?;
         self.inner.not_on_hold("recreate machines")?;
-        self.inner
-            .recreate_node(machine, accept_downtime, caller)
-            .await
+        self.inner.recreate_node(machine, order, caller).await
+    }
+
+    /// The machines that are kept, off, after another incarnation followed them; by name.
+    pub async fn kept_machines(&self) -> ServiceResult<Vec<KeptMachine>> {
+        self.inner.kept().await
+    }
+
+    /// Deletes a machine that is kept, and all it holds.
+    pub async fn delete_kept_machine(
+        &self,
+        kept: &MachineName,
+        caller: &Caller,
+    ) -> ServiceResult<KeptMachine> {
+        allow(caller, Role::Operator, "delete machines that are kept")?;
+        self.inner.not_on_hold("delete machines that are kept")?;
+        self.inner.delete_kept(kept, caller).await
     }
 
     /// How many machines there are of each verdict.

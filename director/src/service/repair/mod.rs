@@ -28,7 +28,7 @@ mod replace;
 mod sight;
 mod stopped;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -44,7 +44,7 @@ use windlass_common::error::ErrorChain;
 use windlass_common::id::MachineName;
 
 use super::{Inner, ServiceResult};
-use crate::config::ResurrectorConfig;
+use crate::config::{Forensics, ResurrectorConfig};
 use crate::gateway::Gateway;
 use crate::model::{Machine, Timestamp};
 use crate::resurrector::witness::{Gathered, Witnesses};
@@ -54,7 +54,7 @@ use crate::resurrector::{
 };
 use crate::store::{Commit, StoreError};
 
-pub use operators::NodeWhy;
+pub use operators::{NodeWhy, RecreateOrder};
 use sight::Sight;
 pub use stopped::StoppedPool;
 
@@ -121,6 +121,11 @@ impl Repairs {
 
     fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept of machines that are replaced.
+    pub(super) fn forensics(&self) -> Forensics {
+        self.config.forensics
     }
 
     /// How many machines there are of each verdict; those that are not judged are left out.

@@ -7,9 +7,11 @@ use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
 use super::now_ms;
+use super::replace::ReplaceOrder;
 use crate::model::{Caller, FieldFault, Machine, MachineView, Task, TaskId, Timestamp};
 use crate::resurrector::witness::Gathered;
 use crate::resurrector::{CaseRecord, Hold, HoldKind, Mode, Outlook, Policy, Verdict};
+use crate::service::kept::{KeepWish, REASON_MAX as KEEP_REASON_MAX};
 use crate::service::{Inner, ServiceError, ServiceResult};
 use crate::store::{Act, Commit, StoreError};
 
@@ -47,6 +49,15 @@ pub struct NodeWhy {
     pub case: Option<CaseRecord>,
     /// How the director decides.
     pub policy: Policy,
+}
+
+/// How a machine is replaced because an operator says so.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecreateOrder {
+    /// The API of a cluster with one control-plane machine may be down meanwhile.
+    pub accept_downtime: bool,
+    /// Why what there is of it is kept; it is deleted when absent.
+    pub keep: Option<String>,
 }
 
 impl Inner {
@@ -183,12 +194,28 @@ impl Inner {
     pub(in crate::service) async fn recreate_node(
         &self,
         name: &MachineName,
-        accept_downtime: bool,
+        order: RecreateOrder,
         caller: &Caller,
     ) -> ServiceResult<Task> {
+        let wish = match order.keep {
+            Some(reason) if reason.len() > KEEP_REASON_MAX => {
+                return Err(ServiceError::Invalid {
+                    faults: vec![FieldFault::new(
+                        "reason",
+                        format!("{} bytes", reason.len()),
+                        format!("at most {KEEP_REASON_MAX} bytes"),
+                    )],
+                });
+            }
+            Some(reason) => KeepWish::Asked(reason),
+            None => KeepWish::No,
+        };
         let machine = self.machine_record(name).await?;
         let names = [name.clone()].into();
-        self.replace(&machine.cluster, &names, accept_downtime, caller)
-            .await
+        let order = ReplaceOrder {
+            accept_downtime: order.accept_downtime,
+            keep: wish,
+        };
+        self.replace(&machine.cluster, &names, &order, caller).await
     }
 }

@@ -9,12 +9,14 @@ use windlass_common::error::ErrorChain;
 use windlass_common::id::{ClusterName, MachineName};
 use windlass_common::step::{Outcome, Service, Step, StepId, StepRequest, UnitGoal, UnitState};
 
+use super::replace::ReplaceOrder;
 use super::sight::Sight;
 use super::{Repairs, now_ms};
 use crate::health::{Mends, counting, failing_units, mends, of_session};
 use crate::model::{Caller, Machine, Role, Timestamp};
 use crate::resurrector::{ACTOR, Begun, CaseRecord, Outlook, Rung};
 use crate::service::draft::random_u32;
+use crate::service::kept::KeepWish;
 use crate::service::{Inner, ServiceError, ServiceResult};
 use crate::store::{Commit, StoreError};
 
@@ -105,7 +107,12 @@ pub(super) async fn carry_out(director: Arc<Inner>, sight: &Sight, order: Order,
                 .extend(names.iter().cloned());
             // Orders are placed one at a time, and some take long: the loop goes on meanwhile.
             tokio::spawn(async move {
-                let ordered = director.replace(&cluster, &names, false, &actor()).await;
+                let keep = director.repairs.config.forensics.keep;
+                let order = ReplaceOrder {
+                    accept_downtime: false,
+                    keep: if keep { KeepWish::Policy } else { KeepWish::No },
+                };
+                let ordered = director.replace(&cluster, &names, &order, &actor()).await;
                 if let Err(error) = ordered {
                     let names: Vec<_> = names.iter().cloned().collect();
                     failed(&director, &names, &error);

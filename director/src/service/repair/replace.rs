@@ -11,8 +11,17 @@ use crate::model::{Caller, ClusterPhase, Machine, Task, TaskKind};
 use crate::planner::{self, again};
 use crate::resurrector::{ACTOR, CaseRecord, Rung};
 use crate::service::clusters::{ChangeOrder, make_plan};
+use crate::service::kept::KeepWish;
 use crate::service::{Inner, ServiceError, ServiceResult};
 use crate::store::{Commit, StoreError};
+
+/// How machines are replaced.
+pub(super) struct ReplaceOrder {
+    /// The API of a cluster with one control-plane machine may be down meanwhile.
+    pub(super) accept_downtime: bool,
+    /// Whether what there is of them is kept.
+    pub(super) keep: KeepWish,
+}
 
 impl Inner {
     /// Orders the next incarnation of `names`, which are machines of one cluster. Those that serve nobody
@@ -21,13 +30,13 @@ impl Inner {
         &self,
         cluster: &ClusterName,
         names: &BTreeSet<MachineName>,
-        accept_downtime: bool,
+        replace: &ReplaceOrder,
         caller: &Caller,
     ) -> ServiceResult<Task> {
         let _order = self.orders.lock().await;
         let cluster = self.cluster(cluster).await?;
         if let Some(task) = self.unfinished(&cluster).await? {
-            return self.take_in(task, names, caller).await;
+            return self.take_in(task, names, &replace.keep, caller).await;
         }
         if !serves(cluster.phase) {
             return Err(ServiceError::Conflict {
@@ -49,14 +58,16 @@ impl Inner {
             .map(|machine| machine.name.clone())
             .collect();
         let before = machines.clone();
+        let mut keeps = self.keeps(names, &machines, &replace.keep, caller).await?;
         for machine in machines.iter_mut().filter(|m| names.contains(&m.name)) {
             machine.condemn(down.contains(&machine.name));
+            machine.keep = keeps.remove(&machine.name);
         }
         let (mut desired, mut observed) = self.state(&cluster, &machines).await?;
         planner::narrow(&mut desired, &mut observed, names, &down);
         let plan = make_plan(&desired, &observed)?;
         let order = ChangeOrder {
-            accept_downtime,
+            accept_downtime: replace.accept_downtime,
             ..ChangeOrder::default()
         };
         self.held(&plan, &order)?;
@@ -83,6 +94,7 @@ impl Inner {
         &self,
         task: Task,
         names: &BTreeSet<MachineName>,
+        keep: &KeepWish,
         caller: &Caller,
     ) -> ServiceResult<Task> {
         loop {
@@ -102,10 +114,15 @@ impl Inner {
                     ),
                 });
             }
+            let taken: BTreeSet<_> = dead.iter().map(|machine| machine.name.clone()).collect();
+            let mut keeps = self.keeps(&taken, &machines, keep, caller).await?;
             let mut commit = Commit::default();
             for machine in dead {
                 let mut condemned = machine.clone();
                 again::condemn_within(&mut condemned, &machines);
+                if let Some(keep) = keeps.remove(&machine.name) {
+                    condemned.keep = Some(keep);
+                }
                 if condemned != *machine {
                     commit.put(&condemned)?;
                 }

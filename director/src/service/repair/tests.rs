@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
-use crate::config::{Config, Identity};
+use crate::config::{Config, Forensics, Identity};
 use crate::gateway::Gateway;
 use crate::model::{AuditFilter, ClusterPhase, Machine, MachinePhase, Timestamp};
 use crate::provider::{Power as VmPower, Provider};
@@ -74,7 +74,7 @@ impl Witnesses for Seers {
 }
 
 /// A director that replaces at once, over a cluster of one control-plane machine and two workers that serves.
-async fn impatient(rig: &Rig) -> Director {
+pub(in crate::service) async fn impatient(rig: &Rig, forensics: Forensics) -> Director {
     let data = data(rig.dir.path());
     let mut config = Config::parse("", &data).unwrap();
     config.gateway.listen = "127.0.0.1:0".parse().unwrap();
@@ -83,6 +83,7 @@ async fn impatient(rig: &Rig) -> Director {
         ladder: LadderPolicy {
             replace_first_ms: 1,
             replace_cap_ms: 1,
+            reboot_ms: 1,
             ..LadderPolicy::default()
         },
         guard: GuardPolicy {
@@ -90,6 +91,7 @@ async fn impatient(rig: &Rig) -> Director {
             ..GuardPolicy::default()
         },
     };
+    config.resurrector.forensics = forensics;
     rig.sim.state.lock().unwrap().stored_elsewhere = true;
     let life = Life::new(rig.sim.clone(), usize::MAX);
     let doors = |_: &Gateway| Doors {
@@ -110,21 +112,21 @@ async fn impatient(rig: &Rig) -> Director {
     director
 }
 
-fn demo() -> ClusterName {
+pub(in crate::service) fn demo() -> ClusterName {
     ClusterName::new("demo").unwrap()
 }
 
-fn worker() -> MachineName {
+pub(in crate::service) fn worker() -> MachineName {
     MachineName::new("demo-w-0").unwrap()
 }
 
 /// The provider has it no more.
-fn lose(rig: &Rig) {
+pub(in crate::service) fn lose(rig: &Rig) {
     rig.sim.state.lock().unwrap().machines.remove(&worker());
 }
 
 /// Waits until the worker serves as this incarnation.
-async fn serves(director: &Director, incarnation: u32) {
+pub(in crate::service) async fn serves(director: &Director, incarnation: u32) {
     let found = async {
         loop {
             let machine = director.machine(&worker()).await.unwrap().machine;
@@ -176,7 +178,7 @@ async fn told(director: &Director) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_that_die_the_same_way_stop_their_pool_and_name_why() {
     let rig = Rig::new().await;
-    let director = impatient(&rig).await;
+    let director = impatient(&rig, Forensics::default()).await;
     rig.sim.state.lock().unwrap().create_faults = [
         "no room: 7 MiB are free",
         "no room: 12 MiB are free",
@@ -224,7 +226,7 @@ async fn three_that_die_the_same_way_stop_their_pool_and_name_why() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_that_die_of_different_causes_stop_it_and_none_is_named() {
     let rig = Rig::new().await;
-    let director = impatient(&rig).await;
+    let director = impatient(&rig, Forensics::default()).await;
     let first = ["no room: 7 MiB are free"].into();
     rig.sim.state.lock().unwrap().create_faults = first;
     lose(&rig);

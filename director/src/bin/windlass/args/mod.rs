@@ -13,7 +13,7 @@ use windlass_director::model::Role;
 pub(crate) use campaign::{CampaignCommand, UpgradeArgs};
 pub(crate) use cluster::{AgentArgs, ChangeArgs, ClusterCommand, RenewalArgs, SpecArgs};
 pub(crate) use director::{AdoptArgs, DirectorCommand, InitArgs, RotateArgs};
-pub(crate) use node::NodeCommand;
+pub(crate) use node::{KeptCommand, NodeCommand};
 
 /// Raises Kubernetes clusters from VMs, and keeps them.
 #[derive(Debug, Parser)]

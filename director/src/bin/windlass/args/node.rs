@@ -69,8 +69,12 @@ Example:
     /// Replace a machine by its next incarnation, whatever its verdict
     ///
     /// One that serves is drained first; one that is judged to serve nobody is shut out, and its pods are
-    /// given to other nodes. Name, address, pod network and data disk stay; everything else on it is gone.
-    #[command(after_help = "Example:\n  windlass node recreate demo-workers-0 --yes --wait")]
+    /// given to other nodes. Name, address, pod network and data disk stay; everything else on it is gone,
+    /// unless it is kept: then it is off, without disks and network, under a name that `node kept list` shows.
+    #[command(after_help = "\
+Examples:
+  windlass node recreate demo-workers-0 --yes --wait
+  windlass node recreate demo-workers-0 --keep --reason 'kubelet hangs, ask Ann'")]
     Recreate {
         /// The machine
         name: String,
@@ -80,10 +84,19 @@ Example:
         /// The API of a cluster with one control-plane machine may be down meanwhile
         #[arg(long)]
         accept_downtime: bool,
+        /// Keep what there is of it, for whoever looks for a fault
+        #[arg(long)]
+        keep: bool,
+        /// Why it is kept, for others who look
+        #[arg(long, default_value = "", hide_default_value = true, requires = "keep")]
+        reason: String,
         /// Wait until it is done
         #[arg(long)]
         wait: bool,
     },
+    /// Look at machines that were kept after their replacement, delete them
+    #[command(subcommand)]
+    Kept(KeptCommand),
     /// Give a machine whose certificate lapsed for good a fresh token; it keeps all it has
     ///
     /// A machine that was cut off comes back by itself until its certificate has been over for the grace
@@ -211,5 +224,26 @@ Examples:
         /// Program and arguments; no shell is involved
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeptCommand {
+    /// List machines that are kept, with who wanted it, and until when
+    ///
+    /// Each is off, refused by the director, and has no disk and no network. Their number and age are bounded:
+    /// `kept_max` and `kept_hours` in `[resurrector]` of director.toml.
+    List,
+    /// Delete a machine that is kept, and all it holds
+    #[command(after_help = "\
+Example:
+  windlass node kept list
+  windlass node kept delete demo-workers-0-i3-4c11d0")]
+    Delete {
+        /// The name under which it is kept
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
 }

@@ -17,7 +17,7 @@ use windlass_common::settings::Settings;
 use windlass_common::step::{Step, StepRequest, StepResult};
 
 use crate::model::{Revision, StepRecord, StepState};
-use crate::provider::{DiskView, EndpointView, MachineView, Power};
+use crate::provider::{DiskView, EndpointView, KeptView, MachineView, Power};
 use crate::store::memory::Memory;
 use crate::store::{Change, Entry, Kind, Store, StoreFuture, Write};
 
@@ -31,6 +31,8 @@ pub(crate) struct Sim {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) machines: BTreeMap<MachineName, Vm>,
+    /// Machines that were set aside.
+    pub(crate) kept: BTreeMap<MachineName, KeptView>,
     pub(crate) disks: BTreeMap<DiskName, DiskView>,
     pub(crate) endpoints: BTreeMap<ClusterName, EndpointView>,
     pub(crate) addons: bool,
@@ -43,12 +45,12 @@ pub(crate) struct State {
     pub(crate) stuck: BTreeSet<String>,
     /// What a director writes down is in another store than this world's.
     pub(crate) stored_elsewhere: bool,
-    /// Steps that fail once, by the end of their id.
-    pub(crate) fail_once: BTreeSet<&'static str>,
     /// Steps that fail for good once, by the end of their id.
     pub(crate) refuse_once: BTreeSet<&'static str>,
     /// Why the next machines are not made, one each.
     pub(crate) create_faults: VecDeque<&'static str>,
+    /// Steps that fail once, by the end of their id.
+    pub(crate) fail_once: BTreeSet<&'static str>,
     /// Steps whose answer is lost once after they were done, by the end of their id.
     pub(crate) lose_once: BTreeSet<&'static str>,
 }

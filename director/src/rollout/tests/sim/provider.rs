@@ -9,8 +9,9 @@ use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
 
 use super::{Life, Vm};
 use crate::provider::{
-    AttachedDisk, DiskView, EndpointRequest, EndpointView, MachineRequest, MachineView,
+    AttachedDisk, DiskView, EndpointRequest, EndpointView, KeptView, MachineRequest, MachineView,
     NetworkView, Power, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture,
+    SetAside,
 };
 
 impl Provider for Life {
@@ -152,10 +153,56 @@ impl Provider for Life {
 
     fn reboot_machine<'a>(
         &'a self,
-        _name: &'a MachineName,
+        name: &'a MachineName,
         _grace: Duration,
     ) -> ProviderFuture<'a, MachineView> {
-        unreachable!("no step reboots machines")
+        // One that has lost its power has lost it for good.
+        Box::pin(self.effect(move |state| Ok(state.machines[name].view.clone())))
+    }
+
+    fn set_aside(&self, request: SetAside) -> ProviderFuture<'_, Option<KeptView>> {
+        Box::pin(self.effect(move |state| {
+            if let Some(kept) = state.kept.get(&request.kept) {
+                return Ok(Some(kept.clone()));
+            }
+            let Some(vm) = state.machines.get(&request.machine) else {
+                return Err(ProviderError::NotFound {
+                    kind: "machine",
+                    name: request.machine.to_string(),
+                });
+            };
+            assert_eq!(vm.view.incarnation, request.incarnation);
+            assert_eq!(vm.view.power, Power::Stopped, "what is set aside is off");
+            let view = KeptView {
+                name: request.kept.clone(),
+                machine: request.machine.clone(),
+                incarnation: request.incarnation,
+                created_at: vm.view.created_at,
+                kept_at: u64::try_from(jiff::Timestamp::now().as_second()).unwrap(),
+                notes: request.notes,
+                place: format!("kept/{}", request.kept),
+            };
+            state.machines.remove(&request.machine);
+            for disk in state.disks.values_mut() {
+                disk.attached_to
+                    .take_if(|holder| *holder == request.machine);
+            }
+            state.kept.insert(request.kept, view.clone());
+            Ok(Some(view))
+        }))
+    }
+
+    fn kept_machines(&self) -> ProviderFuture<'_, Vec<KeptView>> {
+        let state = self.sim.state.lock().unwrap();
+        let views = state.kept.values().cloned().collect();
+        Box::pin(async { Ok(views) })
+    }
+
+    fn delete_kept<'a>(&'a self, kept: &'a MachineName) -> ProviderFuture<'a, ()> {
+        Box::pin(self.effect(move |state| {
+            state.kept.remove(kept);
+            Ok(())
+        }))
     }
 
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
