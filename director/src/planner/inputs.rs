@@ -328,6 +328,14 @@ pub fn observe(
             observed_machines.insert(record.name.clone(), remains(cluster, record));
         }
     }
+    let departed = machines
+        .iter()
+        .map(|machine| {
+            let shown = observed_machines.contains_key(&machine.name);
+            (machine.name.clone(), departed(machine, shown))
+        })
+        .filter(|(_, nodes)| !nodes.is_empty())
+        .collect();
     let wanted: BTreeSet<&DiskName> = machines
         .iter()
         .filter_map(|m| m.data_disk.as_ref())
@@ -358,23 +366,22 @@ pub fn observe(
         promoted: names(machines, |m| {
             m.joined.as_ref().is_some_and(|joined| joined.alone)
         }),
-        departed: machines
-            .iter()
-            .map(|machine| (machine.name.clone(), departed(machine)))
-            .filter(|(_, nodes)| !nodes.is_empty())
-            .collect(),
+        departed,
     }
 }
 
 /// Nodes of incarnations that do not come back. One that was given up before it served may be made again under
-/// its old name: its node is no relic then.
-fn departed(machine: &Machine) -> BTreeSet<NodeName> {
+/// its old name: its node is no relic then. One of which nothing is wanted and that the provider does not show was
+/// deleted, by whomever, before that was written down: its node is one, and would be its namesake's.
+fn departed(machine: &Machine, shown: bool) -> BTreeSet<NodeName> {
     let comes = (!machine.is_surplus()).then(|| machine.as_wanted().node_name);
     let gone = machine
         .departed
         .iter()
         .filter(|node| Some(*node) != comes.as_ref());
-    gone.cloned().collect()
+    let joined = machine.phase >= MachinePhase::Configured;
+    let left = (machine.is_surplus() && !shown && joined).then_some(&machine.node_name);
+    gone.chain(left).cloned().collect()
 }
 
 fn names(machines: &[Machine], which: impl Fn(&Machine) -> bool) -> BTreeSet<MachineName> {

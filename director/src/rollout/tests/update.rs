@@ -225,3 +225,32 @@ async fn a_worker_whose_proxy_was_started_again_gets_time_to_be_trusted() {
         assert_eq!(took >= 40, seconds == 40, "{took} s");
     }
 }
+
+/// The provider has a machine no more of which nothing is wanted, and nobody has written that down: a crash, or a
+/// cancel, after it was deleted.
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_gone_unwritten_leaves_no_node() {
+    let rig = Rig::new();
+    let create = rig.order_create().await;
+    rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+    let director = rig.immortal().await;
+    let cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
+    let mut machines = director.records.machines_of("demo").await.unwrap();
+    let mut commit = Commit::default();
+    let worker = machines.iter_mut().find(|m| m.name.as_str() == "demo-w-0");
+    let worker = worker.unwrap();
+    worker.wanted = Some(Wanted::Gone);
+    commit.put(worker).unwrap();
+    let (name, node) = (worker.name.clone(), worker.node_name.clone());
+    director.records.commit(commit).await.unwrap();
+    rig.sim.state.lock().unwrap().machines.remove(&name);
+    let machines = director.records.machines_of("demo").await.unwrap();
+    let desired = director.world.desired(&cluster, &machines).unwrap();
+    let (kind, commit) = (TaskKind::UpdateCluster, Commit::default());
+    let task = order(&director, kind, &desired, commit, 2).await;
+    rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+    let left = director.records.machines_of("demo").await.unwrap();
+    assert!(left.iter().all(|machine| machine.name != name), "{left:?}");
+    // A machine that gets its name later would have its Node, closed to pods.
+    assert!(!rig.sim.state.lock().unwrap().ready.contains(&node));
+}
