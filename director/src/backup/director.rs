@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use windlass_common::error::ErrorClass;
 
 use super::envelope::{EnvelopeError, Identity, Recipient, Sealing, open};
+use super::repository::RepositoryError;
 use crate::config::DataDir;
 use crate::model::Timestamp;
 use crate::store::{Inventory, StoreError, inspect, snapshot};
@@ -97,6 +98,12 @@ pub enum BackupError {
         #[source]
         source: io::Error,
     },
+    /// The repository did not take it.
+    #[error("the archive was not put in its place")]
+    Repository(#[from] RepositoryError),
+    /// A task of the runtime was lost.
+    #[error("the archive was not made: its thread was lost")]
+    Lost(#[source] tokio::task::JoinError),
     /// It is sealed well, and is no backup of a director.
     #[error("this is no backup of a director that this version can read: {0}")]
     Content(String),
@@ -107,6 +114,8 @@ impl BackupError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Store(error) => error.class(),
+            Self::Repository(error) => error.class(),
+            Self::Lost(_) => ErrorClass::Bug,
             Self::Envelope(_) | Self::File { .. } | Self::Content(_) => ErrorClass::Operator,
         }
     }

@@ -1,16 +1,15 @@
-//! OwnBackups of a running director: on order, as a stream, and by itself, into a directory.
+//! OwnBackups of a running director: on order, as a stream, and by itself, into the repository.
 //!
 //! # Invariants
 //! * One backup at a time: each copies the whole store.
-//! * A scheduled backup counts once it was read back to its end. Older ones are pruned after that alone, and
-//!   nothing but files that are named like them.
+//! * A scheduled backup counts once it was read back to its end and is in its place. Older ones are pruned after that
+//!   alone, and nothing but what is named like them.
 //! * A director that is on hold takes none by itself: what it was restored from may be the only good one.
 //!
 //! # After a crash
 //! The store says when the last one was taken, so that the next one comes when it is due.
 
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -22,9 +21,11 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use windlass_common::error::ErrorChain;
 
-use super::director::{self, BackupError, file_error};
+use super::director::{self, BackupError};
 use super::envelope::{Identity, Recipient};
 use super::hold::Hold;
+use super::own_name::{OwnName, surplus};
+use super::repository::Repository;
 use crate::config::{BackupConfig, DataDir};
 use crate::model::Timestamp;
 use crate::store::{Commit, Expect, Kind, Records, StoreError};
@@ -36,9 +37,6 @@ const PIECES: usize = 4;
 const PIECE_BYTES: usize = 64 << 10;
 /// Pause after a scheduled backup that failed, at most.
 const AGAIN: Duration = Duration::from_secs(600);
-/// Names of scheduled backups: `director-<time>.age`.
-const PREFIX: &str = "director-";
-const SUFFIX: &str = ".age";
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Last {
@@ -56,6 +54,7 @@ struct Inner {
     dir: DataDir,
     key: Identity,
     config: BackupConfig,
+    repository: Arc<dyn Repository>,
     records: Records,
     hold: Hold,
     /// One at a time.
@@ -73,6 +72,7 @@ impl OwnBackups {
         dir: DataDir,
         key: &Identity,
         config: &BackupConfig,
+        repository: Arc<dyn Repository>,
         records: Records,
         hold: Hold,
     ) -> Result<OwnBackups, StoreError> {
@@ -82,6 +82,7 @@ impl OwnBackups {
                 dir,
                 key: key.clone(),
                 config: config.clone(),
+                repository,
                 records,
                 hold,
                 turn: Mutex::default(),
@@ -154,21 +155,19 @@ async fn rounds(inner: Weak<Inner>, every: Duration) {
         tokio::time::sleep(pause).await;
         let Some(inner) = inner.upgrade() else { return };
         let now = Timestamp::now();
-        let own = inner.clone();
-        let taken = tokio::task::spawn_blocking(move || own.take(now)).await;
-        failed = match taken {
-            Ok(Ok(path)) => {
+        failed = match inner.take(now).await {
+            Ok(name) => {
                 inner.note(now).await;
-                tracing::info!(path = %path.display(), "the director was backed up");
+                let place = inner.repository.location();
+                tracing::info!(%name, place, "the director was backed up");
+                inner.prune().await;
                 false
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 inner.failed.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(error = %ErrorChain(&error), "the director was not backed up");
                 true
             }
-            // The runtime ends.
-            Err(_) => return,
         };
     }
 }
@@ -188,21 +187,51 @@ impl Inner {
         own.chain(self.config.recipients.iter().cloned()).collect()
     }
 
-    /// A scheduled backup: written, read back, and older ones pruned.
-    fn take(&self, now: Timestamp) -> Result<PathBuf, BackupError> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = &self.config.directory;
-        let made = std::fs::create_dir_all(directory);
-        made.map_err(file_error("make", directory))?;
-        let path = directory.join(name(now));
-        director::write_file(&self.dir, &self.recipients(), now, &path)?;
-        if let Err(error) = director::verify(&self.dir, &self.key, &path) {
-            // One that cannot be read back is none.
-            let _ = std::fs::remove_file(&path);
-            return Err(error);
+    /// A scheduled backup: written, read back, and put in its place.
+    async fn take(self: &Arc<Self>, now: Timestamp) -> Result<OwnName, BackupError> {
+        let name = OwnName::at(now);
+        let path = self.repository.unfinished().await?.join(name.as_str());
+        let (own, to) = (self.clone(), path.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            let _turn = own.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            director::write_file(&own.dir, &own.recipients(), now, &to)?;
+            director::verify(&own.dir, &own.key, &to)
+        });
+        let stored = match made.await.map_err(BackupError::Lost)? {
+            Ok(_) => self.repository.store_own(&path, &name).await,
+            Err(error) => {
+                // One that cannot be read back is none.
+                let _ = tokio::fs::remove_file(&path).await;
+                return Err(error);
+            }
+        };
+        if stored.is_err() {
+            // The reason is worth more than one for a failing clean-up.
+            let _ = tokio::fs::remove_file(&path).await;
         }
-        prune(directory, self.config.keep).map_err(file_error("prune", directory))?;
-        Ok(path)
+        stored?;
+        Ok(name)
+    }
+
+    /// Removes those that are too many. The new one is in its place all the same, and the next one tries again.
+    async fn prune(&self) {
+        let listed = match self.repository.list_own().await {
+            Ok(listed) => listed,
+            Err(error) => {
+                let error = ErrorChain(&error);
+                tracing::warn!(%error, "old backups of the director cannot be listed, and stay");
+                return;
+            }
+        };
+        for old in surplus(listed, self.config.keep) {
+            match self.repository.delete_own(&old).await {
+                Ok(_) => tracing::info!(name = %old, "an old backup of the director was removed"),
+                Err(error) => {
+                    let error = ErrorChain(&error);
+                    tracing::warn!(name = %old, %error, "an old backup of the director stays");
+                }
+            }
+        }
     }
 
     /// Writes down that a backup of this moment is whole.
@@ -215,34 +244,6 @@ impl Inner {
             tracing::warn!(%error, "cannot write down when the director was backed up");
         }
     }
-}
-
-/// The name of the backup of a moment; names sort as their moments do.
-fn name(at: Timestamp) -> String {
-    let time: String = at
-        .to_string()
-        .chars()
-        .filter(|c| !matches!(c, ':' | '-'))
-        .collect();
-    format!("{PREFIX}{time}{SUFFIX}")
-}
-
-/// What is too much of a directory's files, when so many backups are kept: the oldest.
-fn surplus(mut names: Vec<String>, keep: u32) -> Vec<String> {
-    names.retain(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
-    names.sort();
-    let surplus = names.len().saturating_sub(keep as usize);
-    names.truncate(surplus);
-    names
-}
-
-fn prune(directory: &Path, keep: u32) -> io::Result<()> {
-    let entries = std::fs::read_dir(directory)?.flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    for old in surplus(names.collect(), keep) {
-        std::fs::remove_file(directory.join(old))?;
-    }
-    Ok(())
 }
 
 /// Hands on what is written, piece by piece.
@@ -262,6 +263,9 @@ impl Write for Pieces {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::repository::Directory;
     use super::*;
 
     fn at(seconds: u64) -> Timestamp {
@@ -284,19 +288,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_newest_are_kept_and_nothing_else_is_touched() {
-        let names = [2, 4, 1, 3].map(|day| name(at(day * 86_400)));
-        let mut all = names.to_vec();
-        all.push("director-notes.txt".to_owned());
-        all.push(".director-x.age.7.part".to_owned());
-        assert_eq!(
-            surplus(all.clone(), 2),
-            [names[2].clone(), names[0].clone()]
-        );
-        assert!(surplus(all, 9).is_empty());
-    }
-
     async fn backups(root: &Path) -> OwnBackups {
         let dir = DataDir::new(&root.join("data")).unwrap();
         if !dir.config().exists() {
@@ -307,12 +298,14 @@ mod tests {
             every: None,
             keep: 1,
             directory: root.join("kept"),
+            s3: None,
             recipients: Vec::new(),
         };
         let now = jiff::Timestamp::now();
         let identity = crate::config::Identity::load(&dir, now).await.unwrap();
         let hold = Hold::load(&identity.records).await.unwrap();
-        OwnBackups::new(dir, &key, &config, identity.records, hold)
+        let repository = Arc::new(Directory::new(config.directory.clone()));
+        OwnBackups::new(dir, &key, &config, repository, identity.records, hold)
             .await
             .unwrap()
     }
@@ -352,15 +345,23 @@ mod tests {
                 .flatten();
             entries
                 .map(|entry| entry.file_name().into_string().unwrap())
+                .filter(|name| !name.starts_with('.'))
                 .collect::<Vec<_>>()
         };
-        let first = backups.inner.take(at(86_400)).unwrap();
-        assert!(director::verify(&backups.inner.dir, &backups.inner.key, &first).is_ok());
-        backups.inner.take(at(2 * 86_400)).unwrap();
-        assert_eq!(kept(), [name(at(2 * 86_400))]);
+        let inner = &backups.inner;
+        let first = inner.take(at(86_400)).await.unwrap();
+        let path = root.path().join("kept").join(first.as_str());
+        assert!(director::verify(&inner.dir, &inner.key, &path).is_ok());
+        // Nothing takes the place of another.
+        inner.take(at(86_400)).await.unwrap_err();
+        let second = inner.take(at(2 * 86_400)).await.unwrap();
+        inner.prune().await;
+        assert_eq!(kept(), [second.as_str()]);
         // One that fails takes no older one with it.
-        std::fs::remove_file(backups.inner.dir.seal_key()).unwrap();
-        assert!(backups.inner.take(at(3 * 86_400)).is_err());
-        assert_eq!(kept(), [name(at(2 * 86_400))]);
+        std::fs::remove_file(inner.dir.seal_key()).unwrap();
+        assert!(inner.take(at(3 * 86_400)).await.is_err());
+        assert_eq!(kept(), [second.as_str()]);
+        let unfinished = root.path().join("kept/.unfinished");
+        assert_eq!(std::fs::read_dir(unfinished).unwrap().count(), 0);
     }
 }

@@ -29,6 +29,7 @@ use ipnet::Ipv4Net;
 use windlass_common::error::ErrorClass;
 
 use crate::backup::envelope::Recipient;
+use crate::backup::s3::S3Config;
 use crate::gateway::ArtifactRates;
 use crate::resurrector::{Mode, Policy};
 use crate::spec::Faults;
@@ -134,8 +135,10 @@ pub struct BackupConfig {
     pub every: Option<Duration>,
     /// How many of those are kept.
     pub keep: u32,
-    /// Where they are put; those of a cluster in a directory of its name below it.
+    /// Where they are put; those of a cluster in a directory of its name below it. With a bucket, where they are made.
     pub directory: PathBuf,
+    /// The bucket where they are put in the place of that.
+    pub s3: Option<S3Config>,
     /// Who can open every backup, besides this director's own key.
     pub recipients: Vec<Recipient>,
 }

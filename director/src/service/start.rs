@@ -19,6 +19,7 @@ use crate::backup;
 use crate::backup::envelope::{self, EnvelopeError};
 use crate::backup::hold::{HeldProvider, Hold};
 use crate::backup::periodic::OwnBackups;
+use crate::backup::repository;
 use crate::config::{Config, DataDir, Identity};
 use crate::epoch::CurrentEpoch;
 use crate::gateway::{self, Gateway, GatewayConfig};
@@ -120,7 +121,8 @@ pub(super) async fn start_through(
     );
     stemcells.trusted()?;
     let faults = preflight(provider.as_ref()).await?;
-    let backups = Arc::new(Backups::open(data, &config.backup)?);
+    let repository = repository::open(&config.backup, &id);
+    let backups = Arc::new(Backups::open(data, &config.backup, repository.clone())?);
     operators::adopt_first(&records, &id, &data.operator()).await?;
     let epoch = CurrentEpoch::from(records.next_epoch().await?);
     let hold = Hold::load(&records).await?;
@@ -131,6 +133,7 @@ pub(super) async fn start_through(
         data.clone(),
         &backup_key,
         &config.backup,
+        repository,
         records.clone(),
         hold.clone(),
     )
@@ -227,7 +230,7 @@ pub(super) async fn start_through(
         backups,
         care: Default::default(),
     });
-    backups::start(Arc::downgrade(&inner));
+    backups::start(&inner).await;
     care::start(Arc::downgrade(&inner));
     upkeep::start(Arc::downgrade(&inner));
     inner.own_backups.start();

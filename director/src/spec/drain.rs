@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use windlass_common::cluster::{DrainSpec, OnTimeout};
 
 use super::Fields;
-use super::fault::{Faults, shown};
+use super::fault::Faults;
 
 /// Time for budgets, seconds: long enough for what hands over in hours, short enough that somebody looks.
 const TIMEOUT_SECONDS: RangeInclusive<u32> = 1..=14_400;
@@ -42,18 +42,8 @@ pub(super) fn parse(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Drai
                 _ => None,
             },
         );
-    let unmanaged = flag(
-        &mut inner,
-        "evictUnmanaged",
-        default.evict_unmanaged,
-        faults,
-    );
-    let empty_dir = flag(
-        &mut inner,
-        "deleteEmptyDirData",
-        default.delete_empty_dir_data,
-        faults,
-    );
+    let unmanaged = inner.flag("evictUnmanaged", default.evict_unmanaged, faults);
+    let empty_dir = inner.flag("deleteEmptyDirData", default.delete_empty_dir_data, faults);
     let load_balancer = inner.number(
         "loadBalancerSeconds",
         default.load_balancer_seconds,
@@ -76,22 +66,6 @@ pub(super) fn parse(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Drai
         load_balancer_seconds: load_balancer?,
         grace_period_max_seconds: grace?,
     })
-}
-
-fn flag(
-    fields: &mut Fields<'_>,
-    key: &'static str,
-    default: bool,
-    faults: &mut Faults,
-) -> Option<bool> {
-    let Some(value) = fields.take(key) else {
-        return Some(default);
-    };
-    let read = value.as_bool();
-    if read.is_none() {
-        faults.add(fields.path(key), shown(value), "true or false");
-    }
-    read
 }
 
 #[cfg(test)]

@@ -102,6 +102,23 @@ impl<'a> Fields<'a> {
         number
     }
 
+    /// True or false, or the default when it is not given.
+    pub(crate) fn flag(
+        &mut self,
+        key: &'static str,
+        default: bool,
+        faults: &mut Faults,
+    ) -> Option<bool> {
+        let Some(value) = self.take(key) else {
+            return Some(default);
+        };
+        let read = value.as_bool();
+        if read.is_none() {
+            faults.add(self.path(key), shown(value), "true or false");
+        }
+        read
+    }
+
     /// Ends the reading: fields nobody asked for are faults.
     pub(crate) fn close(self, faults: &mut Faults) {
         for (key, value) in self.map {

@@ -266,9 +266,17 @@ async fn list(session: &Session, client: &Client, cluster: &str) -> Result<ExitC
             "MIB",
             "FROM",
         ];
-        format!("{}\n\n{}", describe(&backups), table(&header, rows))
+        let place = match backups.location.as_str() {
+            "" => String::new(), // of a director that does not say
+            place => format!("\nkept in {place}"),
+        };
+        format!("{}{place}\n\n{}", describe(&backups), table(&header, rows))
     });
-    Ok(ExitCode::SUCCESS)
+    // What is not listed may be there.
+    Ok(match backups.unlisted {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+    })
 }
 
 /// How the backups of a cluster are, in one line.
@@ -301,6 +309,9 @@ pub(crate) fn describe(backups: &ClusterBackups) -> String {
         )),
         (Some(_), None) => parts.push("none is scheduled".to_owned()),
         (None, _) => parts.push("the cluster is gone".to_owned()),
+    }
+    if let Some(why) = &backups.unlisted {
+        parts.push(format!("CANNOT BE LISTED: {why}"));
     }
     parts.join("; ")
 }

@@ -46,19 +46,25 @@ pub(crate) async fn run(session: &Session, yes: bool) -> Result<ExitCode, Failur
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was backed up is deleted by name alone, and the key that opens it stays with it. Where nothing was, nothing
-/// stays. Returns what does.
+/// What was backed up is deleted by name alone, and the key that opens it stays with it, also for what is in a bucket.
+/// Where nothing was, nothing stays. Returns what does.
 fn keep_backups(dir: &DataDir, config: &Config) -> Result<Vec<PathBuf>, Failure> {
     let backups = &config.backup.directory;
     let used = |entry: std::io::Result<std::fs::DirEntry>| {
         entry.is_ok_and(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
     };
+    let mut kept = Vec::new();
     if std::fs::read_dir(backups).is_ok_and(|mut entries| entries.any(used)) {
-        return Ok(vec![backups.clone(), dir.backup_key()]);
+        kept.push(backups.clone());
+    } else {
+        remove(backups, |path| std::fs::remove_dir_all(path))?;
     }
-    remove(backups, |path| std::fs::remove_dir_all(path))?;
-    remove(&dir.backup_key(), |path| std::fs::remove_file(path))?;
-    Ok(Vec::new())
+    if !kept.is_empty() || config.backup.s3.is_some() {
+        kept.push(dir.backup_key());
+    } else {
+        remove(&dir.backup_key(), |path| std::fs::remove_file(path))?;
+    }
+    Ok(kept)
 }
 
 /// Removes the director's own files, the configuration last: until then the reset can be repeated.

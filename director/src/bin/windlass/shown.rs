@@ -62,7 +62,8 @@ pub(crate) async fn run(
         "state": backups.state,
         "dueAt": backups.due_at,
         "etcdProblem": backups.etcd_problem,
-        "count": backups.items.len(),
+        "count": backups.unlisted.is_none().then_some(backups.items.len()),
+        "unlisted": backups.unlisted,
     });
     answer["stoppedPools"] = json!(stopped);
     session.output.answer(&answer, || {

@@ -37,7 +37,7 @@ use super::{Inner, ServiceError};
 use crate::backup::cluster::{ArchiveError, BackupName, BackupReason};
 use crate::backup::envelope::{EnvelopeError, Identity, Recipient};
 use crate::backup::record::{BackupRecord, BackupRun};
-use crate::backup::repository::{BackupEntry, Directory, Repository, RepositoryError};
+use crate::backup::repository::{BackupEntry, Repository, RepositoryError};
 use crate::backup::schedule::{Due, due};
 use crate::config::{BackupConfig, DataDir};
 use crate::gateway::DeliveryError;
@@ -46,6 +46,8 @@ use crate::store::{Commit, StoreError};
 
 /// Between two rounds.
 const PERIOD: Duration = Duration::from_secs(3);
+/// Between two looks for what unfinished uploads left in an object store.
+const SWEEP_PERIOD: Duration = Duration::from_secs(6 * 3600);
 /// Backups under way at a time: each reads and writes the director's disk at its full speed.
 const AT_A_TIME: usize = 2;
 /// Who orders what is due.
@@ -60,10 +62,16 @@ pub struct ClusterBackups {
     pub policy: Option<BackupSpec>,
     /// The one under way, and how the last ones ended.
     pub state: Option<BackupRecord>,
+    /// Where they are: a directory of the director's host, or `s3://BUCKET/PREFIX at ENDPOINT`.
+    #[serde(default)]
+    pub location: String,
     /// When the next is due.
     pub due_at: Option<Timestamp>,
     /// Why a person has to act on the cluster's etcd.
     pub etcd_problem: Option<String>,
+    /// Why those there are cannot be listed; none is then.
+    #[serde(default)]
+    pub unlisted: Option<String>,
     /// Those there are, newest first.
     pub items: Vec<BackupEntry>,
 }
@@ -92,12 +100,16 @@ pub(super) struct Backups {
 
 impl Backups {
     /// Those of a data directory; makes the director's key where there is none.
-    pub(super) fn open(data: &DataDir, config: &BackupConfig) -> Result<Self, EnvelopeError> {
+    pub(super) fn open(
+        data: &DataDir,
+        config: &BackupConfig,
+        repository: Arc<dyn Repository>,
+    ) -> Result<Self, EnvelopeError> {
         let identity = Identity::load_or_create(&data.backup_key())?;
         let mut recipients = vec![identity.recipient()];
         recipients.extend(config.recipients.iter().cloned());
         Ok(Self {
-            repository: Arc::new(Directory::new(config.directory.clone())),
+            repository,
             identity,
             recipients,
             under_way: Mutex::default(),
@@ -179,6 +191,9 @@ pub enum BackupError {
     /// The repository did not take it.
     #[error("the archive was not put in its place")]
     Repository(#[from] RepositoryError),
+    /// The repository has it, and it cannot be read.
+    #[error("the archive is not read")]
+    Unread(#[source] RepositoryError),
     /// A task of the runtime was lost.
     #[error("the archive was not made: its thread was lost")]
     Lost(#[source] tokio::task::JoinError),
@@ -193,36 +208,63 @@ impl BackupError {
             Self::NoMember { .. } | Self::Sent { .. } => ErrorClass::Retry,
             Self::Delivery(source) => source.class(),
             Self::Archive(source) => source.class(),
-            Self::Repository(source) => source.class(),
+            Self::Repository(source) | Self::Unread(source) => source.class(),
             Self::Lost(_) => ErrorClass::Bug,
         }
     }
 }
 
-/// Starts the rounds; they end with the director.
-pub(super) fn start(director: Weak<Inner>) {
-    tokio::spawn(async move {
-        if let Some(director) = director.upgrade()
-            && let Err(error) = director.backups.repository.tidy().await
-        {
-            tracing::warn!(error = %ErrorChain(&error), "what was unfinished cannot be removed");
+/// Starts the rounds, once nothing unfinished is left on this host; they end with the director.
+pub(super) async fn start(director: &Arc<Inner>) {
+    if let Err(error) = director.backups.repository.tidy().await {
+        tracing::warn!(error = %ErrorChain(&error), "what was unfinished cannot be removed");
+    }
+    tokio::spawn(sweep(Arc::downgrade(director)));
+    tokio::spawn(rounds(Arc::downgrade(director)));
+}
+
+/// Removes what uploads left that were cut off, at once and then every so often.
+async fn sweep(director: Weak<Inner>) {
+    let mut rounds = interval(SWEEP_PERIOD);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        let Some(director) = director.upgrade() else {
+            return;
+        };
+        // On hold, another director may be the one that works.
+        if director.hold.is_on() {
+            continue;
         }
-        let mut rounds = interval(PERIOD);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            rounds.tick().await;
-            let Some(director) = director.upgrade() else {
-                return;
-            };
-            // On hold its records are not to be trusted.
-            if director.hold.is_on() {
-                continue;
-            }
-            if let Err(error) = round(&director).await {
-                tracing::warn!(error = %ErrorChain(&error), "backups cannot be looked at");
+        let repository = &director.backups.repository;
+        let place = repository.location();
+        match repository.sweep().await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(place, count, "what unfinished uploads left was removed"),
+            Err(error) => {
+                let (class, error) = (error.class(), ErrorChain(&error));
+                tracing::warn!(place, ?class, %error, "the place of backups cannot be used");
             }
         }
-    });
+    }
+}
+
+async fn rounds(director: Weak<Inner>) {
+    let mut rounds = interval(PERIOD);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        let Some(director) = director.upgrade() else {
+            return;
+        };
+        // On hold its records are not to be trusted.
+        if director.hold.is_on() {
+            continue;
+        }
+        if let Err(error) = round(&director).await {
+            tracing::warn!(error = %ErrorChain(&error), "backups cannot be looked at");
+        }
+    }
 }
 
 async fn round(director: &Arc<Inner>) -> Result<(), StoreError> {

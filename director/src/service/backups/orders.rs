@@ -1,17 +1,24 @@
 //! What operators ask about backups, and order.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+use windlass_common::error::ErrorChain;
 use windlass_common::id::ClusterName;
 
 use super::taking::{blocking, kept};
 use super::{BackupCounts, BackupError, ClusterBackups, serves};
 use crate::backup::cluster::{ArchiveError, BackupName, BackupReason, Opened, open};
 use crate::backup::record::{BackupRecord, BackupRun};
-use crate::backup::repository::{Archive, BackupEntry};
+use crate::backup::repository::{Archive, BackupEntry, RepositoryError};
 use crate::backup::schedule::{Due, due};
 use crate::model::{Caller, Cluster, Timestamp};
 use crate::service::draft::random_u32;
 use crate::service::{Inner, ServiceError, ServiceResult};
 use crate::store::{Act, Commit};
+
+/// How long who looks at a cluster waits for the list of its backups.
+const LIST_LIMIT: Duration = Duration::from_secs(15);
 
 impl Inner {
     /// Orders a backup.
@@ -66,7 +73,12 @@ impl Inner {
     ) -> ServiceResult<ClusterBackups> {
         let cluster: Option<Cluster> = self.records.get(name.as_str()).await?;
         let state: Option<BackupRecord> = self.records.get(name.as_str()).await?;
-        let items = self.listed(name).await?;
+        let (items, unlisted) = match self.listed(name).await {
+            Ok(items) => (items, None),
+            // What else is known of a cluster is shown while an object store is away.
+            Err(error) if cluster.is_some() => (Vec::new(), Some(ErrorChain(&error).to_string())),
+            Err(error) => return Err(error),
+        };
         if cluster.is_none() && items.is_empty() {
             self.cluster(name).await?;
         }
@@ -83,8 +95,10 @@ impl Inner {
         Ok(ClusterBackups {
             policy: cluster.map(|cluster| cluster.spec.backup),
             state,
+            location: self.backups.repository.location(),
             due_at,
             etcd_problem: self.care.problem(name),
+            unlisted,
             items,
         })
     }
@@ -142,7 +156,17 @@ impl Inner {
     }
 
     async fn listed(&self, cluster: &ClusterName) -> ServiceResult<Vec<BackupEntry>> {
-        self.backups.repository.list(cluster).await.map_err(kept)
+        let repository = &self.backups.repository;
+        match timeout(LIST_LIMIT, repository.list(cluster)).await {
+            Ok(listed) => listed.map_err(kept),
+            Err(_) => Err(ServiceError::Unavailable {
+                what: format!(
+                    "{} does not say within {LIST_LIMIT:?} which backups it has",
+                    repository.location()
+                ),
+                source: None,
+            }),
+        }
     }
 
     /// Opens a backup and writes its snapshot to a file of its own, which the caller removes.
@@ -166,10 +190,13 @@ impl Inner {
                 let from = sealed.clone();
                 blocking(move || open(&from, &identity, &snapshot)).await
             }
-            Err(source) => Err(BackupError::Archive(ArchiveError::Io {
-                doing: "copy the archive",
-                source,
-            })),
+            Err(source) => Err(match RepositoryError::of_reading(name, source) {
+                Ok(error) => BackupError::Unread(error),
+                Err(source) => BackupError::Archive(ArchiveError::Io {
+                    doing: "copy the archive",
+                    source,
+                }),
+            }),
         };
         // What is left is removed at the next start.
         let _ = tokio::fs::remove_file(&sealed).await;

@@ -80,19 +80,32 @@ impl Inner {
             None => self.take_backup(&cluster, run).await?,
         };
         let took_ms = Timestamp::now().ms_since(began);
-        let listed = repository.list(name).await?;
-        for old in surplus(cluster.spec.backup, &listed, cluster.created_at) {
-            tracing::info!(cluster = %name, backup = %old, "an old backup is removed");
-            // The new one is in its place all the same, and the next one tries again.
-            if let Err(error) = repository.delete(name, &old).await {
-                tracing::warn!(cluster = %name, backup = %old, error = %ErrorChain(&error), "it stays");
-            }
-        }
+        self.prune_backups(&cluster).await;
         Ok(BackupSuccess {
             name: run.name.clone(),
             taken_at,
             took_ms,
         })
+    }
+
+    /// Removes backups that the policy does not keep. The new one is in its place all the same, and the next one tries
+    /// again.
+    async fn prune_backups(&self, cluster: &Cluster) {
+        let (repository, name) = (&self.backups.repository, &cluster.spec.name);
+        let listed = match repository.list(name).await {
+            Ok(listed) => listed,
+            Err(error) => {
+                let error = ErrorChain(&error);
+                tracing::warn!(cluster = %name, %error, "old backups cannot be listed, and stay");
+                return;
+            }
+        };
+        for old in surplus(cluster.spec.backup, &listed, cluster.created_at) {
+            tracing::info!(cluster = %name, backup = %old, "an old backup is removed");
+            if let Err(error) = repository.delete(name, &old).await {
+                tracing::warn!(cluster = %name, backup = %old, error = %ErrorChain(&error), "it stays");
+            }
+        }
     }
 
     /// Takes a backup and puts it in its place; says when its snapshot was asked for.

@@ -1,139 +1,25 @@
-//! Where backups of clusters are kept: a directory, or anything else behind [`Repository`].
-//!
-//! # Invariants
-//! * A backup has its name once it is whole, verified and on the disk; what is not has none and is not listed.
-//! * Beside each archive lies its entry, in the clear: what it holds, its size and its digest. Entries have no
-//!   secrets, so that listing takes no key.
-//! * Deleting names one backup.
-//!
-//! # After a crash
-//! What was unfinished is removed when the director starts ([`Repository::tidy`]). An archive without its entry is
-//! written over by the same backup, which is made again.
+//! A repository that is a directory.
 
-use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
-use tokio::io::AsyncRead;
-use utoipa::ToSchema;
-use windlass_common::error::ErrorClass;
-use windlass_common::id::{ClusterName, Digest};
+use windlass_common::id::ClusterName;
 
-use super::cluster::{BackupName, Manifest};
+use super::super::cluster::{BackupName, Manifest};
+use super::super::own_name::OwnName;
+use super::{
+    Archive, BackupEntry, ENTRY_BYTES_MAX, LISTED_MAX, Repository, RepositoryError,
+    RepositoryFuture, Verified,
+};
 use crate::config::write_atomic;
 
-/// Most backups of one cluster that are listed, the newest first: as many as a policy may keep, and as many again
-/// that were ordered. A list of 2 KiB each is 4 MiB.
-pub const LISTED_MAX: usize = 2000;
-/// Largest entry, bytes: a manifest and two numbers.
-const ENTRY_BYTES_MAX: u64 = (1 << 20) + 1024;
 /// Where a directory keeps what has no name yet; no cluster is called so.
 const UNFINISHED: &str = ".unfinished";
 
-/// One backup of a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct BackupEntry {
-    /// What it holds.
-    #[serde(flatten)]
-    pub manifest: Manifest,
-    /// Its archive.
-    pub archive: ArchiveFacts,
-}
-
-/// The archive of a backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ArchiveFacts {
-    /// Its size, bytes.
-    pub bytes: u64,
-    /// SHA-256 of it.
-    #[schema(value_type = String)]
-    pub digest: Digest,
-}
-
-/// An archive that is read.
-pub struct Archive {
-    /// What it is.
-    pub entry: BackupEntry,
-    /// Its bytes, from the first on.
-    pub from: Box<dyn AsyncRead + Send + Unpin>,
-}
-
-impl fmt::Debug for Archive {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Archive({})", self.entry.manifest.name)
-    }
-}
-
-/// Why a repository did not do what was asked. `Display` never repeats the source.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RepositoryError {
-    /// A file of it cannot be used.
-    #[error("cannot {doing} {}; see that the backups' directory is there, writable and has room", path.display())]
-    File {
-        /// What was tried.
-        doing: &'static str,
-        /// Which.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A task of the runtime was lost.
-    #[error("the backups' directory was not looked at")]
-    Lost(#[source] tokio::task::JoinError),
-}
-
-impl RepositoryError {
-    /// Who acts.
-    pub fn class(&self) -> ErrorClass {
-        match self {
-            Self::File { .. } => ErrorClass::Operator,
-            Self::Lost(_) => ErrorClass::Bug,
-        }
-    }
-}
-
-/// What a call of a repository returns.
-pub type RepositoryFuture<'a, T> = BoxFuture<'a, Result<T, RepositoryError>>;
-
-/// Where backups are kept.
-pub trait Repository: Send + Sync + fmt::Debug {
-    /// Directory for an archive that has no name yet, made for its owner alone.
-    fn unfinished(&self) -> RepositoryFuture<'_, PathBuf>;
-
-    /// Removes what a director that ended left in [`Repository::unfinished`]; while none is made.
-    fn tidy(&self) -> RepositoryFuture<'_, ()>;
-
-    /// Takes an archive out of [`Repository::unfinished`] and gives it its name, in the place of one that may
-    /// have it.
-    fn store<'a>(&'a self, archive: &'a Path, entry: &'a BackupEntry) -> RepositoryFuture<'a, ()>;
-
-    /// The backups of a cluster, newest first, at most [`LISTED_MAX`].
-    fn list<'a>(&'a self, cluster: &'a ClusterName) -> RepositoryFuture<'a, Vec<BackupEntry>>;
-
-    /// Opens one; `None` when there is none of the name.
-    fn open<'a>(
-        &'a self,
-        cluster: &'a ClusterName,
-        name: &'a BackupName,
-    ) -> RepositoryFuture<'a, Option<Archive>>;
-
-    /// Removes one; says whether it was there.
-    fn delete<'a>(
-        &'a self,
-        cluster: &'a ClusterName,
-        name: &'a BackupName,
-    ) -> RepositoryFuture<'a, bool>;
-}
-
-/// A repository that is a directory: `CLUSTER/NAME.age`, and `CLUSTER/NAME.json` beside it.
+/// A repository that is a directory: `CLUSTER/NAME.age`, and `CLUSTER/NAME.json` beside it. Backups of the director
+/// itself lie in it as `director-<time>.age`.
 #[derive(Debug, Clone)]
 pub struct Directory {
     path: PathBuf,
@@ -248,6 +134,10 @@ fn sync(directory: &Path) -> Result<(), RepositoryError> {
 }
 
 impl Repository for Directory {
+    fn location(&self) -> String {
+        self.path.display().to_string()
+    }
+
     fn unfinished(&self) -> RepositoryFuture<'_, PathBuf> {
         Box::pin(self.blocking(|own| {
             let path = own.path.join(UNFINISHED);
@@ -268,6 +158,10 @@ impl Repository for Directory {
             }
             Ok(())
         }))
+    }
+
+    fn sweep(&self) -> RepositoryFuture<'_, usize> {
+        Box::pin(std::future::ready(Ok(0))) // nothing is outside
     }
 
     fn store<'a>(&'a self, archive: &'a Path, entry: &'a BackupEntry) -> RepositoryFuture<'a, ()> {
@@ -303,7 +197,8 @@ impl Repository for Directory {
             };
             let path = own.archive(&cluster, &name);
             let file = fs::File::open(&path).map_err(failed("open", &path))?;
-            let from = Box::new(tokio::fs::File::from_std(file));
+            let file = tokio::fs::File::from_std(file);
+            let from = Box::new(Verified::new(file, entry.archive));
             Ok(Some(Archive { entry, from }))
         }))
     }
@@ -324,13 +219,53 @@ impl Repository for Directory {
             Ok(entry || archive)
         }))
     }
+
+    fn store_own<'a>(&'a self, archive: &'a Path, name: &'a OwnName) -> RepositoryFuture<'a, ()> {
+        let (archive, name) = (archive.to_owned(), name.clone());
+        Box::pin(self.blocking(move |own| {
+            let to = own.path.join(name.as_str());
+            // A link, unlike a rename, never takes the place of another file.
+            fs::hard_link(&archive, &to).map_err(failed("name", &to))?;
+            remove(&archive)?;
+            sync(&own.path)
+        }))
+    }
+
+    fn list_own(&self) -> RepositoryFuture<'_, Vec<OwnName>> {
+        Box::pin(self.blocking(|own| {
+            let listed = match fs::read_dir(&own.path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                listed => listed.map_err(failed("list", &own.path))?,
+            };
+            let mut names = Vec::new();
+            for file in listed {
+                let file = file.map_err(failed("list", &own.path))?.file_name();
+                names.extend(file.to_str().and_then(OwnName::read));
+            }
+            Ok(names)
+        }))
+    }
+
+    fn delete_own<'a>(&'a self, name: &'a OwnName) -> RepositoryFuture<'a, bool> {
+        let name = name.clone();
+        Box::pin(self.blocking(move |own| {
+            let there = remove(&own.path.join(name.as_str()))?;
+            if there {
+                sync(&own.path)?;
+            }
+            Ok(there)
+        }))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
 
-    use super::super::fixtures::manifest;
+    use windlass_common::id::Digest;
+
+    use super::super::super::fixtures::manifest;
+    use super::super::ArchiveFacts;
     use super::*;
 
     fn entry(name: &str) -> BackupEntry {
