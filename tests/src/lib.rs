@@ -9,6 +9,7 @@ pub mod damage;
 pub mod host;
 pub mod kubectl;
 pub mod load;
+pub mod s3;
 pub mod sim;
 pub mod stemcells;
 pub mod wait;

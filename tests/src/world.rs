@@ -78,6 +78,16 @@ impl World {
         Ok(())
     }
 
+    /// Adds sections to `director.toml` and starts the director anew.
+    pub fn extend(&self, sections: &str) -> Result<()> {
+        let path = self.dir.path().join("director.toml");
+        let text = std::fs::read_to_string(&path)?;
+        std::fs::write(&path, text + sections)?;
+        self.run(&["director", "stop"])?;
+        self.run(&["director", "start"])?;
+        Ok(())
+    }
+
     /// A program of the build that is tested.
     pub fn program(&self, name: &str) -> PathBuf {
         self.bin.join(name)

@@ -9,6 +9,7 @@ use serde_json::Value;
 use windlass_director::backup::cluster;
 use windlass_director::backup::envelope::Identity;
 use windlass_tests::kubectl::Kubectl;
+use windlass_tests::s3::Store;
 use windlass_tests::wait::until;
 use windlass_tests::world::{World, required};
 
@@ -19,10 +20,13 @@ const NAME: &str = "bkp";
 /// How long a backup, or an act of care, may take on a busy host.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Backups hold what a cluster is made of and open; a director that is killed loses and doubles none. Members of etcd
+/// Backups, here in a bucket, hold what a cluster is made of and open; a director that is killed loses and doubles none.
+/// Members of etcd
 /// are rewritten one at a time, the leader last, and an alarm is put out once there is room.
 pub(crate) fn backed_up_and_cared_for() -> Result<()> {
+    let store = Store::start()?;
     let world = World::start(NAME)?;
+    world.extend(&store.section())?;
     let file = world.dir().join("cluster.yaml");
     std::fs::write(
         &file,
@@ -43,6 +47,10 @@ pub(crate) fn backed_up_and_cared_for() -> Result<()> {
     ensure!(
         items(&left)?.len() == 2,
         "backups outlive their cluster: {left}"
+    );
+    ensure!(
+        std::fs::read_dir(store.files().join(NAME))?.count() == 4,
+        "each has an entry and an archive, and nothing else is there: {left}"
     );
     Ok(())
 }
@@ -139,6 +147,14 @@ fn ordered(world: &World, kubectl: &Kubectl) -> Result<()> {
     let restored = world.dir().join("restored");
     let to = format!("--data-dir={}", restored.display());
     etcdutl_runs(&["snapshot", "restore", &to], &snapshot)?;
+    // The director opens it from where it is, and says what going back to it would do.
+    let plan = ["cluster", "restore", NAME, "--from-backup", name];
+    let plan = world.json(&[&plan[..], &["--dry-run"]].concat())?;
+    let members = plan["restore"]["members"].as_array();
+    ensure!(
+        members.is_some_and(|members| members.len() == 3),
+        "members: {plan:#}"
+    );
     Ok(())
 }
 

@@ -9,6 +9,7 @@ mod compat;
 mod demo;
 mod fuzz;
 mod prerequisites;
+mod s3;
 mod shell;
 mod sim;
 mod suites;

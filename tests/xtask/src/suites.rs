@@ -2,6 +2,7 @@
 //!
 //! Speed is printed and never asserted: a suite over its budget is marked, not failed.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +11,7 @@ use crate::bench;
 use crate::build::{self, KUBERNETES, Profile};
 use crate::compat;
 use crate::prerequisites;
+use crate::s3;
 use crate::shell::{capture, cargo, command, has, step};
 
 /// All suites together, from cold.
@@ -74,15 +76,15 @@ impl Suite {
         )
     }
 
-    fn run(self, options: &Options) -> Result<()> {
+    fn run(self, options: &Options, server: &mut Option<s3::Server>) -> Result<()> {
         match self {
             Suite::Checks => check(),
             Suite::Stemcells => stemcells(),
-            Suite::Crates => crates(),
+            Suite::Crates => crates(server),
             Suite::Compat => compat::run(),
             Suite::Sim => crate::sim::suite(options.full),
             Suite::Fuzz => crate::fuzz::run(options.full),
-            Suite::EndToEnd => end_to_end(options.full),
+            Suite::EndToEnd => end_to_end(options.full, server),
             Suite::Demo => demo(),
         }
     }
@@ -92,13 +94,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     prerequisites::install()?;
     let started = Instant::now();
     let mut rows = Vec::new();
-    for suite in Suite::ALL {
-        if !options.only.is_empty() && !options.only.contains(&suite) {
-            continue;
-        }
+    let chosen = |suite: &Suite| options.only.is_empty() || options.only.contains(suite);
+    let mut server = None;
+    for suite in Suite::ALL.into_iter().filter(chosen) {
         println!("\n######## suite {suite:?}");
         let suite_started = Instant::now();
-        let outcome = suite.run(options);
+        // Stemcells wait for downloads and disks: what the crates are tested against is built behind them.
+        let needed = chosen(&Suite::Crates) || (options.full && chosen(&Suite::EndToEnd));
+        if server.is_none() && suite != Suite::Checks && needed {
+            match s3::Server::begin() {
+                Ok(begun) => server = Some(begun),
+                // The suite that needs it tries again, and fails.
+                Err(error) => println!("    {error:#}"),
+            }
+        }
+        let outcome = suite.run(options, &mut server);
         if let Err(error) = &outcome {
             println!("suite {suite:?} failed: {error:#}");
         }
@@ -173,11 +183,20 @@ fn stemcells() -> Result<()> {
     Ok(())
 }
 
-fn crates() -> Result<()> {
+/// The program of the object store, waited for if it is being installed.
+fn object_store(server: &mut Option<s3::Server>) -> Result<PathBuf> {
+    match server {
+        Some(server) => server.program(),
+        None => s3::Server::begin()?.program(),
+    }
+}
+
+fn crates(server: &mut Option<s3::Server>) -> Result<()> {
     let binaries = build::binaries(Profile::Dev)?;
     build::stemcell(&binaries, KUBERNETES[0])?;
     let stemcell = build::newest_stemcell(KUBERNETES[0])?;
     let tests = build::tests()?;
+    let server = object_store(server)?;
     step(
         "tests of the crates",
         cargo()
@@ -187,7 +206,8 @@ fn crates() -> Result<()> {
             .env("WINDLASS_TEST_ROOTFS", stemcell.join("rootfs"))
             .env("WINDLASS_TEST_COMPONENTS", build::components(&stemcell)?)
             .env("WINDLASS_TEST_AGENT", &binaries.agent)
-            .env("WINDLASS_TEST_BIN", &binaries.dir),
+            .env("WINDLASS_TEST_BIN", &binaries.dir)
+            .env("WINDLASS_TEST_S3", &server),
     )?;
     step(
         "examples in the documentation",
@@ -198,7 +218,7 @@ fn crates() -> Result<()> {
     bench::fleet(Profile::Dev, false, &small.map(str::to_owned))
 }
 
-fn end_to_end(full: bool) -> Result<()> {
+fn end_to_end(full: bool, server: &mut Option<s3::Server>) -> Result<()> {
     let binaries = build::binaries(Profile::Dev)?;
     let stemcells = build::stemcell(&binaries, KUBERNETES[1])?;
     build::stemcell(&binaries, KUBERNETES[0])?;
@@ -217,6 +237,7 @@ fn end_to_end(full: bool) -> Result<()> {
     .env("WINDLASS_TEST_KUBECTL", build::kubectl(&stemcell));
     if full {
         test.env("WINDLASS_TEST_FULL", "1")
+            .env("WINDLASS_TEST_S3", object_store(server)?)
             .env("WINDLASS_TEST_NEXT_AGENT", build::next_agent()?);
     }
     step("scenarios on real clusters", &mut test)

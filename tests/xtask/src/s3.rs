@@ -1,0 +1,93 @@
+//! The S3 server that backups are tested against: `s3s-fs` of the registry, kept in `.windlass/tools`.
+
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::build;
+use crate::shell::{capture, cargo, command, line};
+
+const NAME: &str = "s3s-fs";
+const VERSION: &str = "0.14.1";
+/// What takes its time in a server without optimisation: the sums of 20 MiB.
+const OPTIMISED: [&str; 4] = ["block-buffer", "digest", "md-5", "sha2"];
+
+/// The server, or its installation.
+#[derive(Debug)]
+pub(crate) struct Server {
+    program: PathBuf,
+    installing: Option<(Child, String, Instant)>,
+}
+
+impl Server {
+    /// Begins to install it where it is not there, behind what else is built: it takes two minutes of one core.
+    pub(crate) fn begin() -> Result<Server> {
+        let root = build::state().join("tools");
+        let program = root.join("bin").join(NAME);
+        let wanted = format!("{NAME} {VERSION}");
+        let there = capture(command(&program).arg("--version"));
+        if there.is_ok_and(|version| version.trim() == wanted) {
+            let installing = None;
+            return Ok(Server {
+                program,
+                installing,
+            });
+        }
+        println!("==> installing {wanted} meanwhile");
+        let mut install = Command::new("nice");
+        install
+            .current_dir(crate::shell::root())
+            .arg(cargo().get_program())
+            .args(["install", "--quiet", "--locked", "--debug", "--force"])
+            .args(["--features", "binary", "--config", "profile.dev.debug=0"]);
+        for package in OPTIMISED {
+            let setting = format!("profile.dev.package.{package}.opt-level=3");
+            install.args(["--config", &setting]);
+        }
+        // It builds in a directory of its own: one that is shared is built in one after the other.
+        install
+            .env_remove("CARGO_TARGET_DIR")
+            .arg("--root")
+            .arg(&root)
+            .arg(format!("{NAME}@{VERSION}"));
+        let text = line(&install);
+        let child = install
+            .spawn()
+            .with_context(|| format!("cannot start {text}"))?;
+        Ok(Server {
+            program,
+            installing: Some((child, text, Instant::now())),
+        })
+    }
+
+    /// The program, once it is there.
+    pub(crate) fn program(&mut self) -> Result<PathBuf> {
+        if let Some((mut child, text, since)) = self.installing.take() {
+            let waited = Instant::now();
+            let status = child
+                .wait()
+                .with_context(|| format!("cannot wait for {text}"))?;
+            if !status.success() {
+                bail!("installing {NAME} failed ({status}): {text}");
+            }
+            println!(
+                "    installing {NAME}: {:.1} s, {:.1} s of them waited for",
+                since.elapsed().as_secs_f64(),
+                waited.elapsed().as_secs_f64()
+            );
+        }
+        Ok(self.program.clone())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some((mut child, ..)) = self.installing.take() {
+            // Nobody waits for it any more.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
