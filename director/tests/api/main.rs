@@ -10,6 +10,7 @@ mod roles;
 mod rotation;
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -481,6 +482,13 @@ async fn interrupted() -> Result<(), Failed> {
     rig.client
         .post(&format!("/v1/tasks/{id}/cancel"), String::new())
         .await?;
+    // What it made is gone then: nothing is being made while the provider is reset.
+    let path = format!("/v1/tasks/{id}");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while rig.client.get(&path).await?["endedAt"].is_null() {
+        assert!(Instant::now() < deadline, "the cancel does not end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     rig.end().await;
     Ok(())
 }

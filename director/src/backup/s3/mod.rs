@@ -1,7 +1,7 @@
 //! A repository in a bucket of an object store that speaks S3.
 //!
-//! How its objects are called: [`keys`]. Archives are made on the director's disk first, as for a directory, and read
-//! back there; then they are sent ([`upload`]).
+//! How its objects are called: `keys`. Archives are made on the director's disk first, as for a directory, and read
+//! back there; then they are sent (`upload`).
 //!
 //! # Invariants
 //! * The entry of a backup is written after its archive was seen in the bucket, in the place of no other, and is
