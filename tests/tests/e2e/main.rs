@@ -111,7 +111,8 @@ fn main() -> ExitCode {
             "a_member_of_etcd_whose_disk_is_gone_joins_again",
             etcd::lost_disk,
         ),
-        trial("restores_go_back_to_a_snapshot", restore::from_a_snapshot),
+        // The same restore as of a cluster that is gone, with three members.
+        long("restores_go_back_to_a_snapshot", restore::from_a_snapshot),
         trial(
             "a_cluster_that_is_gone_is_made_again_from_its_backup",
             restore::made_again,
@@ -130,7 +131,8 @@ fn main() -> ExitCode {
             "one_control_plane_is_upgraded_with_consent",
             changes::upgrade_of_one,
         ),
-        trial(
+        // Twelve machines' worth of drains, raises and restarts.
+        long(
             "three_control_planes_are_upgraded_through_crashes",
             changes::upgrade_of_three,
         ),

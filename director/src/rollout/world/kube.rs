@@ -14,6 +14,7 @@ use windlass_common::gate::ServicePort;
 use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 
 use super::Agents;
+use super::asked::KubeApi;
 use super::context::ClusterContext;
 use super::gates::{self, JobOrder};
 use super::lease::{self, LeaseMark};
@@ -43,141 +44,6 @@ const DROP_TIME: Duration = Duration::from_secs(60);
 
 /// How long before its certificate expires a client is replaced: longer than any step may take.
 const RENEW_BEFORE: Duration = Duration::from_secs(6 * 3600);
-
-/// What steps ask of a cluster's API.
-pub trait KubeApi: Send + Sync + fmt::Debug {
-    /// Applies all add-ons.
-    fn apply_addons<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<Done, EffectError>>;
-
-    /// Sets the labels of a machine's node and waits until it is Ready.
-    fn await_node<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        machine: &'a MachineName,
-        limit: Duration,
-    ) -> BoxFuture<'a, Result<Done, EffectError>>;
-
-    /// When the kubelet of a machine last said whether its node is Ready, in its own words; `None` when it never
-    /// did.
-    fn heartbeat<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        machine: &'a MachineName,
-    ) -> BoxFuture<'a, Result<Option<String>, EffectError>>;
-
-    /// Whether something outside of the cluster may send connections to a machine's node.
-    fn reached_from_outside<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        machine: &'a MachineName,
-    ) -> BoxFuture<'a, Result<bool, EffectError>>;
-
-    /// Reads what there is of a cluster, as somebody who may read all of it.
-    fn census<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<Census, EffectError>>;
-
-    /// Has API servers refuse an incarnation that is off, and its volumes detached, then deletes its Node object and
-    /// the pods that were bound to it. `limit` is the whole step's.
-    fn drop_node<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        machine: &'a MachineName,
-        node: &'a NodeName,
-        limit: Duration,
-        progress: &'a ProgressSink,
-    ) -> BoxFuture<'a, Result<Done, EffectError>>;
-
-    /// Deletes the Node objects of machines that there are no more, with their pods, and has API servers refuse
-    /// them and all earlier incarnations of the machines that there are.
-    fn settle_nodes<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<Done, EffectError>>;
-
-    /// Waits until an API server of the cluster is ready.
-    fn await_api<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<Done, EffectError>>;
-
-    /// What draining these nodes would do, those of one batch at the same time; `joining` are there before.
-    fn rehearse<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        sequence: &'a [Vec<String>],
-        joining: &'a BTreeSet<String>,
-        policy: &'a DrainPolicy,
-    ) -> BoxFuture<'a, Result<Rehearsal, EffectError>>;
-
-    /// Which nodes of the cluster's machines are Ready and take pods.
-    fn serving<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>>;
-
-    /// Cordons a node and has its pods leave it.
-    fn drain<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        node: &'a NodeName,
-        progress: &'a ProgressSink,
-    ) -> BoxFuture<'a, Result<Done, EffectError>>;
-
-    /// Opens a node that we closed.
-    fn uncordon<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        machine: &'a MachineName,
-        node: &'a NodeName,
-    ) -> BoxFuture<'a, Result<Done, EffectError>>;
-
-    /// The Lease of a node as it is, read through these control-plane machines, all at once: the first that
-    /// answers counts. Nothing else is gone through, since a machine that hangs may be one of the others.
-    fn lease<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        node: &'a NodeName,
-        through: &'a [(MachineName, Incarnation)],
-    ) -> BoxFuture<'a, Result<Option<LeaseMark>, EffectError>>;
-
-    /// Has an API server ask a Service of the cluster, as a gate names it; why that failed, in words.
-    fn ask_service<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        service: &'a ServicePort,
-        path: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<u8>, String>>;
-
-    /// Runs a gate's Job under this name to its end, or goes on with the one that there is; why the gate stays
-    /// shut, in words.
-    fn run_job<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        job: &'a JobOrder,
-        progress: &'a ProgressSink,
-    ) -> BoxFuture<'a, Result<(), String>>;
-
-    /// Has every Secret written again, with the encryption key that writes now. None is read.
-    fn rewrite_secrets<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-        progress: &'a ProgressSink,
-    ) -> BoxFuture<'a, Result<Done, EffectError>>;
-
-    /// Fails for now while cluster DNS does not run as it was applied last.
-    fn await_dns<'a>(
-        &'a self,
-        context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<Done, EffectError>>;
-
-    /// Drops what is kept in memory about a cluster.
-    fn forget(&self, cluster: &ClusterName);
-}
 
 /// The real thing: one client per cluster, connected through agents.
 pub struct KubeClient {

@@ -15,6 +15,7 @@
 
 mod again;
 mod agents;
+mod asked;
 mod cancel;
 mod context;
 mod emulation;
@@ -53,12 +54,13 @@ use crate::stemcell::Catalogue;
 use crate::store::Records;
 
 pub use agents::{AgentFuture, Agents};
+pub use asked::KubeApi;
 pub use context::ClusterContext;
 pub use etcd::EtcdTurns;
 pub(crate) use etcd::SNAPSHOTS_KEPT;
 pub use gates::JobOrder;
 pub(crate) use keep::note;
-pub use kube::{KubeApi, KubeClient};
+pub use kube::KubeClient;
 pub use lease::LeaseMark;
 pub use registry::Registry;
 pub(crate) use rotation::Turn;

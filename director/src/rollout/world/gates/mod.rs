@@ -16,8 +16,8 @@ use windlass_common::error::ErrorClass;
 use windlass_common::gate::{GateCheck, GateSpec, HttpGate, PromqlGate, PromqlServer};
 use windlass_common::id::MachineName;
 
+use super::asked::KubeApi;
 use super::context::ClusterContext;
-use super::kube::KubeApi;
 use crate::rollout::{Done, EffectError, ProgressSink, StepOrder};
 
 pub use job::JobOrder;
