@@ -68,7 +68,8 @@ impl<'a> Aim<'a> {
         let leg = cluster.upgrade.as_ref().and_then(Upgrade::leg);
         Self {
             stemcell: &cluster.stemcell,
-            workers: leg.is_none_or(|leg| leg.workers),
+            // A kubelet is never newer than what an API server emulates.
+            workers: cluster.emulates.is_none() && leg.is_none_or(|leg| leg.workers),
         }
     }
 
