@@ -140,7 +140,7 @@ pub struct Joined {
     /// Whether it has a vote.
     #[serde(default)]
     pub voting: bool,
-    /// Whether its member was started and nothing else of its control plane was yet.
+    /// Whether its member runs and nothing else of its control plane does: it has just joined, or is about to leave.
     #[serde(default)]
     pub alone: bool,
 }

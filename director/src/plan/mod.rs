@@ -142,8 +142,8 @@ impl<'a> Checker<'a> {
             | Action::SaveSnapshot { .. }
             | Action::AddRoutes { .. }
             | Action::PruneRoutes { .. } => {}
-            Action::StopApi { .. }
-            | Action::StopMember { .. }
+            Action::StopApi { machine } => self.stop_api(step, machine),
+            Action::StopMember { .. }
             | Action::RestoreMember { .. }
             | Action::SetMemberAside { .. }
             | Action::RestartKubelet { .. }
@@ -414,6 +414,14 @@ impl<'a> Checker<'a> {
     }
 
     /// A member is removed when it is to go, or when its data is gone and nobody can write as it.
+    fn stop_api(&mut self, step: &PlanStep, machine: &MachineName) {
+        if self.wanted(machine).is_some() {
+            let problem = "it stays, and nobody ordered a restore";
+            self.fail(&step.key, Invariant::EtcdQuorum, problem);
+        }
+        self.out_of_endpoint(step, machine);
+    }
+
     fn remove_member(&mut self, step: &PlanStep, machine: &MachineName) {
         let wanted = self.wanted(machine);
         let has = |disk: &DiskName| self.observed.disks.contains_key(disk);
@@ -426,6 +434,10 @@ impl<'a> Checker<'a> {
         }
         let found = self.observed.machines.get(machine);
         let off = self.fenced_before(step, machine) || self.deleted_before(step, machine);
+        if found.is_some_and(ObservedMachine::available) && !off {
+            let machine = machine.clone();
+            self.needs(step, &Action::StopApi { machine });
+        }
         if wanted.is_some() && found.is_some_and(ObservedMachine::registered) && !off {
             let problem = "it may run, and write as a member that nobody knows any more";
             self.fail(&step.key, Invariant::OneIncarnation, problem);

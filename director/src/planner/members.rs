@@ -5,8 +5,8 @@
 //! * Whoever joins is a learner until it has caught up. Its API server starts once it has its vote, and with
 //!   the members that there are by then: a learner answers no API server.
 //! * A member whose data is gone leaves before it joins again: with one of three down, etcd takes no learner.
-//! * A member that goes leaves etcd after its node is drained and before its components stop. By then those
-//!   that stay run with a configuration that does not name it.
+//! * A member that goes leaves etcd after its node is drained and its API server, which asks no other, has ended; it
+//!   stops itself afterwards. By then those that stay run with a configuration that does not name it.
 //!
 //! # Not here
 //! Whether those left are a majority is checked by [`crate::plan`] too, and by etcd itself
@@ -208,6 +208,10 @@ fn one_leaves(site: &Site<'_>, name: &MachineName, gate: &[StepKey], steps: &mut
         gate = vec![machine_key(name, "move-leader")];
         let drained = [machine_key(name, "drain")];
         gate.extend(takedown::save_snapshot(site, name, &drained, steps));
+        if site.observed.leaving.contains(name) {
+            stop_api(name, gate, steps);
+            gate = vec![machine_key(name, "stop-api")];
+        }
     }
     if site.observed.leaving.contains(name) {
         let why = "it goes for good, and what is no member is no vote that is missed";
@@ -219,6 +223,19 @@ fn one_leaves(site: &Site<'_>, name: &MachineName, gate: &[StepKey], steps: &mut
         gate = vec![machine_key(name, "stop-components")];
     }
     takedown::delete(site, name, "nothing of it is wanted", &gate, steps);
+}
+
+fn stop_api(name: &MachineName, after: Vec<StepKey>, steps: &mut Steps) {
+    steps.add(
+        machine_key(name, "stop-api"),
+        Action::StopApi {
+            machine: name.clone(),
+        },
+        "its API server asks the member beside it alone, and ends its requests before that one leaves",
+        Invariant::EtcdQuorum,
+        Disruption::Nothing,
+        after,
+    );
 }
 
 fn remove_member(name: &MachineName, why: &str, after: Vec<StepKey>, steps: &mut Steps) {

@@ -53,6 +53,8 @@ pub enum RecordChange {
     MemberRemoved(MachineName),
     /// Its components are about to be stopped.
     Stopping(MachineName),
+    /// Its API server and controllers are about to be stopped; its member of etcd goes on.
+    StoppingApi(MachineName),
     /// It is about to be shut out.
     Fencing(MachineName),
     /// It came back before it was shut out, and stays for now.
@@ -77,6 +79,8 @@ pub(super) fn intent(action: &Action) -> Option<RecordChange> {
     } else if let Action::LeaveEndpoint { machine } = action {
         Some(RecordChange::Leaving(machine.clone()))
     } else if let Action::StopApi { machine } = action {
+        Some(RecordChange::StoppingApi(machine.clone()))
+    } else if let Action::StopMember { machine } = action {
         Some(RecordChange::Stopping(machine.clone()))
     } else {
         None
@@ -135,6 +139,7 @@ pub(super) async fn apply(
             | RecordChange::MemberPromoted(name)
             | RecordChange::MemberRemoved(name)
             | RecordChange::Stopping(name)
+            | RecordChange::StoppingApi(name)
             | RecordChange::Fencing(name)
             | RecordChange::Returned(name)
             | RecordChange::NodeDropped(name, _)
@@ -238,6 +243,13 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         RecordChange::MemberRemoved(_) => record.joined = Some(Joined::default()),
         RecordChange::Stopping(_) => {
             not_alone(record);
+            record.started = None;
+        }
+        RecordChange::StoppingApi(_) => {
+            if record.votes() {
+                let joined = record.joined.get_or_insert_default();
+                (joined.voting, joined.alone) = (true, true);
+            }
             record.started = None;
         }
         RecordChange::Fencing(_) => {

@@ -103,8 +103,7 @@ fn main() -> ExitCode {
             lifecycle::highly_available,
         ),
         trial("pools_grow_and_shrink_in_service", changes::scale),
-        // Loses a write now and then (docs/plan.md), and is to come back to every run once it does not.
-        long(
+        trial(
             "control_planes_grow_and_shrink_in_service",
             etcd::grows_and_shrinks,
         ),

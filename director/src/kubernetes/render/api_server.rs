@@ -18,9 +18,9 @@ pub(super) const AUDIT_POLICY_PATH: &str = "/etc/kubernetes/audit-policy.yaml";
 /// `AuthenticationConfiguration`.
 pub(super) const AUTHENTICATION_PATH: &str = "/etc/kubernetes/authentication.yaml";
 
-/// How long one of several API servers serves on after it was told to end: it is out of the endpoint by then
-/// and takes itself out of the Service `kubernetes` at once, but kube-proxies have to hear of it, and clients
-/// to come to the end of their connections. Its unit gives it 10 s in all.
+/// How long an API server serves on after it was told to end: it is out of the endpoint by then, where it is one of
+/// several or is to become it, and takes itself out of the Service `kubernetes` at once, but kube-proxies have to hear
+/// of it, and clients to come to the end of their connections. Its unit gives it 10 s in all.
 const SHUTDOWN_DELAY: &str = "5s";
 
 const AUDIT_LOG_PATH: &str = "/var/log/kubernetes/audit.log";
@@ -105,11 +105,10 @@ fn trust_flags(flags: Flags, cluster: &ClusterFacts) -> Flags {
             "proxy-client-key-file",
             Profile::FrontProxyClient.key_path(),
         );
+    let flags = flags.set("shutdown-delay-duration", SHUTDOWN_DELAY);
     if cluster.control_planes().len() > 1 {
-        flags
-            // Long-lived connections spread again after a restart behind the endpoint.
-            .set("goaway-chance", "0.001")
-            .set("shutdown-delay-duration", SHUTDOWN_DELAY)
+        // Long-lived connections spread again after a restart behind the endpoint.
+        flags.set("goaway-chance", "0.001")
     } else {
         flags
     }

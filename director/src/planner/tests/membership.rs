@@ -33,6 +33,7 @@ fn about_members(plan: &Plan) -> Vec<String> {
         "promote-member",
         "remove-member",
         "move-leader",
+        "stop-api",
         "stop-components",
         "start-components",
         "delete-machine",
@@ -101,10 +102,12 @@ fn a_control_plane_shrinks_by_members_that_leave_before_they_stop() {
             "0/stop-components",
             "0/start",
             "2/move-leader",
+            "2/stop-api",
             "2/remove-member",
             "2/stop-components",
             "2/delete",
             "1/move-leader",
+            "1/stop-api",
             "1/remove-member",
             "1/stop-components",
             "1/delete",
@@ -216,8 +219,10 @@ fn broken_changes_of_the_membership_are_seen() {
             "machine/c-cp-2/stop-components",
             "machine/c-cp-2/remove-member",
         ),
+        // Its API server asks a member that is none.
+        ("machine/c-cp-2/remove-member", "machine/c-cp-2/stop-api"),
         // Clients are sent to it, and it may lead.
-        ("machine/c-cp-2/remove-member", "machine/c-cp-2/move-leader"),
+        ("machine/c-cp-2/stop-api", "machine/c-cp-2/move-leader"),
         // Two leave at once.
         ("machine/c-cp-1/drain", "machine/c-cp-2/remove-member"),
     ] {

@@ -238,8 +238,11 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
         | Action::RewriteSecrets
         | Action::AwaitDns
         | Action::Checkpoint { .. } => {}
-        Action::StopApi { .. }
-        | Action::StopMember { .. }
+        Action::StopApi { machine } => {
+            observed.machines.get_mut(machine).unwrap().started = None;
+            observed.promoted.insert(machine.clone());
+        }
+        Action::StopMember { .. }
         | Action::RestoreMember { .. }
         | Action::SetMemberAside { .. }
         | Action::RestartKubelet { .. }

@@ -262,6 +262,9 @@ impl World {
             Action::SaveSnapshot { machine } => self.save_snapshot(context, machine, order).await,
             Action::RemoveMember { machine } => self.remove_member(context, machine, order).await,
             Action::StopApi { machine } => {
+                if context.machine(machine)?.is_surplus() {
+                    self.others_serve(context, machine, order).await?;
+                }
                 let stop = render::stop_units(&render::API_UNITS);
                 self.stop_for_good(context, machine, order, stop).await
             }
