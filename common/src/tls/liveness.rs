@@ -5,7 +5,8 @@
 //! no recording passes. No certificate of ours is shown.
 //!
 //! # Not here
-//! Trust: nothing may be sent over such a connection, nor believed that comes from it.
+//! Trust: nothing secret may be sent over such a connection, and what comes from it is a hint at most, such as where
+//! bytes that are encrypted for somebody else may go.
 
 use std::sync::Arc;
 

@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 use windlass_common::error::ErrorChain;
 use windlass_common::id::ClusterName;
 use windlass_common::step::EtcdAction;
 
-use super::Inner;
 use super::etcd::AskError;
+use super::{Inner, rounds};
 use crate::care::{Care, REST, decide};
 use crate::kubernetes::render::etcd_quota_bytes;
 use crate::model::{Cluster, ClusterPhase, Machine};
@@ -110,20 +110,7 @@ impl CareBook {
 
 /// Starts the looks; they end with the director.
 pub(super) fn start(director: Weak<Inner>) {
-    tokio::spawn(async move {
-        let mut rounds = interval(PERIOD);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            rounds.tick().await;
-            let Some(director) = director.upgrade() else {
-                return;
-            };
-            // On hold its records are not to be trusted.
-            if !director.hold.is_on() {
-                round(&director).await;
-            }
-        }
-    });
+    tokio::spawn(rounds::every(director, PERIOD, round));
 }
 
 async fn round(director: &Arc<Inner>) {

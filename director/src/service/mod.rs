@@ -38,6 +38,7 @@ mod reach;
 mod repair;
 mod restore;
 mod rotate;
+mod rounds;
 mod shown;
 mod start;
 mod tasks;

@@ -21,10 +21,10 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use windlass_common::error::ErrorChain;
 
-use super::Inner;
+use super::{Inner, rounds};
 use crate::model::{Cluster, ClusterPhase};
 use crate::planner::inputs;
 
@@ -36,20 +36,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Starts the rounds; they end with the director.
 pub(super) fn start(director: Weak<Inner>) {
-    tokio::spawn(async move {
-        let mut rounds = interval(PERIOD);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            rounds.tick().await;
-            let Some(director) = director.upgrade() else {
-                return;
-            };
-            // On hold its records are not to be trusted.
-            if !director.hold.is_on() {
-                round(&director).await;
-            }
-        }
-    });
+    tokio::spawn(rounds::every(director, PERIOD, round));
 }
 
 async fn round(director: &Arc<Inner>) {

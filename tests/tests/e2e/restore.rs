@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
+use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
@@ -15,6 +16,8 @@ use crate::etcd::voting;
 use crate::lifecycle::{healthy, items, with_world};
 use crate::repair;
 
+/// What the Secret holds.
+const WORD: &str = "xyzzy";
 /// How long a restore may take: it stops and starts a control plane of three, on a busy host.
 const LONG: Duration = Duration::from_secs(600);
 
@@ -26,13 +29,7 @@ pub(crate) fn from_a_snapshot() -> Result<()> {
         world.run(&[&create[..], &["--workers", "1", "--wait"]].concat())?;
         let kubectl = world.kubectl("back")?;
         healthy(&kubectl, 4)?;
-        kubectl.run(&[
-            "create",
-            "secret",
-            "generic",
-            "kept",
-            "--from-literal=word=xyzzy",
-        ])?;
+        keep_a_secret(&kubectl)?;
         kubectl.run(&["create", "configmap", "kept", "--from-literal=from=before"])?;
         deploy(&kubectl, 1)?;
         let snapshot = snapshot(world, "back-cp-0")?;
@@ -74,11 +71,7 @@ pub(crate) fn from_a_snapshot() -> Result<()> {
         ended(world, &task)?;
 
         healthy(&kubectl, 4)?;
-        let secret = kubectl.get(&["secret", "kept"])?;
-        ensure!(
-            secret["data"]["word"] == STANDARD.encode("xyzzy"),
-            "the Secret: {secret}"
-        );
+        the_secret_is_kept(&kubectl)?;
         let kept = kubectl.get(&["configmap", "kept"])?;
         ensure!(kept["data"]["from"] == "before", "data of before: {kept}");
         kubectl.refused(&["get", "configmap", "later"])?;
@@ -108,13 +101,7 @@ pub(crate) fn made_again() -> Result<()> {
         world.run(&create)?;
         let kubectl = world.kubectl("gone")?;
         healthy(&kubectl, 2)?;
-        kubectl.run(&[
-            "create",
-            "secret",
-            "generic",
-            "kept",
-            "--from-literal=word=xyzzy",
-        ])?;
+        keep_a_secret(&kubectl)?;
         deploy(&kubectl, 1)?;
         let backup = world.json(&["cluster", "backup", "gone"])?;
         let backup = backup["name"].as_str().context("a backup has a name")?;
@@ -158,11 +145,7 @@ pub(crate) fn made_again() -> Result<()> {
         })?;
 
         healthy(&kubectl, 2)?;
-        let secret = kubectl.get(&["secret", "kept"])?;
-        ensure!(
-            secret["data"]["word"] == STANDARD.encode("xyzzy"),
-            "the Secret: {secret}"
-        );
+        the_secret_is_kept(&kubectl)?;
         let nodes = kubectl.run(&["get", "nodes", "-o", "name"])?;
         let mut nodes: Vec<&str> = nodes.lines().collect();
         nodes.sort_unstable();
@@ -187,13 +170,7 @@ pub(crate) fn from_the_last_member() -> Result<()> {
     world.run(&[&create[..], &["--workers", "1", "--wait"]].concat())?;
     let kubectl = world.kubectl("qloss")?;
     healthy(&kubectl, 4)?;
-    kubectl.run(&[
-        "create",
-        "secret",
-        "generic",
-        "kept",
-        "--from-literal=word=xyzzy",
-    ])?;
+    keep_a_secret(&kubectl)?;
     deploy(&kubectl, 1)?;
     let restore = ["cluster", "restore", "qloss", "--from-member"];
     refused(
@@ -233,11 +210,7 @@ pub(crate) fn from_the_last_member() -> Result<()> {
     let task = task["id"].as_str().context("a task has an id")?.to_owned();
     ended(&world, &task)?;
     healthy(&kubectl, 4)?;
-    let secret = kubectl.get(&["secret", "kept"])?;
-    ensure!(
-        secret["data"]["word"] == STANDARD.encode("xyzzy"),
-        "the Secret: {secret}"
-    );
+    the_secret_is_kept(&kubectl)?;
     ensure!(voting(&world, "qloss")?.len() == 3, "all have a vote");
     for machine in ["qloss-cp-0", "qloss-cp-2"] {
         ensure!(
@@ -285,5 +258,19 @@ fn ended(world: &World, task: &str) -> Result<()> {
     if task["state"] != "Succeeded" {
         bail!("the restore: {task:#}");
     }
+    Ok(())
+}
+
+/// A Secret that has to outlive what follows.
+fn keep_a_secret(kubectl: &Kubectl) -> Result<()> {
+    let literal = format!("--from-literal=word={WORD}");
+    kubectl.run(&["create", "secret", "generic", "kept", &literal])?;
+    Ok(())
+}
+
+fn the_secret_is_kept(kubectl: &Kubectl) -> Result<()> {
+    let secret = kubectl.get(&["secret", "kept"])?;
+    let word = &secret["data"]["word"];
+    ensure!(*word == STANDARD.encode(WORD), "the Secret: {secret}");
     Ok(())
 }

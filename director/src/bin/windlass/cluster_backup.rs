@@ -218,13 +218,17 @@ fn drilled(drill: &Drill) -> String {
             "a drill of {} is under way in {}",
             drill.backup, drill.scratch
         ),
-        Some(end) => match (&end.failure, end.census.unwrap_or_default()) {
+        Some(end) => match (&end.failure, &end.census) {
+            (None, None) => format!(
+                "nothing is known of how the drill of {} ended",
+                drill.backup
+            ),
             (Some(failure), _) => format!(
                 "the DRILL of {} FAILED {} ago: {failure}",
                 drill.backup,
                 age(end.at)
             ),
-            (None, of) => format!(
+            (None, Some(of)) => format!(
                 "drill of {} {} ago: {} old then, its control plane back in {}, {} namespaces, {} Secrets, \
                  {} ConfigMaps, {} Deployments and {} Services read",
                 drill.backup,

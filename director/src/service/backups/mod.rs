@@ -21,19 +21,18 @@ mod taking;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
-use tokio::time::{MissedTickBehavior, interval};
 use utoipa::ToSchema;
 use windlass_common::cluster::BackupSpec;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::{ClusterName, MachineName};
 
 use super::draft::random_u32;
-use super::{Inner, ServiceError};
+use super::{Inner, ServiceError, rounds};
 use crate::backup::cluster::{ArchiveError, BackupName, BackupReason};
 use crate::backup::envelope::{EnvelopeError, Identity, Recipient};
 use crate::backup::record::{BackupRecord, BackupRun};
@@ -219,51 +218,28 @@ pub(super) async fn start(director: &Arc<Inner>) {
     if let Err(error) = director.backups.repository.tidy().await {
         tracing::warn!(error = %ErrorChain(&error), "what was unfinished cannot be removed");
     }
-    tokio::spawn(sweep(Arc::downgrade(director)));
-    tokio::spawn(rounds(Arc::downgrade(director)));
+    let weak = || Arc::downgrade(director);
+    tokio::spawn(rounds::every(weak(), SWEEP_PERIOD, sweep));
+    tokio::spawn(rounds::every(weak(), PERIOD, look));
 }
 
-/// Removes what uploads left that were cut off, at once and then every so often.
-async fn sweep(director: Weak<Inner>) {
-    let mut rounds = interval(SWEEP_PERIOD);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        rounds.tick().await;
-        let Some(director) = director.upgrade() else {
-            return;
-        };
-        // On hold, another director may be the one that works.
-        if director.hold.is_on() {
-            continue;
-        }
-        let repository = &director.backups.repository;
-        let place = repository.location();
-        match repository.sweep().await {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(place, count, "what unfinished uploads left was removed"),
-            Err(error) => {
-                let (class, error) = (error.class(), ErrorChain(&error));
-                tracing::warn!(place, ?class, %error, "the place of backups cannot be used");
-            }
+/// Removes what uploads left that were cut off.
+async fn sweep(director: &Arc<Inner>) {
+    let repository = &director.backups.repository;
+    let place = repository.location();
+    match repository.sweep().await {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(place, count, "what unfinished uploads left was removed"),
+        Err(error) => {
+            let (class, error) = (error.class(), ErrorChain(&error));
+            tracing::warn!(place, ?class, %error, "the place of backups cannot be used");
         }
     }
 }
 
-async fn rounds(director: Weak<Inner>) {
-    let mut rounds = interval(PERIOD);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        rounds.tick().await;
-        let Some(director) = director.upgrade() else {
-            return;
-        };
-        // On hold its records are not to be trusted.
-        if director.hold.is_on() {
-            continue;
-        }
-        if let Err(error) = round(&director).await {
-            tracing::warn!(error = %ErrorChain(&error), "backups cannot be looked at");
-        }
+async fn look(director: &Arc<Inner>) {
+    if let Err(error) = round(director).await {
+        tracing::warn!(error = %ErrorChain(&error), "backups cannot be looked at");
     }
 }
 

@@ -14,12 +14,11 @@
 use std::sync::Weak;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
 use windlass_common::error::ErrorChain;
 use windlass_common::id::{ClusterName, Digest, MachineName};
 
 use super::super::draft::{Draft, Numbers};
-use super::super::{Inner, ServiceError, ServiceResult};
+use super::super::{Inner, ServiceError, ServiceResult, rounds};
 use super::{RestoreFrom, RestoreRequest, drill};
 use crate::backup::cluster::{BackupName, Manifest};
 use crate::kubernetes::pki::ClusterPki;
@@ -188,22 +187,11 @@ pub(super) fn actor() -> Caller {
 
 /// Looks for clusters that were made and are empty; ends with the director.
 pub(in crate::service) fn start(director: Weak<Inner>) {
-    tokio::spawn(async move {
-        let mut rounds = interval(PERIOD);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            rounds.tick().await;
-            let Some(director) = director.upgrade() else {
-                return;
-            };
-            if director.hold.is_on() {
-                continue;
-            }
-            if let Err(error) = round(&director).await {
-                tracing::warn!(error = %ErrorChain(&error), "clusters that wait for their data cannot be looked for");
-            }
+    tokio::spawn(rounds::every(director, PERIOD, async |director| {
+        if let Err(error) = round(director).await {
+            tracing::warn!(error = %ErrorChain(&error), "clusters that wait for their data cannot be looked for");
         }
-    });
+    }));
 }
 
 async fn round(director: &Inner) -> ServiceResult<()> {
