@@ -11,7 +11,7 @@ use windlass_director::spec::from_text;
 use crate::Session;
 use crate::args::ChangeArgs;
 use crate::cluster::{ordered, read, segment};
-use crate::failure::{Failure, USAGE};
+use crate::failure::{CONFLICT, Failure, USAGE};
 use crate::plan::explain;
 
 /// A cluster as it is to be, and how it gets there.
@@ -19,8 +19,8 @@ struct Order {
     name: String,
     body: String,
     newest_stemcell: bool,
-    /// What the change was made from.
-    revision: Option<u64>,
+    /// What the change was made from, as it was read.
+    base: Option<Value>,
 }
 
 /// Numbers of machines.
@@ -43,7 +43,7 @@ pub(crate) async fn apply(
         name: name_in(&body)?,
         body,
         newest_stemcell: stemcell,
-        revision: None,
+        base: None,
     };
     place(session, client, order, change).await
 }
@@ -55,7 +55,8 @@ pub(crate) async fn scale(
     sizes: Sizes<'_>,
     change: &ChangeArgs,
 ) -> Result<ExitCode, Failure> {
-    let mut cluster = show(client, name).await?;
+    let base = show(client, name).await?;
+    let mut cluster = base.clone();
     if let Some(count) = sizes.control_plane {
         cluster["spec"]["controlPlane"]["count"] = json!(count);
     }
@@ -78,7 +79,7 @@ pub(crate) async fn scale(
         }
         known[pool]["count"] = json!(count);
     }
-    place(session, client, from(name, &cluster, false), change).await
+    place(session, client, from(base, &cluster, name, false), change).await
 }
 
 pub(crate) async fn upgrade(
@@ -89,11 +90,18 @@ pub(crate) async fn upgrade(
     stemcell: bool,
     change: &ChangeArgs,
 ) -> Result<ExitCode, Failure> {
-    let mut cluster = show(client, name).await?;
+    let base = show(client, name).await?;
+    let mut cluster = base.clone();
     if let Some(version) = to {
         cluster["spec"]["kubernetesVersion"] = json!(version);
     }
-    place(session, client, from(name, &cluster, stemcell), change).await
+    place(
+        session,
+        client,
+        from(base, &cluster, name, stemcell),
+        change,
+    )
+    .await
 }
 
 async fn show(client: &Client, name: &str) -> Result<Value, Failure> {
@@ -102,12 +110,12 @@ async fn show(client: &Client, name: &str) -> Result<Value, Failure> {
 }
 
 /// The order for a cluster that was read and changed.
-fn from(name: &str, cluster: &Value, newest_stemcell: bool) -> Order {
+fn from(base: Value, changed: &Value, name: &str, newest_stemcell: bool) -> Order {
     Order {
         name: name.to_owned(),
-        body: cluster["spec"].to_string(),
+        body: changed["spec"].to_string(),
         newest_stemcell,
-        revision: cluster["revision"].as_u64(),
+        base: Some(base),
     }
 }
 
@@ -127,6 +135,33 @@ pub(crate) fn name_in(text: &str) -> Result<String, Failure> {
 pub(crate) async fn dry_run(client: &Client, name: &str, body: String) -> Result<Value, Failure> {
     let path = format!("/v1/clusters/{}?dry_run=true", segment(name));
     Ok(client.put(&path, body).await?)
+}
+
+/// Orders a change, unless somebody else has changed the cluster since it was read. A record whose spec is what it was
+/// differs in what the director keeps about the cluster alone, which no order overwrites.
+async fn put(client: &Client, path: &str, order: Order) -> Result<Value, Failure> {
+    let Some(mut base) = order.base else {
+        return Ok(client.put(path, order.body).await?);
+    };
+    loop {
+        let Some(revision) = base["revision"].as_u64() else {
+            let said = "the director did not say at which revision the cluster is";
+            return Err(Failure::failed(said));
+        };
+        let path = format!("{path}&revision={revision}");
+        let failure = match client.put(&path, order.body.clone()).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => Failure::from(error),
+        };
+        if failure.code != CONFLICT {
+            return Err(failure);
+        }
+        let now = show(client, &order.name).await?;
+        if now["revision"] == base["revision"] || now["spec"] != base["spec"] {
+            return Err(failure);
+        }
+        base = now;
+    }
 }
 
 async fn place(
@@ -151,10 +186,7 @@ async fn place(
     if let Some(reason) = &change.ignore_window {
         path.push_str(&format!("&ignore_window={}", segment(reason)));
     }
-    if let Some(revision) = order.revision {
-        path.push_str(&format!("&revision={revision}"));
-    }
-    let answer = client.put(&path, order.body).await?;
+    let answer = put(client, &path, order).await?;
     if change.dry_run {
         let plan: Plan = client.typed(&answer)?;
         session.output.answer(&answer, || explain(&plan));
