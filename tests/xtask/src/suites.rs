@@ -2,7 +2,7 @@
 //!
 //! Speed is printed and never asserted: a suite over its budget is marked, not failed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -76,7 +76,7 @@ impl Suite {
         )
     }
 
-    fn run(self, options: &Options, server: &mut Option<s3::Server>) -> Result<()> {
+    fn run(self, options: &Options, xtask: &Path, server: &mut Option<s3::Server>) -> Result<()> {
         match self {
             Suite::Checks => check(),
             Suite::Stemcells => stemcells(),
@@ -85,12 +85,14 @@ impl Suite {
             Suite::Sim => crate::sim::suite(options.full),
             Suite::Fuzz => crate::fuzz::run(options.full),
             Suite::EndToEnd => end_to_end(options.full, server),
-            Suite::Demo => demo(),
+            Suite::Demo => demo(xtask),
         }
     }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    // Asked before the suites build this program anew: the kernel says of a file that was replaced that it is deleted.
+    let xtask = std::env::current_exe().context("cannot find this program")?;
     prerequisites::install()?;
     let started = Instant::now();
     let mut rows = Vec::new();
@@ -108,7 +110,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 Err(error) => println!("    {error:#}"),
             }
         }
-        let outcome = suite.run(options, &mut server);
+        let outcome = suite.run(options, &xtask, &mut server);
         if let Err(error) = &outcome {
             println!("suite {suite:?} failed: {error:#}");
         }
@@ -243,12 +245,11 @@ fn end_to_end(full: bool, server: &mut Option<s3::Server>) -> Result<()> {
     step("scenarios on real clusters", &mut test)
 }
 
-fn demo() -> Result<()> {
-    let xtask = std::env::current_exe().context("cannot find this program")?;
+fn demo(xtask: &Path) -> Result<()> {
     let demo = |what: &str, extra: &[&str]| {
         step(
             what,
-            command(&xtask)
+            command(xtask)
                 .args(["demo", "--profile", "dev"])
                 .args(extra),
         )
