@@ -125,13 +125,14 @@ pub(in crate::service) fn lose(rig: &Rig) {
     rig.sim.state.lock().unwrap().machines.remove(&worker());
 }
 
-/// Waits until the worker serves as this incarnation.
+/// Waits until the worker serves as this incarnation, and nothing works on its cluster any more.
 pub(in crate::service) async fn serves(director: &Director, incarnation: u32) {
     let found = async {
         loop {
             let machine = director.machine(&worker()).await.unwrap().machine;
             let there = machine.incarnation == Incarnation(incarnation);
-            if there && machine.phase == MachinePhase::Ready {
+            let cluster = director.cluster(&demo()).await.unwrap().phase;
+            if there && machine.phase == MachinePhase::Ready && cluster == ClusterPhase::Ready {
                 return;
             }
             tokio::time::sleep(TOLD).await;
