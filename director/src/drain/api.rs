@@ -257,13 +257,25 @@ pub async fn is_reached_from_outside(client: &Client, node: &NodeName) -> Result
 
 /// Sets or removes the taint of a node that goes; other taints stay as they are.
 async fn set_leaving(client: &Client, node: &NodeName, leaves: bool) -> Result<(), DrainError> {
+    change_taints(client, node, |node| leaving_patch(node, leaves)).await
+}
+
+/// Changes the taints of a node as `patch` says of what it is, if anything, again when others change it meanwhile.
+///
+/// # Errors
+/// [`DrainError::Api`], also when there is no such node.
+pub(super) async fn change_taints(
+    client: &Client,
+    node: &NodeName,
+    patch: impl Fn(&Value) -> Option<Value>,
+) -> Result<(), DrainError> {
     let mut attempt = 1;
     loop {
         let found: Value = client
             .get(&Resource::NODE, None, node.as_str())
             .await
             .map_err(failed("look at the Node", node))?;
-        let Some(patch) = leaving_patch(&found, leaves) else {
+        let Some(patch) = patch(&found) else {
             return Ok(());
         };
         match change(client, node, "set the taints", &patch).await {
@@ -277,13 +289,8 @@ async fn set_leaving(client: &Client, node: &NodeName, leaves: bool) -> Result<(
     }
 }
 
-/// The list of taints is replaced as a whole, and only if nobody else has changed the node meanwhile.
 pub(super) fn leaving_patch(node: &Value, leaves: bool) -> Option<Value> {
-    let mut taints = node
-        .pointer("/spec/taints")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
+    let mut taints = taints_of(node);
     let before = taints.len();
     let there = taints.iter().any(|taint| taint["key"] == LEAVING);
     if leaves && !there {
@@ -291,11 +298,20 @@ pub(super) fn leaving_patch(node: &Value, leaves: bool) -> Option<Value> {
     } else if !leaves {
         taints.retain(|taint| taint["key"] != LEAVING);
     }
-    (taints.len() != before).then(|| {
-        json!({
-            "metadata": {"resourceVersion": node["metadata"]["resourceVersion"]},
-            "spec": {"taints": taints},
-        })
+    (taints.len() != before).then(|| taints_patch(node, &taints))
+}
+
+/// The taints of a node; one without any has no list of them.
+pub(super) fn taints_of(node: &Value) -> Vec<Value> {
+    let taints = node.pointer("/spec/taints").and_then(Value::as_array);
+    taints.cloned().unwrap_or_else(Vec::new)
+}
+
+/// The list of taints is replaced as a whole, and only if nobody else has changed the node meanwhile.
+pub(super) fn taints_patch(node: &Value, taints: &[Value]) -> Value {
+    json!({
+        "metadata": {"resourceVersion": node["metadata"]["resourceVersion"]},
+        "spec": {"taints": taints},
     })
 }
 
@@ -306,7 +322,7 @@ async fn look_at(client: &Client, node: &NodeName) -> Result<Node, DrainError> {
         .map_err(failed("look at the Node", node))
 }
 
-pub(super) async fn change(
+async fn change(
     client: &Client,
     node: &NodeName,
     doing: &'static str,

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use windlass_common::id::NodeName;
 
 use super::DrainError;
-use super::api::{change, failed};
+use super::api::{change_taints, failed, taints_of, taints_patch};
 use crate::kubernetes::client::{Client, Resource};
 
 /// How long the volumes of a machine that is off get to be detached before its Node object is deleted all the same:
@@ -23,8 +23,6 @@ pub const DETACH_LIMIT: Duration = Duration::from_secs(240);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Volumes that are named in one line.
 const NAMED: usize = 5;
-/// Attempts to change taints that others change as well.
-const TAINT_ATTEMPTS: usize = 5;
 /// See the module.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
@@ -200,41 +198,20 @@ fn waits_for(left: &[Attachment]) -> String {
 
 /// Says that a machine is off and does not come back; false when it has no Node object.
 async fn set_out_of_service(client: &Client, node: &NodeName) -> Result<bool, DrainError> {
-    let mut attempt = 1;
-    loop {
-        let found: Value = match client.get(&Resource::NODE, None, node.as_str()).await {
-            Ok(found) => found,
-            Err(error) if error.is_not_found() => return Ok(false),
-            Err(error) => return Err(failed("look at the Node", node)(error)),
-        };
-        let Some(patch) = out_of_service_patch(&found) else {
-            return Ok(true);
-        };
-        match change(client, node, "set the taints", &patch).await {
-            Err(DrainError::Api { source, .. })
-                if source.is_conflict() && attempt < TAINT_ATTEMPTS =>
-            {
-                attempt += 1;
-            }
-            Err(DrainError::Api { source, .. }) if source.is_not_found() => return Ok(false),
-            changed => return changed.map(|()| true),
-        }
+    match change_taints(client, node, out_of_service_patch).await {
+        Err(DrainError::Api { source, .. }) if source.is_not_found() => Ok(false),
+        changed => changed.map(|()| true),
     }
 }
 
-/// The list of taints is replaced as a whole, and only if nobody else has changed the node meanwhile.
 fn out_of_service_patch(node: &Value) -> Option<Value> {
-    let taints = node.pointer("/spec/taints").and_then(Value::as_array);
-    let mut taints = taints.cloned().unwrap_or_default();
+    let mut taints = taints_of(node);
     let says = |taint: &Value| taint["key"] == OUT_OF_SERVICE && taint["effect"] == "NoExecute";
     if taints.iter().any(says) {
         return None;
     }
     taints.push(json!({"key": OUT_OF_SERVICE, "value": "nodeshutdown", "effect": "NoExecute"}));
-    Some(json!({
-        "metadata": {"resourceVersion": node["metadata"]["resourceVersion"]},
-        "spec": {"taints": taints},
-    }))
+    Some(taints_patch(node, &taints))
 }
 
 #[cfg(test)]

@@ -17,13 +17,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{MissedTickBehavior, interval};
 use utoipa::ToSchema;
 use windlass_common::error::ErrorChain;
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
 use super::draft::random_u32;
-use super::{Inner, ServiceError, ServiceResult};
+use super::{Inner, ServiceError, ServiceResult, rounds};
 use crate::config::Forensics;
 use crate::model::{Caller, Keep, Machine, MachinePhase, Timestamp};
 use crate::provider::{KeptView, ProviderError};
@@ -99,22 +98,11 @@ impl KeptMachine {
 
 /// Starts to look for machines that are too old; ends with the director.
 pub(super) fn start(director: Weak<Inner>) {
-    tokio::spawn(async move {
-        let mut rounds = interval(PERIOD);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            rounds.tick().await;
-            let Some(director) = director.upgrade() else {
-                return;
-            };
-            if director.hold.is_on() {
-                continue; // it deletes nothing
-            }
-            if let Err(error) = director.delete_old_kept(Timestamp::now()).await {
-                tracing::warn!(error = %ErrorChain(&error), "machines that are kept cannot be looked after");
-            }
+    tokio::spawn(rounds::every(director, PERIOD, async |director| {
+        if let Err(error) = director.delete_old_kept(Timestamp::now()).await {
+            tracing::warn!(error = %ErrorChain(&error), "machines that are kept cannot be looked after");
         }
-    });
+    }));
 }
 
 impl Inner {

@@ -9,13 +9,16 @@
 //! The cluster's record says which leg has begun, and the task's plan which one it carries out: one that has begun
 //! without a plan is planned, and not begun twice.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use windlass_common::error::ErrorClass;
+use windlass_common::id::{ClusterName, MachineName};
 
 use super::cancel::renamed;
 use super::{EffectError, World, check};
-use crate::model::{LegsForecast, Plan, Revision, Task};
-use crate::planner::{self, legs};
+use crate::model::{LegsForecast, Machine, Plan, Revision, Task};
+use crate::planner::{self, Observed, legs};
 use crate::service::Drafter;
 use crate::store::{Commit, Expect, Kind};
 
@@ -52,11 +55,7 @@ impl World {
         };
         let machines = self.records.machines_of(name.as_str()).await?;
         let desired = self.desired(&cluster, &machines)?;
-        let mut observed = self.observe(name).await?;
-        let down = self.down(&machines).await?;
-        for (name, found) in &mut observed.machines {
-            found.running &= !down.contains(name);
-        }
+        let (observed, _) = self.observe_without(name, &machines).await?;
         let plan = planner::plan(&desired, &observed)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;
@@ -84,16 +83,26 @@ impl World {
         Ok(Some(plan))
     }
 
+    /// What there is of a cluster, machines that serve nobody by verdict counting as off, and which those are.
+    async fn observe_without(
+        &self,
+        name: &ClusterName,
+        machines: &[Machine],
+    ) -> Result<(Observed, BTreeSet<MachineName>), EffectError> {
+        let mut observed = self.observe(name).await?;
+        let down = self.down(machines).await?;
+        for (name, found) in &mut observed.machines {
+            found.running &= !down.contains(name);
+        }
+        Ok((observed, down))
+    }
+
     /// Writes down that the next leg begins, and what each machine is to become in it.
     async fn begin_leg(&self, task: &Task) -> Result<(), EffectError> {
         let name = &task.cluster;
         let cluster = self.changing(name).await?;
         let before = self.records.machines_of(name.as_str()).await?;
-        let mut observed = self.observe(name).await?;
-        let down = self.down(&before).await?;
-        for (name, found) in &mut observed.machines {
-            found.running &= !down.contains(name);
-        }
+        let (observed, down) = self.observe_without(name, &before).await?;
         let drafted = self
             .drafter()
             .next_leg(&cluster, before.clone(), &observed)
