@@ -114,6 +114,14 @@ dns_label!(
     PoolName, "pool name", POOL_NAME_MAX
 );
 dns_label!(
+    /// A time in which no cluster of a director is changed.
+    FreezeName, "freeze name", DNS_LABEL_MAX
+);
+dns_label!(
+    /// A zone of a provider: machines of two zones do not fail together.
+    ZoneName, "zone name", DNS_LABEL_MAX
+);
+dns_label!(
     /// A machine, unique within a director: `<cluster>-<pool>-<number>`, stable across incarnations.
     MachineName, "machine name", DNS_LABEL_MAX
 );

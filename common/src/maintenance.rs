@@ -30,6 +30,13 @@ impl MaintenanceSpec {
     pub fn is_empty(&self) -> bool {
         self.windows.is_empty() && self.freezes.is_empty()
     }
+
+    /// The same with more freezes.
+    pub fn with_freezes(&self, more: &[FreezeSpec]) -> MaintenanceSpec {
+        let mut spec = self.clone();
+        spec.freezes.extend_from_slice(more);
+        spec
+    }
 }
 
 /// A window that comes again each week.

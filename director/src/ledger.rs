@@ -9,14 +9,16 @@
 //! * No machine that serves is taken while those left beside it are fewer than the account's floor. Machines
 //!   that are down by themselves are missed like those that are taken.
 //! * Of a control plane, none that serves is taken while another one is being changed.
+//! * Of a pool, none that serves is taken while one of another zone is being changed: a change that goes wrong is
+//!   met in one zone, and the others have all they had.
 //!
 //! # Not here
-//! Zones: no provider has any yet. The order in which machines are taken (planner), and who is down
+//! The order in which machines are taken (planner), and who is down
 //! ([`crate::resurrector`]).
 
 use std::collections::BTreeMap;
 
-use windlass_common::id::{MachineName, PoolName};
+use windlass_common::id::{MachineName, PoolName, ZoneName};
 
 /// What a machine is to its account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct Account {
     pub owner: Owner,
     /// Its machines.
     pub machines: BTreeMap<MachineName, Standing>,
+    /// The zones of those that are known to be in one.
+    pub zones: BTreeMap<MachineName, ZoneName>,
 }
 
 /// What taking a machine costs its account.
@@ -81,6 +85,14 @@ pub enum Wait {
         down: Vec<MachineName>,
         /// Others that are taken.
         taken: Vec<MachineName>,
+    },
+    /// A machine of another zone is being changed.
+    #[error("{other} in zone {zone} is being changed; one zone of a pool at a time")]
+    Zone {
+        /// The other.
+        other: MachineName,
+        /// Its zone.
+        zone: ZoneName,
     },
     /// Another member is being changed.
     #[error("control-plane machine {other} is being changed; one at a time")]
@@ -145,7 +157,10 @@ impl Account {
                 down: down(),
                 taken: others(Standing::Taken).collect(),
             }),
-            Owner::Pool { .. } => Ok(Cost::One),
+            Owner::Pool { .. } => match self.elsewhere(machine, others(Standing::Taken)) {
+                Some((other, zone)) => Err(Wait::Zone { other, zone }),
+                None => Ok(Cost::One),
+            },
             Owner::Etcd => {
                 if let Some(other) = others(Standing::Taken).next() {
                     return Err(Wait::Member { other });
@@ -167,6 +182,21 @@ impl Account {
     }
 }
 
+impl Account {
+    /// The first of `others` that is known to be in another zone than `machine`.
+    fn elsewhere(
+        &self,
+        machine: &MachineName,
+        mut others: impl Iterator<Item = MachineName>,
+    ) -> Option<(MachineName, ZoneName)> {
+        let own = self.zones.get(machine)?;
+        others.find_map(|other| {
+            let zone = self.zones.get(&other).filter(|zone| *zone != own)?;
+            Some((other, zone.clone()))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Standing::{Down, Serves, Taken};
@@ -181,6 +211,35 @@ mod tests {
         Account {
             owner: floor.map_or(Owner::Etcd, |floor| Owner::Pool { pool, floor }),
             machines: (0..).map(name).zip(standings.iter().copied()).collect(),
+            zones: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn one_zone_of_a_pool_is_changed_at_a_time() {
+        // The zone of each machine; the first is to be taken, and all others are as their standing says.
+        #[rustfmt::skip]
+        let cases: &[(&str, &[(Standing, &str)], &str)] = &[
+            ("nobody is taken",              &[(Serves, "a"), (Serves, "b"), (Serves, "b")], "one"),
+            ("one of its own zone is taken", &[(Serves, "a"), (Taken, "a"), (Serves, "b")],  "one"),
+            ("one of another is taken",      &[(Serves, "a"), (Taken, "b"), (Serves, "b")],  "m-1 in zone b"),
+            ("one of another is down",       &[(Serves, "a"), (Down, "b"), (Serves, "b")],   "one"),
+            ("it is down itself",            &[(Down, "a"), (Taken, "b"), (Serves, "b")],    "nothing"),
+            ("its zone is not known",        &[(Serves, ""), (Taken, "b"), (Serves, "b")],   "one"),
+            ("the other's is not",           &[(Serves, "a"), (Taken, ""), (Serves, "b")],   "one"),
+        ];
+        for (what, machines, wanted) in cases {
+            let standings: Vec<Standing> = machines.iter().map(|(standing, _)| *standing).collect();
+            let mut account = account(Some(0), &standings);
+            let zones = machines.iter().map(|(_, zone)| ZoneName::new(*zone).ok());
+            let known = (0..).map(name).zip(zones);
+            account.zones = known.filter_map(|(of, zone)| Some((of, zone?))).collect();
+            let found = match account.take(&name(0)) {
+                Ok(Cost::Nothing) => "nothing".to_owned(),
+                Ok(Cost::One) => "one".to_owned(),
+                Err(wait) => wait.to_string(),
+            };
+            assert!(found.starts_with(wanted), "{what}: {found}");
         }
     }
 
@@ -222,6 +281,7 @@ mod tests {
                 Ok(Cost::Nothing) => "nothing",
                 Ok(Cost::One) => "one",
                 Err(Wait::Pool { .. }) => "wait: pool",
+                Err(Wait::Zone { .. }) => "wait: zone",
                 Err(Wait::Member { .. }) => "wait: member",
                 Err(Wait::Quorum { .. }) => "wait: quorum",
             };

@@ -45,6 +45,7 @@ impl World {
             cidr: config.local.cidr,
             director_exe: self.program("windlass-director"),
             runc: config.local.runc.clone(),
+            zones: Vec::new(),
         })?)
     }
 

@@ -31,6 +31,8 @@ pub(super) struct UpgradeQuery {
     /// Hash of the plan that was shown; another one is not carried out.
     #[param(value_type = Option<String>)]
     plan: Option<String>,
+    /// Why it does not wait for the cluster's maintenance window; 1 to 500 characters.
+    ignore_window: Option<String>,
 }
 
 /// Which agents, and how.
@@ -115,6 +117,7 @@ fn order(query: &UpgradeQuery, body: &str) -> Result<AgentOrder, Problem> {
             machines,
             at_a_time,
             plan,
+            ignore_window: query.ignore_window.clone(),
         }),
         _ => Err(faults.into()),
     }

@@ -53,6 +53,10 @@ impl Named for windlass_common::id::OperatorName {
     const KIND: &'static str = "operator";
 }
 
+impl Named for windlass_common::id::FreezeName {
+    const KIND: &'static str = "freeze";
+}
+
 impl Named for crate::model::CampaignId {
     const KIND: &'static str = "campaign";
 }

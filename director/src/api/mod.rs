@@ -23,6 +23,7 @@ mod clusters;
 mod director;
 mod disks;
 mod extract;
+mod freezes;
 mod identity;
 mod kubernetes;
 mod machines;
@@ -60,6 +61,7 @@ pub use backup::AdoptDifferences;
 pub use ca::{RenewOperator, RenewedOperator, RotateCa};
 pub use campaigns::CreateCampaign;
 pub use director::Health;
+pub use freezes::FreezeClusters;
 pub use identity::{CallerError, operator_of};
 pub use machines::{ExecRequest, NodeOutput, Source};
 pub use operators::{AddOperator, AddedOperator, ChangeOperator};
@@ -127,6 +129,8 @@ fn documented() -> OpenApiRouter<ApiState> {
         .routes(routes!(backup::take))
         .routes(routes!(backup::hold))
         .routes(routes!(backup::adopt))
+        .routes(routes!(freezes::list))
+        .routes(routes!(freezes::put, freezes::delete))
         .routes(routes!(clusters::list, clusters::create))
         .routes(routes!(clusters::show, clusters::apply, clusters::delete))
         .routes(routes!(clusters::credentials))

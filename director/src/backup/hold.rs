@@ -17,7 +17,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
-use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, ZoneName};
 
 use crate::kubernetes::facts::HostTraits;
 use crate::model::Timestamp;
@@ -137,6 +137,10 @@ impl Provider for HeldProvider {
 
     fn network(&self) -> NetworkView {
         self.inner.network()
+    }
+
+    fn zones(&self) -> Vec<ZoneName> {
+        self.inner.zones()
     }
 
     fn host_traits(&self) -> HostTraits {

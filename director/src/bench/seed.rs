@@ -172,6 +172,7 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,
+        zone: None,
         proxy_restarted: false,
         proven: None,
         pinned: false,

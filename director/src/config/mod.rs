@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use windlass_common::error::ErrorClass;
+use windlass_common::id::ZoneName;
 
 use crate::backup::envelope::Recipient;
 use crate::backup::s3::S3Config;
@@ -42,6 +43,8 @@ pub use init::{InitError, InitRequest, Initialised, init};
 pub const FILE: &str = "director.toml";
 /// Largest file, bytes; the documented example is a tenth of it.
 const FILE_BYTES_MAX: u64 = 64 << 10;
+/// Most zones of a provider.
+pub const ZONES_MAX: usize = 16;
 /// The documented file with every default, which `director init` writes with its own values.
 pub const EXAMPLE: &str = include_str!("director.toml");
 
@@ -217,6 +220,8 @@ pub struct LocalConfig {
     pub cidr: Ipv4Net,
     /// The container runtime, a path or a name to be found in PATH.
     pub runc: PathBuf,
+    /// Zones that machines are spread over, at most [`ZONES_MAX`]; none where there is one only.
+    pub zones: Vec<ZoneName>,
 }
 
 impl LocalConfig {

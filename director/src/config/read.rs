@@ -1,14 +1,16 @@
 //! TOML text to [`Config`]; the same field reader as for clusters, so that all faults come at once.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde_json::Value;
+use windlass_common::id::ZoneName;
 use windlass_common::limits::{LAPSED_GRACE, LAPSED_GRACE_HOURS_MAX};
 
-use super::{ApiConfig, Config, DataDir, GatewayConfig, LocalConfig, StemcellConfig};
+use super::{ApiConfig, Config, DataDir, GatewayConfig, LocalConfig, StemcellConfig, ZONES_MAX};
 use super::{backup, resurrector};
 use crate::gateway::ArtifactRates;
 use crate::spec::{Faults, Fields, shown, usable_network};
@@ -195,12 +197,29 @@ fn local(value: &Value, dir: &DataDir, faults: &mut Faults) -> Option<LocalConfi
     let default = dir.provider();
     let path = |text: &str| (!text.is_empty()).then(|| dir.path().join(text));
     let directory = fields.optional("directory", default, "a path", faults, path);
+    let allowed = format!("a list of at most {ZONES_MAX} zone names, all different");
+    let zones = list(&mut fields, "zones", &allowed, faults, |text| {
+        ZoneName::new(text).ok()
+    });
+    let zones = zones.filter(|zones| {
+        let different = zones.iter().collect::<BTreeSet<_>>().len() == zones.len();
+        let sound = different && zones.len() <= ZONES_MAX;
+        if !sound {
+            faults.add(
+                "provider.local.zones",
+                format!("{} names", zones.len()),
+                &allowed,
+            );
+        }
+        sound
+    });
     fields.close(faults);
     Some(LocalConfig {
         directory: directory?,
         name: name?,
         cidr: cidr?,
         runc: runc?,
+        zones: zones?,
     })
 }
 

@@ -179,6 +179,7 @@ async fn director(
         cidr: config.local.cidr,
         director_exe: exe,
         runc: config.local.runc.clone(),
+        zones: config.local.zones.clone(),
     })?;
     Ok(Director::start(lock, dir, config, identity, Arc::new(provider)).await?)
 }

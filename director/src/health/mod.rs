@@ -100,6 +100,12 @@ pub(crate) fn failing(report: &Report) -> Vec<String> {
 }
 
 /// The same moment as a record writes it.
+/// A moment of ours as the calendar counts it; its end when it is beyond that.
+pub(crate) fn to_jiff(at: Timestamp) -> jiff::Timestamp {
+    let ms = i64::try_from(at.unix_ms()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::MAX)
+}
+
 pub(crate) fn from_jiff(at: jiff::Timestamp) -> Timestamp {
     Timestamp::from_unix_ms(u64::try_from(at.as_millisecond()).unwrap_or_default())
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::cluster::{ClusterSpec, KubeletSettings, NODE_POD_PREFIX};
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{MachineName, NodeName, PoolName};
+use windlass_common::id::{MachineName, NodeName, PoolName, ZoneName};
 
 use super::{API_PORT, KUBERNETES_MINORS};
 
@@ -72,6 +72,8 @@ pub struct MachineFacts {
     pub node_name: NodeName,
     /// What it does.
     pub role: Role,
+    /// The zone that it is in.
+    pub zone: Option<ZoneName>,
     /// Its address.
     pub address: Ipv4Addr,
     /// Addresses of its pods; see [`pod_cidr`].

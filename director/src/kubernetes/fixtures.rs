@@ -46,6 +46,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
             node_name: name.node_name(Incarnation::FIRST).unwrap(),
             name,
             role,
+            zone: None,
             address: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 88, 0, 10)) + index),
             pod_cidr: pod_cidr(network.pod_cidr, index).unwrap(),
             host,

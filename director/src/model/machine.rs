@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::cluster::{KubeletSettings, MachineSize};
 use windlass_common::id::{
-    ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
+    ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName, ZoneName,
 };
 use windlass_common::report::Report;
 
@@ -34,6 +34,11 @@ pub struct Machine {
     /// Its Kubernetes node.
     #[schema(value_type = String)]
     pub node_name: NodeName,
+    /// The provider's zone that it is in, in all of its incarnations; absent where the provider had none when it was
+    /// drafted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub zone: Option<ZoneName>,
     /// Its address on the provider's network.
     #[schema(value_type = String)]
     pub address: Ipv4Addr,

@@ -15,6 +15,7 @@ mod audit;
 mod ca;
 mod campaign;
 mod cluster;
+mod freeze;
 mod machine;
 mod operator;
 mod overview;
@@ -34,6 +35,7 @@ pub use campaign::{
     Refusal,
 };
 pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault, MadeFrom};
+pub use freeze::Freeze;
 pub use machine::{
     AgentView, Joined, Keep, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole,
     MachineView, Wanted,

@@ -403,6 +403,7 @@ impl<'a> Checker<'a> {
         });
         let missing: Vec<Span> = missing.collect();
         let total = serving + missing.len();
+        self.one_zone_at_a_time(pool, &taken, lives);
         for outage in &taken {
             let span = outage.span();
             // Only what may be missing together with this one counts: before it goes nothing was asked of anybody.
@@ -420,6 +421,34 @@ impl<'a> Checker<'a> {
                     "{down} of {total} machines of pool {pool} may be missing at once; {floor} have to serve"
                 );
                 return self.fail(&self.key(outage.from), Invariant::Budget, problem);
+            }
+        }
+    }
+
+    /// Machines that serve and are in different zones are never taken together. One that goes for good is taken until
+    /// it is deleted.
+    fn one_zone_at_a_time(
+        &mut self,
+        pool: &PoolName,
+        taken: &[Outage<'_>],
+        lives: &BTreeMap<&MachineName, Life>,
+    ) {
+        let zones = &self.observed.zones;
+        let zoned = taken.iter().filter_map(|outage| {
+            let deleted = || lives.get(outage.name)?.delete;
+            let to = outage.to.or_else(deleted);
+            Some((zones.get(outage.name)?, Outage { to, ..*outage }))
+        });
+        let zoned: Vec<_> = zoned.collect();
+        for (i, (zone, a)) in zoned.iter().enumerate() {
+            let apart = |(other, _): &&(_, Outage<'_>)| other != zone;
+            let meets = |(_, b): &&(_, Outage<'_>)| a.span().meets(&b.span(), &self.order);
+            if let Some((_, b)) = zoned[i + 1..].iter().filter(apart).find(meets) {
+                let problem = format!(
+                    "{} and {} of pool {pool}, which are in different zones, may be missing at once",
+                    a.name, b.name
+                );
+                return self.fail(&self.key(b.from), Invariant::Budget, problem);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde_json::json;
 use windlass_common::cluster::KubeletSettings;
-use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName};
+use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName, ZoneName};
 
 use super::{
     Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine,
@@ -60,6 +60,7 @@ fn machine_facts(cluster: &Cluster, machine: &Machine, host: HostTraits) -> Mach
             MachineRole::ControlPlane => Role::ControlPlane,
             MachineRole::Worker { pool } => Role::Worker { pool: pool.clone() },
         },
+        zone: machine.zone.clone(),
         address: machine.address,
         pod_cidr: machine.pod_cidr,
         host,
@@ -367,6 +368,7 @@ pub fn observe(
             m.joined.as_ref().is_some_and(|joined| joined.alone)
         }),
         departed,
+        zones: zones(machines),
     }
 }
 
@@ -387,6 +389,14 @@ fn departed(machine: &Machine, shown: bool) -> BTreeSet<NodeName> {
 fn names(machines: &[Machine], which: impl Fn(&Machine) -> bool) -> BTreeSet<MachineName> {
     let machines = machines.iter().filter(|machine| which(machine));
     machines.map(|machine| machine.name.clone()).collect()
+}
+
+/// The zones of machines that are in one.
+pub fn zones(machines: &[Machine]) -> BTreeMap<MachineName, ZoneName> {
+    let zoned = machines.iter();
+    zoned
+        .filter_map(|machine| Some((machine.name.clone(), machine.zone.clone()?)))
+        .collect()
 }
 
 /// What a machine carries so that its cluster is known without records.

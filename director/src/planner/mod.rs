@@ -40,6 +40,7 @@ mod steps;
 mod takedown;
 #[cfg(test)]
 mod tests;
+pub mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -49,7 +50,7 @@ use windlass_common::cluster::DrainSpec;
 use windlass_common::error::ErrorClass;
 use windlass_common::gate::GateSpec;
 use windlass_common::id::{
-    ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
+    ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName, ZoneName,
 };
 
 use crate::kubernetes::facts::minor_of;
@@ -168,6 +169,8 @@ pub struct Observed {
     pub promoted: BTreeSet<MachineName>,
     /// Nodes of earlier incarnations whose objects may still be there.
     pub departed: BTreeMap<MachineName, BTreeSet<NodeName>>,
+    /// Zones of the machines that are in one, also of those that are to be made.
+    pub zones: BTreeMap<MachineName, ZoneName>,
 }
 
 /// What there is of a machine.

@@ -7,6 +7,7 @@
 //! * Of a pool, at most *in service + coming − floor* machines are down at once, the floor being the number
 //!   wanted less what the budget lets be missing. Machines that go for good come last, each in a lane of its
 //!   own, so that they never add up with others.
+//! * Of a pool, machines of one zone are done before the first of another is begun with.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -205,7 +206,10 @@ fn in_lanes(
         return Ok(());
     }
     // What an earlier plan has begun with is out of service already, and goes first.
-    order.sort_by_key(|name| !cordoned(site, name) || crew.open.contains(name));
+    let begun = |name: &MachineName| cordoned(site, name) && !crew.open.contains(&name);
+    let leaves = |name: &MachineName| !site.machines.contains_key(name);
+    let zone = |name: &MachineName| site.observed.zones.get(name);
+    order.sort_by_key(|name| (!begun(name), leaves(name), zone(name)));
     let budget = site.budgets.get(pool).copied().unwrap_or_default();
     let mut lanes: VecDeque<Vec<StepKey>> = vec![Vec::new(); lanes(pool, crew, budget)?].into();
     let canaries = usize::try_from(budget.canaries)
@@ -214,7 +218,17 @@ fn in_lanes(
     gate.extend(crew.open.iter().map(|name| machine_key(name, "uncordon")));
     let mut ends: Vec<StepKey> = Vec::new();
     let proven = format!("{pool}-canaries");
+    // The zone of the last machine that is known to be in one.
+    let mut in_zone = None;
     for (i, name) in order.iter().enumerate() {
+        let last = in_zone;
+        in_zone = zone(name).or(last);
+        if last.is_some() && last != in_zone {
+            let zone_done = format!("{pool}-zone-{i}");
+            let why = "machines of one zone are in service again; those of the next follow";
+            steps.checkpoint(&zone_done, why, Invariant::Budget, ends.iter().cloned());
+            gate.push(checkpoint_key(&zone_done));
+        }
         if i == canaries && canaries > 0 {
             let why = "the canaries are in service; the others follow";
             steps.checkpoint(&proven, why, Invariant::Budget, ends.iter().cloned());

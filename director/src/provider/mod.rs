@@ -26,7 +26,7 @@ use futures_util::future::BoxFuture;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName};
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName, ZoneName};
 
 use crate::kubernetes::facts::HostTraits;
 
@@ -40,6 +40,9 @@ pub trait Provider: Send + Sync + fmt::Debug {
 
     /// The network machines are put on; the director hands out its addresses.
     fn network(&self) -> NetworkView;
+
+    /// The zones that machines can be put into, the first ones first; none where everything may fail together.
+    fn zones(&self) -> Vec<ZoneName>;
 
     /// What machines cannot do because of the host they are on. Real VMs have no such limits.
     fn host_traits(&self) -> HostTraits {
@@ -221,6 +224,8 @@ pub struct MachineRequest {
     pub stemcell: PathBuf,
     /// Its limits.
     pub size: MachineSize,
+    /// The zone it is put into, one of [`Provider::zones`]; anywhere when there is none.
+    pub zone: Option<ZoneName>,
     /// Its address, out of [`NetworkView::cidr`] and not [`NetworkView::reserved`].
     pub address: Ipv4Addr,
     /// Its host name.
@@ -238,6 +243,7 @@ impl fmt::Debug for MachineRequest {
             .field("incarnation", &self.incarnation)
             .field("stemcell", &self.stemcell)
             .field("size", &self.size)
+            .field("zone", &self.zone)
             .field("address", &self.address)
             .field("hostname", &self.hostname)
             .field("settings", &format_args!("{} bytes", self.settings.len()))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use windlass_common::id::{ClusterName, MachineName, PoolName};
+use windlass_common::id::{ClusterName, MachineName, PoolName, ZoneName};
 
 use super::{Cause, Rung, Verdict};
 use crate::ledger::{Account, Owner, Standing, Wait};
@@ -36,6 +36,8 @@ pub struct Member {
     pub cluster: ClusterName,
     /// What it is for.
     pub role: Role,
+    /// The zone that it is in.
+    pub zone: Option<ZoneName>,
     /// What is known about it.
     pub verdict: Verdict,
     /// Whether its link is silent, whatever the verdict.
@@ -144,6 +146,14 @@ pub enum Refusal {
     OneAtATime {
         /// The other.
         other: MachineName,
+    },
+    /// A machine of another zone is worked on.
+    #[error("{other} in zone {zone} is worked on; one zone of a pool at a time")]
+    Zone {
+        /// The other.
+        other: MachineName,
+        /// Its zone.
+        zone: ZoneName,
     },
     /// The pool's budget is spent.
     #[error("{unavailable} machines of pool {pool} are unavailable already, {most} may be")]
@@ -269,7 +279,12 @@ fn disruption(
             floor: machines.len().saturating_sub(most),
         },
     };
-    let account = Account { owner, machines };
+    let zoned = |(name, other): (&MachineName, &Member)| Some((name.clone(), other.zone.clone()?));
+    let account = Account {
+        owner,
+        machines,
+        zones: alike().filter_map(zoned).collect(),
+    };
     account.take(machine).map(drop).map_err(|wait| match wait {
         Wait::Pool {
             pool, down, taken, ..
@@ -278,6 +293,7 @@ fn disruption(
             unavailable: count(down.iter().chain(&taken)),
             most: policy.pool_max_unavailable,
         },
+        Wait::Zone { other, zone } => Refusal::Zone { other, zone },
         Wait::Member { other } => Refusal::OneAtATime { other },
         Wait::Quorum {
             left,

@@ -302,6 +302,7 @@ impl World {
             let member = Member {
                 cluster: ClusterName::new("demo").unwrap(),
                 role: self.roles[name].clone(),
+                zone: None,
                 verdict: record.case.verdict,
                 silent: body.silent_since_ms.is_some() && !(coming && replaced),
                 in_hand: coming && replaced,

@@ -250,6 +250,7 @@ fn member(role: Role, verdict: Verdict) -> Member {
     Member {
         cluster: ClusterName::new("demo").unwrap(),
         role,
+        zone: None,
         verdict,
         silent: false,
         in_hand: false,

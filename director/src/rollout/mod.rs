@@ -43,6 +43,7 @@ use windlass_common::clock::Clock;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::gate::{GATE_DELAY_MAX_SECONDS, GATE_TIMEOUT_MAX_SECONDS, GATES_MAX};
 use windlass_common::id::{ClusterName, MachineName};
+use windlass_common::maintenance::FreezeSpec;
 
 use crate::model::{Action, Fault, Plan, StepKey, Task, TaskEvent, TaskId, TaskState};
 use crate::store::{Records, StoreError};
@@ -202,6 +203,8 @@ struct Shared {
     records: Records,
     effects: Arc<dyn Effects>,
     clock: Clock,
+    /// Freezes of the whole director.
+    freezes: watch::Sender<Vec<FreezeSpec>>,
     running: Mutex<BTreeMap<TaskId, Running>>,
 }
 
@@ -229,9 +232,20 @@ impl Rollouts {
                 records,
                 effects,
                 clock,
+                freezes: watch::Sender::default(),
                 running: Mutex::default(),
             }),
         }
+    }
+
+    /// Sets in which times no cluster is changed, whatever the specs say; tasks that run keep to it from now on.
+    pub fn freeze(&self, freezes: Vec<FreezeSpec>) {
+        self.shared.freezes.send_replace(freezes);
+    }
+
+    /// The times in which no cluster is changed.
+    pub fn freezes(&self) -> Vec<FreezeSpec> {
+        self.shared.freezes.borrow().clone()
     }
 
     /// Goes on with every task that is not over; returns their ids.
@@ -273,6 +287,7 @@ impl Rollouts {
             pause: pause.subscribe(),
             ignore_window: ignore_window.subscribe(),
             clock: self.shared.clock.clone(),
+            freezes: self.shared.freezes.subscribe(),
             look: look.subscribe(),
         };
         let shared = Arc::downgrade(&self.shared);

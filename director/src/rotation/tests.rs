@@ -185,6 +185,7 @@ fn machine(name: &MachineName) -> Machine {
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,
+        zone: None,
         proxy_restarted: false,
         proven: None,
         pinned: false,

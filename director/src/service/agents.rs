@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use windlass_common::id::{ClusterName, Digest, MachineName};
 use windlass_common::wire::message::{Body, since};
 
+use super::tasks::reason_given;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::model::{
     Caller, FieldFault, Machine, MachinePhase, Plan, StemcellRecord, Task, TaskKind,
@@ -27,6 +28,8 @@ pub struct AgentOrder {
     pub at_a_time: u32,
     /// The plan that was shown: another one is not carried out.
     pub plan: Option<Digest>,
+    /// Why it does not wait for the cluster's maintenance window.
+    pub ignore_window: Option<String>,
 }
 
 impl Inner {
@@ -60,6 +63,8 @@ impl Inner {
         order: &AgentOrder,
         caller: &Caller,
     ) -> ServiceResult<Task> {
+        let ignore_window = order.ignore_window.clone();
+        let ignore_window = ignore_window.map(|reason| reason_given("ignore_window", reason));
         let _order = self.orders.lock().await;
         let cluster = self.cluster(name).await?;
         if let Some(task) = self.unfinished(&cluster).await? {
@@ -75,7 +80,8 @@ impl Inner {
                 message: self.plans.difference(&shown, &plan),
             });
         }
-        let task = self.new_task(TaskKind::UpgradeAgents, plan, caller).await?;
+        let mut task = self.new_task(TaskKind::UpgradeAgents, plan, caller).await?;
+        task.ignore_window = ignore_window.transpose()?;
         let mut commit = Commit::default();
         let phase = cluster.phase;
         self.order_existing(&mut commit, cluster, &task, phase)?;

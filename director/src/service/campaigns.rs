@@ -211,7 +211,11 @@ impl Inner {
         if !faults.is_empty() {
             return Err(ServiceError::Invalid { faults });
         }
-        let ignore_window = order.ignore_window.clone().map(reason_given).transpose()?;
+        let ignore_window = order
+            .ignore_window
+            .clone()
+            .map(|reason| reason_given("ignore_window", reason))
+            .transpose()?;
         let others: Vec<Campaign> = self.records.list().await?;
         let taken = others.iter().filter(|other| !other.state.is_over());
         for other in taken {
@@ -281,10 +285,9 @@ impl Inner {
     /// Clusters whose window is closed.
     async fn closed(&self, now: Timestamp) -> ServiceResult<Closed> {
         let clusters: Vec<Cluster> = self.records.list().await?;
-        let at = i64::try_from(now.unix_ms()).unwrap_or(i64::MAX);
-        let at = jiff::Timestamp::from_millisecond(at).unwrap_or(jiff::Timestamp::MAX);
+        let at = crate::health::to_jiff(now);
         let closed = clusters.into_iter().filter_map(|cluster| {
-            match maintenance::outlook(&cluster.spec.maintenance, at) {
+            match maintenance::outlook(&self.windows_of(&cluster.spec), at) {
                 Outlook::Open { .. } => None,
                 Outlook::Closed { until, .. } => {
                     Some((cluster.spec.name, until.map(crate::health::from_jiff)))

@@ -5,10 +5,11 @@
 //! * A machine that exists and has to be another keeps its name, address, pod network and data disk, and gets
 //!   the next incarnation.
 //! * A pool that has machines to replace gets its surge in new machines, and loses as many old ones: those
-//!   that are down first, then those that would have to be replaced, then the highest number.
+//!   that are down first, then those that would have to be replaced, then those whose zone has most, then the highest
+//!   number.
 //! * A later minor is come to leg by leg, a minor at a time; see [`crate::planner::legs`].
 //! * The control plane gets or loses machines and nothing else in one order: those it loses are those that have
-//!   no vote yet, then those that are down, then the highest number.
+//!   no vote yet, then those that are down, then those whose zone has most, then the highest number.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,7 @@ use crate::model::{
     Cluster, FieldFault, Joined, Leg, Machine, MachinePhase, MachineRole, StemcellRecord,
     Timestamp, Upgrade, Wanted,
 };
-use crate::planner::{Observed, free_pod_cidrs, inputs, legs};
+use crate::planner::{Observed, free_pod_cidrs, inputs, legs, zones};
 
 /// Which stemcell machines are made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -109,7 +110,11 @@ impl Drafter<'_> {
             versions.min_by_key(minor)
         };
         let servers = oldest(true).unwrap_or_else(|| cluster.spec.kubernetes_version.clone());
-        let kubelets = oldest(false).as_ref().and_then(minor).or(minor(&servers));
+        let served = minor(&servers).ok_or_else(|| ServiceError::Bug {
+            what: format!("{servers} is no version of Kubernetes"),
+            source: None,
+        })?;
+        let kubelets = oldest(false).as_ref().and_then(minor);
         let (known, _) = self
             .stemcells
             .list()
@@ -121,9 +126,9 @@ impl Drafter<'_> {
         let made = |m: &Machine| Some(&m.stemcell) == newest.map(|of| &of.stemcell);
         let start = legs::Start {
             servers: &servers,
-            newest: newest.as_ref().and_then(version).unwrap_or_default(),
+            newest: newest.as_ref().and_then(version).unwrap_or(served),
             emulates: cluster.emulates,
-            kubelets: kubelets.unwrap_or_default(),
+            kubelets: kubelets.unwrap_or(served),
             stemcell: current.as_ref(),
             made: members.clone().all(made),
         };
@@ -220,6 +225,7 @@ impl Drafter<'_> {
                     .await?;
             }
         }
+        zones::spread(&mut machines, &self.provider.zones());
         machines.sort_by(|a, b| a.name.cmp(&b.name));
         valid(&inputs::facts(&changed, &machines, &stemcell, self.host))?;
         Ok(Draft {
@@ -259,20 +265,10 @@ impl Drafter<'_> {
         observed: &Observed,
     ) -> ServiceResult<()> {
         let count = usize::try_from(spec.control_plane.count).unwrap_or(usize::MAX);
-        let mut going: Vec<_> = machines
-            .iter()
-            .filter(|m| m.role.is_control_plane() && !m.is_surplus())
-            .map(|m| {
-                (
-                    m.votes(),
-                    available(&m.name, observed),
-                    number(&m.name),
-                    m.name.clone(),
-                )
-            })
-            .collect();
-        going.sort_by_key(|(votes, up, number, _)| (*votes, *up, std::cmp::Reverse(*number)));
-        for (.., name) in going.iter().take(going.len().saturating_sub(count)) {
+        let members = |m: &&Machine| m.role.is_control_plane() && !m.is_surplus();
+        let worth = |m: &Machine| (m.votes(), available(&m.name, observed));
+        let going = cheapest_first(machines.iter().filter(members), worth);
+        for name in going.iter().take(going.len().saturating_sub(count)) {
             mark_gone(machines, name);
         }
         let missing = count.saturating_sub(going.len());
@@ -391,20 +387,25 @@ fn available(name: &MachineName, observed: &Observed) -> bool {
 
 /// The machines of a pool that are not on their way out, those that go first in front.
 fn candidates(pool: &PoolName, machines: &[Machine], observed: &Observed) -> Vec<MachineName> {
-    let mut all: Vec<_> = machines
-        .iter()
-        .filter(|m| m.role.pool() == Some(pool) && !m.is_surplus())
-        .map(|m| {
-            let stale = m.wanted.is_some();
-            let up = available(&m.name, observed);
-            (
-                (up, !stale, std::cmp::Reverse(number(&m.name))),
-                m.name.clone(),
-            )
+    let of_pool = |m: &&Machine| m.role.pool() == Some(pool) && !m.is_surplus();
+    let worth = |m: &Machine| (available(&m.name, observed), m.wanted.is_none());
+    cheapest_first(machines.iter().filter(of_pool), worth)
+}
+
+/// Machines, those that are worth least first; of equals those whose zone has most, then the highest number.
+fn cheapest_first<'a, T: Ord>(
+    machines: impl Iterator<Item = &'a Machine>,
+    worth: impl Fn(&Machine) -> T,
+) -> Vec<MachineName> {
+    let mut all: Vec<&Machine> = machines.collect();
+    all.sort_by_key(|m| (worth(m), std::cmp::Reverse(number(&m.name))));
+    let equals = all.chunk_by(|a, b| worth(a) == worth(b));
+    equals
+        .flat_map(|equals| {
+            let equals: Vec<Machine> = equals.iter().copied().cloned().collect();
+            zones::crowded_first(&equals)
         })
-        .collect();
-    all.sort();
-    all.into_iter().map(|(_, name)| name).collect()
+        .collect()
 }
 
 /// The number at the end of a machine's name.

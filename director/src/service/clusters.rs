@@ -73,7 +73,11 @@ impl Inner {
         order: &ChangeOrder,
         caller: &Caller,
     ) -> ServiceResult<Task> {
-        let ignore_window = order.ignore_window.clone().map(reason_given).transpose()?;
+        let ignore_window = order
+            .ignore_window
+            .clone()
+            .map(|reason| reason_given("ignore_window", reason))
+            .transpose()?;
         if !order.accept_blocked {
             self.rehearse(&spec, order).await?;
         }
@@ -447,7 +451,7 @@ impl Inner {
 
     pub(super) async fn plan_cluster(&self, request: PlanRequest) -> ServiceResult<Plan> {
         let windows = match &request {
-            PlanRequest::Apply(spec, _) => Some(spec.maintenance.clone()),
+            PlanRequest::Apply(spec, _) => Some(self.windows_of(spec)),
             PlanRequest::Create(_) | PlanRequest::Delete(_) => None,
         };
         let (mut plan, desired, later) = match request {

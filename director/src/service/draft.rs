@@ -13,7 +13,7 @@ use crate::model::{
     Cluster, ClusterPhase, Endpoint, FieldFault, Machine, MachinePhase, MachineRole, Revision,
     StemcellRecord, Timestamp,
 };
-use crate::planner::{free_addresses, free_pod_cidrs, inputs};
+use crate::planner::{free_addresses, free_pod_cidrs, inputs, zones};
 use crate::provider::Provider;
 use crate::stemcell::Catalogue;
 use crate::store::{Kind, Records};
@@ -141,6 +141,7 @@ impl Drafter<'_> {
         for ((slot, address), pod_cidr) in slots.into_iter().zip(addresses).zip(pods) {
             machines.push(machine(spec, stemcell, slot, address, pod_cidr, now)?);
         }
+        zones::spread(&mut machines, &self.provider.zones());
         machines.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Draft {
             cluster: Cluster {
@@ -277,6 +278,7 @@ pub(super) fn machine(
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,
+        zone: None,
         proxy_restarted: false,
         proven: None,
         pinned: false,

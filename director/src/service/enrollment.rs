@@ -259,6 +259,7 @@ mod tests {
             departed: Vec::new(),
             joined: None,
             heartbeat: None,
+            zone: None,
             proxy_restarted: false,
             proven: None,
             pinned: false,

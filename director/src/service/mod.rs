@@ -24,6 +24,9 @@ mod error;
 mod etcd;
 #[cfg(test)]
 mod fleet_tests;
+mod freezes;
+#[cfg(test)]
+mod freezes_tests;
 mod hold;
 mod kept;
 #[cfg(test)]
@@ -47,6 +50,8 @@ mod tests;
 mod tickets;
 mod token;
 mod upkeep;
+#[cfg(test)]
+mod zones_tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -90,6 +95,7 @@ pub(crate) use draft::Drafter;
 pub use enrollment::Tokens;
 pub use error::ServiceError;
 pub use etcd::AskError;
+pub use freezes::FreezeOrder;
 pub use hold::{AdoptOrder, HoldView};
 pub use kept::KeptMachine;
 pub(crate) use operators::CERTIFICATE_LIFE;

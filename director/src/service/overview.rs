@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use windlass_common::id::ClusterName;
 
 use super::{Director, Inner, ServiceResult};
-use crate::maintenance::{self, WindowView};
+use crate::maintenance;
 use crate::model::{Cluster, ClusterOverview, MachineFilter, MachineView};
 
 impl Director {
@@ -33,9 +33,8 @@ impl Inner {
                 Some(id) => self.records.task(id).await?,
                 None => None,
             };
-            let windows = &cluster.spec.maintenance;
-            let window =
-                (!windows.is_empty()).then(|| WindowView::from(maintenance::outlook(windows, now)));
+            let windows = self.windows_of(&cluster.spec);
+            let window = (!windows.is_empty()).then(|| maintenance::outlook(&windows, now).into());
             let machines = machines
                 .get(&cluster.spec.name)
                 .map_or(&[][..], Vec::as_slice);

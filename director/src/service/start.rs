@@ -13,7 +13,7 @@ use super::enrollment::Tokens;
 use super::kubernetes::Identities;
 use super::repair::{self, Repairs};
 use super::tickets::tickets;
-use super::{Director, Inner, campaigns, certificates, kept, operators, restore, upkeep};
+use super::{Director, Inner, campaigns, certificates, freezes, kept, operators, restore, upkeep};
 use crate::artifacts::Artifacts;
 use crate::backup;
 use crate::backup::envelope::{self, EnvelopeError};
@@ -192,6 +192,7 @@ pub(super) async fn start_through(
         witnesses.unwrap_or_else(|| Arc::new(Circle::new(gateway.clone(), world.clone())));
     let repairs = Repairs::new(config.resurrector, witnesses.clone());
     let rollouts = Rollouts::new(records.clone(), world.clone());
+    freezes::tell(&records, &rollouts).await?;
     let links = Arc::new(gateway.clone());
     let rotations = Rotations::start(records.clone(), ca.clone(), links, &hold);
     let resumed = match hold.record() {

@@ -97,7 +97,7 @@ impl Inner {
         reason: String,
         caller: &Caller,
     ) -> ServiceResult<Task> {
-        let reason = reason_given(reason)?;
+        let reason = reason_given("ignore_window", reason)?;
         let task = self.task(id).await?;
         if pauses(task.state).is_none() {
             return Err(ServiceError::Conflict {
@@ -151,13 +151,13 @@ impl Inner {
 }
 
 /// A reason that an operator gives for what is to be explained later.
-pub(super) fn reason_given(reason: String) -> ServiceResult<String> {
+pub(super) fn reason_given(key: &str, reason: String) -> ServiceResult<String> {
     let length = reason.chars().count();
     if reason.trim().is_empty() || length > REASON_MAX {
         let allowed = format!("why, in 1 to {REASON_MAX} characters");
         let shown: String = reason.chars().take(80).collect();
         return Err(ServiceError::Invalid {
-            faults: vec![FieldFault::new("ignore_window", shown, allowed)],
+            faults: vec![FieldFault::new(key, shown, allowed)],
         });
     }
     Ok(reason)

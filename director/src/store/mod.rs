@@ -100,6 +100,8 @@ pub enum Kind {
     Case,
     /// Backups under way and how the last ones ended, by cluster.
     Backup,
+    /// Times in which no cluster is changed, by name.
+    Freeze,
 }
 
 impl Kind {
@@ -121,6 +123,7 @@ impl Kind {
             Self::Campaign => "campaign",
             Self::Case => "case",
             Self::Backup => "backup",
+            Self::Freeze => "freeze",
         }
     }
 }

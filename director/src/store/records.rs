@@ -16,8 +16,8 @@ use zeroize::Zeroizing;
 use super::{Change, Entry, Expect, Kind, Sealer, Store, StoreError, Write};
 use crate::backup::record::BackupRecord;
 use crate::model::{
-    AuditEntry, AuditFilter, Caller, Campaign, Cluster, Machine, Operator, Revision, StepKey,
-    StepRecord, Task, TaskId, Timestamp,
+    AuditEntry, AuditFilter, Caller, Campaign, Cluster, Freeze, Machine, Operator, Revision,
+    StepKey, StepRecord, Task, TaskId, Timestamp,
 };
 use crate::resurrector::CaseRecord;
 
@@ -83,6 +83,7 @@ record!(Task, Task, |r| r.id.as_str());
 record!(Campaign, Campaign, |r| r.id.as_str());
 record!(Operator, Operator, |r| r.name.as_str());
 record!(CaseRecord, Case, |r| r.machine.as_str());
+record!(Freeze, Freeze, |r| r.name.as_str());
 record!(BackupRecord, Backup, |r| r.cluster.as_str());
 
 /// Typed access to a store. Cheap to clone.

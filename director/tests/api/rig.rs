@@ -133,6 +133,7 @@ impl Rig {
             cidr: config.local.cidr,
             director_exe: PathBuf::from(env!("CARGO_BIN_EXE_windlass-director")),
             runc: config.local.runc.clone(),
+            zones: Vec::new(),
         })
         .unwrap();
         let director = Director::start(&lock, &data, &config, identity, Arc::new(provider.clone()))

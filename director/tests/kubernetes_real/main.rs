@@ -54,6 +54,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
             node_name: name.node_name(Incarnation::FIRST).unwrap(),
             name,
             role,
+            zone: None,
             address: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 88, 0, 10)) + index),
             pod_cidr: pod_cidr(network.pod_cidr, index).unwrap(),
             host: HostTraits {

@@ -51,6 +51,7 @@ fn record(of: &MachineIdentity) -> model::Machine {
         fenced: false,
         departed: Vec::new(),
         heartbeat: None,
+        zone: None,
         proxy_restarted: false,
         proven: None,
         pinned: false,

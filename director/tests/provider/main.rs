@@ -73,6 +73,7 @@ fn helper(verb: &str, arguments: &[String]) -> anyhow::Result<()> {
         anyhow::bail!("five arguments")
     };
     let config = LocalConfig {
+        zones: Vec::new(),
         dir: dir.into(),
         name: name.clone(),
         cidr: cidr.parse()?,

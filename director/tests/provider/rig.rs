@@ -141,6 +141,7 @@ pub(crate) fn run(
             cidr: format!("10.213.{number}.0/24").parse()?,
             director_exe: std::env::current_exe()?,
             runc: "runc".into(),
+            zones: Vec::new(),
         },
         root,
     )?;
@@ -196,6 +197,7 @@ impl Rig {
             name,
             incarnation,
             stemcell: self.root.stemcell.clone(),
+            zone: None,
             size: MachineSize {
                 cpu_millis: 1500,
                 memory_bytes: 256 * 1024 * 1024,

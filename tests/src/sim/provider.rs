@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::time::Duration;
-use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, ZoneName};
 use windlass_common::settings::Settings;
 use windlass_director::provider::{
     AttachedDisk, DiskView, EndpointRequest, EndpointView, KeptView, MachineRequest, MachineView,
@@ -148,6 +148,10 @@ impl Provider for Life {
             gateway: Ipv4Addr::new(10, 0, 0, 1),
             reserved: Vec::new(),
         }
+    }
+
+    fn zones(&self) -> Vec<ZoneName> {
+        Vec::new()
     }
 
     fn create_machine(&self, request: MachineRequest) -> ProviderFuture<'_, MachineView> {

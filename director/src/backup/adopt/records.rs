@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::cluster::{MachineSize, PoolSpec};
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName, PoolName};
+use windlass_common::id::{
+    ClusterName, Digest, DiskName, MachineName, NodeName, PoolName, ZoneName,
+};
 
 use super::{Change, CountDifference, Found, MachineDifference};
 use crate::model::{
@@ -27,6 +29,7 @@ mod tag {
     pub(super) const MEMORY: &str = "windlass.memory-mib";
     pub(super) const DISK_SIZE: &str = "windlass.disk-mib";
     pub(super) const DISK: &str = super::DISK_TAG;
+    pub(super) const ZONE: &str = "windlass.zone";
     /// Value of [`POOL`] for machines of the control plane; no pool may be called so.
     pub(super) const CONTROL_PLANE: &str = "cp";
 }
@@ -51,6 +54,9 @@ pub fn tags(machine: &Machine) -> BTreeMap<String, String> {
     if let Some(disk) = &machine.data_disk {
         tags.insert(tag::DISK.to_owned(), disk.to_string());
     }
+    if let Some(zone) = &machine.zone {
+        tags.insert(tag::ZONE.to_owned(), zone.to_string());
+    }
     tags
 }
 
@@ -62,6 +68,7 @@ pub(super) struct Described {
     kubernetes_version: String,
     size: MachineSize,
     data_disk: Option<DiskName>,
+    zone: Option<ZoneName>,
 }
 
 pub(super) fn described(view: &MachineView) -> Option<Described> {
@@ -92,6 +99,7 @@ pub(super) fn described(view: &MachineView) -> Option<Described> {
             disk_mib: number(tag::DISK_SIZE)?,
         },
         data_disk,
+        zone: text(tag::ZONE).and_then(|zone| ZoneName::new(zone).ok()),
     })
 }
 
@@ -193,6 +201,7 @@ fn added(difference: &MachineDifference, view: &MachineView, now: Timestamp) -> 
         departed: Vec::new(),
         heartbeat: None,
         proxy_restarted: false,
+        zone: of.zone,
         proven: None,
         pinned: false,
         emulates: None,

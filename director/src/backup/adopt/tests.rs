@@ -107,6 +107,7 @@ fn machine(text: &str, incarnation: u32, last: u8) -> Machine {
         joined: None,
         departed: Vec::new(),
         heartbeat: None,
+        zone: None,
         proxy_restarted: false,
         proven: None,
         pinned: false,

@@ -29,6 +29,9 @@ pub(crate) async fn upgrade(
     if let Some(plan) = &args.plan {
         path.push_str(&format!("&plan={}", segment(plan)));
     }
+    if let Some(reason) = &args.ignore_window {
+        path.push_str(&format!("&ignore_window={}", segment(reason)));
+    }
     let body = UpgradeAgents {
         stemcell: args.stemcell,
         machines,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use windlass_common::maintenance::FreezeSpec;
 use windlass_director::api::RotateSecrets;
 use windlass_director::client::Client;
 use windlass_director::config::write_atomic;
@@ -167,7 +168,8 @@ async fn list(session: &Session, client: &Client) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn describe(cluster: &Cluster) -> String {
+/// A cluster in full; `freezes` are those of its director.
+pub(crate) fn describe(cluster: &Cluster, freezes: &[FreezeSpec]) -> String {
     let spec = &cluster.spec;
     let mut rows = vec![
         ("Name", spec.name.to_string()),
@@ -230,8 +232,9 @@ pub(crate) fn describe(cluster: &Cluster) -> String {
             .map(|(key, value)| format!("{key}={value}"));
         rows.push(("Labels", labels.collect::<Vec<_>>().join(", ")));
     }
-    if !spec.maintenance.is_empty() {
-        let window = maintenance::outlook(&spec.maintenance, jiff::Timestamp::now());
+    let windows = spec.maintenance.with_freezes(freezes);
+    if !windows.is_empty() {
+        let window = maintenance::outlook(&windows, jiff::Timestamp::now());
         rows.push(("Window", WindowView::from(window).to_string()));
     }
     if let Some(message) = &cluster.message {

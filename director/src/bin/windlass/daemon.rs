@@ -83,6 +83,7 @@ pub(crate) fn provider(config: &Config) -> Result<LocalProvider, Failure> {
         cidr: config.local.cidr,
         director_exe: beside("windlass-director")?,
         runc: config.local.runc.clone(),
+        zones: config.local.zones.clone(),
     })
     .map_err(|error| Failure::of(&error))
 }

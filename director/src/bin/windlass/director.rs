@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 
 use serde_json::json;
 use windlass_common::error::ErrorChain;
+use windlass_director::api::FreezeClusters;
 use windlass_director::client::{Client, Context};
 use windlass_director::config::{Config, DataDir, InitError, InitRequest, init};
 use windlass_director::service::DirectorStatus;
@@ -35,6 +36,21 @@ pub(crate) async fn run(session: &Session, command: DirectorCommand) -> Result<E
         DirectorCommand::Start { foreground: false } => start(session).await,
         DirectorCommand::Stop => stop(session).await,
         DirectorCommand::Status => status(session).await,
+        DirectorCommand::Freeze {
+            name,
+            from,
+            until,
+            reason,
+        } => {
+            let order = FreezeClusters {
+                from,
+                to: until,
+                reason,
+            };
+            crate::freeze::order(session, &name, &order).await
+        }
+        DirectorCommand::Freezes => crate::freeze::list(session).await,
+        DirectorCommand::Thaw { name } => crate::freeze::end(session, &name).await,
         DirectorCommand::Backup { to } => crate::director_backup::take(session, &to).await,
         DirectorCommand::BackupKey { write } => {
             crate::director_backup::key(session, write.as_deref())

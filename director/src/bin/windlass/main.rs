@@ -23,6 +23,7 @@ mod director_backup;
 mod disk;
 mod exec;
 mod failure;
+mod freeze;
 mod kept;
 mod node;
 mod operator;

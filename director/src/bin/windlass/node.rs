@@ -125,6 +125,7 @@ async fn list(
                 machine.name.to_string(),
                 machine.cluster.to_string(),
                 machine.role.to_string(),
+                zone(machine),
                 machine.phase.to_string(),
                 verdict(view),
                 machine.address.to_string(),
@@ -137,6 +138,7 @@ async fn list(
                 "NAME",
                 "CLUSTER",
                 "ROLE",
+                "ZONE",
                 "PHASE",
                 "VERDICT",
                 "ADDRESS",
@@ -158,12 +160,20 @@ async fn show(session: &Session, client: &Client, name: &str) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
+fn zone(machine: &windlass_director::model::Machine) -> String {
+    machine
+        .zone
+        .as_ref()
+        .map_or("-".to_owned(), ToString::to_string)
+}
+
 fn describe(view: &MachineView) -> String {
     let machine = &view.machine;
     let mut rows = vec![
         ("Name", machine.name.to_string()),
         ("Cluster", machine.cluster.to_string()),
         ("Role", machine.role.to_string()),
+        ("Zone", zone(machine)),
         ("Phase", machine.phase.to_string()),
         (
             "Node",

@@ -42,6 +42,7 @@ pub(crate) async fn run(
         .get(&format!("/v1/clusters/{}/stopped-pools", segment(name)))
         .await?;
     let stopped: Vec<StoppedPool> = client.typed(&stopped["items"])?;
+    let freezes = crate::freeze::specs(client).await?;
     let doing = task.as_ref().map(doing).unwrap_or_default();
     let next = |machine: &Machine| next(machine, task.as_ref(), doing.get(&machine.name));
     let listed = machines.iter().map(|view| {
@@ -51,6 +52,7 @@ pub(crate) async fn run(
             "role": machine.role,
             "kubernetesVersion": version(&cluster, machine),
             "stemcell": machine.stemcell,
+            "zone": machine.zone,
             "phase": machine.phase,
             "health": view.health,
             "certificatesExpireAt": machine.certified.map(|certified| certified.expires_at),
@@ -97,7 +99,11 @@ pub(crate) async fn run(
         }
         let pools = stopped.iter();
         rows.extend(pools.map(|pool| ("Stopped", format!("{}: {}", pool.role, pool.why))));
-        format!("{}\n{}\n\n{machines}", describe(&cluster), pairs(rows))
+        format!(
+            "{}\n{}\n\n{machines}",
+            describe(&cluster, &freezes),
+            pairs(rows)
+        )
     });
     Ok(ExitCode::SUCCESS)
 }

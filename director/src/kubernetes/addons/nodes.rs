@@ -1,4 +1,4 @@
-//! What the director says about a node: role, pool and pod network.
+//! What the director says about a node: role, pool, zone and pod network.
 //!
 //! The director sets labels, not the kubelet: labels decide where pods go, and a machine must not
 //! choose its own.
@@ -12,6 +12,9 @@ use super::super::render::CONTROL_PLANE_TAINT;
 pub const POOL_LABEL: &str = "windlass.internal/pool";
 /// Label with the name of the machine, the same through all its incarnations.
 const MACHINE_LABEL: &str = "windlass.internal/machine";
+/// Label with the zone of a machine, where its provider has some; Kubernetes' own
+/// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#topologykubernetesiozone>).
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Merge patch of the Node of `machine`.
 pub fn node_patch(cluster: &ClusterFacts, machine: &MachineFacts) -> Value {
@@ -31,6 +34,9 @@ pub fn node_patch(cluster: &ClusterFacts, machine: &MachineFacts) -> Value {
         }
     }
     labels.insert(MACHINE_LABEL.to_owned(), json!(machine.name));
+    if let Some(zone) = &machine.zone {
+        labels.insert(ZONE_LABEL.to_owned(), json!(zone));
+    }
     let cidr = machine.pod_cidr;
     json!({"metadata": {"labels": labels}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}})
 }

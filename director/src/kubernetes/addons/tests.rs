@@ -134,8 +134,9 @@ fn dns_forwards_only_where_a_name_server_is_known() {
 }
 
 #[test]
-fn nodes_are_told_role_pool_and_pod_network() {
-    let facts = cluster(1, 1, CONTAINER);
+fn nodes_are_told_role_pool_zone_and_pod_network() {
+    let mut facts = cluster(1, 1, CONTAINER);
+    facts.machines[1].zone = Some("a".parse().unwrap());
     assert_eq!(
         node_patch(&facts, &facts.machines[0]),
         json!({
@@ -150,6 +151,7 @@ fn nodes_are_told_role_pool_and_pod_network() {
         node_patch(&facts, &facts.machines[1])["metadata"]["labels"],
         json!({
             "tier": "gold",
+            "topology.kubernetes.io/zone": "a",
             "windlass.internal/machine": "demo-workers-0",
             "windlass.internal/pool": "workers",
         })

@@ -10,12 +10,13 @@ mod membership;
 mod properties;
 mod renewal;
 mod restore;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use windlass_common::id::{
-    ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName,
+    ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, PoolName, ZoneName,
 };
 
 use super::{

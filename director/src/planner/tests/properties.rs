@@ -42,6 +42,8 @@ struct Case {
     newer: bool,
     max_unavailable: u32,
     canaries: u32,
+    /// Zones of the workers, by turns; none is in one where there are none.
+    zones: Vec<Option<&'static str>>,
 }
 
 prop_compose! {
@@ -52,10 +54,16 @@ prop_compose! {
         members_after in prop_oneof![Just(1usize), Just(3), Just(5)],
         joining in 0usize..3,
         newer in any::<bool>(),
-        max_unavailable in 0u32..3,
+        max_unavailable in 0u32..4,
         canaries in 0u32..3,
+        zones in prop::collection::vec(
+            prop_oneof![1 => Just(None), 3 => Just(Some("a")), 3 => Just(Some("b")), 2 => Just(Some("c"))],
+            0..5,
+        ),
     ) -> Case {
-        Case { members, workers, control_plane, members_after, joining, newer, max_unavailable, canaries }
+        Case {
+            members, workers, control_plane, members_after, joining, newer, max_unavailable, canaries, zones,
+        }
     }
 }
 
@@ -131,6 +139,11 @@ fn build(case: &Case) -> (Desired, Observed) {
         let (joins, mut wanted) = machine(&format!("c-w-{}", case.workers.len() + i), false);
         wanted.kubernetes_version = version.into();
         machines(&mut desired).insert(joins, wanted);
+    }
+    for (i, zone) in (0..case.workers.len() + case.joining).zip(case.zones.iter().cycle()) {
+        let zone = zone.map(|zone| ZoneName::new(zone).unwrap());
+        let of = name(&format!("c-w-{i}"));
+        observed.zones.extend(zone.map(|zone| (of, zone)));
     }
     if let DesiredState::Present { budgets, .. } = &mut desired.state {
         let budget = Budget {

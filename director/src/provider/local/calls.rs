@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, ZoneName};
 
 use super::{Inner, LocalProvider, preflight, traits};
 use crate::kubernetes::facts::HostTraits;
@@ -49,6 +49,10 @@ impl Provider for LocalProvider {
 
     fn network(&self) -> NetworkView {
         self.inner.network()
+    }
+
+    fn zones(&self) -> Vec<ZoneName> {
+        self.inner.zones.clone()
     }
 
     fn host_traits(&self) -> HostTraits {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::sys::statvfs::statvfs;
 use windlass_common::error::ErrorChain;
-use windlass_common::id::{Incarnation, MachineName};
+use windlass_common::id::{Incarnation, MachineName, ZoneName};
 
 use super::cgroup::Hierarchies;
 use super::disk::{self, Released};
@@ -108,6 +108,15 @@ impl Inner {
         if size.memory_bytes < MEMORY_BYTES_MIN {
             let allowed = format!("at least {MEMORY_BYTES_MIN} bytes");
             return invalid("machine memory", size.memory_bytes.to_string(), allowed);
+        }
+        if let Some(zone) = request.zone.as_ref().filter(|of| !self.zones.contains(of)) {
+            let names: Vec<&str> = self.zones.iter().map(ZoneName::as_str).collect();
+            let names = names.join(", ");
+            let allowed = format!(
+                "one of provider.local.zones in director.toml, which are [{names}]; add it again, or delete the \
+                 machine for good"
+            );
+            return invalid("machine zone", zone.to_string(), allowed);
         }
         check_settings(&request.settings)?;
         let long = |t: &String| t.len() > TAG_BYTES_MAX;

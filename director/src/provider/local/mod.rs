@@ -51,6 +51,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::Ipv4Net;
+use windlass_common::id::ZoneName;
 
 use self::files::What;
 use self::layout::{Layout, NAME_MAX, PREFIX_MAX, PREFIX_MIN};
@@ -72,6 +73,8 @@ pub struct LocalConfig {
     pub director_exe: PathBuf,
     /// runc, by path or by name.
     pub runc: PathBuf,
+    /// Zones that machines may be said to be in. All are this host.
+    pub zones: Vec<ZoneName>,
 }
 
 /// Machines as system containers on this host.
@@ -85,6 +88,7 @@ struct Inner {
     layout: Layout,
     director_exe: PathBuf,
     runc: PathBuf,
+    zones: Vec<ZoneName>,
     children: Children,
     busy: Busy,
     /// Held while the bridge and the other things all machines share are made or removed.
@@ -129,6 +133,7 @@ impl LocalProvider {
                 layout,
                 director_exe: config.director_exe,
                 runc: config.runc,
+                zones: config.zones,
                 children: Children::default(),
                 busy: Busy::default(),
                 host: Mutex::default(),

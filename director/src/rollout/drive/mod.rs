@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::{JoinError, JoinSet};
 use windlass_common::clock::Clock;
 use windlass_common::error::ErrorClass;
-use windlass_common::maintenance::MaintenanceSpec;
+use windlass_common::maintenance::FreezeSpec;
 
 use self::again::{called, spared};
 use self::settle::settle;
@@ -41,6 +41,7 @@ pub(super) struct Driver {
     pub(super) stop: watch::Receiver<Stop>,
     pub(super) pause: watch::Receiver<bool>,
     pub(super) ignore_window: watch::Receiver<Option<String>>,
+    pub(super) freezes: watch::Receiver<Vec<FreezeSpec>>,
     pub(super) clock: Clock,
     pub(super) look: watch::Receiver<()>,
 }
@@ -169,7 +170,7 @@ impl Driver {
         let mut flight = Flight::default();
         let mut running: JoinSet<Ended> = JoinSet::new();
         let windows = match cleanup {
-            true => MaintenanceSpec::default(),
+            true => None,
             false => self.windows(task).await,
         };
         let mut look = self.look.clone();
@@ -191,9 +192,13 @@ impl Driver {
             if !cleanup && !halted_now {
                 self.note_ignored(task).await;
             }
-            let outlook = match task.ignore_window {
-                Some(_) => Outlook::Open { until: None },
-                None => maintenance::outlook(&windows, self.clock.now()),
+            let mut freezes = self.freezes.clone();
+            let outlook = match (&windows, &task.ignore_window) {
+                (Some(windows), None) => {
+                    let windows = windows.with_freezes(&freezes.borrow_and_update());
+                    maintenance::outlook(&windows, self.clock.now())
+                }
+                (None, _) | (_, Some(_)) => Outlook::Open { until: None },
             };
             let held = match &outlook {
                 Outlook::Open { .. } => None,
@@ -245,6 +250,7 @@ impl Driver {
                 () = turned(&mut pause, pausing), if !calm => {}
                 () = ordered(&mut ignore), if !calm && !ignored => {}
                 () = turned_at(&self.clock, turns), if !calm => {}
+                Ok(()) = freezes.changed(), if !calm => {}
                 () = called(&mut look), if !calm => flight.unfit = !self.fits(task).await,
             }
             while let Some(end) = running.try_join_next() {

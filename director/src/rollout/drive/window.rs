@@ -8,8 +8,9 @@ use super::{Driver, wait_for_store};
 use crate::model::{Cluster, Task, TaskKind, TaskState};
 
 impl Driver {
-    /// When the machines of a task may be begun with: at any time where it changes none that serve, or heals.
-    pub(super) async fn windows(&self, task: &Task) -> MaintenanceSpec {
+    /// When the machines of a task may be begun with, as its cluster's spec says: at any time where it changes none
+    /// that serve, or heals.
+    pub(super) async fn windows(&self, task: &Task) -> Option<MaintenanceSpec> {
         match task.kind {
             TaskKind::UpdateCluster | TaskKind::UpgradeAgents => {}
             TaskKind::CreateCluster
@@ -17,14 +18,12 @@ impl Driver {
             | TaskKind::RestoreCluster
             | TaskKind::RenewCertificates
             | TaskKind::RotateSecrets
-            | TaskKind::DeleteCluster => return MaintenanceSpec::default(),
+            | TaskKind::DeleteCluster => return None,
         }
         loop {
             match self.records.get::<Cluster>(task.cluster.as_str()).await {
                 // The spec does not change before the task is over.
-                Ok(cluster) => {
-                    return cluster.map_or_else(Default::default, |c| c.spec.maintenance);
-                }
+                Ok(cluster) => return cluster.map(|cluster| cluster.spec.maintenance),
                 Err(error) => wait_for_store(&error).await,
             }
         }

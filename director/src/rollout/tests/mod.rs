@@ -279,6 +279,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             fenced: false,
             departed: Vec::new(),
             heartbeat: None,
+            zone: None,
             proxy_restarted: false,
             proven: None,
             pinned: false,

@@ -1,6 +1,7 @@
 //! Updates outside of maintenance windows, and directors that die while they wait.
 
 use windlass_common::clock::Clock;
+use windlass_common::maintenance::{FreezeSpec, Moment};
 
 use super::*;
 
@@ -132,4 +133,29 @@ async fn an_operator_has_an_update_go_on_outside_of_its_window() {
     assert!(director.rollouts.ignore_window(&task, "incident 7".into()));
     let over = until(&director, &task, TaskState::Succeeded).await;
     assert_eq!(over.ignore_window.as_deref(), Some("incident 7"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_freeze_of_the_director_holds_what_runs_and_its_end_lets_it_go_on() {
+    let rig = Rig::new();
+    let task = rig.order_in_windows().await;
+    // The window of the cluster is open.
+    let clock = Clock::by_hand(at("2030-01-02T02:30:00Z"));
+    let director = rig.by(&clock).await;
+    let freeze = FreezeSpec {
+        from: Moment(at("2030-01-02T00:00:00Z")),
+        to: Moment(at("2030-01-02T02:45:00Z")),
+        reason: "all clusters (move): the data centre moves".to_owned(),
+    };
+    director.rollouts.freeze(vec![freeze]);
+    let waiting = until(&director, &task, TaskState::Waiting).await;
+    assert_eq!(
+        waiting.held.as_deref(),
+        Some(
+            "opens at 2030-01-02T02:45:00.000Z: frozen until 2030-01-02T02:45:00Z: all clusters (move): the data \
+             centre moves"
+        )
+    );
+    director.rollouts.freeze(Vec::new());
+    until(&director, &task, TaskState::Succeeded).await;
 }

@@ -6,7 +6,7 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{Incarnation, MachineName};
 
 use super::cancel::renamed;
-use super::{Done, EffectError, RecordChange, World, check};
+use super::{Done, EffectError, RecordChange, World, agreed, check};
 use crate::model::{Cluster, Machine, MachinePhase, Plan, Task, TaskKind, Wanted};
 use crate::planner;
 use crate::planner::again::{self, Aim};
@@ -81,13 +81,7 @@ impl World {
         let plan = planner::plan(&desired, &observed)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;
-        if plan.takes_api_down() && !task.plan.takes_api_down() {
-            let message = format!(
-                "the API of cluster {name} would be down, which nobody has agreed to; order the change again with \
-                 --accept-downtime"
-            );
-            return Err(EffectError::new(ErrorClass::Operator, message));
-        }
+        agreed(task, &plan)?;
         Ok(renamed(plan, &format!("{AGAIN}{}/", task.rounds + 1)))
     }
 

@@ -12,11 +12,10 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
-use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, MachineName};
 
 use super::cancel::renamed;
-use super::{EffectError, World, check};
+use super::{EffectError, World, agreed, check};
 use crate::model::{LegsForecast, Machine, Plan, Revision, Task};
 use crate::planner::{self, Observed, legs};
 use crate::service::Drafter;
@@ -59,13 +58,7 @@ impl World {
         let plan = planner::plan(&desired, &observed)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;
-        if plan.takes_api_down() && !task.plan.takes_api_down() {
-            let message = format!(
-                "{upgrade}: the API of cluster {name} would be down, which nobody has agreed to; order the upgrade \
-                 again with --accept-downtime"
-            );
-            return Err(EffectError::new(ErrorClass::Operator, message));
-        }
+        agreed(task, &plan)?;
         let mut all = shown.legs.clone();
         if let Some(planned) = all.get_mut(upgrade.at) {
             let approved = planned.clone();

@@ -125,6 +125,7 @@ impl World {
                 memory_bytes: u64::from(machine.size.memory_mib) * MIB,
                 disk_bytes: ROOT_DISK_BYTES,
             },
+            zone: machine.zone.clone(),
             address: machine.address,
             hostname: machine.node_name.clone(),
             settings: settings.expose().as_bytes().to_vec(),

@@ -344,6 +344,19 @@ fn forget_machine(machine: &MachineName) -> Done {
     }
 }
 
+/// Refuses a plan that a task made later, when it takes an API down and the approved one did not.
+fn agreed(task: &Task, plan: &Plan) -> Result<(), EffectError> {
+    if !plan.takes_api_down() || task.plan.takes_api_down() {
+        return Ok(());
+    }
+    let message = format!(
+        "the API of cluster {} would be down, which nobody has agreed to; order the change again with \
+         --accept-downtime",
+        task.cluster
+    );
+    Err(EffectError::new(ErrorClass::Operator, message))
+}
+
 /// Refuses a plan that breaks an invariant.
 pub(crate) fn check(
     plan: &Plan,

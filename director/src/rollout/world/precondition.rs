@@ -18,6 +18,7 @@ use super::{Done, EffectError, StepOrder, World};
 use crate::kubernetes::render;
 use crate::ledger::{Account, Owner, Standing};
 use crate::model::{Machine, MachinePhase, Task, TaskKind};
+use crate::planner::inputs::zones;
 use crate::rollout::limit;
 
 /// How long the other members of a control plane are looked at: one that serves answers at once.
@@ -56,6 +57,7 @@ impl World {
         let account = Account {
             owner: Owner::Etcd,
             machines,
+            zones: BTreeMap::new(),
         };
         let Err(wait) = account.take(name) else {
             return Ok(());
@@ -118,6 +120,7 @@ impl World {
                 .filter(of_pool)
                 .map(standing)
                 .collect(),
+            zones: zones(&context.machines),
         };
         let wait = |wait| {
             let message = format!("{name} is not drained: {wait}");

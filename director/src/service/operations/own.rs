@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use futures_util::stream::BoxStream;
-use windlass_common::id::{DirectorId, MachineName};
+use windlass_common::id::{DirectorId, FreezeName, MachineName};
 
 use crate::backup::director;
 use crate::config::{Config, DataDir, Identity};
 use crate::gateway::CounterView;
-use crate::model::{AuditEntry, AuditFilter, CaStatus, Caller, Role, StemcellRecord, Timestamp};
+use crate::model::{
+    AuditEntry, AuditFilter, CaStatus, Caller, Freeze, Role, StemcellRecord, Timestamp,
+};
 use crate::pki::DirectorCa;
 use crate::provider::Provider;
 use crate::service::error::ServiceError;
+use crate::service::freezes::FreezeOrder;
 use crate::service::hold::{AdoptOrder, HoldView};
 use crate::service::start::StartError;
 use crate::service::{Director, DirectorStatus, ServiceResult, allow, start};
@@ -60,6 +63,28 @@ impl Director {
         allow(caller, Role::Admin, "rotate the CA")?;
         self.inner.not_on_hold("rotate the CA")?;
         Ok(self.inner.rotations.order(abandon, caller).await?)
+    }
+
+    /// The times in which no cluster is changed, the first ones first.
+    pub async fn freezes(&self) -> ServiceResult<Vec<Freeze>> {
+        self.inner.freezes().await
+    }
+
+    /// Orders that no cluster is changed for some time, or changes the order of this name.
+    pub async fn freeze(
+        &self,
+        name: &FreezeName,
+        order: FreezeOrder,
+        caller: &Caller,
+    ) -> ServiceResult<Freeze> {
+        allow(caller, Role::Admin, "freeze all clusters")?;
+        self.inner.order_freeze(name, order, caller).await
+    }
+
+    /// Takes such an order back.
+    pub async fn thaw(&self, name: &FreezeName, caller: &Caller) -> ServiceResult<Freeze> {
+        allow(caller, Role::Admin, "end a freeze of all clusters")?;
+        self.inner.end_freeze(name, caller).await
     }
 
     /// Stemcells whose signature was verified.

@@ -182,6 +182,7 @@ impl Sight {
             let member = Member {
                 cluster: machine.cluster.clone(),
                 role: role(machine),
+                zone: machine.zone.clone(),
                 verdict: if judged {
                     self.verdict(machine)
                 } else {

@@ -285,6 +285,9 @@ pub(crate) struct AgentArgs {
     /// Carry out exactly the plan with this hash, or stop and say what changed
     #[arg(long, value_name = "HASH")]
     pub(crate) plan: Option<String>,
+    /// Go on although the cluster's maintenance window is closed; the reason is in the audit log
+    #[arg(long, value_name = "REASON")]
+    pub(crate) ignore_window: Option<String>,
     /// Wait for the end, showing what each machine is doing
     ///
     /// Ctrl-C ends the waiting, not the task.

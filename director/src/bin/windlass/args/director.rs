@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use ipnet::Ipv4Net;
+use windlass_common::maintenance::Moment;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DirectorCommand {
@@ -67,6 +68,34 @@ pub(crate) enum DirectorCommand {
         after_help = "Examples:\n  windlass director adopt\n  windlass director adopt --approve sha256:3fa9…\n  windlass director adopt --approve sha256:3fa9… --forget demo-workers-3"
     )]
     Adopt(AdoptArgs),
+    /// Have no cluster be changed for some time
+    ///
+    /// Changes finish the machines they have begun with and wait, as for a closed maintenance window; `--ignore-window`
+    /// of an order, or of `windlass task resume`, goes past it. Repairs, restores, rotations and new clusters go on.
+    /// Said again under the same name, it is changed.
+    #[command(
+        after_help = "Example:\n  windlass director freeze year-end --from 2030-12-20T00:00:00Z --until 2031-01-02T06:00:00Z --reason 'year-end closing'"
+    )]
+    Freeze {
+        /// What it is called: lower-case letters, digits and hyphens
+        name: String,
+        /// Its first moment, as RFC 3339 [default: now]
+        #[arg(long, value_name = "MOMENT")]
+        from: Option<Moment>,
+        /// The first moment after it
+        #[arg(long, value_name = "MOMENT")]
+        until: Moment,
+        /// Why, for others who look
+        #[arg(long)]
+        reason: String,
+    },
+    /// Show the times in which no cluster is changed
+    Freezes,
+    /// End such a time, or take back one that is to come
+    Thaw {
+        /// What it is called
+        name: String,
+    },
     /// Stop the director and remove all its machines, disks and networks, then its state
     ///
     /// Works also after a crash, and when the director does not start any more. Stemcells are kept.

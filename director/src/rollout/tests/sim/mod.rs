@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{broadcast, watch};
-use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName};
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName, ZoneName};
 use windlass_common::settings::Settings;
 use windlass_common::step::{Step, StepRequest, StepResult};
 
@@ -31,6 +31,7 @@ pub(crate) struct Sim {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) machines: BTreeMap<MachineName, Vm>,
+    pub(crate) zones: Vec<ZoneName>,
     /// Machines that were set aside.
     pub(crate) kept: BTreeMap<MachineName, KeptView>,
     pub(crate) disks: BTreeMap<DiskName, DiskView>,

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName};
+use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, ZoneName};
 
 use super::{Life, Vm};
 use crate::provider::{
@@ -25,6 +25,10 @@ impl Provider for Life {
             gateway: Ipv4Addr::new(10, 0, 0, 1),
             reserved: Vec::new(),
         }
+    }
+
+    fn zones(&self) -> Vec<ZoneName> {
+        self.sim.state.lock().unwrap().zones.clone()
     }
 
     fn create_machine(&self, request: MachineRequest) -> ProviderFuture<'_, MachineView> {
