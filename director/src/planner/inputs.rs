@@ -174,6 +174,10 @@ impl<'a> Configurations<'a> {
             "member": member,
             "pause": images.pause,
         });
+        if machine.role == Role::ControlPlane {
+            // Members that refuse nobody yet, of an older director, start anew; workers go on.
+            components["refusals"] = json!(1);
+        }
         // Machines that are told nothing besides keep the digest that they had before this could be said.
         if !machine.kubelet.is_empty() {
             components["kubelet"] = json!(machine.kubelet);

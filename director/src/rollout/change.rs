@@ -325,6 +325,7 @@ async fn forget(
     }
     commit.delete_value(Kind::Address, &owner.endpoint.address.to_string());
     commit.delete_value(Kind::Secret, &cluster_pki_name(cluster));
+    commit.delete_value(Kind::Revocations, cluster.as_str());
     commit.delete(&owner);
     debug_assert_eq!(owner.name(), cluster.as_str());
     Ok(())

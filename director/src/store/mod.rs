@@ -102,6 +102,8 @@ pub enum Kind {
     Backup,
     /// Times in which no cluster is changed, by name.
     Freeze,
+    /// What a cluster's etcd refuses, by cluster.
+    Revocations,
 }
 
 impl Kind {
@@ -124,6 +126,7 @@ impl Kind {
             Self::Case => "case",
             Self::Backup => "backup",
             Self::Freeze => "freeze",
+            Self::Revocations => "revocations",
         }
     }
 }

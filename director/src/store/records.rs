@@ -378,6 +378,11 @@ impl Records {
 }
 
 impl Commit {
+    /// Whether it writes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
     /// Writes a record over the revision it was read at.
     pub fn put<T: Record>(&mut self, record: &T) -> Result<(), StoreError> {
         let body = serde_json::to_vec(record).map_err(|source| StoreError::Damaged {

@@ -302,7 +302,7 @@ fn leader(world: &World) -> Result<String> {
 
 /// One member has a small quota: it takes no more writes, for all, until the director has made room.
 fn alarm_put_out(world: &World, kubectl: &Kubectl) -> Result<()> {
-    let small = "sed -i 's/^quota-backend-bytes:.*/quota-backend-bytes: 67108864/' /etc/etcd/etcd.yaml && \
+    let small = "sed -i 's/--quota-backend-bytes=[0-9]*/--quota-backend-bytes=67108864/' /etc/windlass/units/etcd.env && \
         systemctl restart etcd";
     on(world, "bkp-cp-1", small)?;
     until("its member is back", PATIENCE, || {

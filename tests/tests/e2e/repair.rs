@@ -12,7 +12,7 @@ use windlass_tests::world::World;
 
 use crate::changes;
 use crate::lifecycle::{healthy, items};
-use crate::zombie::Zombie;
+use crate::zombie::{EtcdKeys, Zombie};
 
 const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 /// Patience for a whole repair on a busy host.
@@ -448,7 +448,8 @@ pub(crate) fn cut_off() -> Result<()> {
     healthy(&kubectl, 4)
 }
 
-/// Members of a control plane: one is gone and comes back with its disk; one hangs.
+/// Members of a control plane: one is gone and comes back with its disk, and keys that it had are refused by etcd; one
+/// hangs.
 pub(crate) fn control_plane() -> Result<()> {
     let world = world("heal")?;
     world.run(&[
@@ -464,6 +465,16 @@ pub(crate) fn control_plane() -> Result<()> {
     let kubectl = world.kubectl("heal")?;
     healthy(&kubectl, 4)?;
     kubectl.run(&["create", "configmap", "kept", "--from-literal=from=before"])?;
+    let members = ["heal-cp-0", "heal-cp-1", "heal-cp-2"].map(|name| {
+        let seen = world.json(&["node", "show", name])?;
+        let address = seen["address"].as_str().context("an address")?;
+        Ok((name, address.to_owned()))
+    });
+    let members = members.into_iter().collect::<Result<Vec<_>>>()?;
+    let addresses: Vec<String> = members.iter().map(|(_, address)| address.clone()).collect();
+    let old = EtcdKeys::of("heal-cp-1")?;
+    old.open(&addresses)
+        .context("its keys count as long as it is current")?;
     world.delete_behind("heal-cp-1")?;
     let began = Instant::now();
     verdict(&world, "heal-cp-1", "machineGone")?;
@@ -473,6 +484,8 @@ pub(crate) fn control_plane() -> Result<()> {
     healthy(&kubectl, 4)?;
     let kept = kubectl.get(&["configmap", "kept"])?;
     ensure!(kept["data"]["from"] == "before", "data of before: {kept}");
+    old.are_refused(&world, &members)?;
+    EtcdKeys::of("heal-cp-1")?.open(&addresses)?;
     world.freeze("heal-cp-2")?;
     verdict(&world, "heal-cp-2", "nodeHung")?;
     verdict(&world, "heal-cp-2", "healthy")?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -176,6 +176,101 @@ impl Zombie {
             "the director has its node: {list:#}"
         );
         Ok(())
+    }
+}
+
+/// What a control-plane machine could prove itself with to etcd, copied while it still ran.
+pub(crate) struct EtcdKeys {
+    /// Its keys and certificates, the authority's certificate, and etcd's client.
+    root: tempfile::TempDir,
+}
+
+/// Its API server's identity, and its member's.
+const ETCD_CLIENTS: [&str; 2] = ["apiserver-etcd-client", "etcd-peer"];
+
+impl EtcdKeys {
+    /// Copies the keys of a machine.
+    pub(crate) fn of(machine: &str) -> Result<EtcdKeys> {
+        let agents = host::machine_processes(machine, "windlass-agent")?;
+        let agent = agents.first().context("its agent runs")?;
+        let from = PathBuf::from(format!("/proc/{agent}/root"));
+        let root = tempfile::tempdir()?;
+        let mut files = vec!["etcd-ca.crt".to_owned()];
+        for client in ETCD_CLIENTS {
+            files.extend([format!("{client}.crt"), format!("{client}.key")]);
+        }
+        for file in files {
+            let pki = from.join("etc/kubernetes/pki");
+            copy(&pki.join(&file), &root.path().join(&file))?;
+        }
+        let versions = fs::read_dir(from.join("opt/windlass/components/etcd"))?;
+        let client = versions
+            .filter_map(|version| Some(version.ok()?.path().join("etcdctl")))
+            // Not through a link, which would lead out of the machine.
+            .find(|path| path.parent().is_some_and(|p| !p.is_symlink()) && path.is_file())
+            .context("the machine has etcdctl")?;
+        copy(&client, &root.path().join("etcdctl"))?;
+        Ok(EtcdKeys { root })
+    }
+
+    /// Reads what API servers store, through the member at an address.
+    fn read(&self, address: &str, client: &str) -> Result<Output> {
+        let file = |name: &str| self.root.path().join(name);
+        Command::new(file("etcdctl"))
+            .arg(format!("--endpoints=https://{address}:2379"))
+            .arg("--cacert")
+            .arg(file("etcd-ca.crt"))
+            .arg("--cert")
+            .arg(file(&format!("{client}.crt")))
+            .arg("--key")
+            .arg(file(&format!("{client}.key")))
+            .args(["--dial-timeout=3s", "--command-timeout=3s"])
+            .args(["get", "/registry/namespaces/default", "--keys-only"])
+            .output()
+            .context("cannot run etcdctl")
+    }
+
+    /// Members at these addresses let them in.
+    pub(crate) fn open(&self, addresses: &[String]) -> Result<()> {
+        for (address, client) in self.tries(addresses) {
+            let output = self.read(address, client)?;
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(
+                output.status.success() && said.contains("/registry/namespaces/default"),
+                "{client} at {address}: {said} {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(())
+    }
+
+    /// Members refuse them, and say that they are revoked. `members` are machines and their addresses.
+    pub(crate) fn are_refused(&self, world: &World, members: &[(&str, String)]) -> Result<()> {
+        for (machine, address) in members {
+            for client in ETCD_CLIENTS {
+                let output = self.read(address, client)?;
+                ensure!(
+                    !output.status.success() && output.stdout.is_empty(),
+                    "{machine} takes the old key {client}"
+                );
+            }
+            let log = "journalctl --unit etcd --output cat --no-pager | grep -c 'certificate serial .* revoked'";
+            let said = world.run(&["node", "exec", machine, "--", "sh", "-c", log])?;
+            let refusals: usize = said.trim().parse().context("a number of lines")?;
+            ensure!(
+                refusals >= ETCD_CLIENTS.len(),
+                "{machine} refuses for another reason"
+            );
+        }
+        Ok(())
+    }
+
+    fn tries<'a>(
+        &self,
+        addresses: &'a [String],
+    ) -> impl Iterator<Item = (&'a str, &'static str)> + use<'a> {
+        let each = addresses.iter().map(String::as_str);
+        each.flat_map(|address| ETCD_CLIENTS.map(|client| (address, client)))
     }
 }
 

@@ -122,7 +122,7 @@ impl Authority {
         }
     }
 
-    fn issuer(&self) -> Result<Issuer<'static, KeyPair>, rcgen::Error> {
+    pub(super) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, rcgen::Error> {
         let key = KeyPair::from_pem(self.key_pem.expose())?;
         Issuer::from_ca_cert_pem(&self.certificate_pem, key)
     }

@@ -23,6 +23,7 @@
 mod authority;
 mod identity;
 mod profile;
+mod revocation;
 mod rotate;
 mod sign;
 mod validity;
@@ -45,6 +46,7 @@ pub use self::identity::{
     proxied_identity, rewriter_identity,
 };
 pub use self::profile::{AuthorityName, CertificateNames, Profile};
+pub use self::revocation::Revocations;
 pub use self::rotate::{Former, Newer};
 pub use self::sign::{CsrError, IssueError, machine_certificates};
 pub use self::validity::Validity;

@@ -1,55 +1,12 @@
-//! etcd: one member a control-plane machine, configured by file.
+//! etcd: one member a control-plane machine, configured by flags.
 
-use serde::Serialize;
 use windlass_common::step::EtcdPeer;
 
 use super::super::facts::{ClusterFacts, MachineFacts};
 use super::super::pki::{ETCD_PEER_NAME, Profile};
 use super::super::{ETCD_CLIENT_PORT, ETCD_PEER_PORT};
 use super::flags::Flags;
-use super::{ETCD_CA_PATH, ETCD_MOUNT_PATH, yaml};
-
-/// Its configuration file.
-pub(super) const CONFIG_PATH: &str = "/etc/etcd/etcd.yaml";
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct EtcdConfig<'a> {
-    /// The machine's name, the same through all its incarnations: its data disk makes it the same member.
-    name: &'a str,
-    data_dir: String,
-    listen_client_urls: String,
-    advertise_client_urls: String,
-    listen_peer_urls: String,
-    initial_advertise_peer_urls: String,
-    initial_cluster: String,
-    initial_cluster_state: &'static str,
-    /// Members of two clusters never talk to each other by mistake.
-    initial_cluster_token: &'a str,
-    strict_reconfig_check: bool,
-    /// Milliseconds.
-    heartbeat_interval: u32,
-    /// Milliseconds.
-    election_timeout: u32,
-    client_transport_security: TransportSecurity,
-    peer_transport_security: TransportSecurity,
-    tls_min_version: &'static str,
-    /// The JSON gateway would need the server's certificate to be a client's as well; nobody uses it.
-    enable_grpc_gateway: bool,
-    quota_backend_bytes: u64,
-    log_level: &'static str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct TransportSecurity {
-    cert_file: String,
-    key_file: String,
-    client_cert_auth: bool,
-    trusted_ca_file: &'static str,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    allowed_cn: Vec<&'static str>,
-}
+use super::{ETCD_CA_PATH, ETCD_CRL_PATH, ETCD_MOUNT_PATH};
 
 /// 8 GiB, the largest that etcd recommends, or three quarters of the disk, so that a full keyspace is
 /// an alarm that can be cleared and never a full disk.
@@ -61,8 +18,8 @@ pub(super) fn quota_bytes(disk_mib: u32) -> u64 {
         .clamp(1, MAX)
 }
 
-/// The configuration file.
-pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
+/// Its flags: its configuration file knows no revocation lists, and etcd reads one or the other.
+pub(super) fn flags(cluster: &ClusterFacts, machine: &MachineFacts) -> Flags {
     let url = |address, port| format!("https://{address}:{port}");
     let client = url(machine.address, ETCD_CLIENT_PORT);
     let peer = url(machine.address, ETCD_PEER_PORT);
@@ -73,7 +30,7 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
         Some(joined) => (joined.clone(), "existing"),
         None => (members.join(","), "new"),
     };
-    // Defaults between machines. A single member elects itself, but only after up to one election
+    // Defaults between machines, in milliseconds. A single member elects itself, but only after up to one election
     // timeout; with nobody to hear heartbeats, a short one costs nothing and saves half a second of
     // every start. One that is about to be left alone is not alone yet.
     let (heartbeat_interval, election_timeout) = if cluster.one_member() {
@@ -81,34 +38,42 @@ pub(super) fn config(cluster: &ClusterFacts, machine: &MachineFacts) -> String {
     } else {
         (100, 1000)
     };
-    let security = |profile: Profile, allowed_cn| TransportSecurity {
-        cert_file: profile.certificate_path(),
-        key_file: profile.key_path(),
-        client_cert_auth: true,
-        trusted_ca_file: ETCD_CA_PATH,
-        allowed_cn,
-    };
-    yaml(&EtcdConfig {
-        name: machine.name.as_str(),
+    let quota = quota_bytes(cluster.spec.control_plane.size.disk_mib);
+    Flags::default()
+        // The machine's name, the same through all its incarnations: its data disk makes it the same member.
+        .set("name", &machine.name)
         // Below the mount point, whose `lost+found` is not etcd's.
-        data_dir: format!("{ETCD_MOUNT_PATH}/data"),
-        listen_client_urls: format!("https://127.0.0.1:{ETCD_CLIENT_PORT},{client}"),
-        advertise_client_urls: client,
-        listen_peer_urls: peer.clone(),
-        initial_advertise_peer_urls: peer,
-        initial_cluster,
-        initial_cluster_state,
-        initial_cluster_token: cluster.spec.name.as_str(),
-        strict_reconfig_check: true,
-        heartbeat_interval,
-        election_timeout,
-        client_transport_security: security(Profile::EtcdServer, Vec::new()),
-        peer_transport_security: security(Profile::EtcdPeer, vec![ETCD_PEER_NAME]),
-        tls_min_version: "TLS1.3",
-        enable_grpc_gateway: false,
-        quota_backend_bytes: quota_bytes(cluster.spec.control_plane.size.disk_mib),
-        log_level: "info",
-    })
+        .set("data-dir", format!("{ETCD_MOUNT_PATH}/data"))
+        .set(
+            "listen-client-urls",
+            format!("https://127.0.0.1:{ETCD_CLIENT_PORT},{client}"),
+        )
+        .set("advertise-client-urls", client)
+        .set("listen-peer-urls", &peer)
+        .set("initial-advertise-peer-urls", peer)
+        .set("initial-cluster", initial_cluster)
+        .set("initial-cluster-state", initial_cluster_state)
+        // Members of two clusters never talk to each other by mistake.
+        .set("initial-cluster-token", &cluster.spec.name)
+        .set("strict-reconfig-check", true)
+        .set("heartbeat-interval", heartbeat_interval)
+        .set("election-timeout", election_timeout)
+        .set("cert-file", Profile::EtcdServer.certificate_path())
+        .set("key-file", Profile::EtcdServer.key_path())
+        .set("client-cert-auth", true)
+        .set("trusted-ca-file", ETCD_CA_PATH)
+        .set("client-crl-file", ETCD_CRL_PATH)
+        .set("peer-cert-file", Profile::EtcdPeer.certificate_path())
+        .set("peer-key-file", Profile::EtcdPeer.key_path())
+        .set("peer-client-cert-auth", true)
+        .set("peer-trusted-ca-file", ETCD_CA_PATH)
+        .set("peer-cert-allowed-cn", ETCD_PEER_NAME)
+        .set("peer-crl-file", ETCD_CRL_PATH)
+        .set("tls-min-version", "TLS1.3")
+        // The JSON gateway would need the server's certificate to be a client's as well; nobody uses it.
+        .set("enable-grpc-gateway", false)
+        .set("quota-backend-bytes", quota)
+        .set("log-level", "info")
 }
 
 /// A machine's member as other members know it.
@@ -117,9 +82,4 @@ pub(super) fn peer(machine: &MachineFacts) -> EtcdPeer {
         name: machine.name.to_string(),
         url: format!("https://{}:{ETCD_PEER_PORT}", machine.address),
     }
-}
-
-/// Its flags.
-pub(super) fn flags() -> Flags {
-    Flags::default().set("config-file", CONFIG_PATH)
 }

@@ -64,6 +64,9 @@ pub const KUBERNETES_DIRECTORY: &str = "/etc/kubernetes";
 pub const KUBERNETES_CA_PATH: &str = "/etc/kubernetes/pki/ca.crt";
 /// Certificate of the `etcd` authority.
 pub const ETCD_CA_PATH: &str = "/etc/kubernetes/pki/etcd-ca.crt";
+/// Certificates of the `etcd` authority that are refused, DER: read at each handshake. Where it is missing, members
+/// refuse everybody.
+pub const ETCD_CRL_PATH: &str = "/etc/kubernetes/pki/etcd.crl";
 /// Certificate of the `front-proxy` authority.
 pub const FRONT_PROXY_CA_PATH: &str = "/etc/kubernetes/pki/front-proxy-ca.crt";
 /// Verifies service account tokens.
@@ -260,6 +263,19 @@ pub fn certificates_step(machine: &MachineFacts, certificates: &Certificates) ->
     }
 }
 
+/// The list of what a control-plane machine's member of etcd refuses, and nothing else. Not part of
+/// [`configure_step`], since it changes on its own, and nothing is restarted for it.
+pub fn revocations_step(list: Vec<u8>) -> Configure {
+    let mut files = Files::default();
+    // Not secret, but no text: only secrets are bytes in a step that agents of all releases know.
+    let list = FileContent::Secret(SecretBytes::new(list));
+    files.push(ETCD_CRL_PATH.to_owned(), 0o644, list);
+    Configure {
+        files: files.sorted(),
+        ..Configure::default()
+    }
+}
+
 fn check(
     cluster: &ClusterFacts,
     machine: &MachineFacts,
@@ -339,8 +355,7 @@ fn control_plane_files(
         SERVICE_ACCOUNT_KEY_PATH,
         trust.service_account.private_pem.expose(),
     );
-    files.text(etcd::CONFIG_PATH, etcd::config(cluster, machine));
-    files.env(machine, "etcd", etcd::flags().env())?;
+    files.env(machine, "etcd", etcd::flags(cluster, machine).env())?;
     files.secret(
         api_server::ENCRYPTION_PATH,
         &api_server::encryption(&trust.encryption),

@@ -18,7 +18,7 @@ use super::super::{
 };
 use super::{
     ETCD_CA_PATH, FRONT_PROXY_CA_PATH, KUBERNETES_CA_PATH, SERVICE_ACCOUNT_KEY_PATH,
-    SERVICE_ACCOUNT_PUBLIC_PATH, api_server, containerd, controllers, env_path, etcd, kube_proxy,
+    SERVICE_ACCOUNT_PUBLIC_PATH, api_server, containerd, controllers, env_path, kube_proxy,
     kubelet, network,
 };
 
@@ -92,7 +92,7 @@ pub fn service(phase: Phase, configure: &Configure) -> Service {
             // Reads its configuration again by itself, so nothing restarts it.
             unit("api-proxy", &[KUBERNETES_CA_PATH]),
         ],
-        Phase::Etcd => vec![unit("etcd", &[etcd::CONFIG_PATH, ETCD_CA_PATH])],
+        Phase::Etcd => vec![unit("etcd", &[ETCD_CA_PATH])],
         Phase::ApiServer => vec![unit(
             "kube-apiserver",
             &[

@@ -289,12 +289,12 @@ fn a_member_that_joins_begins_with_the_members_of_its_time() {
     let began = "demo-control-0=https://10.88.0.10:2380,demo-control-2=https://10.88.0.12:2380";
     facts.machines[2].etcd.votes = false;
     facts.machines[2].etcd.initial_cluster = Some(began.to_owned());
-    let joining = text(&facts, 2, etcd::CONFIG_PATH);
+    let joining = text(&facts, 2, &env_path("etcd"));
     assert!(
         joining.contains("existing") && joining.contains(began),
         "{joining}"
     );
-    let other = text(&facts, 0, etcd::CONFIG_PATH);
+    let other = text(&facts, 0, &env_path("etcd"));
     assert!(
         !other.contains("existing") && !other.contains("10.88.0.12"),
         "{other}"
@@ -308,12 +308,12 @@ fn a_member_that_joins_begins_with_the_members_of_its_time() {
     }
     // With its vote, what it began with stays as it was: its member goes on undisturbed.
     facts.machines[2].etcd.votes = true;
-    assert_eq!(text(&facts, 2, etcd::CONFIG_PATH), joining);
+    assert_eq!(text(&facts, 2, &env_path("etcd")), joining);
     // Two go: whoever stays does not count on them, and keeps the pace of several until they are gone.
     facts.spec.control_plane.count = 1;
     facts.machines[1].etcd.leaves = true;
     facts.machines[2].etcd.leaves = true;
-    assert!(text(&facts, 0, etcd::CONFIG_PATH).contains("election-timeout: 1000"));
+    assert!(text(&facts, 0, &env_path("etcd")).contains("--election-timeout=1000"));
 }
 
 #[test]

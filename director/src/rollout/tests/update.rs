@@ -1,12 +1,18 @@
 //! Updates that die at every point there is, and end the same.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use windlass_common::cluster::KubeletSettings;
 use windlass_common::id::NodeName;
+use x509_parser::pem::parse_x509_pem;
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::sim::BROKEN;
 use super::*;
+use crate::kubernetes::pki::Certificates;
 use crate::model::Wanted;
+use crate::store::Kind;
 
 impl Rig {
     /// A cluster in service, and the order to make all of its machines anew.
@@ -82,8 +88,28 @@ impl Rig {
             state.births
         );
         assert_eq!(state.disks.len(), 1, "the data of etcd is kept");
+        for machine in machines.iter().filter(|m| m.role.is_control_plane()) {
+            let refused = refused(state.machines[&machine.name].refuses.as_ref().unwrap());
+            let gone = usize::try_from(machine.incarnation.0 - 1).unwrap();
+            assert!(refused.len() >= 3 * gone, "{refused:?}");
+            let certificates = self.sim.store.entry(Kind::Certificates, machine.name.as_str());
+            let (_, certificates): (u32, Certificates) =
+                serde_json::from_slice(&certificates.unwrap().body).unwrap();
+            for (name, pem) in certificates {
+                let (_, pem) = parse_x509_pem(pem.as_bytes()).unwrap();
+                let serial = pem.parse_x509().unwrap().raw_serial().to_vec();
+                assert!(!refused.contains(&serial), "{name} of {}", machine.name);
+            }
+        }
         (cluster, machines)
     }
+}
+
+/// Serial numbers of a list.
+fn refused(der: &[u8]) -> BTreeSet<Vec<u8>> {
+    let (_, list) = CertificateRevocationList::from_der(der).unwrap();
+    let revoked = list.iter_revoked_certificates();
+    revoked.map(|r| r.raw_serial().to_vec()).collect()
 }
 
 #[tokio::test(start_paused = true)]

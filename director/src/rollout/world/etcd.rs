@@ -76,6 +76,7 @@ impl World {
         let certificates = self.certificates(context, machine, order).await?;
         let configure = configure_step(context, machine, &certificates)?;
         let units = render::service(Phase::Etcd, &configure).units;
+        self.tell_refused(context, machine, order).await?;
         self.send(machine, order, "/configure", Step::Configure(configure))
             .await?;
         let result = self

@@ -9,7 +9,7 @@ use windlass_common::secret::Secret;
 use windlass_common::settings::Settings;
 
 use super::context::ClusterContext;
-use super::{Done, EffectError, RecordChange, World};
+use super::{Done, EffectError, RecordChange, StepOrder, World};
 use crate::backup::adopt;
 use crate::model::{Cluster, Machine, MachinePhase, Timestamp};
 use crate::pki::EnrollmentToken;
@@ -257,12 +257,19 @@ impl World {
     /// Refuses a machine at the link, also over connections that are open, and has the provider prove that it
     /// is off: only then are its pods given to others, its name and its disk to its successor. One that has come
     /// back meanwhile is spared.
-    pub(super) async fn fence(&self, machine: &MachineName) -> Result<Done, EffectError> {
-        if let Some(back) = self.came_back(machine).await? {
+    pub(super) async fn fence(
+        &self,
+        machine: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        let record: Option<Machine> = self.records.get(machine.as_str()).await?;
+        if let Some(mut back) = self.came_back(machine).await? {
+            if let Some(record) = record.filter(|record| record.fenced) {
+                back.changes.extend(self.accept_at_etcd(&record, order).await?);
+            }
             return Ok(back);
         }
-        let record: Option<Machine> = self.records.get(machine.as_str()).await?;
-        if let Some(record) = record.filter(|record| !record.fenced) {
+        if let Some(record) = record.as_ref().filter(|record| !record.fenced) {
             self.note(RecordChange::Fencing(machine.clone()), &record.cluster)
                 .await?;
         }
@@ -287,8 +294,12 @@ impl World {
                 "the provider has cut its power"
             }
         };
+        let mut changes = vec![format!("machine {machine} is off: {proof}")];
+        if let Some(record) = &record {
+            changes.extend(self.refuse_at_etcd(record, order).await?);
+        }
         Ok(Done {
-            changes: vec![format!("machine {machine} is off: {proof}")],
+            changes,
             records: Vec::new(),
         })
     }
@@ -324,7 +335,11 @@ impl World {
         }
     }
 
-    pub(super) async fn delete_machine(&self, machine: &MachineName) -> Result<Done, EffectError> {
+    pub(super) async fn delete_machine(
+        &self,
+        machine: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
         // Refused at the door before it is killed, so that it cannot come back in between.
         self.expel(machine);
         let record: Option<Machine> = self.records.get(machine.as_str()).await?;
@@ -352,6 +367,9 @@ impl World {
         // Of one that was set aside nothing is left under its name.
         self.provider.delete_machine(machine).await?;
         changes.push(format!("machine {machine} is gone"));
+        if let Some(record) = &record {
+            changes.extend(self.refuse_at_etcd(record, order).await?);
+        }
         Ok(Done {
             changes,
             records: vec![RecordChange::MachineDeleted(machine.clone())],

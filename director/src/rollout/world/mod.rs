@@ -32,6 +32,7 @@ mod registry;
 mod rehearse;
 mod renewal;
 mod restore;
+mod revocation;
 mod rotation;
 mod upgrade;
 
@@ -110,8 +111,8 @@ impl Effects for World {
                 // What removes or only looks at the provider needs nothing of the cluster's secrets or
                 // stemcell, and has to work without them.
                 Action::AttachDisk { disk, machine } => self.attach_disk(disk, machine).await,
-                Action::Fence { machine } => self.fence(machine).await,
-                Action::DeleteMachine { machine } => self.delete_machine(machine).await,
+                Action::Fence { machine } => self.fence(machine, &order).await,
+                Action::DeleteMachine { machine } => self.delete_machine(machine, &order).await,
                 Action::DeleteDisk { disk } => self.delete_disk(disk).await,
                 Action::DeleteEndpoint => self.delete_endpoint(&order.cluster).await,
                 Action::ForgetCluster => Ok(self.forget(&order.cluster)),

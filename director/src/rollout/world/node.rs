@@ -75,6 +75,7 @@ impl World {
         let machine = context.machine(name)?;
         let certificates = self.certificates(context, machine, order).await?;
         let step = configure_step(context, machine, &certificates)?;
+        self.tell_refused(context, machine, order).await?;
         let result = self.send(machine, order, "", Step::Configure(step)).await?;
         let digest = context.configuration(machine)?.whole;
         let mut done = done(result, RecordChange::Configured(name.clone(), digest));
@@ -148,15 +149,28 @@ impl World {
         let certificates =
             machine_certificates(&context.pki, &context.facts, facts, &requests, now)
                 .map_err(|error| EffectError::of(error.class(), &error))?;
-        let mut commit = Commit::default();
-        let issued = (machine.incarnation.0, &certificates);
-        commit.value(
-            Kind::Certificates,
-            machine.name.as_str(),
-            Expect::Any,
-            &issued,
-        );
-        self.records.commit(commit).await?;
+        let write = |commit: &mut Commit| {
+            let issued = (machine.incarnation.0, &certificates);
+            let name = machine.name.as_str();
+            commit.value(Kind::Certificates, name, Expect::Any, &issued);
+        };
+        if machine.role.is_control_plane() {
+            // What was issued before, perhaps by a director that kept no ledger, counts until it expires.
+            let before = self.issued(machine).await?;
+            let (name, incarnation) = (&machine.name, machine.incarnation);
+            let cluster = &context.cluster.spec.name;
+            self.revise(cluster, &context.pki, |ledger, commit| {
+                for certificates in before.iter().chain([&certificates]) {
+                    ledger.note(name, incarnation, certificates);
+                }
+                write(commit);
+            })
+            .await?;
+        } else {
+            let mut commit = Commit::default();
+            write(&mut commit);
+            self.records.commit(commit).await?;
+        }
         Ok(certificates)
     }
 

@@ -16,8 +16,10 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::{ClusterName, Digest, MachineName};
+use windlass_common::step::StepId;
 
 use super::agents::chosen;
+use super::draft::random_u32;
 use super::rotate::RotationOrder;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::kubernetes::pki::{Certificates, Validity};
@@ -185,6 +187,11 @@ impl Inner {
         let cluster = self.cluster(name).await?;
         let machines = self.records.machines_of(name.as_str()).await?;
         let serves = serves(cluster.phase) && cluster.task.is_none();
+        if serves {
+            let (high, low) = (random_u32()?, random_u32()?);
+            let id = StepId(format!("refuses/{high:08x}{low:08x}"));
+            self.world.keep_refusing(name, id).await?;
+        }
         let due = due(
             serves,
             cluster.renewal_tried_at,

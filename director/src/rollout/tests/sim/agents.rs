@@ -13,6 +13,7 @@ use windlass_common::step::{
 use super::{BROKEN, Life, Vm};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::client::ByteStream;
+use crate::kubernetes::render::ETCD_CRL_PATH;
 use crate::provider::Power;
 use crate::rollout::world::{AgentFuture, Agents};
 
@@ -45,6 +46,14 @@ impl Vm {
                     };
                     configure.files.iter().find_map(text)
                 };
+                let list = |file: &&FileSpec| file.path == ETCD_CRL_PATH;
+                if let Some(file) = configure.files.iter().find(list) {
+                    let FileContent::Secret(bytes) = &file.content else {
+                        unreachable!("a list is no text")
+                    };
+                    self.refuses = Some(bytes.expose().to_vec());
+                    return Payload::None;
+                }
                 // A renewal of certificates writes nothing else.
                 if let Some(text) = text("/kubelet.yaml") {
                     self.kubelet = text;
@@ -92,6 +101,7 @@ impl Vm {
                 );
                 let etcd = service.units.iter().any(|unit| unit.unit == "etcd.service");
                 assert!(!etcd || self.mounted, "etcd starts on its disk");
+                assert!(!etcd || self.refuses.is_some(), "etcd would refuse everybody");
                 self.started = true;
                 self.serves = names("kube-apiserver.service");
                 self.api_flags.1.clone_from(&self.api_flags.0);

@@ -67,6 +67,8 @@ pub(crate) struct Vm {
     /// Whether its agent was ever let in.
     connected: bool,
     pub(crate) mounted: bool,
+    /// What its member of etcd refuses, DER.
+    pub(crate) refuses: Option<Vec<u8>>,
     pub(crate) configured: bool,
     pub(crate) started: bool,
     /// Whether its API server runs.
@@ -153,6 +155,9 @@ impl Life {
                 let of = step.strip_suffix(part)?;
                 self.sim.store.entry(Kind::Step, of).map(|_| of)
             });
+        // The list of what etcd refuses has a number.
+        let list = step.rsplit_once("/refuses-").map(|(of, _)| of);
+        let part = part.or(list);
         // A step that asks several machines names each.
         let of_many = step
             .rsplit_once("/spread-trust/")

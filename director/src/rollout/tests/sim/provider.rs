@@ -63,6 +63,7 @@ impl Provider for Life {
                 journal: BTreeMap::new(),
                 connected: false,
                 mounted: false,
+                refuses: None,
                 configured: false,
                 started: false,
                 serves: false,
