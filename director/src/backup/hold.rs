@@ -234,6 +234,11 @@ impl Provider for HeldProvider {
         self.act(&what, |inner| inner.create_disk(name, bytes))
     }
 
+    fn grow_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
+        let what = format!("grow disk {name}");
+        self.act(&what, |inner| inner.grow_disk(name, bytes))
+    }
+
     fn delete_disk<'a>(&'a self, name: &'a DiskName) -> ProviderFuture<'a, ()> {
         let what = format!("delete disk {name}");
         self.act(&what, |inner| inner.delete_disk(name))

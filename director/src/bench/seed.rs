@@ -174,6 +174,7 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         heartbeat: None,
         zone: None,
         proxy_restarted: false,
+        grows_from_mib: None,
         proven: None,
         pinned: false,
         emulates: None,

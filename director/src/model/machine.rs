@@ -63,6 +63,10 @@ pub struct Machine {
     /// Whether the data disk is mounted.
     #[serde(default)]
     pub mounted: bool,
+    /// How large the data disk and the file system on it are known to be, MiB, while they are to grow to what `size`
+    /// says; absent once they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grows_from_mib: Option<u32>,
     /// How far it is.
     pub phase: MachinePhase,
     /// Digest of the configuration that was written.

@@ -165,6 +165,15 @@ pub enum Action {
         #[schema(value_type = String)]
         machine: MachineName,
     },
+    /// Make the data disk as large as is wanted, and the file system on it.
+    GrowDisk {
+        /// The disk.
+        #[schema(value_type = String)]
+        disk: DiskName,
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+    },
     /// Make keys on the machine, sign their certificates, write all configuration.
     Configure {
         /// The machine.
@@ -396,6 +405,7 @@ impl Action {
             | Self::AttachDisk { machine, .. }
             | Self::AwaitAgent { machine }
             | Self::MountDisk { machine }
+            | Self::GrowDisk { machine, .. }
             | Self::Configure { machine }
             | Self::StartComponents { machine }
             | Self::AwaitControlPlane { machine }
@@ -448,6 +458,7 @@ impl Action {
             Self::AttachDisk { .. } => "attach-disk",
             Self::AwaitAgent { .. } => "await-agent",
             Self::MountDisk { .. } => "mount-disk",
+            Self::GrowDisk { .. } => "grow-disk",
             Self::Configure { .. } => "configure",
             Self::StartComponents { .. } => "start-components",
             Self::AwaitControlPlane { .. } => "await-control-plane",

@@ -165,6 +165,7 @@ impl<'a> Checker<'a> {
                 self.needs_machine(step, machine);
             }
             Action::MountDisk { machine }
+            | Action::GrowDisk { machine, .. }
             | Action::RenewCertificates { machine }
             | Action::Configure { machine }
             | Action::StartComponents { machine }
@@ -207,6 +208,11 @@ impl<'a> Checker<'a> {
         self.needs_agent(step, machine);
         let machine = machine.clone();
         match &step.action {
+            Action::GrowDisk { .. } => {
+                // Its member may have to stop for it.
+                self.out_of_endpoint(step, &machine);
+                self.needs_if_planned(step, &Action::MountDisk { machine });
+            }
             Action::StartComponents { .. } => {
                 self.out_of_endpoint(step, &machine);
                 self.has_its_vote(step, &machine);

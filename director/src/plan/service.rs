@@ -131,6 +131,7 @@ impl<'a> Checker<'a> {
                 | Action::AttachDisk { .. }
                 | Action::AwaitAgent { .. }
                 | Action::MountDisk { .. }
+                | Action::GrowDisk { .. }
                 | Action::Configure { .. }
                 | Action::ApplyAddons
                 | Action::DropNode { .. }

@@ -368,6 +368,9 @@ pub fn observe(
         out_of_endpoint: names(machines, |m| m.role.is_control_plane() && !m.serving),
         outside: names(machines, |m| m.role.is_control_plane() && !m.votes()),
         leaving: names(machines, |m| m.is_surplus() && m.is_member()),
+        short_of_disk: names(machines, |m| {
+            m.data_disk.is_some() && m.grows_from_mib.is_some()
+        }),
         promoted: names(machines, |m| {
             m.joined.as_ref().is_some_and(|joined| joined.alone)
         }),

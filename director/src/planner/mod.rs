@@ -167,6 +167,8 @@ pub struct Observed {
     pub leaving: BTreeSet<MachineName>,
     /// Control-plane machines whose member of etcd has joined, and of which nothing else was started yet.
     pub promoted: BTreeSet<MachineName>,
+    /// Machines whose data disk, or the file system on it, is smaller than is wanted.
+    pub short_of_disk: BTreeSet<MachineName>,
     /// Nodes of earlier incarnations whose objects may still be there.
     pub departed: BTreeMap<MachineName, BTreeSet<NodeName>>,
     /// Zones of the machines that are in one, also of those that are to be made.

@@ -64,7 +64,11 @@ impl<'a> Site<'a> {
         let mut needs = BTreeMap::new();
         for (name, wanted) in machines {
             let found = observed.machines.get(name);
-            needs.insert(name, need(name, wanted, found)?);
+            let mut need = need(name, wanted, found)?;
+            if need == Need::Nothing && short_of_disk(observed, name, wanted) {
+                need = Need::Restart;
+            }
+            needs.insert(name, need);
         }
         let lost: BTreeSet<_> = members
             .clone()
@@ -175,6 +179,11 @@ impl<'a> Site<'a> {
             || self.needs.values().any(|need| *need != Need::Nothing)
             || observed.machines.iter().any(due)
     }
+}
+
+/// Whether a machine's data disk has to grow. What is told of its size, such as etcd's quota, is told afterwards.
+fn short_of_disk(observed: &Observed, name: &MachineName, wanted: &DesiredMachine) -> bool {
+    wanted.disk.is_some() && observed.short_of_disk.contains(name)
 }
 
 fn need(
@@ -478,7 +487,9 @@ pub(super) fn prepare(
     let mount =
         machine.disk.is_some() && (steps.has(&machine_key(name, "attach-disk")) || !mounted);
     let configure = usable.is_none_or(|f| f.configured != Some(machine.configuration));
-    let start = mount || usable.is_none_or(|f| f.started != Some(machine.components));
+    let start = mount
+        || short_of_disk(site.observed, name, machine)
+        || usable.is_none_or(|f| f.started != Some(machine.components));
     Ok(Agent {
         mount,
         configure,
@@ -611,6 +622,32 @@ pub(super) fn start_up(
     if !steps.has(&machine_key(name, "await-agent")) {
         await_agent(name, agent.mount, after, steps);
     }
+    let only_member = site.members == 1 && site.machines[name].control_plane();
+    let disrupts = if only_member && site.needs[name] == Need::Restart {
+        Disruption::Api
+    } else {
+        Disruption::Nothing
+    };
+    let wanted = &site.machines[name];
+    if let Some(disk) = &wanted.disk
+        && short_of_disk(site.observed, name, wanted)
+    {
+        steps.add(
+            machine_key(name, "grow-disk"),
+            Action::GrowDisk {
+                disk: disk.clone(),
+                machine: machine(),
+            },
+            "its data disk is smaller than is wanted, and etcd's quota follows its size",
+            Invariant::EtcdQuorum,
+            disrupts,
+            [
+                machine_key(name, "await-agent"),
+                machine_key(name, "mount-disk"),
+                machine_key(name, "move-leader"),
+            ],
+        );
+    }
     if agent.configure {
         steps.add(
             machine_key(name, "configure"),
@@ -620,6 +657,7 @@ pub(super) fn start_up(
             Disruption::Nothing,
             [
                 machine_key(name, "await-agent"),
+                machine_key(name, "grow-disk"),
                 machine_key(name, "add-routes"),
                 // What it is told of members is told once they are.
                 checkpoint_key(members::JOINED),
@@ -627,12 +665,6 @@ pub(super) fn start_up(
             ],
         );
     }
-    let only_member = site.members == 1 && site.machines[name].control_plane();
-    let disrupts = if only_member && site.needs[name] == Need::Restart {
-        Disruption::Api
-    } else {
-        Disruption::Nothing
-    };
     steps.add(
         machine_key(name, "start"),
         Action::StartComponents { machine: machine() },
@@ -642,6 +674,7 @@ pub(super) fn start_up(
         [
             machine_key(name, "await-agent"),
             machine_key(name, "mount-disk"),
+            machine_key(name, "grow-disk"),
             machine_key(name, "configure"),
             machine_key(name, "promote-member"),
             machine_key(name, "move-leader"),

@@ -123,6 +123,11 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// Makes an empty disk of `bytes`. A disk of that name and another size is a conflict.
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView>;
 
+    /// Makes a disk `bytes` large, which is more than it has or as much: its machine sees the new size at once, and what
+    /// is on it stays. What is in it, such as a file system, does not grow with it. Less is [`ProviderError::Invalid`]:
+    /// a disk does not shrink.
+    fn grow_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView>;
+
     /// Destroys a disk and its data. Refused while it is attached; deleting what is not there succeeds.
     fn delete_disk<'a>(&'a self, name: &'a DiskName) -> ProviderFuture<'a, ()>;
 

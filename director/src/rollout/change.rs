@@ -19,6 +19,8 @@ pub enum RecordChange {
     AgentConnected(MachineName),
     /// Its data disk is mounted.
     DiskMounted(MachineName),
+    /// Its data disk is as large as is wanted.
+    DiskGrown(MachineName),
     /// Its configuration was written.
     Configured(MachineName, Digest),
     /// These certificates were written on it.
@@ -122,6 +124,7 @@ pub(super) async fn apply(
             | RecordChange::DiskAttached(name, _)
             | RecordChange::AgentConnected(name)
             | RecordChange::DiskMounted(name)
+            | RecordChange::DiskGrown(name)
             | RecordChange::Configured(name, _)
             | RecordChange::Certified(name, _)
             | RecordChange::Heartbeat(name, _)
@@ -203,6 +206,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
             record.phase = record.phase.max(MachinePhase::Enrolled);
         }
         RecordChange::DiskMounted(_) => record.mounted = true,
+        RecordChange::DiskGrown(_) => record.grows_from_mib = None,
         RecordChange::Configured(_, digest) => record.configured = Some(*digest),
         RecordChange::Certified(_, certified) => record.certified = Some(*certified),
         RecordChange::Heartbeat(_, heartbeat) => record.heartbeat.clone_from(heartbeat),

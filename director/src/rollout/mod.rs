@@ -426,6 +426,8 @@ fn limit(action: &Action) -> Duration {
         Action::RestoreMember { .. } => 1800,
         // Data that a restore without an end has left is removed.
         Action::SetMemberAside { .. } => 300,
+        // A file system of 100 GiB is checked before it grows where it cannot while it is mounted.
+        Action::GrowDisk { .. } => 900,
         // Kubelets look at what they give to pods every minute or two.
         Action::SpreadTrust => 900,
         // Some hundred Secrets a second.
@@ -474,6 +476,7 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::MoveLeader { .. } => true,
         Action::EnsureEndpoint
         | Action::CreateDisk { .. }
+        | Action::GrowDisk { .. }
         | Action::CreateMachine { .. }
         | Action::AttachDisk { .. }
         | Action::Fence { .. }

@@ -67,6 +67,7 @@ pub(crate) fn in_hand(task: &Task, serves: impl Fn(&MachineName) -> bool) -> BTr
 fn begins(action: &Action) -> bool {
     match action {
         Action::CreateDisk { .. }
+        | Action::GrowDisk { .. }
         | Action::CreateMachine { .. }
         | Action::Configure { .. }
         | Action::StartComponents { .. }

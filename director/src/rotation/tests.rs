@@ -187,6 +187,7 @@ fn machine(name: &MachineName) -> Machine {
         heartbeat: None,
         zone: None,
         proxy_restarted: false,
+        grows_from_mib: None,
         proven: None,
         pinned: false,
         emulates: None,

@@ -436,6 +436,11 @@ fn retarget(
         return;
     };
     machine.pinned = false;
+    if machine.data_disk.is_some() && size.disk_mib > machine.size.disk_mib {
+        // Of one that is not made yet, too: its disk may be.
+        machine.grows_from_mib.get_or_insert(machine.size.disk_mib);
+        machine.size.disk_mib = size.disk_mib;
+    }
     let exists = observed.machines.contains_key(&machine.name);
     let left = machine.role.is_control_plane() && !machine.votes();
     if machine.is_surplus() && (!exists || left) {
@@ -494,8 +499,8 @@ fn fixed(now: &ClusterSpec, wanted: &ClusterSpec) -> Vec<FieldFault> {
         now.control_plane.size.disk_mib,
         wanted.control_plane.size.disk_mib,
     );
-    if from != to {
-        let allowed = format!("{from}: data disks do not change their size");
+    if to < from {
+        let allowed = format!("{from} or more: data disks grow and do not shrink");
         faults.push(FieldFault::new("controlPlane.size.diskMib", to, allowed));
     }
     for pool in now
@@ -526,4 +531,27 @@ fn version_step(cluster: &Cluster, to: &str) -> Option<FieldFault> {
         }
     };
     Some(FieldFault::new("kubernetesVersion", to, allowed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::spec;
+    use super::*;
+
+    #[test]
+    fn data_disks_grow_and_do_not_shrink() {
+        let now = spec("demo");
+        let of = |disk_mib: u32| {
+            let mut wanted = now.clone();
+            wanted.control_plane.size.disk_mib = disk_mib;
+            fixed(&now, &wanted)
+        };
+        let has = now.control_plane.size.disk_mib;
+        assert!(of(has).is_empty() && of(has + 1).is_empty());
+        let faults = of(has - 1);
+        assert_eq!(faults.len(), 1);
+        let said = format!("{:?}", faults[0]);
+        assert!(said.contains("controlPlane.size.diskMib"), "{said}");
+        assert!(said.contains("do not shrink"), "{said}");
+    }
 }

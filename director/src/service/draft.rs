@@ -280,6 +280,7 @@ pub(super) fn machine(
         heartbeat: None,
         zone: None,
         proxy_restarted: false,
+        grows_from_mib: None,
         proven: None,
         pinned: false,
         emulates: None,

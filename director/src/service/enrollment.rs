@@ -261,6 +261,7 @@ mod tests {
             heartbeat: None,
             zone: None,
             proxy_restarted: false,
+            grows_from_mib: None,
             proven: None,
             pinned: false,
             emulates: None,

@@ -53,6 +53,7 @@ fn record(of: &MachineIdentity) -> model::Machine {
         heartbeat: None,
         zone: None,
         proxy_restarted: false,
+        grows_from_mib: None,
         proven: None,
         pinned: false,
         emulates: None,

@@ -392,6 +392,7 @@ fn disks(rig: &Rig) -> anyhow::Result<()> {
         &one.name,
         &format!("mkfs.ext4 -q {device} && mount {device} /mnt && echo data > /mnt/file && sync"),
     )?;
+    disk_grows(rig, &one, &attached, bytes)?;
     let busy = rig.wait(provider.detach_disk(&one.name, &disk));
     ensure!(
         matches!(busy, Err(ProviderError::DiskBusy { .. })),
@@ -399,6 +400,45 @@ fn disks(rig: &Rig) -> anyhow::Result<()> {
     );
 
     disk_moves(rig, &one, &two, &attached)
+}
+
+/// A machine that has it mounted sees the new size at once, and the data is as it was.
+fn disk_grows(
+    rig: &Rig,
+    one: &MachineView,
+    attached: &AttachedDisk,
+    bytes: u64,
+) -> anyhow::Result<()> {
+    let (provider, disk) = (rig.provider(), DiskName::new("d1")?);
+    let device = attached.device.display();
+    for _ in 0..2 {
+        let grown = rig.wait(provider.grow_disk(&disk, 2 * bytes))?;
+        ensure!(grown.bytes == 2 * bytes && grown.attached_to.as_ref() == Some(&one.name));
+        ensure!(rig.wait(provider.disks())? == [grown]);
+        let size = rig.says(&one.name, &format!("blockdev --getsize64 {device}"))?;
+        ensure!(size == (2 * bytes).to_string(), "{size}");
+    }
+    ensure!(rig.says(&one.name, "cat /mnt/file")? == "data");
+    for wrong in [bytes, 2 * bytes - 4096, 2 * bytes + 1, u64::MAX] {
+        let refused = rig.wait(provider.grow_disk(&disk, wrong));
+        ensure!(
+            matches!(refused, Err(ProviderError::Invalid { .. })),
+            "{wrong}: {refused:?}"
+        );
+    }
+    let absent = rig.wait(provider.grow_disk(&DiskName::new("d2")?, bytes));
+    ensure!(
+        matches!(absent, Err(ProviderError::NotFound { .. })),
+        "{absent:?}"
+    );
+    // What is on it grows when it is told to.
+    let grow = format!(
+        "umount /mnt && e2fsck -f -p {device} >/dev/null; resize2fs {device} && mount {device} /mnt"
+    );
+    rig.says(&one.name, &grow)?;
+    let larger = "test $(stat -f -c %b /mnt) -gt $((100 * 1024 * 1024 / $(stat -f -c %S /mnt))) && cat /mnt/file";
+    ensure!(rig.says(&one.name, larger)? == "data");
+    Ok(())
 }
 
 /// The data is there after a reboot, on another machine, after the death of its holder.

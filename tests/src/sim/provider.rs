@@ -361,6 +361,15 @@ impl Provider for Life {
         }))
     }
 
+    fn grow_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
+        Box::pin(self.call(move |state| {
+            let disk = state.disks.get_mut(name);
+            let disk = disk.ok_or_else(|| not_found("disk", name.as_str()))?;
+            disk.bytes = disk.bytes.max(bytes);
+            Ok(disk_view(name, disk))
+        }))
+    }
+
     fn delete_disk<'a>(&'a self, name: &'a DiskName) -> ProviderFuture<'a, ()> {
         Box::pin(self.call(move |state| {
             let Some(disk) = state.disks.get(name) else {

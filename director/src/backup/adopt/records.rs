@@ -202,6 +202,7 @@ fn added(difference: &MachineDifference, view: &MachineView, now: Timestamp) -> 
         heartbeat: None,
         proxy_restarted: false,
         zone: of.zone,
+        grows_from_mib: None,
         proven: None,
         pinned: false,
         emulates: None,

@@ -109,6 +109,7 @@ fn machine(text: &str, incarnation: u32, last: u8) -> Machine {
         heartbeat: None,
         zone: None,
         proxy_restarted: false,
+        grows_from_mib: None,
         proven: None,
         pinned: false,
         emulates: None,

@@ -38,7 +38,7 @@ use windlass_common::cluster::ClusterSpec;
 use windlass_common::error::ErrorClass;
 use windlass_common::secret::SecretBytes;
 use windlass_common::step::{
-    ClientFiles, Configure, Disk, Etcd, EtcdAction, EtcdData, EtcdDataAction, EtcdPeer,
+    ClientFiles, Configure, Disk, Etcd, EtcdAction, EtcdData, EtcdDataAction, EtcdPeer, Exec,
     FileContent, FileSpec, KeySpec, Keys,
 };
 
@@ -182,6 +182,29 @@ pub fn disk_step(machine: &MachineFacts, device: &str) -> Option<Disk> {
             mount_path: ETCD_MOUNT_PATH.to_owned(),
         }),
         Role::Worker { .. } => None,
+    }
+}
+
+/// Grows the file system of a control-plane machine's data disk to the size of its device. Where the kernel lets the
+/// machine do that while it is mounted, nothing stops; a system container without `CAP_SYS_RESOURCE` has its member
+/// stopped for it. Asked again, also after it was cut off, it does what is left.
+pub fn grow_step(device: &str) -> Exec {
+    let script = r#"
+device=$1 path=$2
+resize2fs "$device" && exit 0
+mount=$(systemd-escape --path --suffix=mount "$path") || exit 11
+was=$(systemctl is-active etcd.service)
+systemctl stop etcd.service "$mount" || exit 12
+e2fsck -f -p "$device"; found=$?
+# 1: mended what there was.
+if [ "$found" -le 1 ]; then resize2fs "$device"; code=$?; else code=$found; fi
+systemctl start "$mount" || exit 13
+if [ "$was" = active ]; then systemctl start --no-block etcd.service || exit 14; fi
+exit "$code"
+"#;
+    let argv = ["/bin/sh", "-c", script, "grow", device, ETCD_MOUNT_PATH];
+    Exec {
+        argv: argv.map(str::to_owned).into(),
     }
 }
 

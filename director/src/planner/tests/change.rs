@@ -425,6 +425,42 @@ fn components_are_restarted_in_place_one_machine_of_a_pool_at_a_time() {
 }
 
 #[test]
+fn disks_grow_in_place_one_member_after_the_other_before_anything_counts_on_it() {
+    for (members, told) in [(3, true), (3, false), (1, true), (1, false)] {
+        let (mut desired, mut observed) = serving(members, 1);
+        for (machine, wanted) in machines(&mut desired).iter_mut() {
+            if wanted.control_plane() {
+                observed.short_of_disk.insert(machine.clone());
+                if !told {
+                    wanted.configuration = Digest::of(b"other");
+                    wanted.components = Digest::of(b"other");
+                }
+            }
+        }
+        let plan = checked(&desired, &observed);
+        assert!(all_of(&plan, "delete").is_empty(), "in place");
+        assert_eq!(all_of(&plan, "grow-disk").len(), members);
+        for i in 0..members {
+            let grow = format!("machine/c-cp-{i}/grow-disk");
+            let start = format!("machine/c-cp-{i}/start");
+            assert!(after(&plan, &start).contains(&grow.as_str()));
+            if !told {
+                let configure = format!("machine/c-cp-{i}/configure");
+                assert!(after(&plan, &configure).contains(&grow.as_str()));
+            }
+        }
+        if members > 1 {
+            let leaves = after(&plan, "machine/c-cp-1/leave-endpoint");
+            assert!(leaves.contains(&"machine/c-cp-0/await-node"), "{leaves:?}");
+        }
+        let grown = plan;
+        carry_out(&desired, &mut observed, &grown, &[0], usize::MAX);
+        assert!(observed.short_of_disk.is_empty());
+        assert!(super::plan(&desired, &observed).unwrap().steps.is_empty());
+    }
+}
+
+#[test]
 fn quorum_is_not_spent_on_a_change() {
     let (mut desired, mut observed) = serving(3, 0);
     reborn(&mut desired, "c-cp-0", "1.37.2");

@@ -118,6 +118,11 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             assert_eq!(observed.disks[&data].attached_to.as_ref(), Some(machine));
             observed.machines.get_mut(machine).unwrap().mounted = true;
         }
+        Action::GrowDisk { machine, disk } => {
+            assert!(observed.machines[machine].mounted);
+            assert_eq!(observed.disks[disk].attached_to.as_ref(), Some(machine));
+            observed.short_of_disk.remove(machine);
+        }
         Action::AddRoutes { machine } => {
             let found = observed.machines.get_mut(machine).unwrap();
             assert!(found.complete);
@@ -142,6 +147,10 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
         }
         Action::StartComponents { machine } => {
             let wanted = wanted(machine);
+            assert!(
+                !observed.short_of_disk.contains(machine),
+                "etcd may fill its disk"
+            );
             let found = observed.machines.get_mut(machine).unwrap();
             assert!(
                 wanted.disk.is_none() || found.mounted,

@@ -140,6 +140,11 @@ impl Provider for LocalProvider {
         self.blocking(move |inner| inner.create_disk(&name, bytes))
     }
 
+    fn grow_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
+        let name = name.clone();
+        self.blocking(move |inner| inner.grow_disk(&name, bytes))
+    }
+
     fn delete_disk<'a>(&'a self, name: &'a DiskName) -> ProviderFuture<'a, ()> {
         let name = name.clone();
         self.blocking(move |inner| inner.delete_disk(&name))

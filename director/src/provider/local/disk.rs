@@ -121,6 +121,39 @@ pub(crate) fn create(layout: &Layout, name: &DiskName, bytes: u64) -> Result<Dis
     Ok(disk)
 }
 
+/// Makes the image larger and has its devices see it, then the record: what was cut off in between is done again by
+/// the next call, and an image that is larger than its record is harmless.
+pub(crate) fn grow(layout: &Layout, disk: Disk, bytes: u64) -> Result<Disk, ProviderError> {
+    let image = image_path(layout, &disk.name);
+    let grow = || -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(&image)?;
+        // Never less than there is, whatever the record says.
+        if file.metadata()?.len() < bytes {
+            file.set_len(bytes)?;
+        }
+        file.sync_all()
+    };
+    grow().what(|| {
+        format!(
+            "cannot make disk image {} of {bytes} bytes larger",
+            image.display()
+        )
+    })?;
+    let deadline = Instant::now() + LOOP_LIMIT;
+    for device in loops(|file| file == image)? {
+        let mut command = Command::new("losetup");
+        command.arg("--set-capacity").arg(&device.path);
+        run(
+            &mut command,
+            &format!("growing disk {}", disk.name),
+            deadline,
+        )?;
+    }
+    let grown = Disk { bytes, ..disk };
+    save(layout, &grown)?;
+    Ok(grown)
+}
+
 /// Removes record and image.
 pub(crate) fn destroy(layout: &Layout, name: &DiskName) -> Result<(), ProviderError> {
     remove_file(&record_path(layout, name))?;

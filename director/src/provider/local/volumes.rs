@@ -21,6 +21,17 @@ impl From<Disk> for DiskView {
     }
 }
 
+fn check_size(bytes: u64) -> Result<(), ProviderError> {
+    if (DISK_BYTES_MIN..=DISK_BYTES_MAX).contains(&bytes) && bytes.is_multiple_of(4096) {
+        return Ok(());
+    }
+    Err(ProviderError::Invalid {
+        what: "disk size",
+        value: bytes.to_string(),
+        allowed: format!("{DISK_BYTES_MIN} to {DISK_BYTES_MAX} bytes, a multiple of 4096"),
+    })
+}
+
 impl Inner {
     fn disk_alone<T>(&self, name: &DiskName, work: impl FnOnce() -> T) -> T {
         self.busy.alone(format!("disk/{name}"), work)
@@ -39,13 +50,7 @@ impl Inner {
         name: &DiskName,
         bytes: u64,
     ) -> Result<DiskView, ProviderError> {
-        if !(DISK_BYTES_MIN..=DISK_BYTES_MAX).contains(&bytes) || !bytes.is_multiple_of(4096) {
-            return Err(ProviderError::Invalid {
-                what: "disk size",
-                value: bytes.to_string(),
-                allowed: format!("{DISK_BYTES_MIN} to {DISK_BYTES_MAX} bytes, a multiple of 4096"),
-            });
-        }
+        check_size(bytes)?;
         self.disk_alone(name, || {
             make_dir(&self.layout.disks(), 0o700)?;
             match disk::load(&self.layout, name)? {
@@ -58,6 +63,22 @@ impl Inner {
                 }),
                 None => disk::create(&self.layout, name, bytes).map(DiskView::from),
             }
+        })
+    }
+
+    /// See [`crate::provider::Provider::grow_disk`].
+    pub(super) fn grow_disk(&self, name: &DiskName, bytes: u64) -> Result<DiskView, ProviderError> {
+        check_size(bytes)?;
+        self.disk_alone(name, || {
+            let disk = self.disk(name)?;
+            if bytes < disk.bytes {
+                return Err(ProviderError::Invalid {
+                    what: "disk size",
+                    value: bytes.to_string(),
+                    allowed: format!("{} bytes or more: disk {name} does not shrink", disk.bytes),
+                });
+            }
+            disk::grow(&self.layout, disk, bytes).map(DiskView::from)
         })
     }
 

@@ -281,6 +281,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             heartbeat: None,
             zone: None,
             proxy_restarted: false,
+            grows_from_mib: None,
             proven: None,
             pinned: false,
             emulates: None,

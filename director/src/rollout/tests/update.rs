@@ -36,6 +36,28 @@ impl Rig {
         order(&director, TaskKind::UpdateCluster, &desired, commit, 2).await
     }
 
+    /// A cluster in service, and the order to make the data disk of its control plane larger.
+    async fn order_growth(&self) -> TaskId {
+        let create = self.order_create().await;
+        self.run(&create, usize::MAX, Stop::No).await.unwrap();
+        let director = self.immortal().await;
+        let mut commit = Commit::default();
+        let mut cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
+        let mut machines = director.records.machines_of("demo").await.unwrap();
+        let size = &mut cluster.spec.control_plane.size;
+        size.disk_mib *= 2;
+        commit.put(&cluster).unwrap();
+        for machine in machines.iter_mut().filter(|m| m.data_disk.is_some()) {
+            machine.grows_from_mib = Some(machine.size.disk_mib);
+            machine.size.disk_mib *= 2;
+            commit.put(machine).unwrap();
+        }
+        director.records.commit(commit).await.unwrap();
+        let desired = director.world.desired(&cluster, &machines).unwrap();
+        let none = Commit::default();
+        order(&director, TaskKind::UpdateCluster, &desired, none, 2).await
+    }
+
     /// A cluster in service, and the order to tell its worker's kubelet this besides.
     async fn order_settings(&self, kubelet: &KubeletSettings, number: u64) -> TaskId {
         let director = self.immortal().await;
@@ -92,7 +114,10 @@ impl Rig {
             let refused = refused(state.machines[&machine.name].refuses.as_ref().unwrap());
             let gone = usize::try_from(machine.incarnation.0 - 1).unwrap();
             assert!(refused.len() >= 3 * gone, "{refused:?}");
-            let certificates = self.sim.store.entry(Kind::Certificates, machine.name.as_str());
+            let certificates = self
+                .sim
+                .store
+                .entry(Kind::Certificates, machine.name.as_str());
             let (_, certificates): (u32, Certificates) =
                 serde_json::from_slice(&certificates.unwrap().body).unwrap();
             for (name, pem) in certificates {
@@ -134,6 +159,27 @@ async fn an_update_that_dies_at_any_point_ends_the_same() {
     })
     .await;
     assert!(points > 80, "only {points} points");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_grows_in_place_whenever_the_director_dies() {
+    let points = at_every_point(async |dies_at| {
+        let rig = Rig::new();
+        let task = rig.order_growth().await;
+        let (through, task) = rig.through_death(&task, dies_at, Stop::No).await;
+        assert_eq!(task.state, TaskState::Succeeded, "{:?}", task.error);
+        let (_, machines) = rig.settled().await;
+        assert!(machines.iter().all(|m| m.incarnation == Incarnation(1)));
+        assert!(machines.iter().all(|m| m.grows_from_mib.is_none()));
+        let state = rig.sim.state.lock().unwrap();
+        for machine in machines.iter().filter(|m| m.data_disk.is_some()) {
+            let disk = &state.disks[machine.data_disk.as_ref().unwrap()];
+            assert_eq!(disk.bytes, u64::from(machine.size.disk_mib) << 20);
+        }
+        through
+    })
+    .await;
+    assert!(points > 10, "only {points} points");
 }
 
 #[tokio::test(start_paused = true)]

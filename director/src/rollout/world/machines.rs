@@ -7,10 +7,12 @@ use windlass_common::id::{ClusterName, DiskName, MachineName};
 use windlass_common::limits::ENROLLMENT_TOKEN_LIFE;
 use windlass_common::secret::Secret;
 use windlass_common::settings::Settings;
+use windlass_common::step::{Payload, Step};
 
 use super::context::ClusterContext;
 use super::{Done, EffectError, RecordChange, StepOrder, World};
 use crate::backup::adopt;
+use crate::kubernetes::render;
 use crate::model::{Cluster, Machine, MachinePhase, Timestamp};
 use crate::pki::EnrollmentToken;
 use crate::planner::inputs;
@@ -102,6 +104,51 @@ impl World {
         Ok(Done {
             changes: vec![format!("disk {disk} of {} MiB", bytes / MIB)],
             records: Vec::new(),
+        })
+    }
+
+    /// Makes a disk larger at the provider, then the file system on it.
+    pub(super) async fn grow_disk(
+        &self,
+        context: &ClusterContext,
+        disk: &DiskName,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Done, EffectError> {
+        let machine = context.machine(name)?;
+        let device = machine.data_device.as_deref().ok_or_else(|| {
+            EffectError::new(
+                ErrorClass::Bug,
+                format!("the device of the data disk of {name} is not known"),
+            )
+        })?;
+        let bytes = u64::from(machine.size.disk_mib) * MIB;
+        self.provider.grow_disk(disk, bytes).await?;
+        let step = Step::Exec(render::grow_step(device));
+        let result = self.send(machine, order, "", step).await?;
+        let Payload::Exit(code) = result.payload else {
+            return Err(EffectError::new(
+                ErrorClass::Bug,
+                format!("{name} does not say how growing its file system has ended"),
+            ));
+        };
+        if code != 0 {
+            return Err(EffectError::new(
+                ErrorClass::Operator,
+                format!(
+                    "disk {disk} has {} MiB now, but the file system on it did not grow (exit code {code}); look at \
+                     `windlass node exec {name} -- resize2fs {device}`, then order the change again",
+                    machine.size.disk_mib
+                ),
+            ));
+        }
+        let changes = vec![format!(
+            "disk {disk} and its file system have {} MiB",
+            machine.size.disk_mib
+        )];
+        Ok(Done {
+            changes,
+            records: vec![RecordChange::DiskGrown(name.clone())],
         })
     }
 
@@ -265,7 +312,8 @@ impl World {
         let record: Option<Machine> = self.records.get(machine.as_str()).await?;
         if let Some(mut back) = self.came_back(machine).await? {
             if let Some(record) = record.filter(|record| record.fenced) {
-                back.changes.extend(self.accept_at_etcd(&record, order).await?);
+                back.changes
+                    .extend(self.accept_at_etcd(&record, order).await?);
             }
             return Ok(back);
         }

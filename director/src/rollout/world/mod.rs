@@ -135,6 +135,7 @@ impl Effects for World {
                 | Action::CreateMachine { .. }
                 | Action::AwaitAgent { .. }
                 | Action::MountDisk { .. }
+                | Action::GrowDisk { .. }
                 | Action::Configure { .. }
                 | Action::StartComponents { .. }
                 | Action::AwaitControlPlane { .. }
@@ -226,6 +227,9 @@ impl World {
             Action::CreateMachine { machine } => self.create_machine(context, machine).await,
             Action::AwaitAgent { machine } => self.await_agent(context, machine, order.limit).await,
             Action::MountDisk { machine } => self.mount_disk(context, machine, order).await,
+            Action::GrowDisk { disk, machine } => {
+                self.grow_disk(context, disk, machine, order).await
+            }
             Action::Configure { machine } => {
                 let mut done = self.configure(context, machine, order).await?;
                 done.records.extend(self.heartbeat(context, machine).await?);

@@ -221,6 +221,15 @@ impl Provider for Life {
         }))
     }
 
+    fn grow_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
+        Box::pin(self.effect(move |state| {
+            let disk = state.disks.get_mut(name).unwrap();
+            assert!(bytes >= disk.bytes, "a disk does not shrink");
+            disk.bytes = bytes;
+            Ok(disk.clone())
+        }))
+    }
+
     fn delete_disk<'a>(&'a self, name: &'a DiskName) -> ProviderFuture<'a, ()> {
         Box::pin(self.effect(move |state| {
             let gone = state.disks.remove(name);
