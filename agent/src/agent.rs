@@ -33,6 +33,7 @@ use windlass_common::wire::message::Tune2;
 
 use crate::artifacts::ArtifactStore;
 use crate::conditions;
+use crate::fence;
 use crate::history::{History, HistoryError};
 use crate::host::tree::TreeError;
 use crate::host::{Host, STATE_DIR};
@@ -135,6 +136,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let link = Link::new(settings, paths(&host))
         .sharing(store.clone(), listen)
         .rereading(reread(host.clone(), sources));
+    let director = link.handle();
     let (watched, watched_receiver) = watch::channel(history.units());
     let (leave, mut leaving) = watch::channel(false);
     let context = Context {
@@ -170,6 +172,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             unit_watch::run(watched_receiver, states),
             observer.run(states_receiver, tuned, changed),
             agent.runner.restore(),
+            fence::run(&host, director),
             give_way(&host, &agent.runner.context().units, told),
             keep_watchdog_quiet(&notify),
         )

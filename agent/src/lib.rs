@@ -10,6 +10,7 @@
 //! | [`steps`] | one file for each kind of step |
 //! | `session` | followed logs, shells, usage: for as long as somebody watches |
 //! | [`host`], [`units`] | files and subprocesses; systemd over D-Bus |
+//! | `fence` | a worker that alone is cut off ends its pods |
 //! | [`vitals`], [`report`] | what the machine looks like |
 //! | [`notify`], [`allocator`] | systemd is told that the agent lives; it stays small |
 
@@ -17,6 +18,7 @@ pub mod agent;
 pub mod allocator;
 pub mod artifacts;
 mod conditions;
+mod fence;
 pub mod history;
 pub mod host;
 pub mod link;

@@ -156,6 +156,27 @@ pub struct PoolSpec {
     /// How its machines are taken out of service for a change.
     #[serde(default)]
     pub update: UpdatePolicy,
+    /// Whether a machine that alone is cut off ends its pods; it does not when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_fence: Option<SelfFence>,
+}
+
+/// When a worker that alone is cut off ends its pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SelfFence {
+    /// How long neither the director nor an API server has to have been heard, seconds, [`SELF_FENCE_SECONDS`].
+    pub after_seconds: u32,
+}
+
+/// Seconds of [`SelfFence`]: from well above what a restart of a director or a handover of leaders takes to an hour.
+pub const SELF_FENCE_SECONDS: std::ops::RangeInclusive<u32> = 30..=3600;
+
+impl Default for SelfFence {
+    /// Two minutes: three times as long as Kubernetes takes to call a node NotReady.
+    fn default() -> Self {
+        Self { after_seconds: 120 }
+    }
 }
 
 /// How many machines of a pool a change may take at once.

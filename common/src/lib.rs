@@ -8,6 +8,7 @@ pub mod clock;
 pub mod cluster;
 pub mod condition;
 pub mod error;
+pub mod fence;
 pub mod gate;
 pub mod id;
 pub mod journal;

@@ -21,6 +21,18 @@ const PURPOSE: &[u8] = b"windlass probe answer 1\0";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Nonce(pub [u8; 16]);
 
+impl Nonce {
+    /// A new one, out of the operating system's randomness.
+    ///
+    /// # Errors
+    /// It gave none.
+    pub fn random() -> Result<Nonce, aws_lc_rs::error::Unspecified> {
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes)?;
+        Ok(Nonce(bytes))
+    }
+}
+
 /// What the agent that answers signs: the question, who answers, and who asked it.
 pub fn statement(nonce: Nonce, answers: &MachineIdentity, asks: &MachineIdentity) -> Vec<u8> {
     let name = |identity: &MachineIdentity| Digest::of(identity.to_string().as_bytes());

@@ -169,6 +169,8 @@ fn probes(golden: &mut Golden) {
     });
     golden.pin(Echo { nonce });
     golden.pin(answer);
+    golden.pin(DirectorAsk { nonce });
+    golden.pin(DirectorAnswer { nonce, heard: true });
 }
 
 fn control(golden: &mut Golden) {

@@ -60,13 +60,17 @@ pub(super) fn after(silence: Silence, peers: &[Peer]) -> Decision {
 mod tests {
     use super::*;
 
+    /// After how long it is wanted, seconds of silence of the director and of API servers, whether it was done, what
+    /// peers say, and what follows.
+    type Case<'a> = (Option<Duration>, u64, u64, bool, &'a [Peer], Decision);
+
     #[test]
     fn only_a_worker_that_is_cut_off_alone_and_for_long_ends_its_pods() {
         use Peer::{HearsDirector as Yes, HearsNobody as No, Silent};
         let s = Duration::from_secs;
         let on = Some(s(60));
         #[rustfmt::skip] // one case per line
-        let cases: [(Option<Duration>, u64, u64, bool, &[Peer], Decision); 13] = [
+        let cases: [Case<'_>; 13] = [
             // wanted, director, API, done, peers, decision
             (None, 9999, 9999, false, &[Yes],             Decision::Wait),
             (on,      0,    0, false, &[Yes],             Decision::Wait),

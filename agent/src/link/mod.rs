@@ -46,7 +46,7 @@ use windlass_common::settings::Settings;
 use windlass_common::wire::message::PeerFailure;
 
 use crate::artifacts::ArtifactStore;
-use crate::peer::{Peers, Sharing};
+use crate::peer::{PeerError, Peers, Sharing};
 
 pub use artifact::{ArtifactStream, FetchError, Origin};
 pub use enroll::EnrollError;
@@ -222,6 +222,11 @@ impl LinkHandle {
     /// The protocol version agreed on with the director, while there is a connection.
     pub fn protocol(&self) -> Option<u16> {
         self.current.borrow().as_ref().map(|live| live.protocol)
+    }
+
+    /// Whether the machine of this cluster at an address hears the director.
+    pub(crate) async fn peer_hears_director(&self, at: SocketAddr) -> Result<bool, PeerError> {
+        self.peers.hears_director(at).await
     }
 
     /// Whether there is a connection now.

@@ -125,7 +125,11 @@ pub(super) async fn run(
     };
     let share = async {
         match &link.sharing {
-            Some(sharing) => peer::serve(sharing, &store, &me).await,
+            Some(sharing) => {
+                let current = link.current.subscribe();
+                let hears = move || current.borrow().is_some();
+                peer::serve(sharing, &store, &me, hears).await
+            }
             None => std::future::pending().await,
         }
     };

@@ -9,12 +9,14 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::Digest;
 use windlass_common::limits::{ENROLL_FRAME_BYTES_MAX, PEER_CONNECT_TIMEOUT, PEER_IDLE_TIMEOUT};
 use windlass_common::pki::MachineIdentity;
+use windlass_common::probe::Nonce;
 use windlass_common::tls::{PEER_NAME, TlsError};
 use windlass_common::transport;
 use windlass_common::wire::frame::{self, FrameError};
 use windlass_common::wire::message::{
     ArtifactHeader, ArtifactRequest, Body, PeerFault, PeerOffer, Refusal,
 };
+use windlass_common::wire::probe::{DirectorAnswer, DirectorAsk};
 
 use super::other_end;
 use crate::link::{IdentityError, IdentityStore};
@@ -40,6 +42,8 @@ pub(crate) enum PeerError {
     OtherMachine(SocketAddr),
     #[error("the request or its answer broke off")]
     Frame(#[source] FrameError),
+    #[error("the operating system gave no random bytes")]
+    Random,
     #[error("the peer does not give it: {0}")]
     Refused(String),
     #[error("the peer says that it has {got} bytes, the director says {want}")]
@@ -60,6 +64,7 @@ impl PeerError {
             | PeerError::Address(..)
             | PeerError::Handshake(..)
             | PeerError::TooSlow(_)
+            | PeerError::Random
             | PeerError::OtherMachine(_) => PeerFault::Unreachable,
         }
     }
@@ -71,6 +76,7 @@ impl PeerError {
             PeerError::Tls(source) => source.class(),
             PeerError::OtherMachine(_) | PeerError::Length { .. } => ErrorClass::Operator,
             PeerError::NoIdentity
+            | PeerError::Random
             | PeerError::Socket(_)
             | PeerError::Address(..)
             | PeerError::Handshake(..)
@@ -118,12 +124,53 @@ impl Peers {
         })
     }
 
+    /// Asks whichever machine of this cluster is at an address whether it hears the director.
+    pub(crate) async fn hears_director(&self, address: SocketAddr) -> Result<bool, PeerError> {
+        let (_endpoint, connection) = self.dial(address).await?;
+        let mine = |who: MachineIdentity| {
+            who.director == self.me.director && who.cluster == self.me.cluster
+        };
+        if !other_end(&connection).is_some_and(mine) {
+            return Err(PeerError::OtherMachine(address));
+        }
+        let nonce = Nonce::random().map_err(|_| PeerError::Random)?;
+        let (mut send, mut recv) = connection
+            .open_bi()
+            .await
+            .map_err(|error| PeerError::Frame(FrameError::Io(error.into())))?;
+        frame::write(&mut send, &DirectorAsk { nonce })
+            .await
+            .map_err(PeerError::Frame)?;
+        // Fails only if the connection is gone, which the read reports.
+        let _ = send.finish();
+        let answer: DirectorAnswer = frame::expect(&mut recv, ENROLL_FRAME_BYTES_MAX)
+            .await
+            .map_err(PeerError::Frame)?;
+        Ok(answer.heard && answer.nonce == nonce)
+    }
+
     /// Connects with the machine that is named in the offer, and no other.
     pub(super) async fn connect(
         &self,
         offer: &PeerOffer,
     ) -> Result<(quinn::Endpoint, quinn::Connection), PeerError> {
-        let address = offer.address;
+        let (endpoint, connection) = self.dial(offer.address).await?;
+        let expected = MachineIdentity {
+            machine: offer.machine.clone(),
+            incarnation: offer.incarnation,
+            ..self.me.clone()
+        };
+        if other_end(&connection).as_ref() != Some(&expected) {
+            return Err(PeerError::OtherMachine(offer.address));
+        }
+        Ok((endpoint, connection))
+    }
+
+    /// Connects with whoever shows a certificate of this director.
+    async fn dial(
+        &self,
+        address: SocketAddr,
+    ) -> Result<(quinn::Endpoint, quinn::Connection), PeerError> {
         // Read anew each time: a renewal or a new root counts at once.
         let identity = IdentityStore::open(&self.identity_dir)
             .and_then(|store| store.saved(&self.me))
@@ -143,14 +190,6 @@ impl Peers {
             .await
             .map_err(|_| PeerError::TooSlow(address))?
             .map_err(|source| PeerError::Handshake(address, source))?;
-        let expected = MachineIdentity {
-            machine: offer.machine.clone(),
-            incarnation: offer.incarnation,
-            ..self.me.clone()
-        };
-        if other_end(&connection).as_ref() != Some(&expected) {
-            return Err(PeerError::OtherMachine(address));
-        }
         Ok((endpoint, connection))
     }
 }

@@ -34,7 +34,7 @@ use crate::artifacts::ArtifactStore;
 use grants::Grants;
 
 pub(crate) use client::{PeerError, Peers, Served};
-pub(crate) use probe::Probes;
+pub(crate) use probe::{Probes, greet};
 pub(crate) use server::serve;
 
 /// What a machine shares with its peers, and with whom.

@@ -132,6 +132,7 @@ async fn agent(peers: &Peers, ask: &ProbeAsk) -> Result<EchoAnswer, Hopeless> {
             PeerError::OtherMachine(_) => return Err(Hopeless::OtherMachine),
             PeerError::Identity(_)
             | PeerError::NoIdentity
+            | PeerError::Random
             | PeerError::Tls(_)
             | PeerError::Socket(_)
             | PeerError::Address(..) => {
@@ -161,7 +162,7 @@ async fn echo(peers: &Peers, offer: &PeerOffer, ask: &ProbeAsk) -> Result<EchoAn
 }
 
 /// Returns once somebody at the address has finished a TLS handshake, however often that takes.
-async fn greet(address: SocketAddr) {
+pub(crate) async fn greet(address: SocketAddr) {
     let tls = match liveness_client() {
         Ok(tls) => TlsConnector::from(Arc::new(tls)),
         Err(error) => {

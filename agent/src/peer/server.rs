@@ -27,7 +27,7 @@ use windlass_common::wire::frame::{self, FrameError};
 use windlass_common::wire::message::{
     ArtifactHeader, ArtifactRequest, ArtifactsHeld, Body, Refusal, RefusalCode,
 };
-use windlass_common::wire::probe::Echo;
+use windlass_common::wire::probe::{DirectorAnswer, DirectorAsk, Echo};
 
 use super::grants::Grants;
 use super::{Sharing, other_end};
@@ -69,6 +69,7 @@ pub(crate) async fn serve(
     sharing: &Sharing,
     identities: &IdentityStore,
     me: &MachineIdentity,
+    hears_director: impl Fn() -> bool + Send + Sync + Clone + 'static,
 ) -> Infallible {
     let mut written = identities.written();
     loop {
@@ -76,7 +77,8 @@ pub(crate) async fn serve(
         match settings(identities, me) {
             Ok(Some((server, identity))) => match bind(sharing, server) {
                 Ok(endpoint) => {
-                    let serving = Serving::new(sharing, me, identity);
+                    let hears = Box::new(hears_director.clone());
+                    let serving = Serving::new(sharing, me, identity, hears);
                     return accept(sharing, identities, serving, endpoint, written).await;
                 }
                 Err(error) => {
@@ -188,6 +190,8 @@ struct Serving {
     store: ArtifactStore,
     grants: watch::Receiver<Grants>,
     pace: Pace,
+    /// Whether this agent hears its director.
+    hears_director: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 async fn connection(
@@ -230,13 +234,19 @@ async fn connection(
 }
 
 impl Serving {
-    fn new(sharing: &Sharing, me: &MachineIdentity, identity: Identity) -> Serving {
+    fn new(
+        sharing: &Sharing,
+        me: &MachineIdentity,
+        identity: Identity,
+        hears_director: Box<dyn Fn() -> bool + Send + Sync>,
+    ) -> Serving {
         Serving {
             me: me.clone(),
             identity: watch::Sender::new(Arc::new(identity)),
             store: sharing.store.clone(),
             grants: sharing.grants.subscribe(),
             pace: Pace::new(PEER_SERVE_BYTES_PER_S),
+            hears_director,
         }
     }
 
@@ -254,6 +264,16 @@ impl Serving {
         if first.kind == Echo::KIND {
             let Echo { nonce } = first.body().map_err(ServeError::Frame)?;
             return self.echo(who, nonce, send).await;
+        }
+        if first.kind == DirectorAsk::KIND {
+            let DirectorAsk { nonce } = first.body().map_err(ServeError::Frame)?;
+            let heard = (self.hears_director)();
+            frame::write(send, &DirectorAnswer { nonce, heard })
+                .await
+                .map_err(ServeError::Frame)?;
+            // Fails only if the peer has gone.
+            let _ = send.finish();
+            return Ok(());
         }
         let request: ArtifactRequest = first.body().map_err(ServeError::Frame)?;
         if !self.granted(who, request.digest).await {

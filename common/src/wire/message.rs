@@ -82,6 +82,8 @@ bodies! {
     0x00A1 => probe::ProbeAnswer,
     0x00A2 => probe::Echo,
     0x00A3 => probe::EchoAnswer,
+    0x00A4 => probe::DirectorAsk,
+    0x00A5 => probe::DirectorAnswer,
     0x0100 => StepHeader,
     0x0101 => Progress,
     0x0102 => StepResult,

@@ -58,6 +58,23 @@ pub struct Echo {
     pub nonce: Nonce,
 }
 
+/// Asks the agent of a machine of the same cluster whether it hears its director. An agent of a release that does not
+/// know the question resets the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectorAsk {
+    /// Tells this question from all others; random.
+    pub nonce: Nonce,
+}
+
+/// Whether it does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectorAnswer {
+    /// Of the question.
+    pub nonce: Nonce,
+    /// Whether its link is up: something was heard within [`crate::limits::LINK_IDLE_TIMEOUT`].
+    pub heard: bool,
+}
+
 /// Shows that an agent runs: its signature of [`crate::probe::statement`], which the machine that asked
 /// cannot make itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use windlass_common::cluster::{ClusterSpec, KubeletSettings, NODE_POD_PREFIX};
+use windlass_common::cluster::{ClusterSpec, KubeletSettings, NODE_POD_PREFIX, SelfFence};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{MachineName, NodeName, PoolName, ZoneName};
 
@@ -155,6 +155,14 @@ impl Default for Images {
 }
 
 impl ClusterFacts {
+    /// Whether a machine that alone is cut off ends its pods: never one of the control plane.
+    pub fn self_fence(&self, machine: &MachineFacts) -> Option<SelfFence> {
+        match &machine.role {
+            Role::ControlPlane => None,
+            Role::Worker { pool } => self.spec.pools.get(pool)?.self_fence,
+        }
+    }
+
     /// The first address of the Service network: the `kubernetes` Service.
     pub fn api_service_address(&self) -> Ipv4Addr {
         service_address(self.spec.network.service_cidr, 1)

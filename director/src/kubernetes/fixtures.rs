@@ -74,6 +74,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
                     labels,
                     kubelet: BTreeMap::new(),
                     update: Default::default(),
+                    self_fence: None,
                 },
             )]),
             network,

@@ -194,7 +194,12 @@ impl<'a> Configurations<'a> {
             components["secrets"] = json!(facts.secrets.control_plane);
         }
         let components = Digest::of(components.to_string().as_bytes());
-        let whole = json!([components, self.peers, self.servers]).to_string();
+        let mut whole = json!([components, self.peers, self.servers]);
+        // The same for those that do not end their own pods. Nothing restarts for it: agents read it when it matters.
+        if let (Some(self_fence), Some(whole)) = (facts.self_fence(machine), whole.as_array_mut()) {
+            whole.push(json!(self_fence));
+        }
+        let whole = whole.to_string();
         let labels = addons::node_patch(facts, machine).to_string();
         Configuration {
             whole: Digest::of(whole.as_bytes()),

@@ -71,6 +71,7 @@ pub(super) fn spec(name: &str) -> ClusterSpec {
         labels: BTreeMap::new(),
         kubelet: BTreeMap::new(),
         update: Default::default(),
+        self_fence: None,
     };
     ClusterSpec {
         name: ClusterName::new(name).unwrap(),

@@ -16,6 +16,7 @@ mod kubelet;
 mod maintenance;
 mod network;
 mod raw;
+mod self_fence;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -33,7 +34,7 @@ pub use fault::{Faults, shown};
 pub use raw::{
     INPUT_BYTES_MAX, RawBackup, RawClusterSpec, RawControlPlane, RawDrain, RawFreeze, RawGate,
     RawHttpGate, RawJobGate, RawMachineSize, RawMaintenance, RawNetwork, RawPool, RawPromqlGate,
-    RawServicePort, RawUpdatePolicy, RawWindow, from_text,
+    RawSelfFence, RawServicePort, RawUpdatePolicy, RawWindow, from_text,
 };
 
 pub(crate) use fields::Fields;
@@ -266,6 +267,7 @@ fn pools(fields: &mut Fields<'_>, faults: &mut Faults) -> BTreeMap<PoolName, Poo
                 labels: BTreeMap::new(),
                 kubelet: BTreeMap::new(),
                 update: UpdatePolicy::default(),
+                self_fence: None,
             };
             pools.insert(name, pool);
         }
@@ -307,6 +309,7 @@ fn pool(value: &Value, path: &str, faults: &mut Faults) -> Option<PoolSpec> {
     let labels = labels(&mut fields, faults);
     let kubelet = kubelet::parse(&mut fields, faults);
     let update = update::parse(&mut fields, faults);
+    let self_fence = self_fence::parse(&mut fields, faults);
     fields.close(faults);
     Some(PoolSpec {
         count: count?,
@@ -314,6 +317,7 @@ fn pool(value: &Value, path: &str, faults: &mut Faults) -> Option<PoolSpec> {
         labels,
         kubelet,
         update: update?,
+        self_fence: self_fence?,
     })
 }
 

@@ -293,6 +293,20 @@ pub struct RawPool {
     /// How its machines are taken out of service for a change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<RawUpdatePolicy>,
+    /// Whether a machine that alone is cut off ends its pods; it does not when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub self_fence: Option<RawSelfFence>,
+}
+
+/// When a worker ends its own pods by a restart: neither director nor API servers were heard for so long, and another
+/// machine of the cluster still hears the director.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawSelfFence {
+    /// Seconds, 30 to 3600; 120 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 30, maximum = 3600, example = 120)]
+    pub after_seconds: Option<u32>,
 }
 
 /// How a pool's machines are taken out of service for a change. Amounts are numbers of machines, or

@@ -26,6 +26,28 @@ fn keys(input: &Value) -> Vec<String> {
 }
 
 #[test]
+fn workers_fence_themselves_only_where_it_is_asked_for() {
+    let of = |pool: Value| {
+        let input = json!({"name": "demo", "pools": {"w": pool}});
+        let spec = parse(&input, &around()).map_err(|_| keys(&input))?;
+        Ok::<_, Vec<String>>(spec.pools.values().next().unwrap().self_fence)
+    };
+    let seconds = |pool| of(pool).unwrap().map(|of| of.after_seconds);
+    assert_eq!(seconds(json!({"count": 1})), None);
+    assert_eq!(seconds(json!({"count": 1, "selfFence": {}})), Some(120));
+    assert_eq!(
+        seconds(json!({"count": 1, "selfFence": {"afterSeconds": 30}})),
+        Some(30)
+    );
+    for bad in [json!(29), json!(3601), json!("60"), json!(-1)] {
+        let faults = of(json!({"count": 1, "selfFence": {"afterSeconds": bad}})).unwrap_err();
+        assert_eq!(faults, ["pools.w.selfFence.afterSeconds"], "{bad}");
+    }
+    let control_plane = json!({"name": "demo", "controlPlane": {"selfFence": {}}});
+    assert_eq!(keys(&control_plane), ["controlPlane.selfFence"]);
+}
+
+#[test]
 fn a_name_is_enough() {
     let spec = parse(&json!({"name": "demo"}), &around()).unwrap();
     assert_eq!(
@@ -183,6 +205,9 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
             max_unavailable: Some("25%".to_owned()),
             max_surge: Some("10%".to_owned()),
             canaries: Some(1),
+        }),
+        self_fence: Some(RawSelfFence {
+            after_seconds: Some(60),
         }),
     };
     let raw = RawClusterSpec {

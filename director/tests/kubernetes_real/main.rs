@@ -94,6 +94,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
                     labels: BTreeMap::new(),
                     kubelet: BTreeMap::new(),
                     update: Default::default(),
+                    self_fence: None,
                 },
             )]),
             network,

@@ -161,6 +161,11 @@ fn main() -> ExitCode {
             director_restore::while_machines_have_changed,
         ),
         trial("repair_brings_members_back", repair::control_plane),
+        // A minute in which nothing may happen, and half a one until something does.
+        long(
+            "a_worker_that_alone_is_cut_off_ends_its_pods",
+            repair::self_fence,
+        ),
         trial("repair_gives_up_on_poison", repair::poison),
         trial(
             "faults_are_borne_healed_or_left_to_an_operator",

@@ -1,6 +1,7 @@
 //! Machines die, hang and are cut off; the director judges them and heals those that do not work, and no
 //! others. Times are printed, not asserted.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -448,6 +449,115 @@ pub(crate) fn cut_off() -> Result<()> {
     healthy(&kubectl, 4)
 }
 
+/// A worker that hears neither the director nor an API server, while another machine hears the director, restarts, once;
+/// one whose peers are cut off as well does not.
+pub(crate) fn self_fence() -> Result<()> {
+    let world = world("alone")?;
+    // What restarts here is no act of the director.
+    world.configure(&[("mode", "\"observe\"")])?;
+    world.run(&["cluster", "create", "alone", "--workers", "2", "--wait"])?;
+    let kubectl = world.kubectl("alone")?;
+    healthy(&kubectl, 3)?;
+    let mut spec = world.json(&["cluster", "show", "alone"])?["spec"].clone();
+    spec["pools"]["workers"]["selfFence"] = json!({"afterSeconds": 30});
+    let file = world.dir().join("alone.json");
+    std::fs::write(&file, spec.to_string())?;
+    let file = file.to_string_lossy().into_owned();
+    let runtime = |machine: &str| host::machine_processes(machine, "containerd");
+    let machines = ["alone-workers-0", "alone-workers-1"];
+    let before = [runtime(machines[0])?, runtime(machines[1])?];
+    world.run(&["cluster", "apply", "-f", &file, "--wait"])?;
+    let after = [runtime(machines[0])?, runtime(machines[1])?];
+    ensure!(before == after, "a machine was restarted for the setting");
+    let [_, was] = before;
+    let mut addresses = Vec::new();
+    for machine in ["alone-cp-0", machines[0], machines[1]] {
+        let seen = world.json(&["node", "show", machine])?;
+        addresses.push(seen["address"].as_str().context("an address")?.to_owned());
+    }
+    let alone = machines[1];
+    let api = Outgoing::blocked(alone, "tcp dport 6443")?;
+    // All are cut off from the director: nobody says that it is this machine alone.
+    let cut = world.cut(&addresses)?;
+    let storm = Instant::now();
+    until("a minute has passed", Duration::from_secs(90), || {
+        Ok((storm.elapsed() > Duration::from_secs(60)).then_some(()))
+    })?;
+    ensure!(
+        runtime(alone)? == was,
+        "it restarted although all are cut off"
+    );
+    drop(cut);
+    verdict(&world, alone, "healthy")?;
+    let cut = world.cut(std::slice::from_ref(&addresses[2]))?;
+    let began = Instant::now();
+    until("it restarts", Duration::from_secs(120), || {
+        let now = runtime(alone)?;
+        Ok((!now.is_empty() && now != was).then_some(()))
+    })?;
+    eprintln!(
+        "  restarted by itself: {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    ensure!(began.elapsed() > Duration::from_secs(25), "too early");
+    drop(cut);
+    drop(api);
+    until("its node is Ready again", LONG, || {
+        Ok((kubectl.ready_nodes()?.len() == 3).then_some(()))
+    })?;
+    let gone = [
+        "node",
+        "exec",
+        alone,
+        "--",
+        "test",
+        "!",
+        "-e",
+        "/var/lib/windlass/self-fenced",
+    ];
+    world
+        .run(&gone)
+        .context("heard again, it may do so again")?;
+    Ok(())
+}
+
+/// Packets that a machine's processes send are dropped, until this is dropped or the machine restarts.
+struct Outgoing {
+    machine: String,
+}
+
+impl Outgoing {
+    fn blocked(machine: &str, rule: &str) -> Result<Outgoing> {
+        let blocked = Outgoing {
+            machine: machine.to_owned(),
+        };
+        blocked.nft(&format!(
+            "table inet wl_test {{ chain out {{ type filter hook output priority -300; {rule} drop; }}; }}"
+        ))?;
+        Ok(blocked)
+    }
+
+    fn nft(&self, rules: &str) -> Result<()> {
+        let agents = host::machine_processes(&self.machine, "windlass-agent")?;
+        let agent = agents.first().context("its agent runs")?.to_string();
+        let output = Command::new("nsenter")
+            .args(["--target", &agent, "--net", "nft", rules])
+            .output()
+            .context("cannot start nsenter")?;
+        ensure!(output.status.success(), "nft refuses {rules:?}: {output:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        // Gone already where the restart has made the machine's network anew.
+        if let Err(error) = self.nft("delete table inet wl_test") {
+            eprintln!("  its network was made anew: {error:#}");
+        }
+    }
+}
+
 /// Members of a control plane: one is gone and comes back with its disk, and keys that it had are refused by etcd; one
 /// hangs.
 pub(crate) fn control_plane() -> Result<()> {
@@ -489,7 +599,64 @@ pub(crate) fn control_plane() -> Result<()> {
     world.freeze("heal-cp-2")?;
     verdict(&world, "heal-cp-2", "nodeHung")?;
     verdict(&world, "heal-cp-2", "healthy")?;
-    healthy(&kubectl, 4)
+    healthy(&kubectl, 4)?;
+    disks_grow(&world, &kubectl, "heal", 3)
+}
+
+/// Data disks of a control plane grow, and etcd goes on with what it had on the machines that there were.
+fn disks_grow(world: &World, kubectl: &Kubectl, cluster: &str, members: usize) -> Result<()> {
+    let machines: Vec<String> = (0..members).map(|i| format!("{cluster}-cp-{i}")).collect();
+    let mut before = Vec::new();
+    for machine in &machines {
+        before.push(incarnation(world, machine)?);
+    }
+    let mut spec = world.json(&["cluster", "show", cluster])?["spec"].clone();
+    let has = spec["controlPlane"]["size"]["diskMib"].as_u64();
+    let has = has.context("a control plane has disks")?;
+    let mut order = |mib: u64| -> Result<String> {
+        spec["controlPlane"]["size"]["diskMib"] = json!(mib);
+        let file = world.dir().join("grown.json");
+        std::fs::write(&file, spec.to_string())?;
+        Ok(file.to_string_lossy().into_owned())
+    };
+    let smaller = order(has - 1)?;
+    let refused = world.output(&["cluster", "apply", "-f", &smaller, "--wait"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        !refused.status.success() && said.contains("do not shrink"),
+        "{refused:?}"
+    );
+    let wanted = has + 2048;
+    let larger = order(wanted)?;
+    let began = Instant::now();
+    world.run(&["cluster", "apply", "-f", &larger, "--wait"])?;
+    eprintln!("  disks grown: {:.1} s", began.elapsed().as_secs_f64());
+    let disks = world.json(&["disk", "list"])?;
+    for (machine, before) in machines.iter().zip(before) {
+        ensure!(
+            incarnation(world, machine)? == before,
+            "{machine} was made anew"
+        );
+        let disk = items(&disks)?
+            .iter()
+            .find(|disk| disk["machine"] == **machine);
+        let bytes = disk.and_then(|disk| disk["bytes"].as_u64());
+        ensure!(bytes == Some(wanted << 20), "{machine}: {disks:#}");
+        let size = "stat --file-system --format '%b %S' /var/lib/etcd";
+        let said = world.run(&["node", "exec", machine, "--", "sh", "-c", size])?;
+        let numbers: Vec<u64> = said
+            .split_whitespace()
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        let holds: u64 = numbers.iter().product();
+        ensure!(
+            numbers.len() == 2 && holds > (has + 1024) << 20,
+            "{machine} has a file system of {said}"
+        );
+    }
+    let kept = kubectl.get(&["configmap", "kept"])?;
+    ensure!(kept["data"]["from"] == "before", "data of before: {kept}");
+    healthy(kubectl, members + 1)
 }
 
 /// Replacements that die like what they replace: the pool is left to an operator.

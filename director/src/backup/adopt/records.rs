@@ -340,6 +340,7 @@ fn set_count(
             labels: BTreeMap::new(),
             kubelet: BTreeMap::new(),
             update: Default::default(),
+            self_fence: None,
         };
         cluster.spec.pools.insert(pool.clone(), spec);
     }

@@ -28,6 +28,7 @@ fn cluster() -> Cluster {
         labels: BTreeMap::new(),
         kubelet: BTreeMap::new(),
         update: Default::default(),
+        self_fence: None,
     };
     Cluster {
         spec: ClusterSpec {

@@ -30,6 +30,7 @@ mod kube_proxy;
 pub mod kubeconfig;
 mod kubelet;
 mod network;
+mod self_fence;
 mod services;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -186,20 +187,28 @@ pub fn disk_step(machine: &MachineFacts, device: &str) -> Option<Disk> {
 }
 
 /// Grows the file system of a control-plane machine's data disk to the size of its device. Where the kernel lets the
-/// machine do that while it is mounted, nothing stops; a system container without `CAP_SYS_RESOURCE` has its member
-/// stopped for it. Asked again, also after it was cut off, it does what is left.
+/// machine do that while it is mounted, nothing stops. In a system container without `CAP_SYS_RESOURCE` it is unmounted
+/// for it, and what holds the mount ends for that long: its member, and services with a mount namespace of their own,
+/// where a mount that systemd has stopped stays. Asked again, also after it was cut off, it does what is left.
+///
+/// Its exit code is that of the program that failed, or 11 to 14: the mount has no name, could not be stopped, could
+/// not be started, or the services could not.
 pub fn grow_step(device: &str) -> Exec {
     let script = r#"
 device=$1 path=$2
 resize2fs "$device" && exit 0
 mount=$(systemd-escape --path --suffix=mount "$path") || exit 11
-was=$(systemctl is-active etcd.service)
-systemctl stop etcd.service "$mount" || exit 12
+units=
+for unit in kube-apiserver kube-controller-manager kube-scheduler etcd api-proxy; do
+  if systemctl is-active --quiet "$unit.service"; then units="$units $unit.service"; fi
+done
+for unit in $units; do systemctl stop "$unit"; done
+systemctl stop "$mount" || exit 12
 e2fsck -f -p "$device"; found=$?
 # 1: mended what there was.
 if [ "$found" -le 1 ]; then resize2fs "$device"; code=$?; else code=$found; fi
 systemctl start "$mount" || exit 13
-if [ "$was" = active ]; then systemctl start --no-block etcd.service || exit 14; fi
+if [ -n "$units" ]; then systemctl start --no-block $units || exit 14; fi
 exit "$code"
 "#;
     let argv = ["/bin/sh", "-c", script, "grow", device, ETCD_MOUNT_PATH];
@@ -265,7 +274,10 @@ pub fn configure_step(
     files.text(KUBERNETES_CA_PATH, trust.kubernetes_ca.clone());
     node_files(cluster, machine, &mut files)?;
     match machine.role {
-        Role::Worker { .. } => {}
+        Role::Worker { .. } => files.text(
+            windlass_common::fence::PATH,
+            self_fence::orders(cluster, machine),
+        ),
         Role::ControlPlane => control_plane_files(cluster, machine, trust, &mut files)?,
     }
     Ok(Configure {

@@ -236,6 +236,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
                     max_unavailable: Amount::Count(1),
                     ..UpdatePolicy::default()
                 },
+                self_fence: None,
             },
         )]),
         network: ClusterNetwork {

@@ -101,7 +101,10 @@ impl Vm {
                 );
                 let etcd = service.units.iter().any(|unit| unit.unit == "etcd.service");
                 assert!(!etcd || self.mounted, "etcd starts on its disk");
-                assert!(!etcd || self.refuses.is_some(), "etcd would refuse everybody");
+                assert!(
+                    !etcd || self.refuses.is_some(),
+                    "etcd would refuse everybody"
+                );
                 self.started = true;
                 self.serves = names("kube-apiserver.service");
                 self.api_flags.1.clone_from(&self.api_flags.0);

@@ -1,0 +1,166 @@
+//! Self-fencing: a worker that alone is cut off ends its own pods.
+//!
+//! Wanted for a pool (`selfFence`), never for machines of a control plane: these are not told of it. Once neither the
+//! director nor, through the machine's own proxy, an API server was heard for as long as its pool says, other machines
+//! of the cluster are asked whether they hear the director. If one does, this machine restarts: its kubelet runs no pod
+//! until an API server answers it.
+//!
+//! # Invariants
+//! * Peers that are cut off as well, that do not answer, and a director that is away end nothing ([`rule`]).
+//! * A machine does this once, until it has heard of the director or an API server again: it is written down before.
+//!
+//! # After a crash
+//! The silence is counted from the start of the agent: it is longer then, never shorter.
+//!
+//! # Not here
+//! A machine whose agent hangs; proof for others, which only the provider can give: this makes pods that nobody can
+//! tell anything stop serving sooner, and frees no volume and no name.
+
+mod rule;
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use windlass_common::error::ErrorChain;
+use windlass_common::fence::{self, PEERS_MAX, SelfFenceOrders};
+
+use crate::host::{Host, STATE_DIR, command};
+use crate::link::LinkHandle;
+use crate::peer::greet;
+use rule::{Decision, Peer, Silence};
+
+/// Between two looks while the director is silent: a handshake through the machine's own proxy.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long an API server, or a peer, gets to answer.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// When each was heard last.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    director: Instant,
+    api: Instant,
+}
+
+/// Looks for as long as it is polled.
+pub(crate) async fn run(host: &Host, link: LinkHandle) -> Infallible {
+    if host.root() != Path::new("/") {
+        // In a directory of tests, the machine is somebody else's.
+        return std::future::pending().await;
+    }
+    let now = Instant::now();
+    let mut heard = Heard {
+        director: now,
+        api: now,
+    };
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        if let Err(error) = look(host, &link, &mut heard).await {
+            tracing::error!(error = %ErrorChain(&error), "self-fencing does not work");
+        }
+    }
+}
+
+async fn look(host: &Host, link: &LinkHandle, heard: &mut Heard) -> io::Result<()> {
+    if link.is_connected() {
+        let now = Instant::now();
+        (heard.director, heard.api) = (now, now);
+        return forget(host);
+    }
+    let Some(orders) = read(host)? else {
+        return Ok(());
+    };
+    let Some(after_seconds) = orders.after_seconds else {
+        return Ok(());
+    };
+    if timeout(ANSWER, greet(orders.api)).await.is_ok() {
+        heard.api = Instant::now();
+        return forget(host);
+    }
+    let silence = Silence {
+        after: Some(Duration::from_secs(after_seconds.into())),
+        director: heard.director.elapsed(),
+        api: heard.api.elapsed(),
+        done: host.path(&mark()).exists(),
+    };
+    if rule::before(silence) != Decision::Ask {
+        return Ok(());
+    }
+    let peers = orders.peers.iter().take(PEERS_MAX);
+    let answers = join_all(peers.map(|peer| ask(link, *peer))).await;
+    match rule::after(silence, &answers) {
+        Decision::Fence => fence(host, silence).await,
+        Decision::Wait | Decision::Ask => {
+            tracing::warn!(
+                ?answers,
+                "nobody is heard, and no peer says that it is this machine alone"
+            );
+            Ok(())
+        }
+    }
+}
+
+async fn ask(link: &LinkHandle, peer: SocketAddr) -> Peer {
+    match timeout(ANSWER, link.peer_hears_director(peer)).await {
+        Ok(Ok(true)) => Peer::HearsDirector,
+        Ok(Ok(false)) => Peer::HearsNobody,
+        Ok(Err(error)) => {
+            tracing::info!(%peer, error = %ErrorChain(&error), "a peer does not say whom it hears");
+            Peer::Silent
+        }
+        Err(_) => Peer::Silent,
+    }
+}
+
+/// What this machine is told; nothing where it never was.
+fn read(host: &Host) -> io::Result<Option<SelfFenceOrders>> {
+    match std::fs::read(host.path(fence::PATH)) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where it is written down that this machine has ended its pods.
+fn mark() -> String {
+    format!("{STATE_DIR}/self-fenced")
+}
+
+fn forget(host: &Host) -> io::Result<()> {
+    match std::fs::remove_file(host.path(&mark())) {
+        Ok(()) => {
+            tracing::info!("heard again after the restart that ended the pods of this machine");
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends all pods by a restart that waits for none of them.
+async fn fence(host: &Host, silence: Silence) -> io::Result<()> {
+    let mut mark = File::create(host.path(&mark()))?;
+    let text = format!("{} s without a word\n", silence.director.as_secs());
+    mark.write_all(text.as_bytes())?;
+    mark.sync_all()?;
+    tracing::error!(
+        director_silent_s = silence.director.as_secs(),
+        api_silent_s = silence.api.as_secs(),
+        "this machine alone is cut off: it restarts, so that its pods end"
+    );
+    let said = command::run(&["systemctl", "reboot", "--force"], None).await?;
+    if said.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "the machine does not restart: {}",
+        said.stderr.trim()
+    )))
+}
