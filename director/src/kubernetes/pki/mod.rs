@@ -27,6 +27,7 @@ mod revocation;
 mod rotate;
 mod sign;
 mod validity;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -290,14 +291,21 @@ impl ClusterPki {
                 want: DOCUMENT_VERSION,
             });
         }
+        // A document is read for every step; whether its keys and certificates belong together is found out once.
+        whole::known_or(bytes, || pki.check())?;
+        Ok(pki)
+    }
+
+    /// Whether its parts fit together.
+    fn check(&self) -> Result<(), PkiError> {
         for (what, authority) in [
-            ("authority kubernetes", &pki.kubernetes),
-            ("authority etcd", &pki.etcd),
-            ("authority front-proxy", &pki.front_proxy),
+            ("authority kubernetes", &self.kubernetes),
+            ("authority etcd", &self.etcd),
+            ("authority front-proxy", &self.front_proxy),
         ] {
             authority.check().map_err(|_| PkiError::Damaged { what })?;
         }
-        if let Some(newer) = &pki.newer {
+        if let Some(newer) = &self.newer {
             let what = "the next generation of authorities";
             let names = [
                 AuthorityName::Kubernetes,
@@ -309,7 +317,7 @@ impl ClusterPki {
                 return Err(PkiError::Damaged { what });
             }
         }
-        if !pki.service_account.is_whole() {
+        if !self.service_account.is_whole() {
             return Err(PkiError::Damaged {
                 what: "the service account key",
             });
@@ -319,12 +327,12 @@ impl ClusterPki {
                 .decode(key.secret.expose())
                 .is_ok_and(|bytes| bytes.len() == 32)
         };
-        if pki.encryption.is_empty() || !pki.encryption.iter().all(whole) {
+        if self.encryption.is_empty() || !self.encryption.iter().all(whole) {
             return Err(PkiError::Damaged {
                 what: "the encryption key",
             });
         }
-        Ok(pki)
+        Ok(())
     }
 
     /// The authority of that name.
