@@ -42,6 +42,10 @@ struct Arguments {
     /// Break one guard
     #[arg(long, value_enum, conflicts_with = "mutate")]
     mutation: Option<Mutation>,
+    /// Allot the faults of a seed to its orders, so that upgrades, repairs and deletions are struck as often as
+    /// creates; always so where a guard is broken
+    #[arg(long)]
+    spread: bool,
     /// Print what was struck
     #[arg(long)]
     coverage: bool,
@@ -185,8 +189,9 @@ impl Sum {
             }
         }
         println!(
-            "  replay: cargo xtask sim --from {} --seeds 1 --trace",
-            report.seed
+            "  replay: cargo xtask sim --from {} --seeds 1 --trace{}",
+            report.seed,
+            if arguments.spread { " -- --spread" } else { "" }
         );
     }
 }
@@ -204,6 +209,7 @@ fn each(
     mut take: impl FnMut(Report) -> bool,
 ) -> Result<()> {
     let fixtures = Fixtures::new()?;
+    let spread = arguments.spread || mutation.is_some();
     let next = AtomicU64::new(0);
     let until = arguments.seconds.map(Duration::from_secs);
     let until = until.map(|seconds| Instant::now() + seconds);
@@ -219,7 +225,7 @@ fn each(
                         return;
                     }
                     let seed = arguments.from + at;
-                    let report = sim::run(seed, mutation, arguments.trace, &fixtures);
+                    let report = sim::run(seed, mutation, spread, arguments.trace, &fixtures);
                     if sender.send(report).is_err() {
                         return;
                     }

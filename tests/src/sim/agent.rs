@@ -11,14 +11,18 @@ use windlass_agent::link::{CancelToken, ProgressSink};
 use windlass_agent::runner::{Machine, Runner};
 use windlass_agent::steps::{Failure, Reporter, Run};
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{Digest, Incarnation, MachineName};
+use windlass_common::id::{Digest, Epoch, Incarnation, MachineName};
 use windlass_common::journal::sim::SimDisk;
-use windlass_common::step::{Outcome, Payload, Step, StepId, StepRequest, StepResult};
+use windlass_common::step::{
+    EtcdAction, EtcdDataAction, Outcome, Payload, Step, StepId, StepResult,
+};
 use windlass_common::wire::codec;
 
 use super::coverage::{Fault, Point};
 use super::fixtures::Fixtures;
-use super::state::{Site, State};
+use super::link::Sent;
+use super::mutation::Mutation;
+use super::state::{Site, State, Vm};
 
 /// The agent of one machine.
 #[derive(Debug, Default)]
@@ -53,6 +57,7 @@ pub struct Delivery {
     /// The kind of step that it is of.
     pub action: &'static str,
     id: String,
+    content: Digest,
     epoch: u64,
 }
 
@@ -76,7 +81,7 @@ impl Agent {
     /// The director has said its epoch.
     pub fn see_epoch(&self, epoch: u64) {
         if let Some(runner) = &self.runner {
-            runner.see_epoch(windlass_common::id::Epoch(epoch));
+            runner.see_epoch(Epoch(epoch));
         }
     }
 
@@ -100,15 +105,21 @@ impl Site {
     pub fn start_agent(&self, fixtures: &Arc<Fixtures>, name: &MachineName, of: Incarnation) {
         let mut state = self.lock();
         let now = state.now;
+        let forgets = state.mutation == Some(Mutation::JournalForgotten);
         let Some(vm) = state.vms.get_mut(name).filter(|vm| vm.incarnation == of) else {
             return;
         };
         if vm.agent.is_up() || !vm.runs(now) {
             return;
         }
+        if forgets {
+            vm.agent.disk = SimDisk::default();
+        }
         match History::open(vm.agent.disk.clone()) {
             Ok(history) => {
-                vm.epoch = history.epoch().0;
+                let forgotten = forgotten(vm, &history);
+                // What was told and not acted on may be forgotten.
+                vm.epoch = vm.begun_epoch.max(history.epoch().0);
                 let machine = Simulated {
                     site: self.clone(),
                     fixtures: Arc::clone(fixtures),
@@ -118,6 +129,9 @@ impl Site {
                 };
                 vm.agent.runner = Some(Arc::new(Runner::new(machine)));
                 state.tell(format!("agent of {name} starts"));
+                if let Some(what) = forgotten {
+                    state.violated(6, format!("the journal of {name} has forgotten {what}"));
+                }
             }
             Err(error) => {
                 let problem = format!("the journal of {name} cannot be opened: {error:?}");
@@ -193,15 +207,14 @@ impl Site {
             }
             vm.view.power = Power::Running;
             vm.view.boots += 1;
-            let unit = super::state::Unit {
-                since: now,
-                configuration: None,
+            let booted = |(name, configuration): (&String, &Option<Digest>)| {
+                let unit = super::state::Unit {
+                    since: now,
+                    configuration: *configuration,
+                };
+                (name.clone(), unit)
             };
-            vm.units = vm
-                .enabled
-                .iter()
-                .map(|name| (name.clone(), unit.clone()))
-                .collect();
+            vm.units = vm.enabled.iter().map(booted).collect();
             vm.emulates.1 = vm.emulates.0;
         }
         state.tell(format!("machine {name} boots"));
@@ -226,26 +239,33 @@ impl Site {
     }
 
     /// A request arrives at an agent. `None`: nobody is there, or the id runs with other content.
-    pub fn deliver(
-        &self,
-        name: &MachineName,
-        of: Incarnation,
-        request: StepRequest,
-        action: &'static str,
-    ) -> Option<watch::Receiver<Option<StepResult>>> {
+    pub fn deliver(&self, sent: Sent) -> Option<watch::Receiver<Option<StepResult>>> {
+        let Sent {
+            machine: ref name,
+            incarnation: of,
+            mut request,
+            action,
+        } = sent;
         let mut state = self.lock();
         let now = state.now;
+        let content = Digest::of(&codec::encode(&request.step).ok()?);
         let delivery = Delivery {
             action,
             id: request.id.0.clone(),
+            content,
             epoch: request.epoch.0,
         };
+        let ignores = state.mutation == Some(Mutation::EpochsIgnored);
         let vm = state.vms.get_mut(name).filter(|vm| vm.incarnation == of)?;
         if !vm.runs(now) {
             return None;
         }
         let runner = Arc::clone(vm.agent.runner.as_ref()?);
-        let content = Digest::of(&codec::encode(&request.step).ok()?);
+        if ignores {
+            request.epoch = request.epoch.max(runner.epoch());
+        }
+        let seen = vm.epoch;
+        let (epoch, looks) = (delivery.epoch, looks(&request.step));
         if let Some(running) = vm.agent.running.get(&delivery.id) {
             return (running.content == content).then(|| running.result.clone());
         }
@@ -271,8 +291,17 @@ impl Site {
             let told = format!("{:?} {:?}", over.outcome, over.changes);
             state.search("a step's result", &told);
             state.tell(format!("{at} ends {id}: {}", outcome(&over.outcome)));
+            if epoch < seen && !matches!(over.outcome, Outcome::Refused { .. }) {
+                let problem =
+                    format!("{at} does not refuse {id} of epoch {epoch}, and had seen {seen}");
+                state.violated(6, problem);
+            }
             if let Some(vm) = state.vms.get_mut(&at).filter(|vm| vm.incarnation == of) {
                 vm.agent.running.remove(&id);
+                let done = matches!(over.outcome, Outcome::Converged | Outcome::Changed);
+                if done && !looks {
+                    vm.done.insert(id, content);
+                }
             }
             drop(state);
             sender.send_replace(Some(over));
@@ -282,6 +311,38 @@ impl Site {
             vm.agent.tasks.push(task);
         }
         Some(result)
+    }
+}
+
+/// What a journal ought to remember and does not: the epoch of each step that began, and the last steps that were
+/// said to be done.
+fn forgotten(vm: &Vm, history: &History) -> Option<String> {
+    if history.epoch().0 < vm.begun_epoch {
+        return Some(format!("epoch {}", vm.begun_epoch));
+    }
+    // One that was begun anew with other content is another step.
+    let lost = |(id, content): &(&String, &Digest)| {
+        let known = history.step(&StepId((*id).clone()));
+        known.is_none_or(|known| known.result.is_none() && known.content == **content)
+    };
+    // The journal keeps 256 steps that are over; more than half as many are not looked for.
+    let found = vm.done.iter().find(lost).filter(|_| vm.done.len() < 128);
+    found.map(|(id, _)| format!("that {id} is done"))
+}
+
+/// Whether a step only looks: asked again, it looks again.
+fn looks(step: &Step) -> bool {
+    match step {
+        Step::Gate(_) | Step::Collect(_) => true,
+        Step::Etcd(etcd) => etcd.action == EtcdAction::Report,
+        Step::EtcdData(data) => data.action == EtcdDataAction::Inspect,
+        Step::Fetch(_)
+        | Step::Keys(_)
+        | Step::Configure(_)
+        | Step::Disk(_)
+        | Step::Service(_)
+        | Step::Exec(_)
+        | Step::AgentUpgrade(_) => false,
     }
 }
 
@@ -395,11 +456,17 @@ impl State {
         };
         let seen = vm.epoch;
         vm.epoch = vm.epoch.max(delivery.epoch);
+        vm.begun_epoch = vm.begun_epoch.max(delivery.epoch);
+        let again = vm.done.get(&delivery.id) == Some(&delivery.content);
         if delivery.epoch < seen {
             let problem = format!(
                 "{name} carries out {} of epoch {}, and has seen {seen}",
                 delivery.id, delivery.epoch
             );
+            self.violated(6, problem);
+        }
+        if again && !looks(step) {
+            let problem = format!("{name} carries out {} again, which was done", delivery.id);
             self.violated(6, problem);
         }
         if !step.converges() {

@@ -135,11 +135,9 @@ impl State {
                 }
                 UnitState::Active => {
                     let wanted = goal.configuration;
-                    // What booted by itself runs with what is on the disk.
-                    let current = runs.as_ref().is_some_and(|unit| {
-                        unit.configuration.is_none() || unit.configuration == wanted
-                    });
-                    if current {
+                    // As an agent judges: after a boot by what it remembers, and a goal without says nothing.
+                    let current = |unit: &Unit| wanted.is_none() || unit.configuration == wanted;
+                    if runs.as_ref().is_some_and(current) {
                         continue;
                     }
                     if runs.is_some() && unit == ETCD {
@@ -157,7 +155,8 @@ impl State {
                         if goal.unit == API {
                             vm.emulates.1 = vm.emulates.0;
                         }
-                        vm.enabled.insert(goal.unit.clone());
+                        let before = vm.enabled.get(&goal.unit).copied().flatten();
+                        vm.enabled.insert(goal.unit.clone(), wanted.or(before));
                         changes.push(format!("started {}", goal.unit));
                     }
                 }

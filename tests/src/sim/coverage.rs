@@ -1,10 +1,17 @@
 //! What has been struck, and where: step kind × fault × point.
+//!
+//! The cells that have to be struck follow from the types: every kind of step that a plan may have is given its
+//! place ([`Place`]) by an exhaustive `match`, and every fault says at which places and points it strikes. A new
+//! kind of step, fault or point that nobody has thought of here does not compile, or leaves cells empty.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use clap::ValueEnum;
+use windlass_director::model::Action;
+
 /// A fault that the simulation causes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Fault {
     /// The director dies.
     DirectorDies,
@@ -26,6 +33,8 @@ pub enum Fault {
     Duplicated,
     /// A request arrives late, after others that were sent later.
     Delayed,
+    /// A director that is taken for dead stood still: it sends what it was sending when others are in charge.
+    FormerLife,
     /// The agent is killed.
     AgentDies,
     /// The machine loses power and starts again after a while.
@@ -47,15 +56,15 @@ pub enum Fault {
 }
 
 /// Where in a step it strikes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Point {
-    /// Before it is written down that the step begins.
+    /// Before the intent is written down.
     BeforeIntent,
-    /// After that.
+    /// After that, before anything is done.
     AfterIntent,
-    /// Before an effect.
+    /// When something is asked for.
     BeforeEffect,
-    /// After an effect.
+    /// When it was done.
     AfterEffect,
     /// Before it is written down that the step is over.
     BeforeEnd,
@@ -63,78 +72,134 @@ pub enum Point {
     AfterEnd,
 }
 
-impl Point {
-    const ALL: [Point; 6] = [
-        Point::BeforeIntent,
-        Point::AfterIntent,
-        Point::BeforeEffect,
-        Point::AfterEffect,
-        Point::BeforeEnd,
-        Point::AfterEnd,
-    ];
+/// Whom a step asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The provider.
+    Provider,
+    /// An agent, which carries it out.
+    Agent,
+    /// The cluster's API.
+    Api,
+    /// A machine, whether it is connected.
+    Connection,
+    /// Nobody: it only changes records.
+    Records,
+    /// No plan of the simulation has it; what tries its faults instead.
+    Elsewhere(&'static str),
 }
 
-/// Steps that ask the provider.
-const PROVIDER: [&str; 10] = [
-    "ensure-endpoint",
-    "create-disk",
-    "create-machine",
-    "attach-disk",
-    "fence",
-    "delete-machine",
-    "delete-disk",
-    "delete-endpoint",
-    "leave-endpoint",
-    "join-endpoint",
-];
-/// Steps that an agent carries out.
-const AGENT: [&str; 7] = [
-    "mount-disk",
-    "configure",
-    "start-components",
-    "stop-components",
-    "await-control-plane",
-    "add-routes",
-    "prune-routes",
-];
-/// Steps that ask the cluster's API.
-const API: [&str; 6] = [
-    "apply-addons",
-    "await-node",
-    "drop-node",
-    "await-api",
-    "drain",
-    "uncordon",
-];
-/// Steps that only change records.
-const RECORDS: [&str; 3] = ["checkpoint", "forget-machine", "forget-cluster"];
+/// Gives each kind of step its place, whether it is rare (in few plans, or once in one: each of its points is met
+/// seldom), and its name.
+macro_rules! kinds {
+    ($($kind:ident $name:literal $place:expr, $rare:literal;)*) => {
+        /// Every kind of step.
+        pub const KINDS: &[(&str, Place, bool)] = &[$(($name, $place, $rare)),*];
 
-/// Whether a step is in few plans, or once in one: each of its points is met seldom.
+        /// The kind of a step.
+        pub fn kind(action: &Action) -> &'static (&'static str, Place, bool) {
+            match action {
+                $(Action::$kind { .. } => &($name, $place, $rare),)*
+            }
+        }
+    };
+}
+
+/// Plans of restores.
+const RESTORE: Place =
+    Place::Elsewhere("director/src/rollout/tests/restore.rs, tests/tests/e2e/restore.rs");
+/// Plans of rotations and renewals.
+const ROTATE: Place =
+    Place::Elsewhere("director/src/rollout/tests/renewal.rs, tests/tests/e2e/rotation.rs");
+/// Control planes that change their size.
+const MEMBERS: Place =
+    Place::Elsewhere("director/src/planner/tests/membership.rs, tests/tests/e2e/etcd.rs");
+/// Real requests, and real files of an agent.
+const REAL: Place = Place::Elsewhere("tests/tests/e2e");
+
+kinds! {
+    EnsureEndpoint "ensure-endpoint" Place::Provider, true;
+    CreateDisk "create-disk" Place::Provider, true;
+    CreateMachine "create-machine" Place::Provider, false;
+    AttachDisk "attach-disk" Place::Provider, true;
+    AwaitAgent "await-agent" Place::Connection, false;
+    MountDisk "mount-disk" Place::Agent, true;
+    Configure "configure" Place::Agent, false;
+    StartComponents "start-components" Place::Agent, false;
+    AwaitControlPlane "await-control-plane" Place::Agent, false;
+    ApplyAddons "apply-addons" Place::Api, true;
+    AwaitNode "await-node" Place::Api, false;
+    DropNode "drop-node" Place::Api, true;
+    DeleteMachine "delete-machine" Place::Provider, true;
+    DeleteDisk "delete-disk" Place::Provider, true;
+    DeleteEndpoint "delete-endpoint" Place::Provider, true;
+    ForgetCluster "forget-cluster" Place::Records, true;
+    AwaitApi "await-api" Place::Api, true;
+    LeaveEndpoint "leave-endpoint" Place::Provider, true;
+    JoinEndpoint "join-endpoint" Place::Provider, true;
+    Drain "drain" Place::Api, true;
+    Uncordon "uncordon" Place::Api, true;
+    StopComponents "stop-components" Place::Agent, true;
+    Fence "fence" Place::Provider, true;
+    AddRoutes "add-routes" Place::Agent, false;
+    PruneRoutes "prune-routes" Place::Agent, true;
+    ForgetMachine "forget-machine" Place::Records, true;
+    AwaitGates "await-gates" REAL, false;
+    UpgradeAgent "upgrade-agent" REAL, false;
+    RenewCertificates "renew-certificates" ROTATE, false;
+    AddMember "add-member" MEMBERS, false;
+    StartMember "start-member" MEMBERS, false;
+    PromoteMember "promote-member" MEMBERS, false;
+    MoveLeader "move-leader" Place::Agent, true;
+    SaveSnapshot "save-snapshot" Place::Agent, true;
+    RemoveMember "remove-member" MEMBERS, false;
+    SpreadTrust "spread-trust" ROTATE, false;
+    RewriteSecrets "rewrite-secrets" ROTATE, false;
+    AwaitDns "await-dns" ROTATE, false;
+    Checkpoint "checkpoint" Place::Records, true;
+    StopApi "stop-api" RESTORE, false;
+    StopMember "stop-member" RESTORE, false;
+    RestoreMember "restore-member" RESTORE, false;
+    SetMemberAside "set-member-aside" RESTORE, false;
+    RestartKubelet "restart-kubelet" RESTORE, false;
+    SettleNodes "settle-nodes" RESTORE, false;
+}
+
+/// Whether each point of a kind of step is met seldom.
 pub fn is_rare(step: &str) -> bool {
-    matches!(
-        step,
-        "exec"
-            | "fence"
-            | "delete-disk"
-            | "delete-endpoint"
-            | "delete-machine"
-            | "drain"
-            | "drop-node"
-            | "ensure-endpoint"
-            | "apply-addons"
-            | "await-api"
-            | "uncordon"
-            | "leave-endpoint"
-            | "join-endpoint"
-            | "stop-components"
-            | "attach-disk"
-            | "create-disk"
-            | "mount-disk"
-            | "prune-routes"
-            | "checkpoint"
-            | "forget-machine"
-            | "forget-cluster"
-    )
+    // A command of an operator is no step of a plan, and rare as well.
+    step == "exec" || KINDS.iter().any(|(name, _, rare)| *rare && *name == step)
+}
+
+impl Fault {
+    /// Whether it strikes this step at this point.
+    fn strikes(self, step: &str, place: Place, point: Point) -> bool {
+        use Place::{Agent, Api, Connection, Provider, Records};
+        use Point::{AfterEffect, BeforeEffect, BeforeEnd, BeforeIntent};
+        let acts = matches!(place, Provider | Agent | Api | Connection);
+        let effect = matches!(point, BeforeEffect | AfterEffect);
+        match self {
+            Self::DirectorDies => acts || place == Records && !effect,
+            Self::StoreRefuses => {
+                (acts || place == Records) && matches!(point, BeforeIntent | BeforeEnd)
+            }
+            Self::ProviderFails | Self::ProviderSlow | Self::ClockJumps => {
+                place == Provider && point == BeforeEffect
+            }
+            Self::ProviderAnswerLost => place == Provider && point == AfterEffect,
+            Self::HalfMade => step == "create-machine" && point == BeforeEffect,
+            Self::RequestLost | Self::Duplicated | Self::Delayed | Self::FormerLife => {
+                place == Agent && point == BeforeEffect
+            }
+            Self::AnswerLost => place == Agent && point == AfterEffect,
+            Self::AgentDies | Self::MachineFrozen => place == Agent && effect,
+            Self::MachineDies => place == Agent && effect || place == Api && point == BeforeEffect,
+            Self::StepFails | Self::StepSlow => place == Agent && point == BeforeEffect,
+            Self::ApiRefuses => place == Api && point == BeforeEffect,
+            Self::ApiAnswerLost => place == Api && point == AfterEffect,
+            Self::PodsHeld => step == "drain" && point == BeforeEffect,
+        }
+    }
 }
 
 /// How often each cell was struck.
@@ -156,36 +221,16 @@ impl Coverage {
 
     /// Every cell that can be struck.
     pub fn reachable() -> Vec<(&'static str, Fault, Point)> {
-        use Fault as F;
-        use Point::{AfterEffect, BeforeEffect, BeforeEnd, BeforeIntent};
         let mut cells = Vec::new();
-        let mut add = |steps: &[&'static str], faults: &[Fault], points: &[Point]| {
-            for step in steps {
-                for fault in faults {
-                    cells.extend(points.iter().map(|point| (*step, *fault, *point)));
+        for (step, place, _) in KINDS {
+            for fault in Fault::value_variants() {
+                for point in Point::value_variants() {
+                    if fault.strikes(step, *place, *point) {
+                        cells.push((*step, *fault, *point));
+                    }
                 }
             }
-        };
-        let acting: Vec<&str> = [&PROVIDER[..], &AGENT, &API].concat();
-        add(&acting, &[F::DirectorDies], &Point::ALL);
-        add(&["await-agent"], &[F::DirectorDies], &Point::ALL);
-        let written = [BeforeIntent, Point::AfterIntent, BeforeEnd, Point::AfterEnd];
-        add(&RECORDS, &[F::DirectorDies], &written);
-        let steps: Vec<&str> = [&acting[..], &RECORDS, &["await-agent"]].concat();
-        add(&steps, &[F::StoreRefuses], &[BeforeIntent, BeforeEnd]);
-        let before = [F::ProviderFails, F::ProviderSlow, F::ClockJumps];
-        add(&PROVIDER, &before, &[BeforeEffect]);
-        add(&PROVIDER, &[F::ProviderAnswerLost], &[AfterEffect]);
-        add(&["create-machine"], &[F::HalfMade], &[BeforeEffect]);
-        let sent = [F::RequestLost, F::Duplicated, F::Delayed];
-        add(&AGENT, &sent, &[BeforeEffect]);
-        add(&AGENT, &[F::AnswerLost], &[AfterEffect]);
-        let dies = [F::AgentDies, F::MachineDies, F::MachineFrozen];
-        add(&AGENT, &dies, &[BeforeEffect, AfterEffect]);
-        add(&AGENT, &[F::StepFails, F::StepSlow], &[BeforeEffect]);
-        add(&API, &[F::ApiRefuses, F::MachineDies], &[BeforeEffect]);
-        add(&API, &[F::ApiAnswerLost], &[AfterEffect]);
-        add(&["drain"], &[F::PodsHeld], &[BeforeEffect]);
+        }
         cells
     }
 
@@ -219,5 +264,27 @@ impl fmt::Display for Coverage {
             writeln!(f)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_point_and_step_that_is_simulated_has_cells() {
+        let cells = Coverage::reachable();
+        for fault in Fault::value_variants() {
+            assert!(cells.iter().any(|(_, of, _)| of == fault), "{fault:?}");
+        }
+        for point in Point::value_variants() {
+            assert!(cells.iter().any(|(.., of)| of == point), "{point:?}");
+        }
+        for (step, place, _) in KINDS {
+            let has = cells.iter().any(|(of, ..)| of == step);
+            assert_eq!(has, !matches!(place, Place::Elsewhere(_)), "{step}");
+        }
+        let none = Coverage::default();
+        assert_eq!(none.missing().len(), cells.len());
     }
 }

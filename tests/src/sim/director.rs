@@ -7,13 +7,18 @@ use anyhow::{Context, Result};
 use windlass_common::id::Epoch;
 use windlass_director::kubernetes::facts::HostTraits;
 use windlass_director::model::Machine;
+use windlass_director::provider::Provider;
 use windlass_director::rollout::Rollouts;
 use windlass_director::rollout::world::{Birth, Registry, World};
 use windlass_director::store::{Records, Sealer, Store};
 
 use super::fixtures::{self, Fixtures};
 use super::life::{Life, Watched};
+use super::mutation::Mutation;
 use super::state::Site;
+
+/// How soon agents connect to a director that has taken over, and come back to it.
+const CONNECTS: Duration = Duration::from_secs(15);
 
 /// Pause before a store that refuses is asked again.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -82,6 +87,9 @@ impl Director {
             host: HostTraits::default(),
             etcd_turns: Default::default(),
         });
+        if faulty {
+            Self::receive(&life).await;
+        }
         let watched = Arc::new(Watched {
             world: world.clone(),
             life: life.clone(),
@@ -92,6 +100,24 @@ impl Director {
             records,
             world,
         })
+    }
+
+    /// Lets agents connect, as long as this life lasts.
+    async fn receive(life: &Arc<Life>) {
+        let tidies = life.site.lock().mutation == Some(Mutation::TidiesUp);
+        let found = life.site.lock().vms.keys().next().cloned();
+        if let Some(machine) = found.filter(|_| tidies) {
+            let _ = life.delete_machine(&machine).await; // it is broken on purpose
+        }
+        let life = Arc::clone(life);
+        tokio::spawn(async move {
+            while !life.is_dead() {
+                tokio::time::sleep(CONNECTS).await;
+                if !life.is_dead() {
+                    life.hear();
+                }
+            }
+        });
     }
 
     /// Ends it as a crash does.

@@ -4,10 +4,10 @@
 //! | --- | --- |
 //! | 1 | when a member of etcd is taken, and when one starts: quorum, one at a time, never on an empty disk |
 //! | 2 | when a machine is made or a disk attached, and after every event |
-//! | 3 | when a worker is taken out of service, also by being shut out |
+//! | 3 | when a worker is taken out of service, also when it is written down that it is shut out |
 //! | 4 | when a pod is deleted, and when a machine that has pods goes or is shut out |
 //! | 5 | after every event |
-//! | 6 | when a step arrives or is carried out; at the end of a task, and of the seed |
+//! | 6 | when a step arrives, is carried out or ends; at the end of a task, and of the seed |
 //! | 7 | when a disk is deleted |
 //! | 8 | when it is written down that a node is Ready |
 //! | 9 | in logs, errors and everything in the store that is not sealed |
@@ -20,6 +20,8 @@ use windlass_common::id::{DiskName, MachineName};
 use super::cluster::{API, KUBELET};
 use super::state::{State, UNNOTICED_MS};
 
+/// How a node is taken out of service whose machine and components go on.
+pub const DRAINING: &str = "draining";
 /// Minors that a kubelet may be older than an API server.
 const KUBELET_OLDER_MAX: u32 = 3;
 /// How old the sight of a node that is Ready may be when it is written down: a store that refuses for 90 s
@@ -99,8 +101,8 @@ impl State {
         match vm.pool.clone() {
             None => self.taking_member(name, how),
             Some(pool) => {
-                if !self.available(name) {
-                    return; // it counts already
+                if !self.available(name) || !vm.served {
+                    return; // it counts already, or never did
                 }
                 let of_pool = |other: &&MachineName| {
                     *other != name && self.vms[*other].pool.as_ref() == Some(&pool)
@@ -139,7 +141,8 @@ impl State {
                 .count();
             if ours {
                 self.violated(1, format!("{how} {name} while another member is changed"));
-            } else if left < members / 2 + 1 {
+            } else if left < members / 2 + 1 && how != DRAINING {
+                // The member of a node that is drained serves on; it is looked at again before it is stopped.
                 self.violated(
                     1,
                     format!("{how} {name} leaves {left} of {members} members of etcd"),
@@ -164,7 +167,8 @@ impl State {
         }
     }
 
-    /// A machine is about to be shut out: one that came back, and that the director hears of, is not.
+    /// It is written down that a machine is shut out: one that came back, and that the director hears of, is not.
+    /// From then on nobody hears of it, and its power is cut, in whichever life of the director.
     pub fn fencing(&mut self, name: &MachineName) {
         let now = self.now;
         if self.vms.get(name).is_some_and(|vm| vm.connected(now)) {
@@ -181,7 +185,11 @@ impl State {
 
     /// It is written down that a machine's node is Ready.
     pub fn said_ready(&mut self, name: &MachineName) {
-        let ready_at = self.vms.get(name).and_then(|vm| vm.ready_at);
+        let vm = self.vms.get_mut(name);
+        let ready_at = vm.and_then(|vm| {
+            vm.served = true;
+            vm.ready_at
+        });
         if ready_at.is_none_or(|at| at + READY_AGE_MS < self.now) {
             self.violated(8, format!("{name} is said to be Ready, and has not been"));
         }

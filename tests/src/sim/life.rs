@@ -2,8 +2,9 @@
 //!
 //! From then on nothing that this life has begun goes on; what it has sent may still arrive.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, watch};
@@ -14,7 +15,11 @@ use windlass_director::store::Change;
 
 use super::coverage::{Fault, Point};
 use super::fixtures::Fixtures;
+use super::link::{self, Sent};
 use super::state::Site;
+
+/// When a request arrives that its sender sends after it was taken for dead, milliseconds after its death.
+const LATE_MS: std::ops::RangeInclusive<u64> = 1_000..=300_000;
 
 /// Changes of the store that wait for who watches; nobody does.
 const CHANGES: usize = 16;
@@ -37,6 +42,8 @@ pub struct Life {
     pub changes: broadcast::Sender<Change>,
     /// Whether anything goes wrong in it.
     pub faulty: bool,
+    /// Requests to agents that are on their way or waited for, by id.
+    underway: Mutex<BTreeMap<String, Sent>>,
     dead: watch::Sender<bool>,
 }
 
@@ -66,6 +73,7 @@ impl Life {
             registry: OnceLock::new(),
             changes: broadcast::channel(CHANGES).0,
             faulty,
+            underway: Mutex::default(),
             dead: watch::Sender::new(false),
         })
     }
@@ -82,9 +90,43 @@ impl Life {
         *self.dead.borrow()
     }
 
-    /// Ends it.
+    /// Ends it. Some directors that are taken for dead only stand still: what they were sending they send when
+    /// others may have taken over.
     pub fn kill(&self) {
-        self.dead.send_replace(true);
+        if self.dead.send_replace(true) {
+            return;
+        }
+        let underway = std::mem::take(&mut *self.underway());
+        for sent in underway.into_values() {
+            let late = {
+                let mut state = self.site.lock();
+                let late = state.faults.on && state.dice.chance(500);
+                late.then(|| {
+                    let (fault, point) = (Fault::FormerLife, Point::BeforeEffect);
+                    state.coverage.note(sent.action, fault, point);
+                    state.tell(format!("FAULT {fault:?} {point:?} {}", sent.action));
+                    state.dice.within(LATE_MS)
+                })
+            };
+            if let Some(ms) = late {
+                link::post(&self.site, sent, ms);
+            }
+        }
+    }
+
+    fn underway(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Sent>> {
+        self.underway.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request is on its way, until [`Life::arrived`].
+    pub fn sends(&self, sent: &Sent) {
+        self.underway()
+            .insert(sent.request.id.0.clone(), sent.clone());
+    }
+
+    /// It is not waited for any more.
+    pub fn arrived(&self, id: &str) {
+        self.underway().remove(id);
     }
 
     /// Ends it; nothing comes after.

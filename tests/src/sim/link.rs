@@ -37,6 +37,19 @@ impl Life {
         registry.is_some_and(|registry| registry.is_current(&identity))
     }
 
+    /// Agents connect to a director that has taken over, and are told its epoch.
+    pub fn hear(&self) {
+        let there: Vec<(MachineName, Incarnation)> = {
+            let state = self.site.lock();
+            let vms = state.vms.iter();
+            vms.map(|(name, vm)| (name.clone(), vm.incarnation))
+                .collect()
+        };
+        for (machine, incarnation) in there {
+            self.connected(&machine, incarnation);
+        }
+    }
+
     /// Whether it is connected; tells it the epoch.
     fn connected(&self, machine: &MachineName, incarnation: Incarnation) -> bool {
         if !self.admits(machine, incarnation) {
@@ -82,6 +95,13 @@ impl Life {
         request: StepRequest,
     ) -> Result<StepResult, DeliveryError> {
         self.check_intent(&request);
+        let sent = Sent {
+            machine: machine.clone(),
+            incarnation,
+            request: request.clone(),
+            action: action(),
+        };
+        let _underway = Underway::new(self, &sent);
         self.point(Point::BeforeEffect).await;
         let not_connected = || DeliveryError::NotConnected {
             machine: machine.clone(),
@@ -107,7 +127,7 @@ impl Life {
             }
             Some(Fault::Duplicated) => {
                 let late = self.site.lock().dice.within(1_000..=200_000);
-                post(&self.site, machine, incarnation, request.clone(), late);
+                post(&self.site, sent.clone(), late);
             }
             Some(_) => ms += self.site.lock().dice.within(1_000..=90_000),
             None => {}
@@ -127,7 +147,7 @@ impl Life {
             over: false,
             link: ends,
         };
-        let arrived = post(&self.site, machine, incarnation, request.clone(), ms);
+        let arrived = post(&self.site, sent, ms);
         let answer = async {
             let mut result = arrived.await.ok().flatten()?;
             let result = result.wait_for(Option::is_some).await.ok()?;
@@ -165,22 +185,49 @@ impl Life {
     }
 }
 
+/// A request to an agent.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// To which machine.
+    pub machine: MachineName,
+    /// And which of its incarnations.
+    pub incarnation: Incarnation,
+    /// The request.
+    pub request: StepRequest,
+    /// The kind of step that it is of.
+    pub action: &'static str,
+}
+
 /// What is on its way when its sender dies arrives nevertheless.
-fn post(
+pub fn post(
     site: &Site,
-    machine: &MachineName,
-    incarnation: Incarnation,
-    request: StepRequest,
+    sent: Sent,
     ms: u64,
 ) -> oneshot::Receiver<Option<watch::Receiver<Option<StepResult>>>> {
     let (sender, receiver) = oneshot::channel();
-    let (site, machine, action) = (site.clone(), machine.clone(), action());
+    let site = site.clone();
     tokio::spawn(async move {
         sleep(Duration::from_millis(ms)).await;
-        let running = site.deliver(&machine, incarnation, request, action);
+        let running = site.deliver(sent);
         let _ = sender.send(running); // who sent it may have died
     });
     receiver
+}
+
+/// A request that a life knows to be on its way.
+struct Underway<'a>(&'a Life, String);
+
+impl<'a> Underway<'a> {
+    fn new(life: &'a Life, sent: &Sent) -> Self {
+        life.sends(sent);
+        Self(life, sent.request.id.0.clone())
+    }
+}
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        self.0.arrived(&self.1);
+    }
 }
 
 /// A step that is waited for. Dropped before it is over, on a link that lives, it is cancelled.

@@ -14,6 +14,9 @@
 //! | [`invariants`] | what is looked at after every event |
 //! | [`coverage`], [`mutation`], [`secrets`] | whether the simulation would notice |
 //!
+//! A director that dies may only have stood still: what it was sending it sends when others may be in charge
+//! ([`life::Life::kill`]).
+//!
 //! # Invariants
 //! * One thread, one runtime, one source of chance for each seed. The product chooses in a fixed order
 //!   wherever several things are ready (`biased`), so that a replay is exact.
@@ -96,10 +99,11 @@ pub fn note_panics() {
     }));
 }
 
-/// Runs one seed.
+/// Runs one seed; `spread` allots its faults to its orders, see [`state::FAULTS_OF_ORDER`].
 pub fn run(
     seed: u64,
     mutation: Option<Mutation>,
+    spread: bool,
     whole_trace: bool,
     fixtures: &Arc<Fixtures>,
 ) -> Result<Report> {
@@ -113,6 +117,7 @@ pub fn run(
         state.mutation = mutation;
         state.faults.on = true;
         state.faults.most = state::FAULTS_MAX.0;
+        state.faults.spread = spread;
         state.faults.per_mille = PER_MILLE;
     }
     let world = AssertUnwindSafe(|| {

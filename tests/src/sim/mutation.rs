@@ -29,6 +29,16 @@ pub enum Mutation {
     TokenLogged,
     /// Nobody looks whether a machine has come back before it is shut out.
     CameBackUnseen,
+    /// Nodes are dropped before their machines are gone.
+    NodeDroppedEarly,
+    /// Agents carry out what a director of any epoch orders.
+    EpochsIgnored,
+    /// Agents begin with an empty journal each time they start.
+    JournalForgotten,
+    /// A node is said to be Ready by what was heard of it at any time.
+    ReportsTakenOnTrust,
+    /// A director that takes over deletes machines that nothing in its records tells it to.
+    TidiesUp,
 }
 
 impl Mutation {
@@ -36,12 +46,18 @@ impl Mutation {
     pub fn breaks(self) -> u8 {
         match self {
             Self::ControlPlaneAtOnce => 1,
-            Self::AttachedEarly | Self::StoreLies => 6,
+            Self::NodeDroppedEarly => 2,
+            Self::AttachedEarly
+            | Self::StoreLies
+            | Self::EpochsIgnored
+            | Self::JournalForgotten => 6,
             Self::BudgetIgnored => 3,
             Self::DrainSkipped | Self::PodBudgetsIgnored | Self::CameBackUnseen => 4,
             Self::KubeletsFirst => 5,
             Self::DiskUnnamed => 7,
+            Self::ReportsTakenOnTrust => 8,
             Self::TokenLogged => 9,
+            Self::TidiesUp => 10,
         }
     }
 
@@ -61,6 +77,13 @@ impl Mutation {
                 for step in &mut plan.steps {
                     if let Action::AttachDisk { .. } = step.action {
                         step.after.retain(|key| key.0.starts_with("disk/"));
+                    }
+                }
+            }
+            Self::NodeDroppedEarly => {
+                for step in &mut plan.steps {
+                    if let Action::DropNode { .. } = step.action {
+                        step.after.clear();
                     }
                 }
             }
@@ -86,7 +109,11 @@ impl Mutation {
             | Self::StoreLies
             | Self::DiskUnnamed
             | Self::TokenLogged
-            | Self::CameBackUnseen => {}
+            | Self::CameBackUnseen
+            | Self::EpochsIgnored
+            | Self::JournalForgotten
+            | Self::ReportsTakenOnTrust
+            | Self::TidiesUp => {}
         }
     }
 }

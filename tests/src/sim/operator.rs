@@ -27,7 +27,7 @@ use super::fixtures::{self, Fixtures};
 use super::life::doing;
 use super::mutation::Mutation;
 use super::repairs::Repairs;
-use super::state::{FAULTS_MAX, Site};
+use super::state::{FAULTS_MAX, FAULTS_OF_ORDER, Site};
 
 /// How often an order is given until faults end, and until it has to have succeeded.
 const TRIES: (u32, u32) = (5, 12);
@@ -172,6 +172,10 @@ impl Operator {
     /// Orders it until it is so, or it was cancelled.
     async fn order(&mut self, want: Want) -> Result<()> {
         let mut last = String::new();
+        {
+            let faults = &mut self.site.lock().faults;
+            faults.until_next = faults.count + FAULTS_OF_ORDER;
+        }
         for attempt in 1..=TRIES.1 {
             self.site.lock().faults.on &= attempt <= TRIES.0;
             let task = match self.place(want).await? {

@@ -115,6 +115,7 @@ impl State {
             view: view.clone(),
             frozen_until: 0,
             ready_at: None,
+            served: false,
             down_since: None,
             by_us: true,
             off: false,
@@ -124,6 +125,8 @@ impl State {
             units: Default::default(),
             enabled: Default::default(),
             epoch: 0,
+            begun_epoch: 0,
+            done: Default::default(),
             agent: Agent::default(),
             cut_until: 0,
             link: Default::default(),
@@ -230,9 +233,6 @@ impl Provider for Life {
         name: &'a MachineName,
         _grace: Duration,
     ) -> ProviderFuture<'a, MachineView> {
-        if action() == "fence" {
-            self.site.lock().fencing(name);
-        }
         Box::pin(self.call(move |state| {
             state.destroys("a machine is stopped");
             // What comes back while its power is being cut nobody can see.

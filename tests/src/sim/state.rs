@@ -22,6 +22,9 @@ use super::secrets::Canaries;
 
 /// Faults of one seed, at most, and of its end: a world in which nothing ever works shows nothing.
 pub const FAULTS_MAX: (u32, u32) = (16, 22);
+/// And of one order, if they are spread: upgrades, repairs and deletions are struck as often as creates, which
+/// otherwise use up most of what there is.
+pub const FAULTS_OF_ORDER: u32 = 6;
 /// How much more often the points of a rare step are struck.
 const RARE: u32 = 8;
 /// Lines of a trace that are kept when nobody asked for all.
@@ -80,6 +83,8 @@ pub struct State {
     pub cluster: Cluster,
     /// What was ordered.
     pub ordered: Ordered,
+    /// Incarnations of machines that the records say are shut out.
+    pub shut_out: BTreeSet<(MachineName, Incarnation)>,
     /// How often a step that cannot be repeated ran, by id.
     pub ran_once: BTreeMap<String, u32>,
 }
@@ -104,6 +109,10 @@ pub struct Faults {
     pub per_mille: u32,
     /// How many there may be.
     pub most: u32,
+    /// Whether each order has its own.
+    pub spread: bool,
+    /// How many there may be until the next order, if so.
+    pub until_next: u32,
     /// How many were caused.
     pub count: u32,
     /// How many of them while a task was running.
@@ -131,6 +140,8 @@ pub struct Vm {
     pub frozen_until: u64,
     /// When its node was last Ready.
     pub ready_at: Option<u64>,
+    /// It was written down that its node is Ready: from then on it is one of those that serve.
+    pub served: bool,
     /// When it went down by itself.
     pub down_since: Option<u64>,
     /// It is down, or was taken out of service, because of an order.
@@ -145,10 +156,15 @@ pub struct Vm {
     pub emulates: (Option<u32>, Option<u32>),
     /// Units that run, since when, and with which configuration.
     pub units: BTreeMap<String, Unit>,
-    /// Units that start at boot.
-    pub enabled: BTreeSet<String>,
+    /// Units that start at boot, with the configuration that they were last started with by a step: after a boot
+    /// that is what the agent remembers of them.
+    pub enabled: BTreeMap<String, Option<windlass_common::id::Digest>>,
     /// The highest epoch of which a step began, or which was told since the agent started.
     pub epoch: u64,
+    /// The highest epoch of which a step began: an agent never forgets it.
+    pub begun_epoch: u64,
+    /// Steps that its agent has said are done, with the content that they had: they are not carried out again.
+    pub done: BTreeMap<String, windlass_common::id::Digest>,
     /// Its agent.
     pub agent: Agent,
     /// No connection until then.
@@ -231,6 +247,16 @@ impl Trace {
     }
 }
 
+impl Faults {
+    /// How many there may be by now.
+    fn allowed(&self) -> u32 {
+        match self.spread {
+            true => self.most.min(self.until_next),
+            false => self.most,
+        }
+    }
+}
+
 impl Site {
     /// A world in which nothing is.
     pub fn new(seed: u64, canaries: Canaries, whole_trace: bool) -> Self {
@@ -259,6 +285,7 @@ impl Site {
             endpoints: BTreeMap::new(),
             cluster,
             ordered: Ordered::default(),
+            shut_out: BTreeSet::new(),
             ran_once: BTreeMap::new(),
         };
         Self(Arc::new(Inner {
@@ -315,7 +342,7 @@ impl State {
         let faults = &self.faults;
         // What happens seldom is struck as often as what happens all the time.
         let per_mille = faults.per_mille * if coverage::is_rare(step) { RARE } else { 1 };
-        if !faults.on || faults.count >= faults.most || !self.dice.chance(per_mille) {
+        if !faults.on || faults.count >= faults.allowed() || !self.dice.chance(per_mille) {
             return None;
         }
         let fault = self.dice.pick(of)?;

@@ -2,12 +2,12 @@
 
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
-use windlass_director::model::{Revision, StepRecord, StepState, Task};
+use windlass_director::model::{Machine, Revision, StepRecord, StepState, Task};
 use windlass_director::store::{
     Change, Entry, Expect, Kind, Store, StoreError, StoreFuture, Write,
 };
 
-use super::coverage::{Fault, Point};
+use super::coverage::{self, Fault, Place, Point};
 use super::life::Life;
 use super::mutation::Mutation;
 use super::state::State;
@@ -68,10 +68,16 @@ impl State {
                     let plans = [Some(&task.plan), task.again.as_ref(), task.cleanup.as_ref()];
                     for step in plans.into_iter().flatten().flat_map(|plan| &plan.steps) {
                         let key = format!("{}/{}", task.id, step.key);
-                        self.actions.insert(key, step.action.name());
+                        let (name, place, _) = *coverage::kind(&step.action);
+                        if name != step.action.name() || matches!(place, Place::Elsewhere(_)) {
+                            let what = step.action.name();
+                            self.violated(6, format!("no fault strikes {what}, which is planned"));
+                        }
+                        self.actions.insert(key, name);
                     }
                     self.tell(format!("{} is {}", task.id, task.state));
                 }
+                Kind::Machine => self.learn_fenced(body),
                 Kind::Step => {
                     let Ok(record) = serde_json::from_slice::<StepRecord>(body) else {
                         continue;
@@ -98,6 +104,20 @@ impl State {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Notes that a machine is shut out from now on.
+    fn learn_fenced(&mut self, body: &[u8]) {
+        // Most records say nothing of it, and are not worth reading.
+        let says = std::str::from_utf8(body).is_ok_and(|text| text.contains("\"fenced\":true"));
+        let record = says.then(|| serde_json::from_slice::<Machine>(body));
+        if let Some(Ok(machine)) = record
+            && self
+                .shut_out
+                .insert((machine.name.clone(), machine.incarnation))
+        {
+            self.fencing(&machine.name);
         }
     }
 

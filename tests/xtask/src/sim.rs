@@ -1,15 +1,17 @@
 //! `cargo xtask sim`: seeds of the simulation (`tests/src/sim`), on all cores.
 //!
-//! Built as the tests are. Where thousands of seeds are to be run, the project's own crates are optimised a
-//! little: that takes minutes to build, and a seed less than half of the time.
+//! A few seeds are built as the tests are. Where thousands are to be run, the project's own crates are optimised:
+//! that is a build of its own, and a seed takes a fraction of the time. Assertions and overflow checks stay on;
+//! dependencies are those of the tests.
 
 use anyhow::Result;
 
 use crate::build;
 use crate::shell::{cargo, command, step};
 
-/// Seeds of the suite, always the same; `--full` runs [`FULL`].
-const SEEDS: &str = "300";
+/// Seeds of the suite, always the same: as many as ten minutes on two cores have room for, with the build.
+/// `--full` runs [`FULL`], of which no cell of the coverage may be empty.
+const SEEDS: &str = "4000";
 const FULL: &str = "10000";
 /// From so many seeds on, building for speed pays.
 const OPTIMISED: u64 = 2_000;
@@ -28,7 +30,7 @@ pub(crate) struct Options {
     /// Break each guard in turn, and fail if one is not noticed.
     #[arg(long)]
     mutate: bool,
-    /// More for the simulation itself, such as `--coverage`, `--mutation NAME` or `--jobs N`.
+    /// More for the simulation itself, such as `--coverage`, `--spread`, `--mutation NAME` or `--jobs N`.
     #[arg(last = true)]
     more: Vec<String>,
 }
@@ -40,32 +42,37 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     arguments.extend(options.trace.then_some("--trace"));
     arguments.extend(options.mutate.then_some("--mutate"));
     arguments.extend(options.more.iter().map(String::as_str));
-    let many = options.seeds >= OPTIMISED;
-    start("seeds of the simulation", &arguments, many)
+    if options.seeds >= OPTIMISED && !options.mutate {
+        build_optimised()?;
+    } else {
+        build::for_tests()?;
+    }
+    start("seeds of the simulation", &arguments)
 }
 
 /// The suite of `cargo xtask test`: broken guards are noticed, and seeds break nothing.
 pub(crate) fn suite(full: bool) -> Result<()> {
-    start("broken guards", &["--mutate"], full)?;
-    if full {
-        return start("seeds of the simulation", &["--seeds", FULL], true);
-    }
-    println!("    the first {SEEDS} seeds; {FULL} with --full");
-    start("seeds of the simulation", &["--seeds", SEEDS], false)
+    build_optimised()?;
+    start("broken guards", &["--mutate"])?;
+    let seeds = if full { FULL } else { SEEDS };
+    println!("    the first {seeds} seeds; {FULL} with --full");
+    start("seeds of the simulation", &["--seeds", seeds])
 }
 
-fn start(what: &str, arguments: &[&str], optimised: bool) -> Result<()> {
-    if optimised {
-        step(
-            "building the simulation",
-            cargo()
-                .args(["build", "--quiet", "--locked", "--bin", "windlass-sim"])
-                .args(["-p", "windlass-director", "-p", "windlass-tests"])
-                .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
-        )?;
-    } else {
-        build::for_tests()?;
-    }
+fn build_optimised() -> Result<()> {
+    step(
+        "building the simulation",
+        cargo()
+            .args(["build", "--quiet", "--locked", "--bin", "windlass-sim"])
+            .args(["-p", "windlass-director", "-p", "windlass-tests"])
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            // Fewer units of code: what is generic is translated less often.
+            .env("CARGO_PROFILE_DEV_INCREMENTAL", "false"),
+    )
+}
+
+fn start(what: &str, arguments: &[&str]) -> Result<()> {
     step(
         what,
         command(build::target().join("debug/windlass-sim")).args(arguments),
