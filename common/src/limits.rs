@@ -61,12 +61,14 @@ pub const LINK_IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 /// See [`RECONNECT_FIRST`].
 pub const RECONNECT_CAP: Duration = Duration::from_secs(15);
-/// How long an attempt goes on without a sound from the director, while it may be starting: a first
-/// packet goes at 0, 0.3 and 0.9 s, and the next attempt begins after at most 1.6 s, so that a director
-/// that is up is found within 0.7 s, where a round trip takes no longer than 0.6 s.
+/// Pause after which an agent that has not been answered says again what it said first, two packets of 1,200 bytes: a
+/// director that is up is found within this and [`RECONNECT_FIRST`], where a round trip takes no longer.
+pub const KNOCK_AGAIN: Duration = Duration::from_millis(500);
+/// How long an attempt goes on without a sound from the director, while it may be starting and there is another address
+/// to try; otherwise for [`HELLO_TIMEOUT`].
 pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
-/// For how long an agent without a link asks that often; a director's host starts again in less. Three
-/// packets of 1,200 bytes in 1.6 s: 23 MB/s of 10,000 agents, for two minutes.
+/// For how long an agent without a link asks that often; a director's host starts again in less. Four to six packets
+/// of 1,200 bytes a second: 60 MB/s of 10,000 agents, for two minutes.
 pub const RECONNECT_EAGER: Duration = Duration::from_secs(120);
 /// Life of an agent's certificate; renewed at two thirds of it.
 pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -82,7 +84,7 @@ pub const LAPSED_GRACE_HOURS_MAX: u32 = 90 * 24;
 pub const TICKET_KEY_PERIOD: Duration = Duration::from_secs(12 * 3600);
 /// Session tickets that the director sends on each connection. An attempt uses one up, answered or not:
 /// four last for a director that is away for [`LINK_IDLE_TIMEOUT`], in which nothing is noticed, and four
-/// attempts of [`ANSWER_TIMEOUT`], 12 s. A ticket is about 1.3 KiB.
+/// attempts of [`HELLO_TIMEOUT`], 26 s. A ticket is about 1.3 KiB.
 pub const TICKETS_PER_CONNECTION: usize = 4;
 /// Life of an enrollment token: from creating the machine to its first connection.
 pub const ENROLLMENT_TOKEN_LIFE: Duration = Duration::from_secs(3600);
@@ -109,8 +111,12 @@ pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
 /// place; when all places are held for longer the oldest gives way, so that strangers keep nobody out.
 pub const HANDSHAKES_MAX: usize = 256;
 /// First packets that wait for a place: what a director with 1,000 handshakes a second gets through in
-/// [`HANDSHAKE_WAITS_MAX`]. Each is about 3 KiB, 12 MiB. Beyond them they are dropped, and come again.
+/// [`HANDSHAKE_WAITS_MAX`]. Each is about 3 KiB, 12 MiB, and [`FIRST_FLIGHT_BYTES_MAX`] more where a peer
+/// repeats itself. Beyond them the oldest ones are dropped, and come again.
 pub const HANDSHAKES_WAITING_MAX: usize = 4096;
+/// What a peer may send after its first packet before its handshake begins. The first flight of an agent is two
+/// packets of 1,200 bytes, and it repeats it twice while it waits; 4096 of these are 32 MiB.
+pub const FIRST_FLIGHT_BYTES_MAX: usize = 8 << 10;
 /// How long a first packet waits: an agent that was answered goes on for [`HELLO_TIMEOUT`], and a
 /// handshake that begins when its peer has gone is work for nothing.
 pub const HANDSHAKE_WAITS_MAX: Duration = Duration::from_secs(4);

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{hkdf, hmac};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
@@ -16,10 +16,11 @@ use quinn::{
 use quinn_proto::InvalidCid;
 
 use crate::limits::{
-    DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, FROM_AGENT_WINDOW_BYTES, HANDSHAKES_WAITING_MAX,
-    LINK_IDLE_TIMEOUT, PEER_CONNECTIONS_MAX, PEER_IDLE_TIMEOUT, PEER_RECEIVE_WINDOW_BYTES,
-    PEER_SEND_WINDOW_BYTES, STREAM_FROM_AGENT_WINDOW_BYTES, STREAM_TO_AGENT_WINDOW_BYTES,
-    STREAMS_FROM_AGENT_MAX, STREAMS_TO_AGENT_MAX, TO_AGENT_WINDOW_BYTES,
+    DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, FIRST_FLIGHT_BYTES_MAX, FROM_AGENT_WINDOW_BYTES,
+    HANDSHAKES_WAITING_MAX, LINK_IDLE_TIMEOUT, PEER_CONNECTIONS_MAX, PEER_IDLE_TIMEOUT,
+    PEER_RECEIVE_WINDOW_BYTES, PEER_SEND_WINDOW_BYTES, STREAM_FROM_AGENT_WINDOW_BYTES,
+    STREAM_TO_AGENT_WINDOW_BYTES, STREAMS_FROM_AGENT_MAX, STREAMS_TO_AGENT_MAX,
+    TO_AGENT_WINDOW_BYTES,
 };
 use crate::tls::TlsError;
 
@@ -128,10 +129,21 @@ pub fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, T
         .transport_config(Arc::new(transport))
         // Beyond it quinn refuses by itself; those that wait and those not yet looked at.
         .max_incoming(2 * HANDSHAKES_WAITING_MAX)
-        // What a peer sends before its handshake is accepted: a first flight is under 8 KiB.
-        .incoming_buffer_size(16 << 10)
-        .incoming_buffer_size_total(32 << 20);
+        // So that peers that repeat themselves take no room from the second packet of another one, without which
+        // its handshake stands still once it has begun.
+        .incoming_buffer_size(FIRST_FLIGHT_BYTES_MAX as u64)
+        .incoming_buffer_size_total((HANDSHAKES_WAITING_MAX * FIRST_FLIGHT_BYTES_MAX) as u64);
     Ok(config)
+}
+
+/// Has the proofs of address that a director asks for (QUIC Retry) outlive it: an agent proves its address once
+/// in an attempt, and one whose proof a director that was started again does not know would wait in vain.
+pub fn keep_proofs(config: &mut quinn::ServerConfig, secret: &[u8; 32]) {
+    config.token_key(Arc::new(proof_key(secret)));
+}
+
+fn proof_key(secret: &[u8; 32]) -> hkdf::Prk {
+    hkdf::Salt::new(hkdf::HKDF_SHA256, b"windlass proofs of address").extract(secret)
 }
 
 /// The director's socket. From the same secret come the same reset tokens: a director that was
@@ -341,6 +353,17 @@ mod tests {
         before.validate(&ConnectionId::new(&[])).unwrap_err();
         before.validate(&ConnectionId::new(&[7; 20])).unwrap_err();
         assert_eq!(strays.load(Ordering::Relaxed), 102);
+    }
+
+    #[test]
+    fn a_proof_of_address_is_known_with_this_secret_and_no_other() {
+        use quinn::crypto::HandshakeTokenKey;
+        let nonce = [7; 32];
+        let mut proof = b"192.0.2.1".to_vec();
+        let key = |secret: u8| proof_key(&[secret; 32]).aead_from_hkdf(&nonce);
+        key(1).seal(&mut proof, &[]).unwrap();
+        assert_eq!(key(1).open(&mut proof.clone(), &[]).unwrap(), b"192.0.2.1");
+        assert!(key(2).open(&mut proof, &[]).is_err());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use windlass_common::wire::probe::{ProbeAnswer, ProbeAsk};
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
 use super::answer;
+use super::attempts::{Attempts, Outcome};
 use super::identity::{Identity, IdentityError, IdentityStore};
 use super::renewal::Renewal;
 use super::resume::Resumable;
@@ -113,19 +114,26 @@ pub(super) async fn connect(
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    let (endpoint, ear) = answer::endpoint(any).map_err(ConnectError::Socket)?;
+    let (endpoint, socket) = answer::endpoint(any).map_err(ConnectError::Socket)?;
     let connecting = endpoint
         .connect_with(config, address, name)
         .map_err(|source| ConnectError::Address { address, source })?;
     let connected = tokio::select! {
         biased;
         connected = timeout(HELLO_TIMEOUT, connecting) => connected,
-        () = ear.silence(patience) => {
+        () = socket.silence(patience) => {
             return Err(ConnectError::Silent { address, within: patience });
         }
     };
     let connection = connected
-        .map_err(|_| ConnectError::TooSlow { address })?
+        .map_err(|_| {
+            if socket.has_heard() {
+                ConnectError::TooSlow { address }
+            } else {
+                let within = HELLO_TIMEOUT;
+                ConnectError::Silent { address, within }
+            }
+        })?
         .map_err(|source| ConnectError::Handshake { address, source })?;
     Ok((endpoint, connection))
 }
@@ -213,6 +221,7 @@ pub(super) struct Context<'a> {
     /// Where those who want a connection find it.
     pub(super) current: &'a watch::Sender<Option<Live>>,
     pub(super) clock: &'a Clock,
+    pub(super) attempts: &'a Attempts,
     /// What this machine shares with its peers, if anything.
     pub(super) sharing: Option<&'a Sharing>,
     pub(super) resumable: &'a Resumable,
@@ -235,6 +244,7 @@ pub(super) async fn run(
         Err(ended) => return finish(connection, ended),
     };
     tracing::info!(director = %connection.remote_address(), epoch = %welcome.epoch, "connected");
+    context.attempts.count(Outcome::Welcomed);
     context.handler.epoch_seen(welcome.epoch);
     context.current.send_replace(Some(Live {
         connection: connection.clone(),

@@ -21,6 +21,7 @@
 
 mod answer;
 mod artifact;
+mod attempts;
 mod connection;
 mod enroll;
 mod handler;
@@ -47,8 +48,10 @@ use windlass_common::wire::message::PeerFailure;
 
 use crate::artifacts::ArtifactStore;
 use crate::peer::{PeerError, Peers, Sharing};
+use attempts::Attempts;
 
 pub use artifact::{ArtifactStream, FetchError, Origin};
+pub use attempts::AttemptCounts;
 pub use enroll::EnrollError;
 pub use handler::{CancelToken, Handler, HelloFacts, ProgressSink, StepFuture};
 pub use identity::IdentityError;
@@ -89,6 +92,7 @@ pub struct Link {
     paths: LinkPaths,
     clock: Clock,
     current: watch::Sender<Option<Live>>,
+    attempts: Arc<Attempts>,
     sharing: Option<Sharing>,
     reread: Option<Reread>,
 }
@@ -113,6 +117,7 @@ impl Link {
             paths,
             clock: Clock::system(),
             current,
+            attempts: Arc::default(),
             sharing: None,
             reread: None,
         }
@@ -142,6 +147,7 @@ impl Link {
     pub fn handle(&self) -> LinkHandle {
         LinkHandle {
             current: self.current.subscribe(),
+            attempts: Arc::clone(&self.attempts),
             peers: self.peers(),
         }
     }
@@ -197,6 +203,7 @@ fn identity_of(settings: &Settings) -> MachineIdentity {
 #[derive(Debug, Clone)]
 pub struct LinkHandle {
     current: watch::Receiver<Option<Live>>,
+    attempts: Arc<Attempts>,
     peers: Peers,
 }
 
@@ -227,6 +234,11 @@ impl LinkHandle {
     /// Whether the machine of this cluster at an address hears the director.
     pub(crate) async fn peer_hears_director(&self, at: SocketAddr) -> Result<bool, PeerError> {
         self.peers.hears_director(at).await
+    }
+
+    /// What became of the attempts so far.
+    pub fn attempts(&self) -> AttemptCounts {
+        self.attempts.counts()
     }
 
     /// Whether there is a connection now.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::ConnectionError;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -14,6 +15,7 @@ use windlass_common::limits::{
 };
 use windlass_common::pki::{MachineIdentity, gateway_name};
 
+use super::attempts::Outcome;
 use super::connection::{self, ConnectError, Context, Ended, To};
 use super::enroll::{self, EnrollError};
 use super::identity::{Identity, IdentityError, IdentityStore, Saved};
@@ -40,12 +42,12 @@ pub enum LinkError {
     Identity(#[source] IdentityError),
 }
 
-/// When to try again: soon, while a director may be starting; ever later, one that said no or has been
-/// away for long.
+/// When to try again: soon, while a director may be starting or has a whole fleet to serve; ever later, one
+/// that said no or has been away for long.
 struct Pace {
     soon: Backoff,
     later: Backoff,
-    /// Since when there has been no link.
+    /// Since when there has been neither a link nor a sound.
     away_since: Instant,
 }
 
@@ -62,21 +64,29 @@ impl Pace {
         now.saturating_duration_since(self.away_since) < RECONNECT_EAGER
     }
 
-    /// How long an attempt that begins now goes on without a sound.
-    fn patience(&self, now: Instant) -> Duration {
-        if self.is_eager(now) {
+    /// How long an attempt that begins now goes on without a sound. One that has another address to try takes turns
+    /// sooner, while it may be that one that answers.
+    fn patience(&self, addresses: usize, now: Instant) -> Duration {
+        if addresses > 1 && self.is_eager(now) {
             ANSWER_TIMEOUT
         } else {
             HELLO_TIMEOUT
         }
     }
 
-    /// The wait before the next attempt. `silent`: nobody answered the last one.
-    fn wait(&mut self, silent: bool, now: Instant) -> Duration {
-        if silent && self.is_eager(now) {
-            self.soon.next_wait()
-        } else {
-            self.later.next_wait()
+    /// The director was there.
+    fn heard(&mut self, now: Instant) {
+        self.away_since = now;
+    }
+
+    /// The wait before the next attempt, after one that ended like this.
+    fn wait(&mut self, outcome: Outcome, now: Instant) -> Duration {
+        match outcome {
+            // It took seconds, which is a wait of its own; whoever waits longer is not there when a director
+            // that serves others first would have come to it.
+            Outcome::Unserved => self.soon.next_wait(),
+            Outcome::Silent if self.is_eager(now) => self.soon.next_wait(),
+            Outcome::Silent | Outcome::Failed | Outcome::Welcomed => self.later.next_wait(),
         }
     }
 }
@@ -119,6 +129,7 @@ pub(super) async fn run(
         steps: &steps,
         current: &link.current,
         clock: &link.clock,
+        attempts: &link.attempts,
         resumable: &Resumable::default(),
         peers: &link.peers(),
         sharing: link.sharing.as_ref(),
@@ -148,8 +159,8 @@ async fn keep(
     let directors = &link.settings.directors;
     let mut pace = Pace::new(seed(context.me), Instant::now());
     let mut turn = 0;
-    // A director that is away is worth one line, until it has been for long.
-    let mut was_silent = false;
+    // A director that is away or busy is worth one line, until it has been away for long.
+    let mut last = Outcome::Welcomed;
     // The director knows better whether the certificate is over than a clock that may be wrong.
     let mut told_lapsed = false;
     let mut told_replaced = 0_u32;
@@ -158,10 +169,17 @@ async fn keep(
         let began = Instant::now();
         let to = To {
             address,
-            patience: pace.patience(began),
+            patience: pace.patience(directors.len(), began),
         };
+        let welcomed = context.attempts.counts().welcomed;
         let ended = attempt(link, context, to, told_lapsed, stop).await;
-        let mut silent = false;
+        let outcome = if context.attempts.counts().welcomed > welcomed {
+            Outcome::Welcomed
+        } else {
+            let outcome = outcome(&ended);
+            context.attempts.count(outcome);
+            outcome
+        };
         told_lapsed = match &ended {
             Ok(ended) => ended.lapsed(),
             // Not answered yet.
@@ -186,10 +204,10 @@ async fn keep(
             Ok(ended) if ended.director_restarts() => {
                 tracing::info!("the director restarts");
                 pace.later.reset();
-                pace.away_since = Instant::now();
+                pace.heard(Instant::now());
             }
             Ok(ended) => {
-                pace.away_since = Instant::now();
+                pace.heard(Instant::now());
                 log(ended.class(), &ended, "the link broke");
                 if ended.disowned() {
                     context.resumable.forget();
@@ -199,15 +217,18 @@ async fn keep(
                 }
             }
             Err(error) => {
-                silent = is_silent(&error);
-                if !(silent && was_silent && pace.is_eager(began)) {
+                if outcome == Outcome::Unserved {
+                    pace.heard(Instant::now());
+                }
+                let unanswered = matches!(outcome, Outcome::Silent | Outcome::Unserved);
+                if !(unanswered && last == outcome && pace.is_eager(began)) {
                     log(class(&error), &error, "no link to the director");
                 }
                 turn += 1;
             }
         }
-        was_silent = silent;
-        let wait = pace.wait(silent, Instant::now());
+        last = outcome;
+        let wait = pace.wait(outcome, Instant::now());
         tokio::select! {
             () = sleep(wait) => {}
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
@@ -303,12 +324,26 @@ async fn renew(
     asked
 }
 
-fn is_silent(error: &AttemptError) -> bool {
-    matches!(
-        error,
-        AttemptError::Connect(ConnectError::Silent { .. })
-            | AttemptError::Enroll(EnrollError::Connect(ConnectError::Silent { .. }))
-    )
+/// What became of an attempt that led to no session.
+fn outcome(ended: &Result<Ended, AttemptError>) -> Outcome {
+    let error = match ended {
+        Ok(Ended::TooSlow) => return Outcome::Unserved,
+        Err(AttemptError::Connect(error) | AttemptError::Enroll(EnrollError::Connect(error))) => {
+            error
+        }
+        Ok(_) | Err(_) => return Outcome::Failed,
+    };
+    match error {
+        ConnectError::Silent { .. } => Outcome::Silent,
+        ConnectError::TooSlow { .. }
+        | ConnectError::Handshake {
+            source: ConnectionError::TimedOut,
+            ..
+        } => Outcome::Unserved,
+        ConnectError::Handshake { .. } | ConnectError::Socket(_) | ConnectError::Address { .. } => {
+            Outcome::Failed
+        }
+    }
 }
 
 fn class(error: &AttemptError) -> ErrorClass {
@@ -335,6 +370,10 @@ fn seed(me: &MachineIdentity) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use windlass_common::limits::KNOCK_AGAIN;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -343,20 +382,21 @@ mod tests {
     fn a_director_that_starts_is_found_within_a_second() {
         let began = Instant::now();
         for seed in 0..100 {
-            let mut pace = Pace::new(seed, began);
-            let mut now = began;
-            // When an attempt sends its first packets: at once, after three times the first guess of
-            // the round trip, and doubling.
-            let sent = [0, 300, 900].map(Duration::from_millis);
-            let mut last = now;
-            while now < began + RECONNECT_EAGER - 3 * SECOND {
-                for after in sent {
-                    assert!(now + after - last < SECOND, "{seed}");
-                    last = now + after;
+            for addresses in 1..3 {
+                let mut pace = Pace::new(seed, began);
+                let mut now = began;
+                let mut last = now;
+                while now < began + RECONNECT_EAGER - 2 * HELLO_TIMEOUT {
+                    // When an attempt sends its first packets.
+                    let mut after = Duration::ZERO;
+                    while after < pace.patience(addresses, now) {
+                        assert!(now + after - last < SECOND, "{seed}");
+                        last = now + after;
+                        after += KNOCK_AGAIN;
+                    }
+                    now += pace.patience(addresses, now);
+                    now += pace.wait(Outcome::Silent, now);
                 }
-                assert!(pace.patience(now) > sent[2]);
-                now += pace.patience(now);
-                now += pace.wait(true, now);
             }
         }
     }
@@ -366,12 +406,51 @@ mod tests {
         let began = Instant::now();
         let late = began + RECONNECT_EAGER;
         let mut pace = Pace::new(1, began);
-        assert_eq!(pace.patience(late), HELLO_TIMEOUT);
-        let waits: Vec<Duration> = (0..20).map(|_| pace.wait(true, late)).collect();
+        assert_eq!(pace.patience(2, late), HELLO_TIMEOUT);
+        let waits: Vec<Duration> = (0..20).map(|_| pace.wait(Outcome::Silent, late)).collect();
         assert!(waits[0] <= RECONNECT_FIRST);
         assert!(waits[19] >= RECONNECT_CAP / 2);
         let mut pace = Pace::new(1, began);
-        let last = (0..20).map(|_| pace.wait(false, began)).last();
+        let last = (0..20).map(|_| pace.wait(Outcome::Failed, began)).last();
         assert!(last >= Some(RECONNECT_CAP / 2));
+    }
+
+    #[test]
+    fn one_that_is_busy_is_asked_again_at_once_however_long_it_is() {
+        let began = Instant::now();
+        let mut pace = Pace::new(1, began);
+        let mut now = began;
+        for _ in 0..100 {
+            now += HELLO_TIMEOUT;
+            pace.heard(now);
+            assert!(pace.wait(Outcome::Unserved, now) <= RECONNECT_FIRST);
+            assert_eq!(pace.patience(2, now), ANSWER_TIMEOUT, "it may go away now");
+        }
+    }
+
+    #[test]
+    fn one_that_is_away_is_told_from_one_that_is_busy_and_one_that_says_no() {
+        let address = SocketAddr::from(([192, 0, 2, 1], 7443));
+        let failed = |source| ConnectError::Handshake { address, source };
+        let within = ANSWER_TIMEOUT;
+        #[rustfmt::skip] // one case per line, so that a missing one shows
+        let cases = [
+            (ConnectError::Silent { address, within },       Outcome::Silent),
+            (ConnectError::TooSlow { address },              Outcome::Unserved),
+            (failed(ConnectionError::TimedOut),              Outcome::Unserved),
+            (failed(ConnectionError::Reset),                 Outcome::Failed),
+            (failed(ConnectionError::VersionMismatch),       Outcome::Failed),
+            (failed(ConnectionError::CidsExhausted),         Outcome::Failed),
+        ];
+        for (error, wanted) in cases {
+            let name = error.to_string();
+            assert_eq!(
+                outcome(&Err(AttemptError::Connect(error))),
+                wanted,
+                "{name}"
+            );
+        }
+        assert_eq!(outcome(&Ok(Ended::TooSlow)), Outcome::Unserved);
+        assert_eq!(outcome(&Ok(Ended::Stopped)), Outcome::Failed);
     }
 }

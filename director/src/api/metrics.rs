@@ -148,6 +148,12 @@ fn exposition(
         "Handshakes that are not over.",
         &one(gateway.handshakes),
     );
+    family(
+        "windlass_gateway_handshakes_waiting",
+        "gauge",
+        "First packets in line for a handshake.",
+        &one(gateway.waiting),
+    );
     for (total, value) in &gateway.totals {
         let name = format!("windlass_gateway_{}_total", total.name());
         family(&name, "counter", help(*total), &[(String::new(), *value)]);
@@ -303,6 +309,7 @@ mod tests {
         let view = CounterView {
             sessions: 3,
             handshakes: 2,
+            waiting: 4,
             refusals: Reason::ALL.iter().map(|reason| (*reason, 5)).collect(),
             totals: Total::ALL
                 .iter()
@@ -338,7 +345,7 @@ mod tests {
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
             samples.len(),
-            6 + Total::ALL.len()
+            7 + Total::ALL.len()
                 + Reason::ALL.len()
                 + 3
                 + Verdict::ALL.len()

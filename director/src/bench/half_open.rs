@@ -6,7 +6,7 @@ use super::error::BenchError;
 use super::process;
 use super::protocol::{FleetAnswer, FleetOrder, TargetOrder, now_us};
 use super::report::HalfOpen;
-use super::run::{AT_ONCE, Bench, PATIENCE};
+use super::run::{AT_ONCE, Bench, PATIENCE, done};
 
 /// Time for one of them: a handshake's CPU at both ends on a host that may be busy.
 const EACH: Duration = Duration::from_millis(20);
@@ -26,9 +26,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<Option<HalfOpen>, BenchError> {
     };
     // The stranger shows a certificate, which the director never gets to see.
     let stranger = &mut bench.fleet[0];
-    let FleetAnswer::Done {
-        began_us, ended_us, ..
-    } = stranger.ask(&order, PATIENCE + EACH * count)?;
+    let (began_us, ended_us, _) = done(stranger.ask(&order, PATIENCE + EACH * count)?)?;
     let began = now_us();
     let agent_connected_ms = match bench.seed.victims.first().cloned() {
         Some((file, _)) => {

@@ -14,6 +14,7 @@
 //! Machines, providers, clusters: see `cargo xtask bench`.
 
 mod commands;
+mod course;
 mod error;
 mod half_open;
 mod nats;

@@ -43,8 +43,45 @@ pub enum FleetOrder {
         /// Clients that are not yet connected, at most.
         at_once: usize,
     },
+    /// Say what became of the attempts to connect; answered with [`FleetAnswer::Attempts`].
+    Attempts,
     /// Stop all of it.
     Stop,
+}
+
+/// What became of the attempts of the agents that run, since each began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempts {
+    /// Sessions that stood.
+    pub welcomed: u64,
+    /// Nobody answered.
+    pub silent: u64,
+    /// The director answered, and did not come to it in time.
+    pub unserved: u64,
+    /// The director said no, or what it said was of no use.
+    pub failed: u64,
+}
+
+impl Attempts {
+    /// Those of two fleets.
+    pub fn plus(self, other: Attempts) -> Attempts {
+        Attempts {
+            welcomed: self.welcomed + other.welcomed,
+            silent: self.silent + other.silent,
+            unserved: self.unserved + other.unserved,
+            failed: self.failed + other.failed,
+        }
+    }
+
+    /// Those since `before`.
+    pub fn since(self, before: Attempts) -> Attempts {
+        Attempts {
+            welcomed: self.welcomed.saturating_sub(before.welcomed),
+            silent: self.silent.saturating_sub(before.silent),
+            unserved: self.unserved.saturating_sub(before.unserved),
+            failed: self.failed.saturating_sub(before.failed),
+        }
+    }
 }
 
 /// What a fleet process answers.
@@ -59,6 +96,8 @@ pub enum FleetAnswer {
         /// Agents for which it failed, with the first failure in words.
         failed: Option<(usize, String)>,
     },
+    /// See [`FleetOrder::Attempts`].
+    Attempts(Attempts),
 }
 
 /// What the director under test is told.
@@ -90,6 +129,8 @@ pub(super) enum TargetAnswer {
     Connected {
         count: usize,
         at_us: u64,
+        /// What the gateway did in each second since it was opened.
+        course: Vec<Moment>,
     },
     Usage {
         resident_bytes: u64,
@@ -111,6 +152,40 @@ pub(super) enum TargetAnswer {
         at_us: Option<u64>,
     },
     Stopped,
+}
+
+/// What a gateway has done up to one moment; counts are totals since it was opened.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Moment {
+    /// Since it was opened.
+    pub(super) seconds: f64,
+    pub(super) connected: usize,
+    /// Handshakes under way at this moment.
+    pub(super) under_way: usize,
+    /// First packets in line for a place at this moment.
+    pub(super) waiting: usize,
+    /// Handshakes that were begun, and those that were done.
+    pub(super) begun: u64,
+    pub(super) done: u64,
+    /// Sessions that were resumed, and tickets that could not be opened.
+    pub(super) resumed: u64,
+    pub(super) tickets_refused: u64,
+    /// First packets that were answered by asking for a proof of the address.
+    pub(super) retried: u64,
+    /// First packets that were dropped, since the line was full or they had waited for too long; and handshakes
+    /// that gave way.
+    pub(super) crowded: u64,
+    /// First packets that were refused, since too many attempts of their address had failed.
+    pub(super) source_busy: u64,
+    /// Handshakes that were not over in time, and those that failed.
+    pub(super) timed_out: u64,
+    pub(super) failed: u64,
+    /// Datagrams that were read, and those that the kernel dropped since its buffer was full.
+    pub(super) datagrams: u64,
+    pub(super) dropped: u64,
+    /// CPU time of the director.
+    pub(super) cpu_ms: u64,
 }
 
 /// Now.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::protocol::{Attempts, Moment};
+
 /// One goal and the figure it is about.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Goal {
@@ -66,6 +68,10 @@ pub(super) struct Wave {
     pub(super) director_cpu_us: f64,
     /// Of them, sessions that were resumed; the others made a full handshake.
     pub(super) resumed: u64,
+    /// What became of the agents' attempts.
+    pub(super) attempts: Attempts,
+    /// Second by second.
+    pub(super) course: Vec<Moment>,
 }
 
 impl Wave {
@@ -77,6 +83,8 @@ impl Wave {
             per_second: count / seconds,
             director_cpu_us: cpu_us as f64 / count,
             resumed: 0,
+            attempts: Attempts::default(),
+            course: Vec::new(),
         }
     }
 }
@@ -273,6 +281,21 @@ fn wave(f: &mut fmt::Formatter<'_>, what: &str, wave: &Wave) -> fmt::Result {
         f,
         "{what:<28} {:>8.2} s  {:>8.0} /s  {:>8.0} us CPU of the server each, {} resumed",
         wave.seconds, wave.per_second, wave.director_cpu_us, wave.resumed
+    )?;
+    let Some(last) = wave.course.last() else {
+        return Ok(());
+    };
+    let Attempts {
+        silent,
+        unserved,
+        failed,
+        ..
+    } = wave.attempts;
+    writeln!(
+        f,
+        "{:<28} {silent} attempts not answered, {unserved} not served in time, {failed} failed; {} handshakes \
+         begun, {} first packets turned away",
+        "", last.begun, last.crowded
     )
 }
 

@@ -1,5 +1,6 @@
 //! The course of a benchmark: enroll, bare handshakes, restart, heartbeats, commands, deaths, NATS.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +15,9 @@ use super::half_open;
 use super::nats::{self, Nats};
 use super::peer::Peer;
 use super::process;
-use super::protocol::{FleetAnswer, FleetOrder, TargetAnswer, TargetOrder, now_us};
+use super::protocol::{
+    Attempts, FleetAnswer, FleetOrder, Moment, TargetAnswer, TargetOrder, now_us,
+};
 use super::report::{self, Beats, Check, Commands, Goal, Memory, Report, Vanished, Wave};
 use super::seed::{self, Home, Seed};
 use super::{Options, VICTIMS};
@@ -287,18 +290,14 @@ impl Bench {
                 at_once: share(at_once),
             },
             // One process by itself.
-            FleetOrder::HalfOpen { .. } | FleetOrder::Stop => order.clone(),
+            FleetOrder::HalfOpen { .. } | FleetOrder::Attempts | FleetOrder::Stop => order.clone(),
         };
         for peer in &mut self.fleet {
             peer.order(&order)?;
         }
         let (mut began, mut ended, mut failures) = (u64::MAX, 0, 0);
         for peer in &mut self.fleet {
-            let FleetAnswer::Done {
-                began_us,
-                ended_us,
-                failed,
-            } = peer.answer(patience)?;
+            let (began_us, ended_us, failed) = done(peer.answer(patience)?)?;
             began = began.min(began_us);
             ended = ended.max(ended_us);
             if let Some((count, first)) = failed {
@@ -314,7 +313,7 @@ impl Bench {
         let mut director = self.director(false)?;
         let before = usage(&mut director.peer)?;
         let (us, _) = self.order_fleet(&FleetOrder::Run { at_once: AT_ONCE })?;
-        let (count, _) = self.await_connected(&mut director)?;
+        let (count, ..) = self.await_connected(&mut director)?;
         let after = usage(&mut director.peer)?;
         let wave = Wave::new(count, us, after.cpu_us - before.cpu_us);
         let memory = Memory::new(director.empty_bytes, after.resident_bytes, self.agents);
@@ -341,6 +340,7 @@ impl Bench {
     /// moment its port is open.
     fn restart(&mut self, director: &mut Director, kill: bool) -> Result<Wave, BenchError> {
         self.await_connected(director)?;
+        let before = self.attempts()?;
         if !kill {
             director
                 .peer
@@ -348,23 +348,44 @@ impl Bench {
         }
         director.peer.kill();
         *director = self.director(false)?;
-        let (count, at_us) = self.await_connected(director)?;
+        let (count, at_us, course) = self.await_connected(director)?;
         let used = usage(&mut director.peer)?;
         let us = at_us.saturating_sub(director.listening_us);
         Ok(Wave {
             resumed: used.resumed,
+            attempts: self.attempts()?.since(before),
+            course,
             ..Wave::new(count, us, used.cpu_us)
         })
     }
 
-    fn await_connected(&self, director: &mut Director) -> Result<(usize, u64), BenchError> {
+    /// What became of the attempts of all agents since they were started.
+    fn attempts(&mut self) -> Result<Attempts, BenchError> {
+        let mut all = Attempts::default();
+        for peer in &mut self.fleet {
+            match peer.ask(&FleetOrder::Attempts, PATIENCE)? {
+                FleetAnswer::Attempts(attempts) => all = all.plus(attempts),
+                other => return Err(unexpected("a fleet", &other)),
+            }
+        }
+        Ok(all)
+    }
+
+    fn await_connected(
+        &self,
+        director: &mut Director,
+    ) -> Result<(usize, u64, Vec<Moment>), BenchError> {
         let patience = self.patience();
         let order = TargetOrder::AwaitConnected {
             count: self.agents,
             patience_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
         };
         match director.peer.ask(&order, patience + PATIENCE)? {
-            TargetAnswer::Connected { count, at_us } => Ok((count, at_us)),
+            TargetAnswer::Connected {
+                count,
+                at_us,
+                course,
+            } => Ok((count, at_us, course)),
             other => Err(unexpected("the director under test", &other)),
         }
     }
@@ -533,7 +554,22 @@ fn usage(peer: &mut Peer) -> Result<Usage, BenchError> {
     }
 }
 
-fn unexpected(name: &str, answer: &TargetAnswer) -> BenchError {
+/// How often something failed, and the first failure in words.
+type Failed = Option<(usize, String)>;
+
+/// Beginning, end and failures of something that a fleet did.
+pub(super) fn done(answer: FleetAnswer) -> Result<(u64, u64, Failed), BenchError> {
+    match answer {
+        FleetAnswer::Done {
+            began_us,
+            ended_us,
+            failed,
+        } => Ok((began_us, ended_us, failed)),
+        other => Err(unexpected("a fleet", &other)),
+    }
+}
+
+fn unexpected(name: &str, answer: &impl fmt::Debug) -> BenchError {
     BenchError::Peer {
         name: name.to_owned(),
         what: format!("answered {answer:?} to another question"),

@@ -23,12 +23,13 @@ use windlass_common::{tls, transport};
 
 use crate::artifacts::Artifacts;
 use crate::config::{DataDir, Identity};
-use crate::gateway::{Gateway, GatewayConfig, Tickets, widen};
+use crate::gateway::{Gateway, GatewayConfig, widen};
 use crate::model::Machine;
 use crate::rollout::world::Registry;
 use crate::service::{Tokens, tickets};
 
 use super::commands;
+use super::course::Course;
 use super::peer;
 use super::process;
 use super::protocol::{TargetAnswer, TargetOrder, now_us};
@@ -105,10 +106,12 @@ async fn run(arguments: &Arguments) -> Result<(), Fault> {
         at_us: now_us(),
         resident_bytes,
     }));
+    let gateway = Arc::new(gateway);
+    let course = Course::begin(Arc::clone(&gateway), tickets);
     let mut orders = peer::orders();
     while let Some(order) = orders.recv().await {
         let last = matches!(order, TargetOrder::Stop);
-        peer::reply(obey(&gateway, &tickets, epoch, order).await);
+        peer::reply(obey(&gateway, &course, epoch, order).await);
         if last {
             break;
         }
@@ -118,15 +121,15 @@ async fn run(arguments: &Arguments) -> Result<(), Fault> {
 
 async fn obey(
     gateway: &Gateway,
-    tickets: &Tickets,
+    course: &Course,
     epoch: Epoch,
     order: TargetOrder,
 ) -> Result<TargetAnswer, String> {
     match order {
         TargetOrder::AwaitConnected { count, patience_ms } => {
-            Ok(connected(gateway, count, Duration::from_millis(patience_ms)).await)
+            Ok(connected(gateway, course, count, Duration::from_millis(patience_ms)).await)
         }
-        TargetOrder::Usage => usage(gateway, tickets),
+        TargetOrder::Usage => usage(gateway, course),
         TargetOrder::Commands { count, per_second } => {
             Ok(commands::measure(gateway, epoch, count, per_second).await)
         }
@@ -141,7 +144,12 @@ async fn obey(
     }
 }
 
-async fn connected(gateway: &Gateway, count: usize, patience: Duration) -> TargetAnswer {
+async fn connected(
+    gateway: &Gateway,
+    course: &Course,
+    count: usize,
+    patience: Duration,
+) -> TargetAnswer {
     let deadline = Instant::now() + patience;
     loop {
         let connected = gateway.connected_count();
@@ -149,13 +157,14 @@ async fn connected(gateway: &Gateway, count: usize, patience: Duration) -> Targe
             return TargetAnswer::Connected {
                 count: connected,
                 at_us: now_us(),
+                course: course.moments(),
             };
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-fn usage(gateway: &Gateway, tickets: &Tickets) -> Result<TargetAnswer, String> {
+fn usage(gateway: &Gateway, course: &Course) -> Result<TargetAnswer, String> {
     // Before the look at the sessions, which is none of the gateway's work.
     let cpu_us = process::own_cpu_us();
     let resident_bytes = process::resident_bytes("self").map_err(|error| error.to_string())?;
@@ -171,7 +180,7 @@ fn usage(gateway: &Gateway, tickets: &Tickets) -> Result<TargetAnswer, String> {
         heartbeats,
         connected: sessions.len(),
         suspects: sessions.values().filter(|view| view.suspect).count(),
-        resumed: tickets.counts().opened,
+        resumed: course.now().resumed,
     })
 }
 

@@ -199,12 +199,18 @@ impl Counters {
         self.add(total, 1);
     }
 
-    pub(super) fn snapshot(&self, sessions: usize, handshakes: usize) -> CounterView {
+    pub(super) fn snapshot(
+        &self,
+        sessions: usize,
+        handshakes: usize,
+        waiting: usize,
+    ) -> CounterView {
         let refusals = Reason::ALL.iter().zip(&self.refusals);
         let totals = Total::ALL.iter().zip(&self.totals);
         CounterView {
             sessions,
             handshakes,
+            waiting,
             refusals: refusals
                 .map(|(reason, count)| (*reason, count.load(Ordering::Relaxed)))
                 .collect(),
@@ -222,6 +228,8 @@ pub struct CounterView {
     pub sessions: usize,
     /// Handshakes under way now.
     pub handshakes: usize,
+    /// First packets that wait for a handshake now.
+    pub waiting: usize,
     /// Refusals since the start, by reason.
     pub refusals: BTreeMap<Reason, u64>,
     /// Traffic since the start.
@@ -257,8 +265,8 @@ mod tests {
         for (at, total) in Total::ALL.iter().enumerate() {
             counters.add(*total, 100 + at as u64);
         }
-        let view = counters.snapshot(7, 8);
-        assert_eq!((view.sessions, view.handshakes), (7, 8));
+        let view = counters.snapshot(7, 8, 9);
+        assert_eq!((view.sessions, view.handshakes, view.waiting), (7, 8, 9));
         for (at, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(view.refused(*reason), at as u64 + 1, "{reason:?}");
         }

@@ -94,7 +94,10 @@ impl Shared {
 
     pub(super) fn counters(&self) -> CounterView {
         let (sessions, handshakes) = (self.sessions.len(), self.door.under_way());
-        self.refusals.counters.snapshot(sessions, handshakes)
+        let waiting = self.door.waiting();
+        self.refusals
+            .counters
+            .snapshot(sessions, handshakes, waiting)
     }
 
     fn refuse_handshake(&self, reason: Reason, peer: SocketAddr, error: &NoHandshake) {
@@ -146,10 +149,11 @@ pub(super) fn start(
         tls.ticketer = Arc::clone(tickets) as Arc<dyn ProducesTickets>;
         tls.send_tls13_tickets = TICKETS_PER_CONNECTION;
     }
-    let server = transport::server_config(tls).map_err(StartError::Tls)?;
+    let mut server = transport::server_config(tls).map_err(StartError::Tls)?;
     config.tune.check().map_err(StartError::Tune)?;
     let listen = config.listen;
     let secret = doors.ca.derive(b"gateway endpoint");
+    transport::keep_proofs(&mut server, &secret);
     let refusals = Arc::new(Refusals::default());
     let counting = Arc::clone(&refusals);
     let stray = Arc::new(move || counting.refuse_nameless(Reason::StrayDatagram));
@@ -247,6 +251,7 @@ async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
     let mut summary = interval(LOG_INTERVAL);
     let mut line = Line::new();
     loop {
+        shared.door.set_waiting(line.len());
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
             // Only takes finished tasks out; `accept` never ends because of it.
@@ -255,8 +260,8 @@ async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
                 while let Some(gone) = line.given_up() {
                     turn_away(&shared, gone, &NoHandshake::Waited);
                 }
-                if let Some(first) = line.next() {
-                    connections.spawn(serve(Arc::clone(&shared), first, place));
+                if let Some(next) = line.next() {
+                    connections.spawn(serve(Arc::clone(&shared), next, place));
                 }
                 continue;
             }
@@ -279,8 +284,8 @@ async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
                 connections.spawn(serve(Arc::clone(&shared), incoming, place));
             }
             Verdict::Accept => {
-                if let Err(incoming) = line.join(incoming) {
-                    turn_away(&shared, incoming, &NoHandshake::Full);
+                if let Some(oldest) = line.join(incoming) {
+                    turn_away(&shared, oldest, &NoHandshake::Full);
                 }
             }
             Verdict::Prove => {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use windlass_agent::link::{Handler, Link, LinkPaths};
+use windlass_agent::link::{Handler, Link, LinkHandle, LinkPaths};
 use windlass_agent::report::now_unix_ms;
 use windlass_common::report::Report;
 use windlass_common::settings::Settings;
+use windlass_director::bench::protocol::Attempts;
 
 use crate::identity;
 use crate::machine::{self, Machine};
@@ -25,6 +26,7 @@ const LOOK: Duration = Duration::from_millis(2);
 pub(crate) struct Fleet {
     stop: watch::Sender<bool>,
     links: JoinSet<()>,
+    handles: Vec<LinkHandle>,
     others: JoinSet<()>,
 }
 
@@ -33,6 +35,7 @@ impl Default for Fleet {
         Fleet {
             stop: watch::channel(false).0,
             links: JoinSet::new(),
+            handles: Vec::new(),
             others: JoinSet::new(),
         }
     }
@@ -47,7 +50,7 @@ impl Fleet {
         for settings in settings {
             while pending.len() >= at_once {
                 sleep(LOOK).await;
-                pending.retain(|link: &windlass_agent::link::LinkHandle| !link.is_connected());
+                pending.retain(|link: &LinkHandle| !link.is_connected());
             }
             let (publish, report) = watch::channel(Arc::new(machine::report(now_unix_ms())));
             reports.push(publish);
@@ -57,6 +60,7 @@ impl Fleet {
             };
             let link = Link::new(settings.clone(), paths);
             pending.push(link.handle());
+            self.handles.push(link.handle());
             let handler: Arc<dyn Handler> = Arc::new(Machine::new(report));
             let stopped = self.stop.subscribe();
             self.links.spawn(async move {
@@ -70,6 +74,22 @@ impl Fleet {
             pending.retain(|link| !link.is_connected());
         }
         self.others.spawn(report_in_turn(reports));
+    }
+
+    /// What became of the attempts to connect so far.
+    pub(crate) fn attempts(&self) -> Attempts {
+        self.handles
+            .iter()
+            .map(|link| {
+                let counts = link.attempts();
+                Attempts {
+                    welcomed: counts.welcomed,
+                    silent: counts.silent,
+                    unserved: counts.unserved,
+                    failed: counts.failed,
+                }
+            })
+            .fold(Attempts::default(), Attempts::plus)
     }
 
     /// Stops every agent as its service manager would.

@@ -72,7 +72,7 @@ type Failed = Option<(usize, String)>;
 
 async fn obey(settings: &[Settings], dir: &std::path::Path) {
     let mut orders = peer::orders();
-    let mut running = None;
+    let mut running: Option<agents::Fleet> = None;
     let mut clients = None;
     let mut left = None;
     let mut held = handshakes::Held::new();
@@ -115,6 +115,11 @@ async fn obey(settings: &[Settings], dir: &std::path::Path) {
                 }
                 Err(error) => Err(error),
             },
+            FleetOrder::Attempts => {
+                let attempts = running.as_ref().map(agents::Fleet::attempts);
+                peer::reply(Ok(FleetAnswer::Attempts(attempts.unwrap_or_default())));
+                continue;
+            }
             FleetOrder::Stop => {
                 if let Some(fleet) = running.take() {
                     fleet.stop().await;
