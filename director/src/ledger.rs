@@ -218,8 +218,13 @@ mod tests {
     #[test]
     fn one_zone_of_a_pool_is_changed_at_a_time() {
         // The zone of each machine; the first is to be taken, and all others are as their standing says.
+        type Case = (
+            &'static str,
+            &'static [(Standing, &'static str)],
+            &'static str,
+        );
         #[rustfmt::skip]
-        let cases: &[(&str, &[(Standing, &str)], &str)] = &[
+        let cases: &[Case] = &[
             ("nobody is taken",              &[(Serves, "a"), (Serves, "b"), (Serves, "b")], "one"),
             ("one of its own zone is taken", &[(Serves, "a"), (Taken, "a"), (Serves, "b")],  "one"),
             ("one of another is taken",      &[(Serves, "a"), (Taken, "b"), (Serves, "b")],  "m-1 in zone b"),

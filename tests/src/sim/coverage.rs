@@ -114,6 +114,9 @@ const ROTATE: Place =
 /// Control planes that change their size.
 const MEMBERS: Place =
     Place::Elsewhere("director/src/planner/tests/membership.rs, tests/tests/e2e/etcd.rs");
+/// Data disks that get larger.
+const GROW: Place =
+    Place::Elsewhere("director/src/rollout/tests/update.rs, tests/tests/e2e/repair.rs");
 /// Real requests, and real files of an agent.
 const REAL: Place = Place::Elsewhere("tests/tests/e2e");
 
@@ -124,6 +127,7 @@ kinds! {
     AttachDisk "attach-disk" Place::Provider, true;
     AwaitAgent "await-agent" Place::Connection, false;
     MountDisk "mount-disk" Place::Agent, true;
+    GrowDisk "grow-disk" GROW, false;
     Configure "configure" Place::Agent, false;
     StartComponents "start-components" Place::Agent, false;
     AwaitControlPlane "await-control-plane" Place::Agent, false;

@@ -76,10 +76,15 @@ impl Life {
             return;
         }
         let (step, attempt) = id.split_once('~').unwrap_or((id, "1"));
-        let mut name = ["/keys", "/serves", "/proxy", "/proxy-still"]
-            .iter()
-            .filter_map(|suffix| step.strip_suffix(suffix));
-        let name = name.next().unwrap_or(step);
+        // What a step has an agent do besides is of that step.
+        let besides = |part: &str| {
+            ["keys", "serves", "proxy", "proxy-still"].contains(&part)
+                || part.starts_with("refuses-")
+        };
+        let name = match step.rsplit_once('/') {
+            Some((name, part)) if besides(part) => name,
+            _ => step,
+        };
         let mut state = self.site.lock();
         let running = state.running.get(name);
         let written = running.is_some_and(|attempts| attempts.to_string() == attempt);
