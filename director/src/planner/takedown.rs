@@ -212,6 +212,10 @@ fn in_lanes(
     order.sort_by_key(|name| (!begun(name), leaves(name), zone(name)));
     let budget = site.budgets.get(pool).copied().unwrap_or_default();
     let mut lanes: VecDeque<Vec<StepKey>> = vec![Vec::new(); lanes(pool, crew, budget)?].into();
+    // More may have been begun with than may be down at once now: then no other is begun with before they are back.
+    let begun = order.iter().filter(|name| begun(name)).count();
+    let begun_done = format!("{pool}-begun");
+    let in_excess = begun > lanes.len();
     let canaries = usize::try_from(budget.canaries)
         .unwrap_or(usize::MAX)
         .min(crew.change.len());
@@ -221,6 +225,11 @@ fn in_lanes(
     // The zone of the last machine that is known to be in one.
     let mut in_zone = None;
     for (i, name) in order.iter().enumerate() {
+        if i == begun && in_excess {
+            let why = "machines that were begun with are in service again; the others follow";
+            steps.checkpoint(&begun_done, why, Invariant::Budget, ends.iter().cloned());
+            gate.push(checkpoint_key(&begun_done));
+        }
         let last = in_zone;
         in_zone = zone(name).or(last);
         if last.is_some() && last != in_zone {

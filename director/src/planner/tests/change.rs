@@ -589,3 +589,27 @@ fn plans_grow_with_their_machines() {
         "{many_edges} edges, {few_edges} of a tenth"
     );
 }
+
+#[test]
+fn more_that_were_begun_with_than_may_be_missing_come_back_before_others_go() {
+    let (mut desired, mut observed) = serving(1, 5);
+    for i in 0..5 {
+        reborn(&mut desired, &format!("c-w-{i}"), "1.37.2");
+    }
+    // Two may be missing, and an earlier plan has begun with three.
+    if let DesiredState::Present { budgets, .. } = &mut desired.state {
+        let budget = Budget {
+            max_unavailable: 2,
+            canaries: 0,
+        };
+        budgets.insert(pool(), budget);
+    }
+    for i in 1..4 {
+        let begun = name(&format!("c-w-{i}"));
+        observed.machines.get_mut(&begun).unwrap().cordoned = true;
+    }
+    let plan = plan(&desired, &observed).unwrap();
+    assert_eq!(check(&plan, &desired, &observed), Ok(()));
+    carry_out(&desired, &mut observed, &plan, &[0], usize::MAX);
+    assert!(keys(&super::plan(&desired, &observed).unwrap()).is_empty());
+}
