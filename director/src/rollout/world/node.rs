@@ -32,6 +32,10 @@ impl World {
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
         let deadline = Instant::now() + limit;
+        // One that was to go, and stays after all, may have been shut out already.
+        if !machine.fenced {
+            self.registry.admit(machine);
+        }
         self.keep_token(machine, limit).await?;
         self.agents
             .wait_connected(name, machine.incarnation, deadline)
