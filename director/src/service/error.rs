@@ -83,6 +83,18 @@ pub enum ServiceError {
 }
 
 impl ServiceError {
+    /// Whether nothing was written, because a record was changed by somebody else after it had been read.
+    pub(super) fn is_outdated(&self) -> bool {
+        let Self::Unavailable {
+            source: Some(source),
+            ..
+        } = self
+        else {
+            return false;
+        };
+        matches!(source.downcast_ref(), Some(StoreError::Conflict { .. }))
+    }
+
     /// Who acts.
     pub fn class(&self) -> ErrorClass {
         match self {

@@ -34,6 +34,23 @@ impl Inner {
         caller: &Caller,
     ) -> ServiceResult<Task> {
         let _order = self.orders.lock().await;
+        loop {
+            match self.replace_as_seen(cluster, names, replace, caller).await {
+                // The next verdict was faster.
+                Err(error) if error.is_outdated() => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// The same for what the records say now; fails as outdated when they say something else meanwhile.
+    async fn replace_as_seen(
+        &self,
+        cluster: &ClusterName,
+        names: &BTreeSet<MachineName>,
+        replace: &ReplaceOrder,
+        caller: &Caller,
+    ) -> ServiceResult<Task> {
         let cluster = self.cluster(cluster).await?;
         if let Some(task) = self.unfinished(&cluster).await? {
             return self.take_in(task, names, &replace.keep, caller).await;
