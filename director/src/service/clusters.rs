@@ -168,8 +168,10 @@ impl Inner {
         }
         let drafter = self.world.drafter();
         let mut draft = drafter.change(cluster, spec, stemcell, &observed).await?;
-        for machine in draft.machines.iter_mut().filter(|m| m.wanted.is_some()) {
-            machine.condemned |= down(&machine.name, machine.incarnation);
+        for machine in &mut draft.machines {
+            let condemned = machine.condemned || down(&machine.name, machine.incarnation);
+            // One that stays as it is, is not: a repair of it that failed is over, and the next is ordered anew.
+            machine.condemned = machine.wanted.is_some() && condemned;
         }
         let (desired, observed) = self.state(&draft.cluster, &draft.machines).await?;
         Ok(Change {

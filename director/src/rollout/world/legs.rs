@@ -106,7 +106,8 @@ impl World {
         };
         let mut commit = Commit::default();
         for machine in &mut draft.machines {
-            machine.condemned |= machine.wanted.is_some() && down.contains(&machine.name);
+            let condemned = machine.condemned || down.contains(&machine.name);
+            machine.condemned = machine.wanted.is_some() && condemned;
             if before.contains(machine) {
                 continue;
             }
