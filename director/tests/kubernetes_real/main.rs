@@ -24,7 +24,7 @@ use windlass_director::kubernetes::facts::{
     ClusterFacts, Endpoint, HostTraits, Images, MachineFacts, Role, pod_cidr,
 };
 use windlass_director::kubernetes::pki::{
-    self, ClientIdentity, ClusterPki, Profile, machine_certificates,
+    self, ClientIdentity, ClusterPki, Profile, Revocations, machine_certificates,
 };
 use windlass_director::kubernetes::render::{self, Phase, Trust};
 
@@ -120,6 +120,13 @@ fn prepare(
     let configure =
         render::configure_step(cluster, facts, &Trust::from(pki), &certificates).unwrap();
     machine.configure(&configure);
+    if facts.role == Role::ControlPlane {
+        // Members of etcd refuse everybody as long as they have no list of whom they refuse.
+        let mut revocations = Revocations::default();
+        let name = cluster.spec.name.as_str();
+        revocations.settle(pki, name, Timestamp::now()).unwrap();
+        machine.configure(&render::revocations_step(revocations.list().unwrap()));
+    }
     configure
 }
 
