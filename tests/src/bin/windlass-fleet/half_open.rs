@@ -26,6 +26,9 @@ use crate::identity;
 const LOOK: Duration = Duration::from_millis(2);
 /// Handshakes from one address: fewer than it may fail with before it is refused unseen.
 const EACH: usize = FAILURES_PER_SOURCE.burst as usize / 2;
+/// How long nothing has to move before others begin instead of those that are not answered: one that the director did not come to is dropped by it, and
+/// gives up itself.
+const IN_VAIN: Duration = Duration::from_secs(1);
 /// How long nothing may move.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -35,8 +38,9 @@ pub(crate) struct HalfOpen {
     _endpoints: Vec<quinn::Endpoint>,
 }
 
-/// Begins `count` handshakes, at most `at_once` of them unanswered, and leaves each when its server has
-/// answered with its own part.
+/// Begins handshakes, at most `at_once` of them unanswered, until `count` are answered, and leaves each when its server
+/// has answered with its own part. One in ten may be begun in vain: the director serves the newest first, and a stranger
+/// that it does not come to in time is dropped.
 pub(crate) async fn run(
     settings: &Settings,
     dir: &Path,
@@ -46,16 +50,22 @@ pub(crate) async fn run(
 ) -> Result<HalfOpen> {
     let config = transport::client_config(identity::tls(dir, settings)?)?;
     let name = gateway_name(&settings.director_id);
-    let (endpoints, ears): (Vec<_>, Vec<_>) = (0..count.div_ceil(EACH))
+    let most = count + count / 10;
+    let (endpoints, ears): (Vec<_>, Vec<_>) = (0..most.div_ceil(EACH))
         .map(stranger)
         .collect::<Result<Vec<_>>>()?
         .into_iter()
         .unzip();
-    let mut connecting = Vec::with_capacity(count);
+    let mut connecting = Vec::with_capacity(most);
     let (mut answered, mut moved) = (0, Instant::now());
     while answered < count {
-        if connecting.len() < count && connecting.len() < answered + at_once {
-            let endpoint = &endpoints[connecting.len() / EACH];
+        let begun = connecting.len();
+        let (end, unanswered) = match moved.elapsed() > IN_VAIN {
+            true => (most, 2 * at_once),
+            false => (count, at_once),
+        };
+        if begun < end && begun < answered + unanswered {
+            let endpoint = &endpoints[begun / EACH];
             connecting.push(endpoint.connect_with(config.clone(), address, &name)?);
             // So that the packet leaves.
             tokio::task::yield_now().await;
