@@ -9,9 +9,9 @@ use anyhow::Result;
 use crate::build;
 use crate::shell::{cargo, command, step};
 
-/// Seeds of the suite, always the same: as many as five minutes on two cores have room for, built as the tests are.
+/// Seeds of the suite, always the same: as many as three minutes on two cores have room for, built as the tests are.
 /// `--full` runs [`FULL`], of which no cell of the coverage may be empty.
-const SEEDS: &str = "1000";
+const SEEDS: &str = "500";
 const FULL: &str = "10000";
 /// From so many seeds on, building for speed pays.
 const OPTIMISED: u64 = 2_000;
