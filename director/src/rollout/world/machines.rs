@@ -10,7 +10,7 @@ use windlass_common::settings::Settings;
 use windlass_common::step::{Payload, Step};
 
 use super::context::ClusterContext;
-use super::{Done, EffectError, RecordChange, StepOrder, World};
+use super::{Done, EffectError, RecordChange, StepOrder, World, data_device};
 use crate::backup::adopt;
 use crate::kubernetes::render;
 use crate::model::{Cluster, Machine, MachinePhase, Timestamp};
@@ -116,12 +116,7 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
-        let device = machine.data_device.as_deref().ok_or_else(|| {
-            EffectError::new(
-                ErrorClass::Bug,
-                format!("the device of the data disk of {name} is not known"),
-            )
-        })?;
+        let device = data_device(machine)?;
         let bytes = u64::from(machine.size.disk_mib) * MIB;
         self.provider.grow_disk(disk, bytes).await?;
         let step = Step::Exec(render::grow_step(device));

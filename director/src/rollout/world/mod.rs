@@ -47,7 +47,7 @@ use crate::artifacts::Artifacts;
 use crate::epoch::CurrentEpoch;
 use crate::kubernetes::facts::HostTraits;
 use crate::kubernetes::render;
-use crate::model::{Action, Plan, Task, TaskKind};
+use crate::model::{Action, Machine, Plan, Task, TaskKind};
 use crate::pki::DirectorCa;
 use crate::planner;
 use crate::provider::Provider;
@@ -347,6 +347,17 @@ fn forget_machine(machine: &MachineName) -> Done {
         changes: vec![format!("forgot machine {machine}")],
         records: vec![RecordChange::MachineForgotten(machine.clone())],
     }
+}
+
+/// The block device of a machine's data disk, which is known once the disk was attached.
+fn data_device(machine: &Machine) -> Result<&str, EffectError> {
+    machine.data_device.as_deref().ok_or_else(|| {
+        let message = format!(
+            "the device of the data disk of {} is not known",
+            machine.name
+        );
+        EffectError::new(ErrorClass::Bug, message)
+    })
 }
 
 /// Refuses a plan that a task made later, when it takes an API down and the approved one did not.

@@ -13,7 +13,7 @@ use windlass_common::step::{
 };
 
 use super::context::ClusterContext;
-use super::{Done, EffectError, RecordChange, StepOrder, World};
+use super::{Done, EffectError, RecordChange, StepOrder, World, data_device};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::pki::{Certificates, ClusterPki, Validity, machine_certificates};
 use crate::kubernetes::render::{self, Phase, Trust};
@@ -53,12 +53,7 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
-        let device = machine.data_device.as_deref().ok_or_else(|| {
-            EffectError::new(
-                ErrorClass::Bug,
-                format!("the device of the data disk of {name} is not known"),
-            )
-        })?;
+        let device = data_device(machine)?;
         let step = render::disk_step(context.machine_facts(name)?, device);
         let step = step.ok_or_else(|| {
             EffectError::new(
