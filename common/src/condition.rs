@@ -21,6 +21,8 @@ pub const KUBELET: &str = "kubelet";
 pub const CONTAINERD: &str = "containerd";
 /// The member of etcd answers for itself; whether the cluster has a quorum is not asked.
 pub const ETCD: &str = "etcd";
+/// containerd has a network for pods: its CNI plugins are there and configured.
+pub const CNI: &str = "cni";
 /// etcd has raised no alarm: its space is not used up, and its data is whole.
 pub const ETCD_ALARM: &str = "etcd-alarm";
 /// A file system has room.
@@ -29,18 +31,22 @@ pub const DISK_SPACE: &str = "disk-space";
 pub const DISK_INODES: &str = "disk-inodes";
 /// The kernel has killed for want of memory, made a file system read-only, or seen a task hang.
 pub const KERNEL_LOG: &str = "kernel-log";
+/// Work does not stand still for want of memory, or of input and output (PSI).
+pub const PRESSURE: &str = "pressure";
 /// The machine's clock and the director's agree; the director finds out by itself.
 pub const CLOCK: &str = "clock";
 
 /// All names of this release.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 10] = [
     KUBELET,
     CONTAINERD,
+    CNI,
     ETCD,
     ETCD_ALARM,
     DISK_SPACE,
     DISK_INODES,
     KERNEL_LOG,
+    PRESSURE,
     CLOCK,
 ];
 
@@ -66,10 +72,16 @@ pub const AGE_MAX_MS: u64 = 90_000;
 /// A file system with less than this share free is full, in hundredths of a percent. The kubelet evicts pods
 /// from 10 % on; this is where that did not help.
 pub const FREE_MIN_BP: u64 = 500;
+/// A machine on which everything stands still for want of memory for a larger share of a minute cannot work,
+/// hundredths of a percent: it reads again from its disk what it just threw out.
+pub const MEMORY_FULL_MAX_BP: u32 = 2_000;
+/// The same for input and output. Machines that write much stand still for a third of the time and are well.
+pub const IO_FULL_MAX_BP: u32 = 8_000;
 /// A clock that differs from the director's by more is wrong, milliseconds: certificates are issued an hour
 /// back, but Leases and tokens are compared. What a heartbeat takes is part of the difference.
 pub const CLOCK_MAX_MS: u64 = 10_000;
-/// Conditions that one machine reports: seven kinds, two of them for each of a dozen file systems.
+/// Conditions that one machine reports: six kinds of one, three of pressure, two for each of eight file systems,
+/// and some to spare.
 pub const CONDITIONS_MAX: usize = 32;
 /// Longest text of a condition, bytes.
 pub const SAYS_MAX: usize = 200;

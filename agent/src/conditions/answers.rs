@@ -67,12 +67,75 @@ pub(super) fn of_etcd(health: Result<(), String>) -> (Seen, Seen) {
 
 /// Asks containerd for its version, which it answers without looking at anything else.
 pub(super) async fn containerd(host: &Host) -> Result<String, String> {
-    let mut stream = UnixStream::connect(host.path(CONTAINERD_SOCKET))
-        .await
-        .map_err(|error| format!("does not connect: {error}"))?;
-    let broken = |error: std::io::Error| format!("the connection broke: {error}");
-    stream.write_all(&version_request()).await.map_err(broken)?;
-    let mut seen = 0;
+    let method = "/containerd.services.version.v1.Version/Version";
+    let answered = call(host, method).await;
+    let answered = answered.map_err(|not| match not {
+        NotAnswered::Refused => "refuses to say its version".to_owned(),
+        NotAnswered::Broken(why) => why,
+    })?;
+    // The first field of the message, a string.
+    let text = field(&answered, 1).and_then(|text| std::str::from_utf8(text).ok());
+    Ok(text.map_or_else(
+        || "it answers".to_owned(),
+        |text| format!("it answers: {text}"),
+    ))
+}
+
+/// Whether containerd has a network for pods, which is what its CNI plugins and their configuration make: in the words
+/// of the CRI, `NetworkReady`.
+pub(super) async fn network(host: &Host) -> Seen {
+    match call(host, "/runtime.v1.RuntimeService/Status").await {
+        Ok(status) => network_ready(&status),
+        Err(NotAnswered::Refused) => Seen::Unknown("containerd has no CRI to ask".to_owned()),
+        // What is wrong with containerd is a condition of its own.
+        Err(NotAnswered::Broken(why)) => Seen::Unknown(format!("containerd {why}")),
+    }
+}
+
+/// What `runtime.v1.StatusResponse` says of the network (`api.proto` of the CRI): field 1 of it is the status, whose
+/// fields 1 are conditions of a type, a status, a reason and a message.
+fn network_ready(response: &[u8]) -> Seen {
+    let text = |condition, number| {
+        let bytes = field(condition, number).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    let status = field(response, 1).unwrap_or_default();
+    let conditions = fields(status).filter(|(number, _)| *number == 1);
+    for (_, content) in conditions {
+        let Content::Bytes(condition) = content else {
+            continue;
+        };
+        if text(condition, 1) != "NetworkReady" {
+            continue;
+        }
+        // A value of its default, which is false, is left out.
+        let ready = fields(condition).any(|one| one == (2, Content::Number(1)));
+        return if ready {
+            Seen::Good("pods get a network".to_owned())
+        } else {
+            Seen::Bad(format!("{}: {}", text(condition, 3), text(condition, 4)))
+        };
+    }
+    Seen::Unknown("containerd says nothing of a network".to_owned())
+}
+
+/// Why a call had no answer.
+#[derive(Debug)]
+enum NotAnswered {
+    /// It was answered with an error.
+    Refused,
+    /// It was not answered, or in a way that nobody understands.
+    Broken(String),
+}
+
+/// One call of a method of containerd with an empty message, and the message that it answers with.
+async fn call(host: &Host, method: &str) -> Result<Vec<u8>, NotAnswered> {
+    let connected = UnixStream::connect(host.path(CONTAINERD_SOCKET)).await;
+    let mut stream =
+        connected.map_err(|error| NotAnswered::Broken(format!("does not connect: {error}")))?;
+    let broken = |error| NotAnswered::Broken(format!("the connection broke: {error}"));
+    stream.write_all(&request(method)).await.map_err(broken)?;
+    let (mut seen, mut data) = (0, Vec::new());
     loop {
         let mut head = [0; 9];
         stream.read_exact(&mut head).await.map_err(broken)?;
@@ -80,22 +143,78 @@ pub(super) async fn containerd(host: &Host) -> Result<String, String> {
         let length = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
         seen += 9 + length;
         if seen > ANSWER_BYTES_MAX {
-            return Err(format!("answers more than {ANSWER_BYTES_MAX} bytes"));
+            let why = format!("answers more than {ANSWER_BYTES_MAX} bytes");
+            return Err(NotAnswered::Broken(why));
         }
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await.map_err(broken)?;
         let of_request = u32::from_be_bytes([w, x, y, z]) == REQUEST;
         match kind {
-            // A message of five bytes' header and the version.
-            DATA if of_request && length > 5 => return Ok(version(&body[5..])),
-            HEADERS if of_request && flags & END_STREAM != 0 => {
-                return Err("refuses to say its version".to_owned());
+            DATA if of_request => {
+                data.extend(body);
+                if let Some(message) = message(&data) {
+                    return Ok(message.to_vec());
+                }
             }
-            RST_STREAM if of_request => return Err("breaks off".to_owned()),
-            GOAWAY => return Err("sends away".to_owned()),
+            HEADERS if of_request && flags & END_STREAM != 0 => return Err(NotAnswered::Refused),
+            RST_STREAM if of_request => return Err(NotAnswered::Broken("breaks off".to_owned())),
+            GOAWAY => return Err(NotAnswered::Broken("sends away".to_owned())),
             _ => {}
         }
     }
+}
+
+/// A message that is whole: a byte that says it is not compressed, its length, and itself.
+fn message(data: &[u8]) -> Option<&[u8]> {
+    let (&[_, a, b, c, d], rest) = data.split_first_chunk()?;
+    rest.get(..usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?)
+}
+
+/// What a field of a message of protobuf holds, as far as it matters here.
+#[derive(Debug, PartialEq, Eq)]
+enum Content<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+}
+
+/// Fields of a message of protobuf, up to the first that cannot be read.
+fn fields(mut message: &[u8]) -> impl Iterator<Item = (u64, Content<'_>)> {
+    std::iter::from_fn(move || {
+        let key = varint(&mut message)?;
+        let content = match key & 7 {
+            0 => Content::Number(varint(&mut message)?),
+            2 => {
+                let length = usize::try_from(varint(&mut message)?).ok()?;
+                let (content, rest) = message.split_at_checked(length)?;
+                message = rest;
+                Content::Bytes(content)
+            }
+            _ => return None,
+        };
+        Some((key >> 3, content))
+    })
+}
+
+/// The first field of this number that holds bytes.
+fn field(message: &[u8], number: u64) -> Option<&[u8]> {
+    fields(message).find_map(|(found, content)| match content {
+        Content::Bytes(bytes) if found == number => Some(bytes),
+        Content::Bytes(_) | Content::Number(_) => None,
+    })
+}
+
+/// A number of seven bits a byte, the lowest first; taken off the front.
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..63).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
 }
 
 /// Frames of HTTP/2 (RFC 9113).
@@ -118,9 +237,9 @@ fn frame(kind: u8, flags: u8, stream: u32, body: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The preface, no settings, and one call of `containerd.services.version.v1.Version/Version`. One call on
-/// one connection needs no state of HTTP/2, so that the agent carries no implementation of it.
-fn version_request() -> Vec<u8> {
+/// The preface, no settings, and one call of a method, whose name is below 127 bytes. One call on one connection needs
+/// no state of HTTP/2, so that the agent carries no implementation of it.
+fn request(method: &str) -> Vec<u8> {
     // HPACK (RFC 7541): indexed fields, then literals without indexing; every length is below 127.
     let mut headers = vec![0x80 | 3, 0x80 | 6];
     let mut literal = |index: Option<u8>, name: &str, value: &str| {
@@ -137,11 +256,7 @@ fn version_request() -> Vec<u8> {
         headers.extend(value.as_bytes());
     };
     literal(Some(1), ":authority", "localhost");
-    literal(
-        Some(4),
-        ":path",
-        "/containerd.services.version.v1.Version/Version",
-    );
+    literal(Some(4), ":path", method);
     literal(Some(31), "content-type", "application/grpc");
     literal(None, "te", "trailers");
     let mut request = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -150,19 +265,6 @@ fn version_request() -> Vec<u8> {
     // An empty message: not compressed, no bytes.
     request.extend(frame(DATA, END_STREAM, REQUEST, &[0; 5]));
     request
-}
-
-/// The version in its answer: the first field of the message, a string.
-fn version(message: &[u8]) -> String {
-    let text = match message {
-        [0x0a, length, rest @ ..] => rest.get(..usize::from(*length)),
-        _ => None,
-    };
-    let text = text.and_then(|text| std::str::from_utf8(text).ok());
-    text.map_or_else(
-        || "it answers".to_owned(),
-        |text| format!("it answers: {text}"),
-    )
 }
 
 #[cfg(test)]
@@ -197,7 +299,8 @@ mod tests {
                 ),
             ] {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let mut asked = vec![0; version_request().len()];
+                let asked = request("/containerd.services.version.v1.Version/Version");
+                let mut asked = vec![0; asked.len()];
                 stream.read_exact(&mut asked).await.unwrap();
                 assert!(asked.starts_with(b"PRI * HTTP/2.0"));
                 let mut answers = frame(SETTINGS, 0, 0, &[]);
@@ -213,6 +316,47 @@ mod tests {
             assert_eq!(containerd(&host).await.unwrap(), "it answers: 2.2.9");
         };
         tokio::join!(serve, ask);
+    }
+
+    /// A field of bytes.
+    fn bytes(number: u8, content: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(content.len()).unwrap();
+        assert!(length < 128, "one byte");
+        [&[number << 3 | 2, length], content].concat()
+    }
+
+    fn condition(kind: &str, status: &[u8], reason: &str, says: &str) -> Vec<u8> {
+        let words = [bytes(3, reason.as_bytes()), bytes(4, says.as_bytes())];
+        let fields = [bytes(1, kind.as_bytes()), status.to_vec(), words.concat()];
+        bytes(1, &fields.concat())
+    }
+
+    #[test]
+    fn the_network_is_as_the_cri_says() {
+        let runtime = condition("RuntimeReady", &[2 << 3, 1], "", "");
+        let response = |network: &[u8]| bytes(1, &[&runtime[..], network].concat());
+        let ready = condition("NetworkReady", &[2 << 3, 1], "", "");
+        assert_eq!(
+            network_ready(&response(&ready)),
+            Seen::Good("pods get a network".to_owned())
+        );
+        let says = "cni plugin not initialized";
+        let not = condition("NetworkReady", &[], "NetworkPluginNotReady", says);
+        assert_eq!(
+            network_ready(&response(&not)),
+            Seen::Bad(format!("NetworkPluginNotReady: {says}"))
+        );
+        for odd in [&[][..], &[0xff; 20], &[1 << 3 | 2, 100], &response(&[])] {
+            assert!(matches!(network_ready(odd), Seen::Unknown(_)), "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_whole_or_none() {
+        assert_eq!(message(&[0, 0, 0, 0]), None);
+        assert_eq!(message(&[0, 0, 0, 0, 2, 7]), None);
+        assert_eq!(message(&[0, 0, 0, 0, 2, 7, 8, 9]), Some(&[7, 8][..]));
+        assert_eq!(message(&[0, 0xff, 0xff, 0xff, 0xff, 7]), None);
     }
 
     #[test]

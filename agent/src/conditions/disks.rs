@@ -13,8 +13,9 @@ use crate::host::Host;
 const KINDS: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "overlay"];
 /// File systems of one machine that are looked at: a root, a disk of its own, and some to spare.
 const DISKS_MAX: usize = 8;
-/// Below these are pods' own mounts; what they fill is on a file system above.
-const PODS: [&str; 2] = ["/var/lib/kubelet/pods", "/run/"];
+/// Below these are pods' own mounts, which fill a file system above, and single files that a container runtime puts over
+/// the kernel's.
+const NOT_HERE: [&str; 4] = ["/var/lib/kubelet/pods", "/run/", "/proc/", "/sys/"];
 
 /// What is mounted (proc_pid_mountinfo(5)).
 const MOUNTS: &str = "/proc/self/mountinfo";
@@ -95,7 +96,7 @@ fn mounts(mountinfo: &str, container: bool) -> Vec<Mount> {
         let [_, _, device, root, point, ..] = left[..] else {
             continue;
         };
-        if !KINDS.contains(&kind) || PODS.iter().any(|pods| point.starts_with(pods)) {
+        if !KINDS.contains(&kind) || NOT_HERE.iter().any(|below| point.starts_with(below)) {
             continue;
         }
         let whole = root == "/" && kind != "overlay";
@@ -132,6 +133,7 @@ mod tests {
 24 21 7:1 /etcd /var/lib/etcd rw - ext4 /dev/loop1 rw\n\
 25 21 254:0 /machines/a /var/lib/containerd rw - ext4 /dev/vda rw\n\
 26 21 0:50 / /var/lib/kubelet/pods/x rw - ext4 /dev/loop9 rw\n\
+27 22 254:1 /swaps /proc/swaps ro - ext4 /dev/vdb ro\n\
 broken\n";
         let seen = |container| -> Vec<_> {
             mounts(text, container)

@@ -16,6 +16,7 @@
 mod answers;
 mod disks;
 mod kernel;
+mod pressure;
 mod track;
 
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use windlass_common::condition::{
-    CONDITIONS_MAX, CONTAINERD, Conditions, ETCD, ETCD_ALARM, KUBELET, LOOK_INTERVAL_MS,
+    CNI, CONDITIONS_MAX, CONTAINERD, Conditions, ETCD, ETCD_ALARM, KUBELET, LOOK_INTERVAL_MS,
     LOOK_LIMIT_MS,
 };
 use windlass_common::report::Scope;
@@ -61,7 +62,7 @@ pub(crate) async fn run(
         if let Some(log) = &mut kernel {
             looks.push(log.look());
         }
-        looks.extend(filesystems(&host).await);
+        looks.extend(files(&host).await);
         looks.truncate(CONDITIONS_MAX);
         let now = Conditions {
             at_unix_ms: now_unix_ms(),
@@ -98,12 +99,18 @@ async fn answers(host: &Host, wanted: &Watched) -> Vec<Look> {
         if !runs("containerd.service") {
             return Vec::new();
         }
-        let seen = limited(answers::containerd(host)).await;
-        vec![look(
-            CONTAINERD,
-            "Version at /run/containerd/containerd.sock",
-            seen,
-        )]
+        let network = async {
+            match timeout(limit(), answers::network(host)).await {
+                Ok(seen) => seen,
+                Err(_) => Seen::Unknown(too_slow()),
+            }
+        };
+        let (itself, network) = tokio::join!(limited(answers::containerd(host)), network);
+        let source = |call: &str| format!("{call} at /run/containerd/containerd.sock");
+        vec![
+            look(CONTAINERD, &source("Version"), itself),
+            look(CNI, &source("CRI's Status"), network),
+        ]
     };
     let etcd = async {
         if !runs("etcd.service") {
@@ -147,11 +154,11 @@ async fn limited(asked: impl Future<Output = Result<String, String>>) -> Seen {
     }
 }
 
-/// Looks at file systems off the loop: one whose server hangs would hold up everything.
-async fn filesystems(host: &Host) -> Vec<Look> {
+/// Looks at file systems and at what the kernel counts, off the loop: one whose server hangs would hold up everything.
+async fn files(host: &Host) -> Vec<Look> {
     let of = host.clone();
-    let looked = timeout(limit(), blocking(move || Ok(disks::look(&of)))).await;
-    match looked {
+    let look = move || Ok([pressure::look(&of), disks::look(&of)].concat());
+    match timeout(limit(), blocking(look)).await {
         Ok(Ok(looks)) => looks,
         // The last word on them grows old, and its age shows.
         Ok(Err(_)) | Err(_) => {

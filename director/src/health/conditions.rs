@@ -73,7 +73,9 @@ pub(crate) fn mends(name: &str) -> Mends {
         condition::CONTAINERD => Mends::Unit("containerd.service"),
         condition::ETCD => Mends::Unit("etcd.service"),
         condition::KERNEL_LOG => Mends::Reboot,
-        condition::ETCD_ALARM
+        condition::CNI
+        | condition::ETCD_ALARM
+        | condition::PRESSURE
         | condition::DISK_SPACE
         | condition::DISK_INODES
         | condition::CLOCK => Mends::Operator,
@@ -187,7 +189,9 @@ mod tests {
             ("containerd",  Mends::Unit("containerd.service")),
             ("etcd",        Mends::Unit("etcd.service")),
             ("kernel-log",  Mends::Reboot),
+            ("cni",         Mends::Operator),
             ("etcd-alarm",  Mends::Operator),
+            ("pressure",    Mends::Operator),
             ("disk-space",  Mends::Operator),
             ("disk-inodes", Mends::Operator),
             ("clock",       Mends::Operator),

@@ -63,6 +63,8 @@ pub(crate) fn borne_or_healed() -> Result<()> {
     for machine in [CONTROL, HUNG, KILLED] {
         is(&world, machine, ("kubelet", ""), "good")?;
         is(&world, machine, ("containerd", ""), "good")?;
+        is(&world, machine, ("cni", ""), "good")?;
+        is(&world, machine, ("pressure", "memory"), "good")?;
         is(&world, machine, ("clock", ""), "good")?;
     }
     is(&world, CONTROL, ("etcd", ""), "good")?;
