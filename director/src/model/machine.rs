@@ -321,8 +321,6 @@ pub enum MachinePhase {
     Configured,
     /// Its node is Ready.
     Ready,
-    /// The provider was asked to delete it.
-    Deleting,
 }
 
 impl std::fmt::Display for MachinePhase {
@@ -333,7 +331,6 @@ impl std::fmt::Display for MachinePhase {
             Self::Enrolled => "Enrolled",
             Self::Configured => "Configured",
             Self::Ready => "Ready",
-            Self::Deleting => "Deleting",
         })
     }
 }

@@ -176,7 +176,7 @@ pub(super) fn chosen<'a>(
         machine.wanted.is_some()
             || matches!(
                 machine.phase,
-                MachinePhase::Planned | MachinePhase::Creating | MachinePhase::Deleting
+                MachinePhase::Planned | MachinePhase::Creating
             )
     };
     if let Some(machine) = chosen.iter().find(changing) {
