@@ -9,6 +9,7 @@ pub mod damage;
 pub mod host;
 pub mod kubectl;
 pub mod load;
+pub mod parts;
 pub mod s3;
 pub mod sim;
 pub mod stemcells;

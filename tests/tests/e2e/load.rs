@@ -1,6 +1,5 @@
 //! Clusters change while people use them: clients that never try again count every request that failed.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use windlass_tests::kubectl::Kubectl;
 use windlass_tests::load::{
     Backend, Balancer, Connections, Load, Method, NUMBER, PATIENCE, Secure, Tally, Target, Watch,
 };
+use windlass_tests::parts;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
@@ -225,39 +225,12 @@ pub(crate) fn finished(
 
 /// Seconds that each machine took, by what was done with it.
 fn print_times(task: &Value) {
-    const PARTS: [(&str, &[&str]); 4] = [
-        ("drain", &["drain", "leave-endpoint", "stop-components"]),
-        ("make", &["delete", "create", "attach-disk", "await-agent"]),
-        ("switch", &["mount-disk", "configure", "start"]),
-        (
-            "Ready",
-            &["await-control-plane", "join-endpoint", "await-node"],
-        ),
-    ];
-    let mut times: BTreeMap<&str, [f64; 4]> = BTreeMap::new();
-    for (key, step) in task["steps"].as_object().into_iter().flatten() {
-        // Keys of later legs have them before.
-        let mut words = key.split('/').skip_while(|word| *word != "machine");
-        let (Some("machine"), Some(machine), Some(verb)) =
-            (words.next(), words.next(), words.next())
-        else {
-            continue;
-        };
-        let at = |field: &str| step[field].as_str()?.parse::<jiff::Timestamp>().ok();
-        let Some((began, ended)) = at("startedAt").zip(at("endedAt")) else {
-            continue;
-        };
-        let part = PARTS.iter().position(|(_, verbs)| verbs.contains(&verb));
-        if let Some(part) = part {
-            times.entry(machine).or_default()[part] += ended.duration_since(began).as_secs_f64();
-        }
-    }
-    for (machine, parts) in times {
-        let text = PARTS.iter().zip(parts);
-        let text: Vec<_> = text
-            .map(|((name, _), s)| format!("{name} {s:.1}"))
-            .collect();
-        eprintln!("seconds of {machine}: {}", text.join(", "));
+    for (machine, parts) in parts::of(task) {
+        let (drain, make) = (parts.drain, parts.make);
+        let (switch, ready) = (parts.switch, parts.ready);
+        eprintln!(
+            "seconds of {machine}: drain {drain:.1}, make {make:.1}, switch {switch:.1}, Ready {ready:.1}"
+        );
     }
 }
 

@@ -8,6 +8,7 @@ mod director;
 mod fleet;
 mod floor;
 mod repair;
+mod upgrade;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -42,6 +43,8 @@ enum What {
     /// From the death of a machine to its replacement being Ready, by moment, beside what a fresh machine
     /// takes to boot and join.
     Repair,
+    /// What an upgrade takes of each worker, by part, beside the same done by hand; as many workers as there are runs.
+    Upgrade,
     /// What a fleet of agents costs its director: `windlass-director bench fleet`, built and run with
     /// the options after `--`, such as `-- --agents 10000 --nats`.
     Fleet,
@@ -52,6 +55,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         What::Create => create::run(options.runs)?,
         What::Agent => agent::run()?,
         What::Repair => repair::run(options.runs)?,
+        What::Upgrade => upgrade::run(options.runs)?,
         What::Fleet => return fleet::run(Profile::Release, options.json, &options.fleet),
     };
     if options.json {
