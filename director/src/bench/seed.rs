@@ -1,7 +1,7 @@
 //! The state a benchmark starts from: a director's store with its machines and their tokens.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -185,6 +185,16 @@ fn machine(number: usize) -> Result<Machine, NameError> {
     })
 }
 
-fn free_port() -> std::io::Result<SocketAddr> {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+/// A free port that the kernel gives to no socket of its own accord: one of the fleet would take it while the director is
+/// started again.
+fn free_port() -> io::Result<SocketAddr> {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let first = range
+        .split_whitespace()
+        .next()
+        .and_then(|first| first.parse().ok());
+    let mut ports = (1024..first.unwrap_or(32_768)).rev();
+    let free = ports.find_map(|port| UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    free.ok_or_else(|| io::Error::from(io::ErrorKind::AddrInUse))?
+        .local_addr()
 }
