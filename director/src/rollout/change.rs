@@ -76,9 +76,7 @@ pub enum RecordChange {
 /// What the records have to say before a step begins. A step that looks again before it acts says so itself, once
 /// it has looked (`World::note`): what was only about to be done has not changed a machine.
 pub(super) fn intent(action: &Action) -> Option<RecordChange> {
-    if let Action::Drain { machine, .. } = action {
-        Some(RecordChange::Cordoning(machine.clone()))
-    } else if let Action::LeaveEndpoint { machine } = action {
+    if let Action::LeaveEndpoint { machine } = action {
         Some(RecordChange::Leaving(machine.clone()))
     } else if let Action::StopApi { machine } = action {
         Some(RecordChange::StoppingApi(machine.clone()))

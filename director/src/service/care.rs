@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! * Nothing is done to a cluster that a task works on; one that begins meanwhile waits for the member that is being
-//!   rewritten ([`crate::rollout::world::EtcdTurns`]) before it takes another out of service.
+//!   rewritten ([`crate::rollout::world::Turns`]) before it takes another out of service.
 //! * Each act is in the audit log before it is done.
 //!
 //! # After a crash

@@ -187,6 +187,7 @@ pub(super) async fn start_through(
         },
         host: provider.host_traits(),
         etcd_turns: Default::default(),
+        closings: Default::default(),
     });
     let witnesses =
         witnesses.unwrap_or_else(|| Arc::new(Circle::new(gateway.clone(), world.clone())));

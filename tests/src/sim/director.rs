@@ -86,6 +86,7 @@ impl Director {
             },
             host: HostTraits::default(),
             etcd_turns: Default::default(),
+            closings: Default::default(),
         });
         if faulty {
             Self::receive(&life).await;

@@ -1,6 +1,7 @@
 //! Rollouts that die at every point there is, and end the same.
 
 mod again;
+mod drains;
 mod legs;
 mod pause;
 mod renewal;
@@ -85,6 +86,7 @@ impl Rig {
             },
             host: HostTraits::default(),
             etcd_turns: Default::default(),
+            closings: Default::default(),
         });
         let rollouts = Rollouts::new(records.clone(), world.clone());
         Director {
@@ -100,8 +102,11 @@ impl Rig {
     }
 
     async fn order_create(&self) -> TaskId {
+        self.order_create_of(draft(&self.stemcells)).await
+    }
+
+    async fn order_create_of(&self, (cluster, machines): (Cluster, Vec<Machine>)) -> TaskId {
         let director = self.immortal().await;
-        let (cluster, machines) = draft(&self.stemcells);
         let stemcell = self.stemcells.get(&cluster.stemcell).unwrap();
         let facts = inputs::facts(&cluster, &machines, &stemcell, HostTraits::default());
         facts.validate().unwrap();

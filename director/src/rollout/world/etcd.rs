@@ -31,11 +31,11 @@ pub(crate) const SNAPSHOTS_KEPT: u32 = 3;
 /// How long one machine may take to connect before another one is asked.
 const ELSEWHERE: Duration = Duration::from_secs(2);
 
-/// Whose turn it is to take a member of a cluster's etcd out of service for a while.
+/// Whose turn it is to do what only one may do in a cluster at a time.
 #[derive(Debug, Default)]
-pub struct EtcdTurns(Mutex<BTreeMap<ClusterName, Arc<tokio::sync::Mutex<()>>>>);
+pub struct Turns(Mutex<BTreeMap<ClusterName, Arc<tokio::sync::Mutex<()>>>>);
 
-impl EtcdTurns {
+impl Turns {
     /// Waits for the turn; it ends when what is returned is dropped.
     pub(crate) async fn take(&self, cluster: &ClusterName) -> OwnedMutexGuard<()> {
         let turn = {

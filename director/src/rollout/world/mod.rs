@@ -57,12 +57,13 @@ use crate::store::Records;
 pub use agents::{AgentFuture, Agents};
 pub use asked::KubeApi;
 pub use context::ClusterContext;
-pub use etcd::EtcdTurns;
 pub(crate) use etcd::SNAPSHOTS_KEPT;
+pub use etcd::Turns;
 pub use gates::JobOrder;
 pub(crate) use keep::note;
 pub use kube::KubeClient;
 pub use lease::LeaseMark;
+pub use precondition::Closings;
 pub use registry::Registry;
 pub(crate) use rotation::Turn;
 
@@ -88,7 +89,9 @@ pub struct World {
     /// What the provider's machines cannot do.
     pub host: HostTraits,
     /// Whose turn it is to take a member of etcd out of service.
-    pub etcd_turns: EtcdTurns,
+    pub etcd_turns: Turns,
+    /// Which nodes are about to be closed.
+    pub closings: Closings,
 }
 
 /// What every machine of this director is told at birth.

@@ -4,8 +4,17 @@
 //! counts as well: nothing more is taken while quorum or a pool's budget would not allow it. The step waits
 //! for it, a drain for ten minutes, and then fails: the change stops, and what is left of it is shown. What may
 //! be taken is decided by [`crate::ledger`].
+//!
+//! # Invariants
+//! * Whether a node may be closed is looked at by one drain of a cluster at a time, which claims it in the same turn
+//!   ([`Closings`]): of several that begin together so many go as may, and the others wait for them.
+//! * That a node is being closed is written down before it is, and not before it may be.
+//!
+//! # After a crash
+//! Claims are gone. A node that was claimed and is open still counts as one that serves: its drain claims it anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,7 +23,8 @@ use windlass_common::id::{MachineName, PoolName};
 use windlass_common::step::Step;
 
 use super::context::ClusterContext;
-use super::{Done, EffectError, StepOrder, World};
+use super::etcd::Turns;
+use super::{Done, EffectError, RecordChange, StepOrder, World};
 use crate::kubernetes::render;
 use crate::ledger::{Account, Owner, Standing};
 use crate::model::{Machine, MachinePhase, Task, TaskKind};
@@ -25,6 +35,48 @@ use crate::rollout::limit;
 const SERVES_LIMIT: Duration = Duration::from_secs(15);
 /// How long a drain waits for machines of its pool that went down by themselves: they reboot, or are repaired.
 const SPARE_LIMIT: Duration = Duration::from_secs(600);
+
+/// The nodes that drains of this director have claimed and not yet given up.
+#[derive(Debug, Default)]
+pub struct Closings {
+    turns: Turns,
+    claimed: Arc<Mutex<BTreeSet<MachineName>>>,
+}
+
+/// A node that nobody else counts on; given up when it is dropped. By then it is closed, or open to whoever comes.
+#[derive(Debug)]
+struct Claim {
+    machine: MachineName,
+    claimed: Arc<Mutex<BTreeSet<MachineName>>>,
+}
+
+impl Closings {
+    fn claim(&self, machine: &MachineName) -> Claim {
+        let claim = Claim {
+            machine: machine.clone(),
+            claimed: Arc::clone(&self.claimed),
+        };
+        claim.all().insert(machine.clone());
+        claim
+    }
+
+    fn claimed(&self) -> BTreeSet<MachineName> {
+        let claimed = self.claimed.lock();
+        claimed.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Claim {
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeSet<MachineName>> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.all().remove(&self.machine);
+    }
+}
 
 impl World {
     /// Refuses to take a member of etcd while those that serve beside it are no majority.
@@ -78,8 +130,8 @@ impl World {
         found.map(|_| ())
     }
 
-    /// Refuses to close a node while its pool has none to spare. Nodes that are about to be closed count as
-    /// closed, so that two that are looked at together do not both go.
+    /// Refuses to close a node while its pool has none to spare. Nodes that other drains have claimed count as
+    /// closed.
     async fn spare(
         &self,
         context: &ClusterContext,
@@ -94,39 +146,64 @@ impl World {
         if !serving.contains(&machine.node_name) {
             return Ok(()); // it is missed already
         }
-        let of_pool = |other: &&Machine| other.role.pool() == Some(pool);
+        let cluster = &context.cluster.spec.name;
+        // Others may have been closed since the step began.
+        let machines = self.records.machines_of(cluster.as_str()).await?;
+        let claimed = self.closings.claimed();
         let standing = |other: &Machine| {
-            let standing = if other.cordoned && other.name != *name {
+            if other.name != *name && claimed.contains(&other.name) {
                 Standing::Taken
             } else if serving.contains(&other.node_name) {
                 Standing::Serves
-            } else if other.phase < MachinePhase::Ready || other.fenced {
+            } else if other.cordoned || other.phase < MachinePhase::Ready || other.fenced {
                 Standing::Taken
             } else {
                 Standing::Down
-            };
-            (other.name.clone(), standing)
+            }
         };
         let task: Option<Task> = self.records.get(order.task.as_str()).await?;
         let repair = task.is_some_and(|task| task.kind == TaskKind::RepairCluster);
+        let of_pool = machines
+            .iter()
+            .filter(|other| other.role.pool() == Some(pool));
         let account = Account {
             owner: Owner::Pool {
                 pool: pool.clone(),
                 floor: floor(context, pool, repair),
             },
-            machines: context
-                .machines
-                .iter()
-                .filter(of_pool)
-                .map(standing)
+            machines: of_pool
+                .map(|other| (other.name.clone(), standing(other)))
                 .collect(),
-            zones: zones(&context.machines),
+            zones: zones(&machines),
         };
         let wait = |wait| {
             let message = format!("{name} is not drained: {wait}");
             EffectError::new(ErrorClass::Retry, message)
         };
         account.take(name).map(drop).map_err(wait)
+    }
+
+    /// Claims a node that may be closed, and writes down that it is.
+    async fn claim(
+        &self,
+        context: &ClusterContext,
+        name: &MachineName,
+        order: &StepOrder,
+    ) -> Result<Claim, EffectError> {
+        let cluster = &context.cluster.spec.name;
+        let _turn = self.closings.turns.take(cluster).await;
+        let spare = self.spare(context, name, order).await;
+        spare.map_err(|mut error| {
+            let waited = limit(&order.action).saturating_sub(order.limit);
+            if error.class == ErrorClass::Retry && waited > SPARE_LIMIT {
+                error.class = ErrorClass::Operator;
+            }
+            error
+        })?;
+        let claim = self.closings.claim(name);
+        self.note(RecordChange::Cordoning(name.clone()), cluster)
+            .await?;
+        Ok(claim)
     }
 
     /// Closes a node and has its pods leave it; see [`super::KubeApi::drain`].
@@ -136,15 +213,7 @@ impl World {
         name: &MachineName,
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
-        self.spare(context, name, order)
-            .await
-            .map_err(|mut error| {
-                let waited = limit(&order.action).saturating_sub(order.limit);
-                if error.class == ErrorClass::Retry && waited > SPARE_LIMIT {
-                    error.class = ErrorClass::Operator;
-                }
-                error
-            })?;
+        let _claim = self.claim(context, name, order).await?;
         let node = &context.machine(name)?.node_name;
         self.kubernetes.drain(context, node, &order.progress).await
     }

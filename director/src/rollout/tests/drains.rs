@@ -1,0 +1,69 @@
+//! Drains that begin together, in a pool that has fewer to spare than it had when they were planned.
+
+use super::*;
+use crate::model::Wanted;
+
+impl Rig {
+    /// A cluster of three workers in service of which two may be missing, and the order to make them anew.
+    async fn order_workers_anew(&self) -> TaskId {
+        let (mut cluster, mut machines) = draft(&self.stemcells);
+        for pool in cluster.spec.pools.values_mut() {
+            pool.count = 3;
+            pool.update.max_unavailable = Amount::Count(2);
+        }
+        let worker = machines[1].clone();
+        for number in 1..3_u8 {
+            let name = MachineName::new(format!("demo-w-{number}")).unwrap();
+            machines.push(Machine {
+                node_name: name.node_name(Incarnation::FIRST).unwrap(),
+                name,
+                address: [10, 0, 0, 4 + number].into(),
+                pod_cidr: format!("10.244.{}.0/24", 4 + number).parse().unwrap(),
+                ..worker.clone()
+            });
+        }
+        let create = self.order_create_of((cluster, machines)).await;
+        self.run(&create, usize::MAX, Stop::No).await.unwrap();
+        let director = self.immortal().await;
+        let mut commit = Commit::default();
+        let cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
+        let mut machines = director.records.machines_of("demo").await.unwrap();
+        for machine in machines.iter_mut().filter(|m| !m.role.is_control_plane()) {
+            machine.wanted = Some(Wanted::Reborn {
+                incarnation: Incarnation(2),
+                stemcell: machine.stemcell.clone(),
+                kubernetes_version: VERSION.into(),
+                size: machine.size,
+            });
+            commit.put(machine).unwrap();
+        }
+        let desired = director.world.desired(&cluster, &machines).unwrap();
+        order(&director, TaskKind::UpdateCluster, &desired, commit, 2).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_drains_that_begin_together_as_many_go_as_may_whoever_dies() {
+    at_every_point(async |dies_at| {
+        let rig = Rig::new();
+        let task = rig.order_workers_anew().await;
+        {
+            // The last in the order goes down by itself: of the two that are to go together, one may.
+            let mut state = rig.sim.state.lock().unwrap();
+            let last = MachineName::new("demo-w-2").unwrap();
+            state
+                .ready
+                .remove(&last.node_name(Incarnation::FIRST).unwrap());
+        }
+        let (through, task) = rig.through_death(&task, dies_at, Stop::No).await;
+        assert_eq!(
+            task.state,
+            TaskState::Succeeded,
+            "died at {dies_at}: {:?}",
+            task.error
+        );
+        rig.settled().await;
+        through
+    })
+    .await;
+}
