@@ -181,6 +181,7 @@ fn case(number: u32, machines: u32) -> Result<Case, NameError> {
             mounted: member,
             configured: Some(digest),
             started: Some(digest),
+            stopping: false,
             ready: true,
             labelled: Some(digest),
             cordoned: false,

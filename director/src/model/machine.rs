@@ -227,6 +227,13 @@ impl Machine {
         self.wanted == Some(Wanted::Gone)
     }
 
+    /// Whether this incarnation may have a Node: its components were started, or those of a worker may have been
+    /// without that being written down, since it was configured.
+    pub fn may_have_joined(&self) -> bool {
+        let told = !self.role.is_control_plane() && self.configured.is_some();
+        self.phase >= MachinePhase::Configured || told
+    }
+
     /// Whether it has a vote in its cluster's etcd, as far as is written down.
     pub fn votes(&self) -> bool {
         self.role.is_control_plane() && self.joined.as_ref().is_none_or(|joined| joined.voting)

@@ -3,13 +3,14 @@
 //! # Invariants checked (numbers of `docs/architecture.md`, §8)
 //! 1. From three members of etcd on, a majority runs at every moment, and one changes at a time. Nobody serves
 //!    before it has a vote, and a machine of the control plane is deleted for good only after its member was
-//!    removed; a later incarnation has its disk, or joins anew after its member was removed.
+//!    removed; a later incarnation has its disk, or joins anew after its member was removed. A member that was about
+//!    to be stopped counts as one that is down, and is stopped before its machine is touched.
 //! 2. A machine is created only when no other incarnation of it exists or after that one is deleted; a
 //!    disk is attached only to the one machine that wants it, and only after its other incarnation is deleted;
 //!    a Node is deleted only after its machine is proven off, and so is a machine that cannot be drained.
 //! 3. At no moment of any order that the plan allows are more machines of a pool out of service because of
 //!    us than its budget says.
-//! 4. A machine that serves is drained before it is deleted.
+//! 4. A machine that serves, or may have pods, is drained before it is deleted.
 //! 5. No kubelet of a worker is newer than what an API server is that it may meet, or emulates, nor too old for one.
 //! 6. The graph is acyclic and complete; every step of a machine comes after what it needs.
 //! 7. A persistent disk is deleted only when the order names it, and never while a machine has it.
@@ -216,6 +217,10 @@ impl<'a> Checker<'a> {
             Action::StartComponents { .. } => {
                 self.out_of_endpoint(step, &machine);
                 self.has_its_vote(step, &machine);
+                let found = self.observed.machines.get(&machine);
+                if found.is_some_and(ObservedMachine::may_be_stopped) {
+                    self.is_stopped(step, &machine);
+                }
                 let configure = Action::Configure {
                     machine: machine.clone(),
                 };
@@ -318,7 +323,11 @@ impl<'a> Checker<'a> {
                 "it is wanted as it is",
             );
         }
+        if found.is_some_and(ObservedMachine::may_be_stopped) {
+            self.is_stopped(step, machine);
+        }
         let Some(found) = found.filter(|found| found.available()) else {
+            self.is_left(step, machine);
             let joined = found.is_some_and(|found| found.registered() || found.fenced);
             if joined && !self.fenced_before(step, machine) {
                 let problem = "nothing shows that it is off, and it was not drained either";
@@ -342,6 +351,46 @@ impl<'a> Checker<'a> {
             self.fail(&step.key, Invariant::EtcdQuorum, problem);
         }
         self.out_of_endpoint(step, machine);
+    }
+
+    /// A member of etcd that may run although it does not count as one that serves is stopped before its machine is
+    /// touched, beside others.
+    fn is_stopped(&mut self, step: &PlanStep, machine: &MachineName) {
+        let DesiredState::Present { machines, .. } = &self.desired.state else {
+            return;
+        };
+        let wanted = machines.values().filter(|m| m.control_plane()).count();
+        let members = wanted + self.observed.leaving_voters().count();
+        let machine = || machine.clone();
+        let remove = Action::RemoveMember { machine: machine() };
+        let outside = self.observed.outside.contains(&machine());
+        // Of one that was promoted nothing else was started.
+        let alone = self.observed.promoted.contains(&machine());
+        if outside || alone || self.planned.contains_key(&remove) {
+            return; // it has no vote that would be missed
+        }
+        let stop = Action::StopComponents { machine: machine() };
+        if members > 1 && !self.has_before(step, &stop) {
+            let problem = "its member may run, and was not stopped before";
+            self.fail(&step.key, Invariant::EtcdQuorum, problem);
+        }
+    }
+
+    /// A worker that may have pods although it was not seen in service is drained before it is deleted.
+    fn is_left(&mut self, step: &PlanStep, machine: &MachineName) {
+        let found = self.observed.machines.get(machine);
+        let serves = self.observed.machines.values().any(|found| found.ready);
+        let Some(found) = found.filter(|found| serves && found.may_have_pods()) else {
+            return;
+        };
+        let drain = Action::Drain {
+            machine: machine.clone(),
+            node: found.node.clone(),
+        };
+        if !self.has_before(step, &drain) {
+            let problem = "it may have pods, and is not drained before";
+            self.fail(&step.key, Invariant::PodBudgets, problem);
+        }
     }
 
     /// An API server that clients use is out of the endpoint before it is touched, unless it is the only one.

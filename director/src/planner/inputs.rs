@@ -393,8 +393,8 @@ fn departed(machine: &Machine, shown: bool) -> BTreeSet<NodeName> {
         .departed
         .iter()
         .filter(|node| Some(*node) != comes.as_ref());
-    let joined = machine.phase >= MachinePhase::Configured;
-    let left = (machine.is_surplus() && !shown && joined).then_some(&machine.node_name);
+    let left =
+        (machine.is_surplus() && !shown && machine.may_have_joined()).then_some(&machine.node_name);
     gone.chain(left).cloned().collect()
 }
 
@@ -451,6 +451,7 @@ fn remains(cluster: Option<&Cluster>, record: &Machine) -> ObservedMachine {
         mounted: false,
         configured: record.configured,
         started: record.started,
+        stopping: false,
         ready: record.phase == MachinePhase::Ready,
         labelled: record.labelled,
         cordoned: record.cordoned,
@@ -480,6 +481,7 @@ fn observe_machine(
         mounted: known.is_some_and(|r| r.mounted),
         configured: known.and_then(|r| r.configured),
         started: known.and_then(|r| r.started),
+        stopping: known.is_some_and(|r| r.started.is_none() && r.phase >= MachinePhase::Configured),
         ready: known.is_some_and(|r| r.phase == MachinePhase::Ready),
         labelled: known.and_then(|r| r.labelled),
         cordoned: known.is_some_and(|r| r.cordoned),

@@ -198,6 +198,9 @@ pub struct ObservedMachine {
     pub configured: Option<Digest>,
     /// Digest of the configuration that its components were started with.
     pub started: Option<Digest>,
+    /// Whether its components were about to be stopped, or to be told something else, when that was given up: they
+    /// may run as they were.
+    pub stopping: bool,
     /// Whether its node was seen Ready.
     pub ready: bool,
     /// Digest of what its Node was told.
@@ -222,9 +225,23 @@ impl ObservedMachine {
         api_minor(&self.kubernetes_version, self.emulates)
     }
 
-    /// Whether a Node object of it may exist that nobody has begun to remove.
+    /// Whether its member of etcd may run although it does not count as one that serves.
+    pub(crate) fn may_be_stopped(&self) -> bool {
+        self.pool.is_none() && self.complete && self.running && self.stopping && !self.fenced
+    }
+
+    /// Whether pods may run on it although it is not in service, as far as is known: it was told to start, or is
+    /// started again, and nothing says that it serves nobody.
+    pub(crate) fn may_have_pods(&self) -> bool {
+        let worker = self.pool.is_some() && self.complete && self.running;
+        worker && self.configured.is_some() && !self.fenced
+    }
+
+    /// Whether a Node object of it may exist that nobody has begun to remove. That a worker's components were started
+    /// may not have been written down; that it was configured before was.
     pub(crate) fn registered(&self) -> bool {
-        (self.ready || self.started.is_some()) && !self.fenced
+        let told = self.pool.is_some() && self.configured.is_some();
+        (self.ready || self.started.is_some() || told) && !self.fenced
     }
 }
 
@@ -470,6 +487,7 @@ pub fn narrow(
             mounted: true,
             configured: Some(machine.configuration),
             started: Some(machine.components),
+            stopping: false,
             ready: true,
             labelled: Some(machine.labels),
             cordoned: false,

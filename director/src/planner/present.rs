@@ -42,7 +42,7 @@ pub(super) struct Site<'a> {
     /// The control-plane machine that shows that the API answers when none is in service.
     first: &'a MachineName,
     /// Some of it was in service: people use it, whether or not its API answers now.
-    established: bool,
+    pub(super) established: bool,
     /// A majority of the control plane is in service, so its API may be asked first.
     api: bool,
 }
@@ -435,9 +435,14 @@ pub(super) fn bring_up(
     after: &[StepKey],
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
-    let agent = prepare(site, name, after, steps)?;
+    let mut after = after.to_vec();
+    if takedown::may_run(site, name) {
+        takedown::stop(name, false, &after, steps);
+        after = vec![machine_key(name, "stop-components")];
+    }
+    let agent = prepare(site, name, &after, steps)?;
     if agent.start {
-        start_up(site, name, agent, after, steps);
+        start_up(site, name, agent, &after, steps);
     }
     Ok(())
 }

@@ -108,6 +108,8 @@ pub fn narrow(desired: &mut Desired, then: &mut Observed, order: &RestoreOrder) 
     super::narrow(desired, then, &members, &BTreeSet::new());
     then.addons = None;
     for (name, found) in &mut then.machines {
+        // By then nothing of it runs, or it has begun.
+        found.stopping = false;
         if order.reached.contains(name) {
             found.labelled = None;
         }

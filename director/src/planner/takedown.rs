@@ -1,7 +1,9 @@
 //! Takes machines of a cluster in service down, and brings them up again.
 //!
 //! # Invariants
-//! * What is not in service is made first, and costs nothing.
+//! * What is not in service is made first, and costs nothing. A member of etcd that was about to be stopped may run:
+//!   it is stopped before anything else happens to its machine, which looks at the others first. A worker that may have pods although it was not seen in
+//!   service is drained all the same before it goes.
 //! * A control-plane machine begins when the one before it is back, its node included.
 //! * Components that are only restarted leave pods running: one machine of a pool at a time may always be.
 //! * Of a pool, at most *in service + coming − floor* machines are down at once, the floor being the number
@@ -15,7 +17,7 @@ use windlass_common::id::{MachineName, NodeName, PoolName};
 
 use super::present::{Need, Site, api_shown_by, await_control_plane, await_node, bring_up};
 use super::steps::{Steps, addons_key, api_key, checkpoint_key, drop_node_key, machine_key};
-use super::{Budget, PlanError};
+use super::{Budget, ObservedMachine, PlanError};
 use crate::model::{Action, Disruption, Invariant, StepKey};
 
 fn members<'a>(site: &Site<'a>, need: Need) -> Vec<&'a MachineName> {
@@ -40,6 +42,17 @@ pub(super) fn make_control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<(
         await_control_plane(name, steps);
     }
     Ok(())
+}
+
+/// Whether a member of etcd that does not count as one that serves may run, beside others: a stop that was begun with
+/// may have stopped nothing.
+pub(super) fn may_run(site: &Site<'_>, name: &MachineName) -> bool {
+    let observed = site.observed;
+    let votes = !observed.outside.contains(name) && !site.lost.contains(name);
+    // Of one that was promoted nothing else was started, or was stopped: it serves.
+    let alone = observed.promoted.contains(name);
+    let found = site.found(name);
+    site.members > 1 && votes && !alone && found.is_some_and(ObservedMachine::may_be_stopped)
 }
 
 /// Changes the machines of the control plane one at a time, after those that were missing. Returns the steps
@@ -516,6 +529,11 @@ pub(super) fn delete(
     };
     let mut after: Vec<StepKey> = after.to_vec();
     after.push(machine_key(name, "add-routes"));
+    if !drained && site.established && found.may_have_pods() {
+        after.push(api_shown_by(site));
+        drain(site, name, &after, steps);
+        after = vec![machine_key(name, "drain")];
+    }
     if !drained && (found.registered() || found.fenced) {
         steps.add(
             machine_key(name, "fence"),

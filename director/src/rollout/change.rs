@@ -275,7 +275,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
 
 /// Its Node object, if there may be one, is to go.
 fn depart(record: &mut Machine) {
-    if record.phase >= MachinePhase::Configured && !record.departed.contains(&record.node_name) {
+    if record.may_have_joined() && !record.departed.contains(&record.node_name) {
         record.departed.push(record.node_name.clone());
     }
 }

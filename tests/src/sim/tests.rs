@@ -20,3 +20,18 @@ fn some_seeds_break_nothing_and_are_the_same_twice() {
         assert_eq!(report.digest, again.digest, "seed {seed}");
     }
 }
+
+/// Seeds that have broken invariants.
+#[test]
+fn seeds_that_have_found_something_find_nothing_more() {
+    let fixtures = Fixtures::new().unwrap();
+    for seed in [190, 222, 3_045] {
+        let report = run(seed, None, true, false, &fixtures).unwrap();
+        let trace = report.trace.join("\n");
+        assert!(
+            report.violations.is_empty(),
+            "seed {seed}: {:#?}\n{trace}",
+            report.violations
+        );
+    }
+}

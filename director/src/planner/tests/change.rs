@@ -95,6 +95,51 @@ fn a_worker_is_drained_deleted_and_made_anew_and_its_old_node_dropped() {
 }
 
 #[test]
+fn a_member_that_was_about_to_be_stopped_is_stopped_before_it_goes() {
+    for newer in [false, true] {
+        let (mut desired, mut observed) = serving(3, 1);
+        let found = observed.machines.get_mut(&name("c-cp-1")).unwrap();
+        (found.started, found.stopping) = (None, true);
+        if newer {
+            reborn(&mut desired, "c-cp-1", "1.37.2");
+        }
+        let mut plan = checked(&desired, &observed);
+        let stop = "machine/c-cp-1/stop-components";
+        let touched = if newer { "fence" } else { "await-agent" };
+        assert!(after(&plan, &format!("machine/c-cp-1/{touched}")).contains(&stop));
+        // Who makes a plan without it takes what may be a member that serves.
+        plan.steps.retain(|step| step.key.0 != stop);
+        for step in &mut plan.steps {
+            step.after.retain(|key| key.0 != stop);
+        }
+        plan.hash = crate::planner::hash(&desired, plan.goal, &plan.steps);
+        assert!(why(&plan, &desired, &observed).contains(&Invariant::EtcdQuorum));
+    }
+}
+
+#[test]
+fn a_worker_that_was_not_seen_in_service_yet_is_drained_before_it_is_given_up() {
+    let (mut desired, mut observed) = serving(1, 2);
+    let found = observed.machines.get_mut(&name("c-w-1")).unwrap();
+    (found.ready, found.labelled) = (false, None);
+    gone(&mut desired, &mut observed, "c-w-1");
+    let mut plan = checked(&desired, &observed);
+    assert_eq!(
+        keys(&plan)[1..4],
+        ["drain", "fence", "delete"].map(|verb| format!("machine/c-w-1/{verb}"))
+    );
+    plan.steps.retain(|step| step.action.name() != "drain");
+    for step in &mut plan.steps {
+        step.after.retain(|key| !key.0.ends_with("/drain"));
+    }
+    plan.hash = crate::planner::hash(&desired, plan.goal, &plan.steps);
+    assert!(why(&plan, &desired, &observed).contains(&Invariant::PodBudgets));
+    // What is dead is asked nothing.
+    observed.machines.get_mut(&name("c-w-1")).unwrap().running = false;
+    assert!(all_of(&checked(&desired, &observed), "drain").is_empty());
+}
+
+#[test]
 fn gates_stand_between_one_machine_and_the_next() {
     let (mut desired, observed) = serving(3, 2);
     for name in ["c-cp-0", "c-cp-1", "c-w-0", "c-w-1"] {

@@ -159,7 +159,7 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             assert!(found.configured.is_some());
             let outside = observed.outside.contains(machine);
             assert!(!outside, "{machine} has no vote yet");
-            found.started = Some(wanted.components);
+            (found.started, found.stopping) = (Some(wanted.components), false);
             found.emulates = wanted.emulates;
             found.ready = false;
             observed.promoted.remove(machine);
@@ -218,7 +218,9 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             observed.out_of_endpoint.remove(machine);
         }
         Action::StopComponents { machine } => {
-            observed.machines.get_mut(machine).unwrap().started = None;
+            let found = observed.machines.get_mut(machine).unwrap();
+            // Whether it did stop is not written down.
+            (found.started, found.stopping) = (None, true);
             observed.promoted.remove(machine);
         }
         Action::ForgetMachine { machine } => {
@@ -281,6 +283,7 @@ fn create(observed: &mut Observed, machine: &MachineName, wanted: DesiredMachine
         mounted: false,
         configured: None,
         started: None,
+        stopping: false,
         ready: false,
         labelled: None,
         cordoned: false,

@@ -67,3 +67,44 @@ async fn of_drains_that_begin_together_as_many_go_as_may_whoever_dies() {
     })
     .await;
 }
+
+/// A worker of which nothing is wanted any more, and that nobody saw in service: whether it serves by now, the API says.
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_serves_unseen_is_drained_before_it_goes() {
+    for serves in [true, false] {
+        let rig = Rig::new();
+        let (cluster, mut machines) = draft(&rig.stemcells);
+        let name = MachineName::new("demo-w-1").unwrap();
+        machines.push(Machine {
+            node_name: name.node_name(Incarnation::FIRST).unwrap(),
+            name: name.clone(),
+            address: [10, 0, 0, 5].into(),
+            pod_cidr: "10.244.5.0/24".parse().unwrap(),
+            ..machines[1].clone()
+        });
+        let create = rig.order_create_of((cluster, machines)).await;
+        rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+        let director = rig.immortal().await;
+        let mut machines = director.records.machines_of("demo").await.unwrap();
+        let machine = machines.iter_mut().find(|m| m.name == name).unwrap();
+        (machine.phase, machine.labelled) = (MachinePhase::Configured, None);
+        machine.wanted = Some(Wanted::Gone);
+        let mut commit = Commit::default();
+        commit.put(machine).unwrap();
+        if !serves {
+            let node = &machine.node_name;
+            rig.sim.state.lock().unwrap().ready.remove(node);
+        }
+        let cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
+        let desired = director.world.desired(&cluster, &machines).unwrap();
+        director.records.commit(commit).await.unwrap();
+        let none = Commit::default();
+        let task = order(&director, TaskKind::UpdateCluster, &desired, none, 2).await;
+        let task = rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+        assert_eq!(task.state, TaskState::Succeeded, "{:?}", task.error);
+        let drain = &task.steps[&crate::model::StepKey("machine/demo-w-1/drain".into())];
+        let asked = drain.changes.is_empty();
+        assert_eq!(asked, serves, "{:?}", drain.changes);
+        rig.assert_up();
+    }
+}

@@ -313,6 +313,7 @@ impl World {
             return Ok(back);
         }
         if let Some(record) = record.as_ref().filter(|record| !record.fenced) {
+            self.empty_late(record, order).await?;
             self.note(RecordChange::Fencing(machine.clone()), &record.cluster)
                 .await?;
         }
@@ -345,6 +346,20 @@ impl World {
             changes,
             records: Vec::new(),
         })
+    }
+
+    /// A worker that never was seen in service, and that nothing says is dead, may have come into service since its
+    /// drain found it closed: then its pods leave it now.
+    async fn empty_late(&self, record: &Machine, order: &StepOrder) -> Result<(), EffectError> {
+        let seen = record.phase == MachinePhase::Ready || record.configured.is_none();
+        if seen || record.condemned || record.role.is_control_plane() {
+            return Ok(());
+        }
+        // What is fenced goes whatever the store lacks.
+        if let Ok(context) = self.context(&order.cluster).await {
+            self.drain(&context, &record.name, order).await?;
+        }
+        Ok(())
     }
 
     /// Writes down what a step is about to do to a machine.

@@ -22,6 +22,9 @@ use crate::store::{Commit, Expect, Kind};
 
 /// Progress that may wait to be shown; what is more is dropped by the gateway.
 const PROGRESS_QUEUE: usize = 64;
+/// How long it counts that other members of etcd were seen to serve: a machine that stands still must not stop its own
+/// when it goes on. The unit that takes longest to stop, etcd's, has half of it.
+const LOOK_COUNTS: Duration = Duration::from_secs(60);
 
 impl World {
     pub(super) async fn await_agent(
@@ -255,13 +258,22 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
+        let connects = Instant::now() + order.limit;
+        self.agents
+            .wait_connected(name, machine.incarnation, connects)
+            .await?;
         // Another member may be rewriting its database, and answers nobody meanwhile.
         let _turn = self.etcd_turns.take(&context.cluster.spec.name).await;
         self.others_serve(context, name, order).await?;
+        let looked = Instant::now();
         self.note(RecordChange::Stopping(name.clone()), &machine.cluster)
             .await?;
         let step = Step::Service(render::stop_control_plane());
-        let result = self.send(machine, order, "", step).await?;
+        let mut stop = order.clone();
+        stop.limit = order
+            .limit
+            .min(LOOK_COUNTS.saturating_sub(looked.elapsed()));
+        let result = self.send(machine, &stop, "", step).await?;
         Ok(Done {
             changes: result.changes,
             records: Vec::new(),
@@ -304,17 +316,18 @@ impl World {
             1 => String::new(),
             attempt => format!("~{attempt}"),
         };
-        let request = StepRequest {
-            labels: Default::default(),
-            id: StepId(format!("{}/{}{suffix}{attempt}", order.task, order.key)),
-            epoch: self.birth.epoch.get(),
-            deadline_ms: u64::try_from(order.limit.as_millis()).unwrap_or(u64::MAX),
-            step,
-        };
         let deadline = Instant::now() + order.limit;
         self.agents
             .wait_connected(&machine.name, machine.incarnation, deadline)
             .await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let request = StepRequest {
+            labels: Default::default(),
+            id: StepId(format!("{}/{}{suffix}{attempt}", order.task, order.key)),
+            epoch: self.birth.epoch.get(),
+            deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            step,
+        };
         let (sender, mut progress) = mpsc::channel(PROGRESS_QUEUE);
         let call = self
             .agents

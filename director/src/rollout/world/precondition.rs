@@ -79,7 +79,8 @@ impl Drop for Claim {
 }
 
 impl World {
-    /// Refuses to take a member of etcd while those that serve beside it are no majority.
+    /// Refuses to take a member of etcd while those that serve beside it are no majority. One that was about to be
+    /// stopped before may be down: nothing is lost by it when nobody serves, as it says itself, and one of the others.
     pub(super) async fn others_serve(
         &self,
         context: &ClusterContext,
@@ -114,6 +115,13 @@ impl World {
         let Err(wait) = account.take(name) else {
             return Ok(());
         };
+        // Of one that is not connected nothing is known.
+        let says_no = |look: &Result<(), EffectError>| look.as_ref().is_err_and(|e| !e.resend);
+        let nobody = looks.iter().all(Result::is_err) && looks.iter().any(says_no);
+        let machine = context.machine(name)?;
+        if nobody && machine.started.is_none() && says_no(&self.serves(machine, &look).await) {
+            return Ok(());
+        }
         let why: Vec<String> = looks
             .into_iter()
             .filter_map(|look| Some(look.err()?.message))
@@ -131,20 +139,24 @@ impl World {
     }
 
     /// Refuses to close a node while its pool has none to spare. Nodes that other drains have claimed count as
-    /// closed.
+    /// closed. False: there is nothing to close, since the machine never came into service, and nobody is on it.
     async fn spare(
         &self,
         context: &ClusterContext,
         name: &MachineName,
         order: &StepOrder,
-    ) -> Result<(), EffectError> {
+    ) -> Result<bool, EffectError> {
         let machine = context.machine(name)?;
         let Some(pool) = machine.role.pool() else {
-            return Ok(());
+            return Ok(true);
         };
         let serving = self.kubernetes.serving(context).await?;
         if !serving.contains(&machine.node_name) {
-            return Ok(()); // it is missed already
+            // It is missed already.
+            return Ok(machine.phase == MachinePhase::Ready || machine.cordoned);
+        }
+        if machine.phase != MachinePhase::Ready && machine.labelled.is_none() {
+            return Ok(true); // it has pods by now, and nobody counts on it
         }
         let cluster = &context.cluster.spec.name;
         // Others may have been closed since the step began.
@@ -180,30 +192,33 @@ impl World {
             let message = format!("{name} is not drained: {wait}");
             EffectError::new(ErrorClass::Retry, message)
         };
-        account.take(name).map(drop).map_err(wait)
+        account.take(name).map(|_| true).map_err(wait)
     }
 
-    /// Claims a node that may be closed, and writes down that it is.
+    /// Claims a node that may be closed, and writes down that it is; none where there is nothing to close.
     async fn claim(
         &self,
         context: &ClusterContext,
         name: &MachineName,
         order: &StepOrder,
-    ) -> Result<Claim, EffectError> {
+    ) -> Result<Option<Claim>, EffectError> {
         let cluster = &context.cluster.spec.name;
         let _turn = self.closings.turns.take(cluster).await;
         let spare = self.spare(context, name, order).await;
-        spare.map_err(|mut error| {
+        let closes = spare.map_err(|mut error| {
             let waited = limit(&order.action).saturating_sub(order.limit);
             if error.class == ErrorClass::Retry && waited > SPARE_LIMIT {
                 error.class = ErrorClass::Operator;
             }
             error
         })?;
+        if !closes {
+            return Ok(None);
+        }
         let claim = self.closings.claim(name);
         self.note(RecordChange::Cordoning(name.clone()), cluster)
             .await?;
-        Ok(claim)
+        Ok(Some(claim))
     }
 
     /// Closes a node and has its pods leave it; see [`super::KubeApi::drain`].
@@ -213,8 +228,15 @@ impl World {
         name: &MachineName,
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
-        let _claim = self.claim(context, name, order).await?;
         let node = &context.machine(name)?.node_name;
+        let Some(_claim) = self.claim(context, name, order).await? else {
+            return Ok(Done {
+                changes: vec![format!(
+                    "node {node} is not in service, and nobody is asked to leave it"
+                )],
+                records: Vec::new(),
+            });
+        };
         self.kubernetes.drain(context, node, &order.progress).await
     }
 }
