@@ -21,9 +21,12 @@ pub mod etcd;
 pub mod exec;
 pub mod fetch;
 pub mod gate;
+mod https;
 pub mod keys;
 mod progress;
 pub mod service;
+#[cfg(test)]
+mod testing;
 pub mod upgrade;
 
 use std::any::Any;

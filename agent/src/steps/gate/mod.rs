@@ -4,21 +4,16 @@
 //! deadline ends it, with the same message ([`Run::stage`]).
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::{HOST, USER_AGENT};
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use windlass_common::step::{Check, ClientFiles, Gate, Payload};
 
-use super::{Context, Failure, Run};
+use super::{Context, Failure, Run, https};
 use crate::host::Host;
 
 /// Longest time of one look at one check: a healthy endpoint on the same network answers in
@@ -75,7 +70,7 @@ async fn look(context: &Context, check: &Check) -> Result<(), String> {
             }
             Err(format!("{} ({})", status.active_state, status.sub_state))
         }
-        Check::TcpOpen { address } => connect(*address).await.map(drop),
+        Check::TcpOpen { address } => https::connect(*address).await.map(drop),
         Check::Https {
             address,
             server_name,
@@ -96,40 +91,15 @@ pub(crate) async fn look_https(
     ca_path: &str,
     client: Option<&ClientFiles>,
 ) -> Result<(), String> {
-    let stream = connect(address).await?;
-    let config = tls_config(host, ca_path, client)?;
-    get(stream, config, server_name, path).await
-}
-
-async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
-    TcpStream::connect(address)
-        .await
-        .map_err(|error| format!("does not connect: {error}"))
-}
-
-async fn get(
-    stream: TcpStream,
-    config: rustls::ClientConfig,
-    server_name: &str,
-    path: &str,
-) -> Result<(), String> {
-    let name = ServerName::try_from(server_name.to_owned())
-        .map_err(|_| format!("{server_name:?} is no server name"))?;
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await
-        .map_err(|error| format!("TLS: {error}"))?;
-    let http = |error: hyper::Error| format!("HTTP: {}", chain(error));
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(http)?;
+    let (mut sender, connection) =
+        https::open(host, (address, server_name), ca_path, client).await?;
     let request = Request::get(path)
         .header(HOST, server_name)
         .header(USER_AGENT, "windlass-agent")
-        .body(Empty::<Bytes>::new())
+        .body(Full::<Bytes>::default())
         .map_err(|error| format!("HTTP: {error}"))?;
     let exchange = async {
-        let answer = sender.send_request(request).await.map_err(http)?;
+        let answer = sender.send_request(request).await.map_err(https::http)?;
         let status = answer.status();
         if status == StatusCode::OK {
             return Ok(());
@@ -161,42 +131,6 @@ fn shown(answer: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(ANSWER_SHOWN)
         .collect()
-}
-
-/// Reads the certificates anew for each look: they may be renewed meanwhile.
-fn tls_config(
-    host: &Host,
-    ca_path: &str,
-    client: Option<&ClientFiles>,
-) -> Result<rustls::ClientConfig, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in certificates(host, ca_path)? {
-        roots
-            .add(certificate)
-            .map_err(|error| format!("{ca_path}: {error}"))?;
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS: {error}"))?
-        .with_root_certificates(roots);
-    let Some(client) = client else {
-        return Ok(builder.with_no_client_auth());
-    };
-    let chain = certificates(host, &client.certificate_path)?;
-    let key = PrivateKeyDer::from_pem_file(host.path(&client.key_path))
-        .map_err(|error| format!("{}: {error}", client.key_path))?;
-    builder
-        .with_client_auth_cert(chain, key)
-        .map_err(|error| format!("{}: {error}", client.certificate_path))
-}
-
-fn certificates(host: &Host, path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let failed = |error| format!("{path}: {error}");
-    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(host.path(path))
-        .map_err(failed)?
-        .collect();
-    all.map_err(failed)
 }
 
 fn chain(error: impl std::error::Error + 'static) -> String {
