@@ -29,7 +29,7 @@ use windlass_common::limits::PEER_PORT;
 use windlass_common::report::{Heartbeat, Report, Vitals};
 use windlass_common::settings::Settings;
 use windlass_common::step::{StepId, StepRequest};
-use windlass_common::wire::message::Tune2;
+use windlass_common::wire::message::{CAPABILITIES, Tune2};
 
 use crate::artifacts::ArtifactStore;
 use crate::conditions;
@@ -327,7 +327,7 @@ impl Handler for Agent {
         let unfinished: Vec<StepId> = lock(&self.runner.context().history).unfinished();
         HelloFacts {
             agent_version: crate::version(),
-            capabilities: Vec::new(),
+            capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
             boot_id: self.boot_id.clone(),
             epoch: self.runner.epoch(),
             unfinished,

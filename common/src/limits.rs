@@ -267,3 +267,9 @@ pub const AGENT_BYTES_MAX: u64 = 256 << 20;
 pub const AGENT_TRIAL_S: RangeInclusive<u32> = 10..=600;
 /// What a director asks for.
 pub const AGENT_TRIAL_DEFAULT_S: u32 = 60;
+/// Pods that one step tells to leave. A kubelet runs 110 by default, and a wave of a drain is a part of them; each
+/// takes an API server some milliseconds.
+pub const EVICTIONS_MAX: usize = 64;
+/// Longest message of an API server about one of them that is passed on, bytes: it names a budget, two at most. All
+/// of a step come to 32 KiB.
+pub const EVICT_MESSAGE_MAX: usize = 512;

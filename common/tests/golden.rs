@@ -429,6 +429,27 @@ fn steps(golden: &mut Golden) {
             bump_revision: 1_000_000_000,
         }),
     });
+    let pod = |name: &str, how| EvictPod {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        uid: "2d6c4a58-8f0e-4a56-9a0b-0d7c1a7f6f10".to_owned(),
+        grace_seconds: Some(30).filter(|_| how == EvictHow::Delete),
+        how,
+    };
+    golden.pin(Evict {
+        address: "127.0.0.1:7443".parse().unwrap(),
+        server_name: "demo.windlass.internal".to_owned(),
+        ca_path: "/etc/ca.pem".to_owned(),
+        client: ClientFiles {
+            certificate_path: "/etc/c.pem".to_owned(),
+            key_path: "/etc/k.pem".to_owned(),
+        },
+        node: "demo-workers-0-i1".to_owned(),
+        pods: vec![
+            pod("web-0", EvictHow::Evict),
+            pod("web-1", EvictHow::Delete),
+        ],
+    });
 }
 
 fn sessions(golden: &mut Golden) {

@@ -341,10 +341,10 @@ impl<M: Machine> Runner<M> {
     }
 }
 
-/// Whether a step only looks: asked again, it looks again.
+/// Whether what a step answers is true of that moment alone: asked again, it looks, or asks the API, again.
 fn looks(step: &Step) -> bool {
     match step {
-        Step::Gate(_) | Step::Collect(_) => true,
+        Step::Gate(_) | Step::Collect(_) | Step::Evict(_) => true,
         Step::Etcd(etcd) => etcd.action == EtcdAction::Report,
         Step::EtcdData(data) => data.action == EtcdDataAction::Inspect,
         Step::Fetch(_)
@@ -371,7 +371,8 @@ fn slots(step: &Step) -> u32 {
         | Step::Collect(_)
         | Step::Exec(_)
         | Step::Etcd(_)
-        | Step::EtcdData(_) => 1,
+        | Step::EtcdData(_)
+        | Step::Evict(_) => 1,
     }
 }
 

@@ -4,10 +4,10 @@
 
 use std::net::SocketAddr;
 
-use windlass_common::limits::{AGENT_BYTES_MAX, AGENT_TRIAL_S};
+use windlass_common::limits::{AGENT_BYTES_MAX, AGENT_TRIAL_S, EVICTIONS_MAX};
 use windlass_common::step::{
     AgentUpgrade, Check, ClientFiles, Collect, Configure, Disk, Etcd, EtcdAction, EtcdData,
-    EtcdDataAction, EtcdPeer, EtcdRestoreId, EtcdSource, Exec, Fetch, FileSpec, Gate, Keys,
+    EtcdDataAction, EtcdPeer, EtcdRestoreId, EtcdSource, Evict, Exec, Fetch, FileSpec, Gate, Keys,
     MEMBERS_MAX, RESTORE_ID_MAX, SNAPSHOTS_KEPT_MAX, STEP_ID_MAX, Service, Step, StepId,
     UNFINISHED_RESTORES_MAX,
 };
@@ -55,6 +55,7 @@ pub fn check(id: &StepId, step: &Step) -> Vec<String> {
         Step::AgentUpgrade(upgrade) => check_upgrade(&mut faults, upgrade),
         Step::Etcd(etcd) => check_etcd(&mut faults, etcd),
         Step::EtcdData(data) => check_etcd_data(&mut faults, data),
+        Step::Evict(evict) => check_evict(&mut faults, evict),
     }
     faults.0
 }
@@ -252,7 +253,7 @@ fn check_exec(faults: &mut Faults, exec: &Exec) {
 }
 
 fn check_etcd(faults: &mut Faults, etcd: &Etcd) {
-    check_own_member(faults, etcd.address, &etcd.ca_path, &etcd.client);
+    check_own(faults, "member", etcd.address, &etcd.ca_path, &etcd.client);
     match &etcd.action {
         EtcdAction::AddLearner { peer, beside } => {
             faults.count("members", beside.len(), 1, MEMBERS_MAX);
@@ -276,10 +277,17 @@ fn check_etcd(faults: &mut Faults, etcd: &Etcd) {
     }
 }
 
-fn check_own_member(faults: &mut Faults, address: SocketAddr, ca_path: &str, client: &ClientFiles) {
+/// What a machine acts through is its own.
+fn check_own(
+    faults: &mut Faults,
+    what: &str,
+    address: SocketAddr,
+    ca_path: &str,
+    client: &ClientFiles,
+) {
     if !address.ip().is_loopback() {
         faults.add(format!(
-            "{address} is not on loopback: a machine acts through its own member only"
+            "{address} is not on loopback: a machine acts through its own {what} only"
         ));
     }
     faults.readable(ca_path);
@@ -288,7 +296,7 @@ fn check_own_member(faults: &mut Faults, address: SocketAddr, ca_path: &str, cli
 }
 
 fn check_etcd_data(faults: &mut Faults, data: &EtcdData) {
-    check_own_member(faults, data.address, &data.ca_path, &data.client);
+    check_own(faults, "member", data.address, &data.ca_path, &data.client);
     match &data.action {
         EtcdDataAction::Inspect => {}
         EtcdDataAction::SetAside(restore) => check_restore(faults, restore),
@@ -361,6 +369,27 @@ fn check_peer(faults: &mut Faults, peer: &EtcdPeer) {
     }
 }
 
+/// Namespace, name and uid go into a path and a selector: nothing of them may end either.
+fn check_evict(faults: &mut Faults, evict: &Evict) {
+    let way = "way to the API";
+    check_own(faults, way, evict.address, &evict.ca_path, &evict.client);
+    faults.count("pods", evict.pods.len(), 1, EVICTIONS_MAX);
+    for (what, text) in [("node", &evict.node), ("server", &evict.server_name)] {
+        if !is_plain(text, b".") {
+            faults.add(format!("{text:?} is no name of a {what}"));
+        }
+    }
+    for pod in &evict.pods {
+        let named = is_plain(&pod.namespace, b"") && is_plain(&pod.name, b".");
+        if !named || !is_plain(&pod.uid, b"") {
+            faults.add(format!(
+                "{:?}/{:?} with uid {:?} is no pod",
+                pod.namespace, pod.name, pod.uid
+            ));
+        }
+    }
+}
+
 fn check_upgrade(faults: &mut Faults, upgrade: &AgentUpgrade) {
     if !(1..=AGENT_BYTES_MAX).contains(&upgrade.bytes) {
         let bytes = upgrade.bytes;
@@ -385,7 +414,7 @@ fn check_upgrade(faults: &mut Faults, upgrade: &AgentUpgrade) {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use windlass_common::step::{FileContent, KeySpec, UnitGoal, UnitState};
+    use windlass_common::step::{EvictHow, EvictPod, FileContent, KeySpec, UnitGoal, UnitState};
 
     fn faults(step: Step) -> usize {
         check(&StepId("t/s".to_owned()), &step).len()
@@ -460,6 +489,40 @@ mod tests {
         assert_eq!(step("demo", "demo-cp-1", "t12-3fa9c0"), 1);
         assert_eq!(step("demo", "demo-cp-0", "../data"), 1);
         assert_eq!(step("demo", "demo-cp-0", "t11-3fa9c0"), 1);
+    }
+
+    #[test]
+    fn evictions_go_through_the_machine_itself_and_name_pods() {
+        let step = |address: &str, node: &str, name: &str, pods: usize| {
+            let pod = EvictPod {
+                namespace: "shop".to_owned(),
+                name: name.to_owned(),
+                uid: "2d6c4a58-8f0e-4a56-9a0b-0d7c1a7f6f10".to_owned(),
+                grace_seconds: None,
+                how: EvictHow::Evict,
+            };
+            faults(Step::Evict(Evict {
+                address: address.parse().unwrap(),
+                server_name: "demo.windlass.internal".to_owned(),
+                ca_path: "/etc/ca.pem".to_owned(),
+                client: ClientFiles {
+                    certificate_path: "/etc/c.pem".to_owned(),
+                    key_path: "/etc/k.pem".to_owned(),
+                },
+                node: node.to_owned(),
+                pods: vec![pod; pods],
+            }))
+        };
+        let (own, node) = ("127.0.0.1:6444", "demo-workers-0-i1");
+        assert_eq!(step(own, node, "web-7f.x", 1), 0);
+        assert_eq!(step(own, node, "web", EVICTIONS_MAX), 0);
+        assert_eq!(step(own, node, "web", EVICTIONS_MAX + 1), 1);
+        assert_eq!(step(own, node, "web", 0), 1);
+        assert_eq!(step("10.77.0.2:6443", node, "web", 1), 1);
+        assert_eq!(step(own, "demo,metadata.name=x", "web", 1), 1);
+        for name in ["../nodes/x", "web?x", "web eviction", "", "-web", "a%2fb"] {
+            assert_eq!(step(own, node, name, 1), 1, "{name}");
+        }
     }
 
     #[test]

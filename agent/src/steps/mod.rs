@@ -18,6 +18,7 @@ pub mod collect;
 pub mod configure;
 pub mod disk;
 pub mod etcd;
+pub mod evict;
 pub mod exec;
 pub mod fetch;
 pub mod gate;
@@ -230,6 +231,7 @@ pub async fn run(
         Step::AgentUpgrade(upgrade) => upgrade::run(context, run, id, upgrade).await,
         Step::Etcd(etcd) => etcd::run(context, run, etcd).await,
         Step::EtcdData(data) => etcd::data::run(context, run, data).await,
+        Step::Evict(evict) => evict::run(context, run, evict).await,
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod etcd;
 mod etcd_data;
+mod evict;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,6 +30,7 @@ pub use etcd_data::{
     EtcdData, EtcdDataAction, EtcdDataReport, EtcdRestore, EtcdRestoreId, EtcdSource,
     RESTORE_ID_MAX, UNFINISHED_RESTORES_MAX,
 };
+pub use evict::{Evict, EvictAnswer, EvictHow, EvictOutcome, EvictPod};
 
 /// Longest step id, in bytes.
 pub const STEP_ID_MAX: usize = 200;
@@ -86,6 +88,8 @@ pub enum Step {
     Etcd(Etcd),
     /// Look at the data of the machine's own member of etcd, or put other data into its place; of protocol 2.
     EtcdData(EtcdData),
+    /// Tell pods of the machine's own node to leave; needs a capability.
+    Evict(Evict),
 }
 
 impl Step {
@@ -103,6 +107,7 @@ impl Step {
             Step::AgentUpgrade(_) => "agent-upgrade",
             Step::Etcd(_) => "etcd",
             Step::EtcdData(_) => "etcd-data",
+            Step::Evict(_) => "evict",
         }
     }
 
@@ -118,7 +123,8 @@ impl Step {
             | Step::Collect(_)
             | Step::AgentUpgrade(_)
             | Step::Etcd(_)
-            | Step::EtcdData(_) => true,
+            | Step::EtcdData(_)
+            | Step::Evict(_) => true,
             Step::Exec(_) => false,
         }
     }

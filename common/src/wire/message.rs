@@ -98,6 +98,7 @@ bodies! {
     0x0118 => step::AgentUpgrade,
     0x0130 => step::Etcd,
     0x0138 => step::EtcdData,
+    0x0140 => step::Evict,
 }
 
 /// The oldest protocol version that has a kind: what is newer than the version agreed on is not sent.
@@ -111,6 +112,20 @@ pub fn since(kind: u16) -> u16 {
         | 0x0100..=0x0102
         | 0x0110..=0x0117 => 1,
         _ => 2,
+    }
+}
+
+/// Name of the capability to tell pods of its own node to leave.
+pub const EVICT: &str = "evict";
+/// What agents of this release can do beyond the base of their protocol: names for [`Hello::capabilities`], sorted.
+pub const CAPABILITIES: &[&str] = &[EVICT];
+
+/// The capability that an agent has to have named before it is sent a kind: one that came after the first agents of
+/// its protocol version.
+pub fn capability(kind: u16) -> Option<&'static str> {
+    match kind {
+        step::Evict::KIND => Some(EVICT),
+        _ => None,
     }
 }
 

@@ -28,6 +28,8 @@
 //!
 //! # Invariants
 //! * A published body never changes: new content is a new kind. Golden bytes pin each one.
+//! * A kind that came after the first agents of its protocol version is sent only to agents that name its
+//!   capability when they say hello ([`message::capability`]).
 //! * A kind with the bit [`frame::OPTIONAL`] that a peer does not know is skipped; any other unknown
 //!   kind ends the stream.
 //! * No length is trusted: frames and decoding are capped ([`crate::limits`]).

@@ -3,8 +3,8 @@
 use super::frame::{Frame, FrameError};
 use super::message::{Body, StepHeader};
 use crate::step::{
-    AgentUpgrade, Collect, Configure, Disk, Etcd, EtcdData, Exec, Fetch, Gate, Keys, STEP_ID_MAX,
-    Service, Step, StepRequest,
+    AgentUpgrade, Collect, Configure, Disk, Etcd, EtcdData, Evict, Exec, Fetch, Gate, Keys,
+    STEP_ID_MAX, Service, Step, StepRequest,
 };
 
 /// Most labels in a header.
@@ -36,6 +36,7 @@ pub fn to_frames(request: &StepRequest) -> Result<[Frame; 2], FrameError> {
         Step::AgentUpgrade(body) => Frame::of(body),
         Step::Etcd(body) => Frame::of(body),
         Step::EtcdData(body) => Frame::of(body),
+        Step::Evict(body) => Frame::of(body),
     }?;
     Ok([Frame::of(&header)?, body])
 }
@@ -71,6 +72,7 @@ pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, Fram
         AgentUpgrade::KIND => Step::AgentUpgrade(body.body()?),
         Etcd::KIND => Step::Etcd(body.body()?),
         EtcdData::KIND => Step::EtcdData(body.body()?),
+        Evict::KIND => Step::Evict(body.body()?),
         got => {
             return Err(FrameError::Unexpected {
                 got,

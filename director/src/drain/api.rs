@@ -1,5 +1,6 @@
 //! The shell of a drain: cordons, asks, looks, and tells.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use windlass_common::id::NodeName;
 
 use super::engine::{Answer, Engine, How, Order, Turn};
 use super::volumes::detached;
-use super::{Blocked, Budget, DrainError, DrainPolicy, Drained, Pod, PodRef};
+use super::{Budget, DrainError, DrainPolicy, Drained, OwnNode, Pod, PodRef};
 use crate::kubernetes::client::{ApiError, Client, Node, Resource};
 
 /// Pause between two looks at the pods of a node. A look costs the API server about a millisecond, and a
@@ -20,8 +21,6 @@ const CORDONED: &str = "windlass.internal/cordoned";
 const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
 /// Attempts to change taints that others change as well.
 const TAINT_ATTEMPTS: usize = 5;
-/// Pods that are named in one line of progress.
-const NAMED: usize = 3;
 
 /// Closes a node to new pods; one that is closed already is left as it is, and not ours to open.
 ///
@@ -57,7 +56,8 @@ pub async fn uncordon(client: &Client, node: &NodeName) -> Result<(), DrainError
 }
 
 /// Cordons a node and has its pods leave, then waits until its volumes are detached. A node that does not
-/// exist is empty. `progress` hears who is waited for, when that changes.
+/// exist is empty. Pods are told by `own`, the node itself, and by `client` where that is not possible. `progress` hears
+/// who is waited for and who tells them, when that changes.
 ///
 /// Dropping the future stops asking; pods that were told to end do so, and the node stays cordoned.
 ///
@@ -66,6 +66,7 @@ pub async fn uncordon(client: &Client, node: &NodeName) -> Result<(), DrainError
 pub async fn drain(
     client: &Client,
     node: &NodeName,
+    own: &dyn OwnNode,
     policy: &DrainPolicy,
     progress: impl Fn(String),
 ) -> Result<Drained, DrainError> {
@@ -84,19 +85,24 @@ pub async fn drain(
     }
     let began = Instant::now();
     let mut engine = Engine::new(*policy);
+    let mut tellers = Tellers::default();
     let mut told = String::new();
     loop {
         let pods = pods_of(client, node).await?;
-        let budgets = if engine.is_blocked() {
-            budgets(client, node).await?
-        } else {
-            Vec::new()
+        let blocked = engine.is_blocked();
+        let mut budgets = match blocked {
+            true => budgets_of(client, node).await?,
+            false => Vec::new(),
         };
         let orders = match engine.look(began.elapsed(), &pods, &budgets) {
             Turn::Go(orders) => orders,
             Turn::Done(drained) => {
                 detached(client, node, began + policy.deadline()).await?;
-                return Ok(drained);
+                return Ok(Drained {
+                    by_node: tellers.by_node,
+                    not_by_node: tellers.not_by_node,
+                    ..drained
+                });
             }
             Turn::Refused(blocked) => {
                 // Nothing was begun, so the node serves on.
@@ -112,11 +118,30 @@ pub async fn drain(
                 });
             }
         };
+        let said = match orders.is_empty() {
+            true => Vec::new(),
+            false => own.tell(&orders).await,
+        };
+        let mut said = said.into_iter();
         for order in &orders {
-            let answer = tell(client, node, order).await?;
+            let silent = || Err("its agent said nothing of it".to_owned());
+            let answer = match said.next().unwrap_or_else(silent) {
+                Ok(answer) => {
+                    tellers.node(order, &answer);
+                    answer
+                }
+                Err(why) => {
+                    tellers.director(order, why);
+                    tell(client, node, order).await?
+                }
+            };
             engine.answered(began.elapsed(), order, answer);
         }
-        let line = summary(&engine.waits_for(&pods, &budgets));
+        if engine.is_blocked() && !blocked {
+            // Whose they are has to be known to say what lets the pods go.
+            budgets = budgets_of(client, node).await?;
+        }
+        let line = engine.waits_for(&pods, &budgets, &tellers.last);
         if line != told {
             told.clone_from(&line);
             progress(line);
@@ -149,23 +174,28 @@ pub async fn remove_pods(client: &Client, node: &NodeName) -> Result<Vec<PodRef>
     Ok(removed)
 }
 
-fn summary(waiting: &[Blocked]) -> String {
-    let shown: Vec<String> = waiting
-        .iter()
-        .take(NAMED)
-        .map(|blocked| format!("{} ({})", blocked.pod, blocked.why))
-        .collect();
-    let more = waiting.len().saturating_sub(NAMED);
-    let rest = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    format!(
-        "{} pods to leave: {}{rest}",
-        waiting.len(),
-        shown.join(", ")
-    )
+/// Who has told pods to leave.
+#[derive(Debug, Default)]
+struct Tellers {
+    by_node: BTreeSet<PodRef>,
+    not_by_node: Option<String>,
+    /// Of the last round in which somebody was told, in words.
+    last: String,
+}
+
+impl Tellers {
+    fn node(&mut self, order: &Order, answer: &Answer) {
+        if *answer == Answer::Accepted {
+            self.by_node.insert(order.pod.clone());
+        }
+        self.last = ", told by the node itself".to_owned();
+    }
+
+    fn director(&mut self, order: &Order, why: String) {
+        self.by_node.remove(&order.pod);
+        self.last = format!(", told by the director, since {why}");
+        self.not_by_node = Some(why);
+    }
 }
 
 async fn tell(client: &Client, node: &NodeName, order: &Order) -> Result<Answer, DrainError> {
@@ -197,7 +227,10 @@ async fn tell(client: &Client, node: &NodeName, order: &Order) -> Result<Answer,
             Some(404 | 409) => Ok(Answer::Gone),
             // 429: a budget. 500: two budgets cover the pod, or the server is in trouble; in both cases
             // the drain's deadline decides.
-            Some(429 | 500) => Ok(Answer::NotNow(error.to_string())),
+            Some(429 | 500) => Ok(Answer::NotNow {
+                why: error.to_string(),
+                again_after: None,
+            }),
             _ => Err(failed("evict the pods", node)(error)),
         },
     }
@@ -228,7 +261,7 @@ async fn pods_of(client: &Client, node: &NodeName) -> Result<Vec<Pod>, DrainErro
         .map_err(failed("list the pods", node))
 }
 
-async fn budgets(client: &Client, node: &NodeName) -> Result<Vec<Budget>, DrainError> {
+async fn budgets_of(client: &Client, node: &NodeName) -> Result<Vec<Budget>, DrainError> {
     client
         .list(&Resource::POD_DISRUPTION_BUDGET, None, None)
         .await

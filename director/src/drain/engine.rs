@@ -11,6 +11,10 @@ use super::{
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
 /// Longest such pause; `kubectl drain` waits as long.
 const AGAIN_CAP: Duration = Duration::from_secs(5);
+/// Longest pause that a server is granted; of a budget whose controller has not seen it yet it says 10 s.
+const SERVER_CAP: Duration = Duration::from_secs(10);
+/// Pods that are named in one line of progress.
+const NAMED: usize = 3;
 /// How long after its grace a pod may take to disappear: its kubelet kills, unmounts and reports.
 const SETTLE: Duration = Duration::from_secs(60);
 /// From this priority on a pod is the cluster's own (`system-cluster-critical` and above).
@@ -41,8 +45,13 @@ pub enum Answer {
     Accepted,
     /// There is no such pod any more.
     Gone,
-    /// Not now: a budget, or the server, in its own words.
-    NotNow(String),
+    /// Not now: a budget, or the server.
+    NotNow {
+        /// In the server's own words.
+        why: String,
+        /// How long the server wants not to be asked again, if it said so.
+        again_after: Option<Duration>,
+    },
 }
 
 /// What to do next.
@@ -145,12 +154,12 @@ impl Engine {
                     How::Evict => self.evicted.insert(pod.clone()),
                     How::Delete => self.escalated.insert(pod.clone()),
                 };
-                self.note(now, pod, None);
+                self.note(now, pod, None, None);
             }
             Answer::Gone => {
                 self.asked.remove(pod);
             }
-            Answer::NotNow(why) => self.note(now, pod, Some(why)),
+            Answer::NotNow { why, again_after } => self.note(now, pod, Some(why), again_after),
         }
     }
 
@@ -159,19 +168,51 @@ impl Engine {
         self.asked.values().any(|asked| asked.refusal.is_some())
     }
 
-    /// The pods that are there and what keeps each, for progress.
-    pub fn waits_for(&self, pods: &[Pod], budgets: &[Budget]) -> Vec<Blocked> {
-        let leaving = pods.iter().filter(|pod| leaves(pod));
-        leaving.map(|pod| self.blocked(pod, budgets)).collect()
+    /// The pods that are there and what keeps each, in one line for people, with `told`, which says by whom they were
+    /// told. Those that were refused come first, and the line ends with the commands that let them go.
+    pub fn waits_for(&self, pods: &[Pod], budgets: &[Budget], told: &str) -> String {
+        let leaving: Vec<&Pod> = pods.iter().filter(|pod| leaves(pod)).collect();
+        let refused = |pod: &Pod| {
+            let asked = self.asked.get(&pod.id);
+            !pod.terminating && asked.is_some_and(|asked| asked.refusal.is_some())
+        };
+        let (kept, others): (Vec<&Pod>, Vec<&Pod>) = leaving.iter().partition(|pod| refused(pod));
+        let mut named: Vec<String> = Vec::new();
+        let mut unblock: Vec<String> = Vec::new();
+        for pod in kept.iter().chain(&others).take(NAMED) {
+            let blocked = self.blocked(pod, budgets);
+            named.push(format!("{} ({})", blocked.pod, blocked.why));
+            // Pods that one budget keeps are let go by one command.
+            if refused(pod) && !unblock.contains(&blocked.unblock) {
+                unblock.push(blocked.unblock);
+            }
+        }
+        let count = leaving.len();
+        let mut line = format!("{count} pods to leave{told}: {}", named.join(", "));
+        let more = leaving.len().saturating_sub(NAMED);
+        if more > 0 {
+            line.push_str(&format!(" and {more} more"));
+        }
+        if !unblock.is_empty() {
+            line.push_str(&format!("; to let them go: {}", unblock.join("; ")));
+        }
+        line
     }
 
-    fn note(&mut self, now: Duration, pod: &PodRef, refusal: Option<String>) {
+    fn note(
+        &mut self,
+        now: Duration,
+        pod: &PodRef,
+        refusal: Option<String>,
+        again_after: Option<Duration>,
+    ) {
         let pause = match self.asked.get(pod) {
             Some(asked) => (asked.pause * 2).min(AGAIN_CAP),
             None => AGAIN_FIRST,
         };
+        let server = again_after.unwrap_or_default().min(SERVER_CAP);
         let asked = Asked {
-            again_at: now + pause,
+            again_at: now + pause.max(server),
             pause,
             refusal,
         };
@@ -207,6 +248,7 @@ impl Engine {
             evicted: self.evicted.difference(&escalated).cloned().collect(),
             escalated: escalated.into_iter().collect(),
             held: self.held.iter().cloned().collect(),
+            ..Drained::default()
         }
     }
 
@@ -224,7 +266,7 @@ impl Engine {
                 "its turn has not come".to_owned(),
                 format!("kubectl -n {namespace} delete pod {name}"),
             ),
-            (false, Some(_), [budget]) => (keeps(budget), relax(budget)),
+            (false, Some(_), [budget]) => (keeps(budget), relax(pod, budget)),
             (false, Some(_), [first, second, ..]) => (overlap(first, second), remove(second)),
             (false, Some(refusal), []) => {
                 (refusal, format!("kubectl -n {namespace} delete pod {name}"))
@@ -299,11 +341,22 @@ pub(super) fn keeps(budget: &Budget) -> String {
     )
 }
 
-/// The command with which a budget lets one pod go at a time.
-pub(super) fn relax(budget: &Budget) -> String {
+/// The command with which a budget lets this pod go, and of those that are healthy one at a time.
+pub(super) fn relax(pod: &Pod, budget: &Budget) -> String {
+    let spec = if !pod.ready {
+        // However few of the others are healthy.
+        "\"unhealthyPodEvictionPolicy\":\"AlwaysAllow\"".to_owned()
+    } else if pod.controller.is_none() {
+        // Of pods that nothing counts a budget knows a least number alone.
+        let least = budget.current_healthy.saturating_sub(1);
+        format!("\"minAvailable\":{least},\"maxUnavailable\":null")
+    } else {
+        // One more than are missing already.
+        let missing = budget.expected_pods.saturating_sub(budget.current_healthy);
+        format!("\"minAvailable\":null,\"maxUnavailable\":{}", missing + 1)
+    };
     format!(
-        "kubectl -n {} patch poddisruptionbudget {} --type merge -p \
-         '{{\"spec\":{{\"minAvailable\":null,\"maxUnavailable\":1}}}}'",
+        "kubectl -n {} patch poddisruptionbudget {} --type merge -p '{{\"spec\":{{{spec}}}}}'",
         budget.namespace, budget.name
     )
 }

@@ -3,12 +3,15 @@
 //! Three parts. [`rehearse()`] is pure and asked before anything begins: it plays PodDisruptionBudgets
 //! through a whole sequence of nodes, since the API's dry run answers for one eviction at a time and
 //! takes nothing off the budget. [`rehearse_now`] asks the API server what it needs. [`Engine`] is pure as well and decides, look by look, which pods are
-//! evicted now. [`drain`] is the shell around it, which asks the API server.
+//! evicted now. [`drain`] is the shell around it, which asks the API server: through the node itself ([`OwnNode`])
+//! where its agent can be asked, as the director where it cannot.
 //!
 //! # Invariants
 //! * Pods leave by the Eviction API, so that the API server keeps every budget (invariant 4). Only after
 //!   the deadline of a [`DrainPolicy`] that says so are pods deleted past their budget, and each one is
 //!   named in [`Drained::escalated`].
+//! * A pod is told to leave by the identity of its own node where that is possible, and by the director's role only
+//!   where it is not. What a node may not do (cordons, taints, reading budgets) the director does.
 //! * A node is cordoned before its first pod is evicted. [`uncordon`] opens only what [`cordon`] closed:
 //!   a mark on the node says so.
 //! * Load balancers outside are told before the first eviction: kube-proxy's health check fails on a node
@@ -35,9 +38,11 @@ mod rehearse;
 mod tests;
 mod volumes;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::cluster::{DrainSpec, OnTimeout};
@@ -169,6 +174,17 @@ pub struct Drained {
     pub escalated: Vec<PodRef>,
     /// Pods that were told to end and are held by their finalizers; they end with their machine.
     pub held: Vec<PodRef>,
+    /// Those of them that their own node has told; the director has told the others.
+    pub by_node: BTreeSet<PodRef>,
+    /// Why the director has told pods itself, the last time that it did.
+    pub not_by_node: Option<String>,
+}
+
+/// A node that is drained, whose agent tells its pods to leave with the identity of its kubelet.
+pub trait OwnNode: Send + Sync {
+    /// Tells these pods to leave; what the API server said of each, in their order. An error says in words why
+    /// the node could not: nothing, or nothing that is known, has become of that pod.
+    fn tell<'a>(&'a self, orders: &'a [Order]) -> BoxFuture<'a, Vec<Result<Answer, String>>>;
 }
 
 /// A pod that does not leave, and what keeps it.

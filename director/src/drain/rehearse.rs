@@ -180,7 +180,7 @@ impl<'a> Ledger<'a> {
         }
         let mut now = budget.clone();
         now.current_healthy = self.healthy[at].saturating_sub(*used);
-        Some(finding(node, &pod.id, keeps(&now), relax(budget)))
+        Some(finding(node, &pod.id, keeps(&now), relax(pod, budget)))
     }
 
     fn lose(&mut self, pod: &'a Pod) {

@@ -55,6 +55,13 @@ fn accept(engine: &mut Engine, now: Duration, turn: &Turn) {
     }
 }
 
+fn not_now(why: &str) -> Answer {
+    Answer::NotNow {
+        why: why.to_owned(),
+        again_after: None,
+    }
+}
+
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -116,11 +123,104 @@ fn a_pod_that_its_budget_keeps_is_asked_again_and_later_each_time() {
             && let [order] = &orders[..]
         {
             asked_at.push(now.as_millis());
-            engine.answered(now, order, Answer::NotNow("no".to_owned()));
+            engine.answered(now, order, not_now("no"));
         }
     }
     assert_eq!(asked_at, [0, 500, 1500, 3500, 7500, 12500, 17500]);
     assert!(engine.is_blocked());
+}
+
+#[test]
+fn a_server_that_wants_to_be_left_alone_is_within_bounds() {
+    for (says, asked_again) in [(1, 1), (8, 8), (3600, 10)] {
+        let pods = [pod(of("ReplicaSet", "web-1", "n"))];
+        let mut engine = Engine::new(DrainPolicy::default());
+        let Turn::Go(orders) = engine.look(s(0), &pods, &[]) else {
+            panic!("it begins with an eviction")
+        };
+        let answer = Answer::NotNow {
+            why: "not yet".to_owned(),
+            again_after: Some(s(says)),
+        };
+        engine.answered(s(0), &orders[0], answer);
+        let just_before = s(asked_again) - Duration::from_millis(1);
+        assert_eq!(engine.look(just_before, &pods, &[]), Turn::Go(Vec::new()));
+        assert_eq!(names(&engine.look(s(asked_again), &pods, &[])).len(), 1);
+    }
+}
+
+#[test]
+fn progress_says_who_is_waited_for_and_what_lets_them_go() {
+    let ends = with(
+        of("ReplicaSet", "ends-1", "n"),
+        "/metadata/deletionTimestamp",
+        json!("2026-01-01T00:00:00Z"),
+    );
+    let later = of("StatefulSet", "db-0", "n");
+    let web = |index: u32| of("ReplicaSet", &format!("web-{index}"), "n");
+    let pods: Vec<Pod> = [ends, later, web(1), web(2), web(3)].map(pod).into();
+    let budgets = [budget("web", "web", 3, 3)];
+    let mut engine = Engine::new(DrainPolicy::default());
+    let turn = engine.look(s(0), &pods[..2], &[]);
+    assert_eq!(turn, Turn::Go(Vec::new()));
+    assert_eq!(
+        engine.waits_for(&pods[..2], &[], ""),
+        "2 pods to leave: shop/ends-1 (it ends (it may take 30 s)), shop/db-0 (its turn has not come)"
+    );
+    let Turn::Go(orders) = engine.look(s(1), &pods, &[]) else {
+        panic!("three may be asked")
+    };
+    for order in &orders[..2] {
+        engine.answered(s(1), order, not_now("429"));
+    }
+    engine.answered(s(1), &orders[2], Answer::Accepted);
+    // One command for the budget that keeps both, and none for those that nobody keeps.
+    let keeps = "PodDisruptionBudget shop/web needs 3 healthy pods and has 3 of 3";
+    assert_eq!(
+        engine.waits_for(&pods, &budgets, ", told by the node itself"),
+        format!(
+            "5 pods to leave, told by the node itself: shop/web-1 ({keeps}), shop/web-2 ({keeps}), shop/ends-1 (it ends (it may take \
+             30 s)) and 2 more; to let them go: kubectl -n shop patch poddisruptionbudget web --type merge -p \
+             '{{\"spec\":{{\"minAvailable\":null,\"maxUnavailable\":1}}}}'"
+        )
+    );
+}
+
+#[test]
+fn what_lets_a_pod_go_does() {
+    let web = of("ReplicaSet", "web-1", "n");
+    let bare = with(web.clone(), "/metadata/ownerReferences", json!([]));
+    let ill = with(web.clone(), "/status/conditions", json!([]));
+    let with_expected = |current, expected| {
+        let mut budget = budget("web", "web", 3, current);
+        budget.expected_pods = expected;
+        budget
+    };
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        (&web,  3, 3, r#"{"spec":{"minAvailable":null,"maxUnavailable":1}}"#),
+        // One is missing already: a budget of one would keep the others.
+        (&web,  2, 3, r#"{"spec":{"minAvailable":null,"maxUnavailable":2}}"#),
+        (&bare, 3, 3, r#"{"spec":{"minAvailable":2,"maxUnavailable":null}}"#),
+        (&ill,  2, 3, r#"{"spec":{"unhealthyPodEvictionPolicy":"AlwaysAllow"}}"#),
+    ];
+    for (object, current, expected, patch) in cases {
+        let budget = with_expected(current, expected);
+        let mut engine = Engine::new(DrainPolicy {
+            uncontrolled: Uncontrolled::Evict,
+            ..DrainPolicy::default()
+        });
+        let pods = [pod(object.clone())];
+        let Turn::Go(orders) = engine.look(s(0), &pods, &[]) else {
+            panic!("it begins with an eviction")
+        };
+        engine.answered(s(0), &orders[0], not_now("429"));
+        let said = engine.waits_for(&pods, &[budget], "");
+        assert!(
+            said.ends_with(&format!("--type merge -p '{patch}'")),
+            "{said}"
+        );
+    }
 }
 
 #[test]
@@ -136,7 +236,7 @@ fn at_the_deadline_the_policy_decides() {
         let Turn::Go(orders) = engine.look(s(0), &pods, &budgets) else {
             panic!("it begins with an eviction")
         };
-        engine.answered(s(0), &orders[0], Answer::NotNow("429".to_owned()));
+        engine.answered(s(0), &orders[0], not_now("429"));
     };
 
     let mut engine = Engine::new(policy(Escalation::Stop));

@@ -397,6 +397,14 @@ pub enum DeliveryError {
         /// The oldest version that has what was to be sent.
         needs: u16,
     },
+    /// The agent speaks the protocol, and is of before there was this.
+    #[error("the agent of machine {machine} does not know how to {lacks}; upgrade the agent")]
+    Unable {
+        /// Which machine.
+        machine: MachineName,
+        /// The capability that it does not name.
+        lacks: &'static str,
+    },
     /// The agent does not read what it is sent; its session was closed.
     #[error(
         "machine {machine} left {} frames unread; its session was closed",
@@ -426,7 +434,9 @@ impl DeliveryError {
             | DeliveryError::Deadline { .. }
             | DeliveryError::Behind { .. }
             | DeliveryError::Refused { .. } => ErrorClass::Retry,
-            DeliveryError::NotCurrent { .. } | DeliveryError::TooOld { .. } => ErrorClass::Operator,
+            DeliveryError::NotCurrent { .. }
+            | DeliveryError::TooOld { .. }
+            | DeliveryError::Unable { .. } => ErrorClass::Operator,
             DeliveryError::Protocol { .. } | DeliveryError::OtherStep { .. } => ErrorClass::Bug,
         }
     }

@@ -18,7 +18,7 @@ use windlass_common::report::{Heartbeat, Report};
 use windlass_common::transport::Close;
 use windlass_common::wire::codec;
 use windlass_common::wire::frame::{Frame, FrameError};
-use windlass_common::wire::message::{Body, Detail, Hello, Tune2, since};
+use windlass_common::wire::message::{Body, Detail, Hello, Tune2, capability, since};
 
 use super::trust::Standing;
 use super::{DeliveryError, Event, LinkView, SessionView};
@@ -161,14 +161,21 @@ impl Session {
     /// Whether the agent knows a kind of frame, as far as it has said.
     pub(super) fn may_send(&self, kind: u16) -> Result<(), DeliveryError> {
         let needs = since(kind);
-        if needs <= self.protocol {
-            return Ok(());
+        if needs > self.protocol {
+            return Err(DeliveryError::TooOld {
+                machine: self.identity.machine.clone(),
+                speaks: self.protocol,
+                needs,
+            });
         }
-        Err(DeliveryError::TooOld {
-            machine: self.identity.machine.clone(),
-            speaks: self.protocol,
-            needs,
-        })
+        let named = |name: &&str| self.hello.capabilities.iter().any(|known| known == name);
+        match capability(kind).filter(|name| !named(name)) {
+            None => Ok(()),
+            Some(lacks) => Err(DeliveryError::Unable {
+                machine: self.identity.machine.clone(),
+                lacks,
+            }),
+        }
     }
 
     /// Takes a heartbeat, unless a newer one was there before it: datagrams overtake one another.

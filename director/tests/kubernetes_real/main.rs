@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
+mod evictions;
 mod machine;
 
 use std::collections::BTreeMap;
@@ -191,7 +192,9 @@ fn one_control_plane_serves_and_says_no_to_everybody_else() {
     );
     secrets_are_encrypted(&machine, control, &bootstrap);
     strangers_are_refused(&machine, control, &cluster, &pki);
-    operator_uses_kubectl(&world, &machine, &cluster, &pki);
+    let kubectl = operator_uses_kubectl(&world, &machine, &cluster, &pki);
+    let nodes = (control, &cluster.machines[1]);
+    evictions::nodes_evict_their_own_pods(&machine, &cluster, nodes, &bootstrap, kubectl);
     kube_proxy_programs_services(&mut machine);
     kubelet_reads_its_configuration(&mut machine);
     containerd_reads_its_configuration(&world, &machine);
@@ -471,12 +474,13 @@ fn strangers_are_refused(
     assert!(matches!(error, ApiError::Tls(_)), "{error:?}");
 }
 
+/// Returns what runs `kubectl` as an administrator of the cluster.
 fn operator_uses_kubectl(
     world: &World,
     machine: &Machine<'_>,
     cluster: &ClusterFacts,
     pki: &ClusterPki,
-) {
+) -> impl Fn(&[&str]) -> String {
     let kubeconfig = pki::operator_kubeconfig(
         pki,
         &cluster.spec.name,
@@ -487,17 +491,16 @@ fn operator_uses_kubectl(
     .unwrap();
     let path = machine.path("/etc/operator.kubeconfig");
     write_private(&path, kubeconfig.expose());
-    let kubectl = |arguments: &[&str]| {
+    let program = world.component("kubectl");
+    let kubectl = move |arguments: &[&str]| {
         let config = ["--kubeconfig", path.to_str().unwrap()];
-        machine::run(
-            &world.component("kubectl"),
-            &[&config[..], arguments].concat(),
-        )
+        machine::run(&program, &[&config[..], arguments].concat())
     };
     assert_eq!(kubectl(&["auth", "can-i", "*", "*"]).trim(), "yes");
     let who = kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo}"]);
     assert!(who.contains("windlass:operator:alice"), "{who}");
     assert!(!who.contains("system:masters"), "{who}");
+    kubectl
 }
 
 fn kube_proxy_programs_services(machine: &mut Machine<'_>) {

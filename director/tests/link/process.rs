@@ -1,6 +1,7 @@
 //! The agent's own process against a real gateway: started, killed, started again.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -10,16 +11,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use windlass_common::error::ErrorClass;
 use windlass_common::id::{Epoch, Incarnation};
 use windlass_common::step::{
-    Configure, FileContent, FileSpec, Outcome, Payload, Progress, Step, StepId, StepRequest,
-    StepResult,
+    ClientFiles, Configure, Evict, EvictHow, EvictPod, FileContent, FileSpec, Outcome, Payload,
+    Progress, Step, StepId, StepRequest, StepResult,
 };
 use windlass_common::wire::PROTOCOL;
 use windlass_common::wire::message::{Detail, Tune2};
 use windlass_director::gateway::DeliveryError;
 
-use crate::world::{Director, exec, machine_name, no_progress, wait_for};
+use crate::world::{Director, Machine, exec, machine_name, no_progress, wait_for};
 
 /// How long anything may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -309,4 +311,54 @@ async fn a_second_agent_on_the_same_machine_does_not_start() {
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8(second.stderr).unwrap();
     assert!(said.contains("in use by another process"), "{said}");
+}
+
+/// An agent that says that it can evict is asked to, and one that does not say so never hears of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evictions_are_asked_of_agents_that_can() {
+    let director = Director::start().await;
+    let evict = StepRequest {
+        step: Step::Evict(Evict {
+            // Nothing listens there.
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            server_name: "demo.windlass.internal".to_owned(),
+            ca_path: "/etc/ca.pem".to_owned(),
+            client: ClientFiles {
+                certificate_path: "/etc/c.pem".to_owned(),
+                key_path: "/etc/k.pem".to_owned(),
+            },
+            node: "demo-cp-0-i1".to_owned(),
+            pods: vec![EvictPod {
+                namespace: "shop".to_owned(),
+                name: "web-0".to_owned(),
+                uid: "2d6c4a58-8f0e-4a56-9a0b-0d7c1a7f6f10".to_owned(),
+                grace_seconds: None,
+                how: EvictHow::Evict,
+            }],
+        }),
+        ..exec("t1/evict", &["true"])
+    };
+    let root = machine(&director);
+    let _agent = Agent::start(root.path());
+    let asked = step(&director, evict.clone()).await;
+    let Outcome::Failed { class, message } = asked.outcome else {
+        panic!("{asked:?}")
+    };
+    assert_eq!(class, ErrorClass::Retry);
+    assert!(
+        message.starts_with("the API is not reached at 127.0.0.1:1: does not connect"),
+        "{message}"
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let older = Machine::boot(director.settings("demo-cp-1", 1), dir.path());
+    director.connected(&older).await;
+    let run = director
+        .gateway()
+        .run_step(&older.name, older.incarnation, evict, no_progress());
+    let refused = run.await;
+    assert!(
+        matches!(refused, Err(DeliveryError::Unable { lacks: "evict", .. })),
+        "{refused:?}"
+    );
 }

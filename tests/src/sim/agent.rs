@@ -330,10 +330,10 @@ fn forgotten(vm: &Vm, history: &History) -> Option<String> {
     found.map(|(id, _)| format!("that {id} is done"))
 }
 
-/// Whether a step only looks: asked again, it looks again.
+/// Whether what a step answers is true of that moment alone: asked again, it looks, or asks the API, again.
 fn looks(step: &Step) -> bool {
     match step {
-        Step::Gate(_) | Step::Collect(_) => true,
+        Step::Gate(_) | Step::Collect(_) | Step::Evict(_) => true,
         Step::Etcd(etcd) => etcd.action == EtcdAction::Report,
         Step::EtcdData(data) => data.action == EtcdDataAction::Inspect,
         Step::Fetch(_)
@@ -388,6 +388,7 @@ impl Machine for Simulated {
                 Step::Fetch(_)
                 | Step::Etcd(_)
                 | Step::EtcdData(_)
+                | Step::Evict(_)
                 | Step::Keys(_)
                 | Step::Configure(_)
                 | Step::Disk(_)

@@ -9,7 +9,7 @@ use windlass_common::gate::ServicePort;
 use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 use windlass_director::backup::record::Census;
 use windlass_director::drain::{
-    Answer, DrainPolicy, Engine, Escalation, How, NodeRehearsal, Rehearsal, Turn,
+    Answer, DrainPolicy, Engine, Escalation, How, NodeRehearsal, Order, OwnNode, Rehearsal, Turn,
 };
 use windlass_director::model::Stage;
 use windlass_director::planner::inputs;
@@ -86,7 +86,7 @@ impl Life {
         policy
     }
 
-    async fn empty(&self, node: &NodeName) -> Result<(), EffectError> {
+    async fn empty(&self, node: &NodeName, own: &dyn OwnNode) -> Result<(), EffectError> {
         let began = Instant::now();
         let mut engine = Engine::new(self.policy());
         loop {
@@ -99,24 +99,36 @@ impl Life {
                     return Err(EffectError::new(ErrorClass::Operator, message));
                 }
             };
-            for order in orders {
-                let name = order.pod.name.clone();
-                let how = order.how;
-                let answer = self
-                    .look(|state| match how {
-                        How::Evict => match state.evict(&name) {
-                            Ok(true) => Answer::Accepted,
-                            Ok(false) => Answer::Gone,
-                            Err(why) => Answer::NotNow(why),
-                        },
-                        How::Delete if state.delete_pod(&name) => Answer::Accepted,
-                        How::Delete => Answer::Gone,
-                    })
-                    .await?;
-                engine.answered(began.elapsed(), &order, answer);
+            let said = match orders.is_empty() {
+                true => Vec::new(),
+                false => own.tell(&orders).await,
+            };
+            for (order, said) in orders.iter().zip(said) {
+                let answer = match said {
+                    Ok(answer) => answer,
+                    Err(_) => self.look(|state| tell(state, order)).await?,
+                };
+                engine.answered(began.elapsed(), order, answer);
             }
             sleep(LOOK).await;
         }
+    }
+}
+
+/// What an API server does that the director asks.
+fn tell(state: &mut State, order: &Order) -> Answer {
+    let name = &order.pod.name;
+    match order.how {
+        How::Evict => match state.evict(name) {
+            Ok(true) => Answer::Accepted,
+            Ok(false) => Answer::Gone,
+            Err(why) => Answer::NotNow {
+                why,
+                again_after: None,
+            },
+        },
+        How::Delete if state.delete_pod(name) => Answer::Accepted,
+        How::Delete => Answer::Gone,
     }
 }
 
@@ -309,6 +321,7 @@ impl KubeApi for Life {
         &'a self,
         _context: &'a ClusterContext,
         node: &'a NodeName,
+        own: &'a dyn OwnNode,
         _progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
@@ -329,7 +342,7 @@ impl KubeApi for Life {
                 }
             })
             .await?;
-            self.empty(node).await?;
+            self.empty(node, own).await?;
             Ok(Done::default())
         })
     }

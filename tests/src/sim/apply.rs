@@ -5,7 +5,10 @@ use std::sync::Arc;
 use windlass_agent::steps::Failure;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Incarnation, MachineName};
-use windlass_common::step::{EtcdAction, FileContent, FileSpec, Payload, Service, Step, UnitState};
+use windlass_common::step::{
+    EtcdAction, Evict, EvictAnswer, EvictHow, EvictOutcome, FileContent, FileSpec, Payload,
+    Service, Step, UnitState,
+};
 
 use super::cluster::{API, ETCD};
 use super::fixtures::Fixtures;
@@ -109,9 +112,54 @@ impl State {
                 );
                 nothing
             }
+            Step::Evict(evict) => Some(Ok((Payload::None, self.evict_as_node(name, evict)))),
             Step::Exec(_) => Some(Ok((Payload::Exit(0), vec!["ran".to_owned()]))),
             Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) => nothing,
         }
+    }
+
+    /// What an agent does that tells pods to leave: none but those of its own node, and only while an API server
+    /// answers it. Returns what it changed.
+    fn evict_as_node(&mut self, name: &MachineName, evict: &Evict) -> Vec<String> {
+        let node = self.vms[name].node.clone();
+        if evict.node != node.as_str() {
+            self.violated(2, format!("{name} is to act as node {}", evict.node));
+        }
+        let (mut said, mut changes) = (Vec::new(), Vec::new());
+        for pod in &evict.pods {
+            let found = self.cluster.pods.get(&pod.name);
+            let here = found.is_some_and(|found| found.node.as_ref() == Some(&node));
+            let outcome = if !self.api_answers() {
+                EvictOutcome::Failed {
+                    status: None,
+                    message: "no API server answers".to_owned(),
+                }
+            } else if !here {
+                EvictOutcome::Elsewhere
+            } else {
+                match pod.how {
+                    EvictHow::Evict => match self.evict(&pod.name) {
+                        Ok(true) => EvictOutcome::Accepted,
+                        Ok(false) => EvictOutcome::Gone,
+                        Err(message) => EvictOutcome::Kept {
+                            message,
+                            retry_after_seconds: None,
+                        },
+                    },
+                    EvictHow::Delete if self.delete_pod(&pod.name) => EvictOutcome::Accepted,
+                    EvictHow::Delete => EvictOutcome::Gone,
+                }
+            };
+            if outcome == EvictOutcome::Accepted {
+                changes.push(format!("told {} to leave", pod.name));
+            }
+            let uid = pod.uid.clone();
+            let answer = EvictAnswer { uid, outcome };
+            said.extend(serde_json::to_vec(&answer).unwrap_or_default());
+            said.push(b'\n');
+        }
+        self.said.insert(name.clone(), said);
+        changes
     }
 
     fn service(&mut self, name: &MachineName, service: &Service) -> Done {

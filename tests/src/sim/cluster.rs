@@ -168,6 +168,12 @@ impl State {
                 .any(|(name, vm)| vm.connected(self.now) && self.api_server_up(name))
     }
 
+    /// Whether an API server answers a machine of the cluster.
+    pub fn api_answers(&self) -> bool {
+        self.cluster.refuses_until <= self.now
+            && self.vms.keys().any(|name| self.api_server_up(name))
+    }
+
     /// Whether a machine's node is Ready.
     pub fn node_ready(&self, name: &MachineName) -> bool {
         self.vms.get(name).is_some_and(|vm| {

@@ -7,7 +7,7 @@ use tokio::time::{Duration, Instant, sleep, sleep_until};
 use windlass_common::id::{Incarnation, MachineName};
 use windlass_common::limits::STEP_ANSWER_GRACE;
 use windlass_common::pki::MachineIdentity;
-use windlass_common::step::{Progress, StepRequest, StepResult};
+use windlass_common::step::{OutputStream, Progress, Step, StepRequest, StepResult};
 use windlass_director::gateway::{DeliveryError, IncarnationRegistry};
 use windlass_director::kubernetes::client::ByteStream;
 use windlass_director::rollout::world::{AgentFuture, Agents};
@@ -78,7 +78,7 @@ impl Life {
         let (step, attempt) = id.split_once('~').unwrap_or((id, "1"));
         // What a step has an agent do besides is of that step.
         let besides = |part: &str| {
-            ["keys", "serves", "proxy", "proxy-still"].contains(&part)
+            ["keys", "serves", "proxy", "proxy-still", "evict"].contains(&part)
                 || part.starts_with("refuses-")
         };
         let name = match step.rsplit_once('/') {
@@ -290,9 +290,19 @@ impl Agents for Life {
         machine: &'a MachineName,
         incarnation: Incarnation,
         request: StepRequest,
-        _progress: mpsc::Sender<Progress>,
+        progress: mpsc::Sender<Progress>,
     ) -> AgentFuture<'a, StepResult> {
-        Box::pin(self.send(machine, incarnation, request))
+        Box::pin(async move {
+            let evicts = matches!(request.step, Step::Evict(_));
+            let result = self.send(machine, incarnation, request).await?;
+            let said = self.site.lock().said.remove(machine);
+            if let Some(bytes) = said.filter(|_| evicts) {
+                let stream = OutputStream::Stdout;
+                // Who listens no more knows nothing of them.
+                let _ = progress.send(Progress::Output { stream, bytes }).await;
+            }
+            Ok(result)
+        })
     }
 
     fn open_tunnel<'a>(

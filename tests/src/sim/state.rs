@@ -81,6 +81,8 @@ pub struct State {
     pub endpoints: BTreeMap<ClusterName, EndpointView>,
     /// The cluster on the machines.
     pub cluster: Cluster,
+    /// What agents have said last of pods that they told to leave, until their director hears it.
+    pub said: BTreeMap<MachineName, Vec<u8>>,
     /// What was ordered.
     pub ordered: Ordered,
     /// Incarnations of machines that the records say are shut out.
@@ -286,6 +288,7 @@ impl Site {
             cluster,
             ordered: Ordered::default(),
             shut_out: BTreeSet::new(),
+            said: BTreeMap::new(),
             ran_once: BTreeMap::new(),
         };
         Self(Arc::new(Inner {

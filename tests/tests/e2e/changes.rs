@@ -8,6 +8,7 @@ use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
+use crate::drains::{lost_agent, told_by_nodes};
 use crate::gates::{Gates, gates_are_gone, smoke};
 use crate::lifecycle::{healthy, items, with_world};
 use crate::load::{Traffic, control, finished};
@@ -37,11 +38,14 @@ pub(crate) fn scale() -> Result<()> {
         healthy(&kubectl, 4)?;
         deploy(&kubectl, 3)?;
         blocked(world, &kubectl)?;
+        told_by_nodes(world, "size-cp-0")?;
         healthy(&kubectl, 2)?;
         kubectl.pods_ready("app=web", 3)?;
         reconfigured(world, &kubectl)?;
         healthy(&kubectl, 2)?;
         kubectl.pods_ready("app=web", 3)?;
+        lost_agent(world, &kubectl)?;
+        healthy(&kubectl, 2)?;
         let machines = world.json(&["node", "list", "--cluster", "size"])?;
         ensure!(items(&machines)?.len() == 2, "machines: {machines}");
         done(world, "size")?;
@@ -173,7 +177,8 @@ fn blocked(world: &World, kubectl: &Kubectl) -> Result<()> {
     let newest = items(&tasks)?.first().context("a task")?;
     let steps = newest["steps"].to_string();
     ensure!(
-        steps.contains("deleted past its budget default/web"),
+        steps.contains("deleted past its budget default/web")
+            && steps.contains("as system:node:size-workers-"),
         "not recorded: {newest:#}"
     );
     kubectl.run(&["delete", "poddisruptionbudget", "strict"])?;

@@ -8,6 +8,7 @@ mod backup;
 mod changes;
 mod crashes;
 mod director_restore;
+mod drains;
 mod etcd;
 mod faults;
 mod gates;

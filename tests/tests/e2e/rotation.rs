@@ -160,7 +160,7 @@ fn old_context(world: &World) -> Result<tempfile::TempDir> {
 }
 
 /// Starts or stops the agent of a machine, from outside.
-fn systemctl(machine: &str, verb: &str) -> Result<()> {
+pub(crate) fn systemctl(machine: &str, verb: &str) -> Result<()> {
     inside(machine, &["systemctl", verb, "windlass-agent"])?;
     Ok(())
 }

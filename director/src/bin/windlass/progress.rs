@@ -238,6 +238,7 @@ impl View {
             TaskEvent::Snapshot { task } => self.snapshot(&task),
             TaskEvent::Step { key, record } => self.step(key, record),
             TaskEvent::Progress { key, stage } => {
+                self.keep_command(&key, &stage);
                 self.stages.insert(key.clone(), stage);
                 self.draw(&self.owner(&key));
             }
@@ -324,6 +325,18 @@ impl View {
             _ => return,
         };
         self.say(&format!("{owner:<24} {name:<20} {what}"));
+    }
+
+    /// Says a stage in a line that stays whose command an operator may want to take over, and who has not seen it:
+    /// the line of a machine is as long as the terminal is wide, and drawn anew.
+    fn keep_command(&self, key: &StepKey, stage: &str) {
+        let command = |stage: &str| stage.find("kubectl ").map(|at| stage[at..].to_owned());
+        let before = self.stages.get(key).map(String::as_str).and_then(command);
+        let now = command(stage);
+        if now.is_some() && now != before {
+            let (owner, name) = (self.owner(key), self.name(key));
+            self.say(&format!("{owner:<24} {name:<20} {stage}"));
+        }
     }
 
     /// The machine a step acts on, or the cluster.

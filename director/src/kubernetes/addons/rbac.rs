@@ -76,7 +76,9 @@ fn viewer_role() -> Value {
 }
 
 /// What the director does in a running cluster: look at nodes, their leases and the volumes attached to them, label,
-/// cordon, taint and delete nodes, and drain them with respect for budgets.
+/// cordon, taint and delete nodes, and drain them with respect for budgets. Nodes whose agents are connected evict their
+/// own pods ([`crate::drain`]); the right to it stays here for those whose agents are lost or older, and that to delete
+/// pods for machines that are off.
 fn director_role() -> Value {
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",

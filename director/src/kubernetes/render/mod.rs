@@ -39,15 +39,15 @@ use windlass_common::cluster::ClusterSpec;
 use windlass_common::error::ErrorClass;
 use windlass_common::secret::SecretBytes;
 use windlass_common::step::{
-    ClientFiles, Configure, Disk, Etcd, EtcdAction, EtcdData, EtcdDataAction, EtcdPeer, Exec,
-    FileContent, FileSpec, KeySpec, Keys,
+    ClientFiles, Configure, Disk, Etcd, EtcdAction, EtcdData, EtcdDataAction, EtcdPeer, Evict,
+    Exec, FileContent, FileSpec, KeySpec, Keys,
 };
 
-use super::ETCD_CLIENT_PORT;
 use super::facts::{ClusterFacts, FactsError, MachineFacts, Role};
 use super::pki::{
     AuthorityName, Certificates, ClusterPki, EncryptionKey, Profile, ServiceAccountKey,
 };
+use super::{API_PROXY_PORT, ETCD_CLIENT_PORT};
 
 pub use self::flags::FlagsError;
 pub(super) use self::kubelet::CONTROL_PLANE_TAINT;
@@ -245,6 +245,22 @@ pub fn etcd_data_step(action: EtcdDataAction) -> EtcdData {
         ca_path,
         client,
         action,
+    }
+}
+
+/// A machine's kubelet telling pods of its own node to leave, by the way that it has to the API. Nobody is named yet.
+pub fn evict_step(cluster: &ClusterFacts, machine: &MachineFacts) -> Evict {
+    let kubelet = Profile::KubeletClient;
+    Evict {
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, API_PROXY_PORT)),
+        server_name: cluster.endpoint.name.clone(),
+        ca_path: KUBERNETES_CA_PATH.to_owned(),
+        client: ClientFiles {
+            certificate_path: kubelet.certificate_path(),
+            key_path: kubelet.key_path(),
+        },
+        node: machine.node_name.to_string(),
+        pods: Vec::new(),
     }
 }
 

@@ -12,7 +12,7 @@ use super::context::ClusterContext;
 use super::gates::JobOrder;
 use super::lease::LeaseMark;
 use crate::backup::record::Census;
-use crate::drain::{DrainPolicy, Rehearsal};
+use crate::drain::{DrainPolicy, OwnNode, Rehearsal};
 use crate::rollout::{Done, EffectError, ProgressSink};
 
 /// What steps ask of a cluster's API.
@@ -91,11 +91,12 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         context: &'a ClusterContext,
     ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>>;
 
-    /// Cordons a node and has its pods leave it.
+    /// Cordons a node and has its pods leave it, told by the node itself where that is possible.
     fn drain<'a>(
         &'a self,
         context: &'a ClusterContext,
         node: &'a NodeName,
+        own: &'a dyn OwnNode,
         progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
 

@@ -19,14 +19,15 @@ use super::context::ClusterContext;
 use super::gates::{self, JobOrder};
 use super::lease::{self, LeaseMark};
 use crate::backup::record::Census;
-use crate::drain::{self, DrainError, DrainPolicy, Drained, PodRef, Rehearsal};
+use crate::drain::{self, DrainError, DrainPolicy, Drained, OwnNode, PodRef, Rehearsal};
 use crate::kubernetes::addons;
 use crate::kubernetes::client::{
     ApiError, ByteStream, Client, ConnectFuture, Connector, Node, Resource,
 };
 use crate::kubernetes::facts::SecretsRevision;
 use crate::kubernetes::pki::{
-    AuthorityName, ClientIdentity, bootstrap_identity, director_identity, rewriter_identity,
+    AuthorityName, ClientIdentity, DIRECTOR_USER, bootstrap_identity, director_identity,
+    rewriter_identity,
 };
 use crate::model::{Machine, Stage};
 use crate::planner::inputs;
@@ -301,13 +302,14 @@ impl KubeApi for KubeClient {
         &'a self,
         context: &'a ClusterContext,
         node: &'a NodeName,
+        own: &'a dyn OwnNode,
         progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
             let client = self.client(context)?;
             let policy = DrainPolicy::from(context.cluster.spec.drain);
             let tell = |line: String| progress.stage(line);
-            let drained = drain::drain(&client, node, &policy, tell)
+            let drained = drain::drain(&client, node, own, &policy, tell)
                 .await
                 .map_err(of_drain)?;
             Ok(Done {
@@ -605,10 +607,21 @@ fn not_ready(name: &NodeName, found: Option<&Node>, before: Option<&str>) -> Eff
     EffectError::new(ErrorClass::Operator, format!("node {name} {state}"))
 }
 
-/// One line for each pod that left, was pushed out, or is held.
+/// One line for each pod that left, was pushed out, or is held, with the user who told it.
 fn told(node: &NodeName, drained: &Drained) -> Vec<String> {
-    let line = |what: &'static str| move |pod: &PodRef| format!("{what} {pod}");
+    let line = |what: &'static str| {
+        move |pod: &PodRef| {
+            if drained.by_node.contains(pod) {
+                format!("{what} {pod} as system:node:{node}")
+            } else {
+                format!("{what} {pod} as {DIRECTOR_USER}")
+            }
+        }
+    };
     let mut lines = vec![format!("node {node} is empty")];
+    if let Some(why) = &drained.not_by_node {
+        lines.push(format!("the director told pods itself: {why}"));
+    }
     lines.extend(drained.evicted.iter().map(line("evicted")));
     lines.extend(
         drained
@@ -616,7 +629,8 @@ fn told(node: &NodeName, drained: &Drained) -> Vec<String> {
             .iter()
             .map(line("deleted past its budget")),
     );
-    lines.extend(drained.held.iter().map(line("held by its finalizers:")));
+    let held = |pod: &PodRef| format!("held by its finalizers: {pod}");
+    lines.extend(drained.held.iter().map(held));
     lines
 }
 

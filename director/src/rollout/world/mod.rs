@@ -20,6 +20,7 @@ mod cancel;
 mod context;
 mod emulation;
 mod etcd;
+mod evict;
 mod gates;
 mod keep;
 mod kube;

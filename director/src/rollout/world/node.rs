@@ -21,7 +21,7 @@ use crate::model::{Certified, Machine, MachinePhase};
 use crate::store::{Commit, Expect, Kind};
 
 /// Progress that may wait to be shown; what is more is dropped by the gateway.
-const PROGRESS_QUEUE: usize = 64;
+pub(super) const PROGRESS_QUEUE: usize = 64;
 /// How long it counts that other members of etcd were seen to serve: a machine that stands still must not stop its own
 /// when it goes on. The unit that takes longest to stop, etcd's, has half of it.
 const LOOK_COUNTS: Duration = Duration::from_secs(60);
@@ -304,6 +304,27 @@ impl World {
         succeeded(machine, result)
     }
 
+    /// What is sent to an agent for a step of an order, which has this much time left.
+    pub(super) fn request(
+        &self,
+        order: &StepOrder,
+        suffix: &str,
+        step: Step,
+        left: Duration,
+    ) -> StepRequest {
+        let attempt = match order.attempt {
+            1 => String::new(),
+            attempt => format!("~{attempt}"),
+        };
+        StepRequest {
+            labels: Default::default(),
+            id: StepId(format!("{}/{}{suffix}{attempt}", order.task, order.key)),
+            epoch: self.birth.epoch.get(),
+            deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            step,
+        }
+    }
+
     /// Sends one step; returns how it ended on the machine.
     pub(super) async fn deliver(
         &self,
@@ -312,22 +333,12 @@ impl World {
         suffix: &str,
         step: Step,
     ) -> Result<StepResult, DeliveryError> {
-        let attempt = match order.attempt {
-            1 => String::new(),
-            attempt => format!("~{attempt}"),
-        };
         let deadline = Instant::now() + order.limit;
         self.agents
             .wait_connected(&machine.name, machine.incarnation, deadline)
             .await?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let request = StepRequest {
-            labels: Default::default(),
-            id: StepId(format!("{}/{}{suffix}{attempt}", order.task, order.key)),
-            epoch: self.birth.epoch.get(),
-            deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-            step,
-        };
+        let request = self.request(order, suffix, step, left);
         let (sender, mut progress) = mpsc::channel(PROGRESS_QUEUE);
         let call = self
             .agents
@@ -419,6 +430,7 @@ impl From<DeliveryError> for EffectError {
             | DeliveryError::Deadline { .. } => true,
             DeliveryError::NotCurrent { .. }
             | DeliveryError::TooOld { .. }
+            | DeliveryError::Unable { .. }
             | DeliveryError::OtherStep { .. }
             | DeliveryError::Refused { .. }
             | DeliveryError::Protocol { .. } => false,

@@ -237,7 +237,7 @@ impl World {
                 records: Vec::new(),
             });
         };
-        self.kubernetes.drain(context, node, &order.progress).await
+        self.empty(context, name, order).await
     }
 }
 

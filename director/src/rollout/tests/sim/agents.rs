@@ -123,7 +123,8 @@ impl Vm {
             }
             Step::Gate(_) => assert!(self.started),
             Step::Etcd(_) => assert!(self.started, "a member that runs is asked"),
-            Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) => {
+            // Nodes here are empty at once.
+            Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) | Step::Evict(_) => {
                 unreachable!("no plan has this step")
             }
         }

@@ -10,7 +10,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 
 use super::Life;
 use crate::backup::record::Census;
-use crate::drain::{DrainPolicy, NodeRehearsal, Rehearsal};
+use crate::drain::{DrainPolicy, NodeRehearsal, OwnNode, Rehearsal};
 use crate::model::Stage;
 use crate::planner::inputs;
 use crate::rollout::world::{ClusterContext, JobOrder, KubeApi, LeaseMark};
@@ -154,6 +154,7 @@ impl KubeApi for Life {
         &'a self,
         _context: &'a ClusterContext,
         node: &'a NodeName,
+        _own: &'a dyn OwnNode,
         _progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
