@@ -137,6 +137,40 @@ pub struct ControlPlaneSpec {
     /// What its kubelets are told besides.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kubelet: KubeletSettings,
+    /// How its machines come to another stemcell.
+    #[serde(default, skip_serializing_if = "ControlPlaneUpdate::is_default")]
+    pub update: ControlPlaneUpdate,
+}
+
+/// How machines of a control plane, one at a time, come to another stemcell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ControlPlaneUpdate {
+    /// In place where that is possible, or as new machines.
+    pub strategy: UpdateStrategy,
+}
+
+impl ControlPlaneUpdate {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How a machine comes to another stemcell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UpdateStrategy {
+    /// It is made anew from it.
+    #[default]
+    Replace,
+    /// It gets its components and goes on, where the two differ in these alone; it is made anew otherwise.
+    InPlace,
+}
+
+impl UpdateStrategy {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A pool of equal workers.
@@ -192,6 +226,9 @@ pub struct UpdatePolicy {
     /// So many machines are changed first, and the others only once these are in service again.
     #[serde(default)]
     pub canaries: u32,
+    /// In place where that is possible, or as new machines.
+    #[serde(default, skip_serializing_if = "UpdateStrategy::is_default")]
+    pub strategy: UpdateStrategy,
 }
 
 fn one() -> Amount {
@@ -205,6 +242,7 @@ impl Default for UpdatePolicy {
             max_unavailable: Amount::default(),
             max_surge: one(),
             canaries: 0,
+            strategy: UpdateStrategy::Replace,
         }
     }
 }

@@ -261,6 +261,8 @@ pub const SNAPSHOT_BYTES_MAX: u64 = 10 << 30;
 pub const VITALS_INTERVAL_MS: std::ops::RangeInclusive<u32> = 500..=60_000;
 /// Largest agent program, bytes: one that is shipped has 10 MiB, one built for debugging 150 MiB.
 pub const AGENT_BYTES_MAX: u64 = 256 << 20;
+/// Largest file of a component, in bytes: Kubernetes' programs have 60 to 90 MiB stripped, and twice that otherwise.
+pub const COMPONENT_BYTES_MAX: u64 = 512 << 20;
 /// How long a new agent may be on trial on one boot of its machine, seconds. It connects within two;
 /// the rest is for a director that restarts meanwhile. A machine whose new agent hangs is out of reach
 /// for as long.

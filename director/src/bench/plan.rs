@@ -200,6 +200,8 @@ fn case(number: u32, machines: u32) -> Result<Case, NameError> {
             configuration: digest,
             components: digest,
             labels: digest,
+            refit: None,
+            because: None,
         };
         desired.insert(name, wanted);
     }

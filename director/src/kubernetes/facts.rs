@@ -86,6 +86,8 @@ pub struct MachineFacts {
     pub etcd: EtcdFacts,
     /// Minor that its API server and its controllers emulate; none where they are what they are, and on a worker.
     pub emulates: Option<u32>,
+    /// The stemcell whose components it runs, where it is another one than it was made from.
+    pub runs: Option<String>,
 }
 
 /// What a control-plane machine is in etcd.

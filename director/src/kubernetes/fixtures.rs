@@ -53,6 +53,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
             kubelet: BTreeMap::new(),
             etcd: Default::default(),
             emulates: None,
+            runs: None,
         }
     };
     ClusterFacts {
@@ -65,6 +66,7 @@ pub(crate) fn cluster(control_planes: u32, workers: u32, host: HostTraits) -> Cl
                 count: control_planes,
                 size,
                 kubelet: BTreeMap::new(),
+                update: Default::default(),
             },
             pools: BTreeMap::from([(
                 pool,

@@ -1,5 +1,6 @@
 //! A machine as the director keeps it, and as the API shows it with its session and report.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
@@ -47,6 +48,16 @@ pub struct Machine {
     pub pod_cidr: Ipv4Net,
     /// Version of the stemcell it is made from.
     pub stemcell: String,
+    /// The stemcell whose components it runs since they were brought to it in place; absent where it runs those that it
+    /// was made with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fitted: Option<String>,
+    /// Stemcells whose components were brought to it and may be on it, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub staged: Vec<String>,
+    /// Versions of its components, by name, with which it was in service last; empty until it was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub components: BTreeMap<String, String>,
     /// Kubernetes version of its components; empty in what an older director wrote, whose machines have
     /// their cluster's.
     #[serde(default)]
@@ -118,8 +129,8 @@ pub struct Machine {
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     pub proven: Option<KubeletSettings>,
-    /// Whether it keeps to its proven kubelet settings, since a change of those of its pool was rolled back. The
-    /// next change of its cluster tries the pool's again.
+    /// Whether it keeps to its proven kubelet settings and components, since a change of them was rolled back. The
+    /// next change of its cluster tries them again.
     #[serde(default)]
     pub pinned: bool,
     /// What it is to become; absent while it is as it should be.
@@ -184,6 +195,18 @@ pub enum Wanted {
         /// In this shape.
         #[schema(value_type = crate::spec::RawMachineSize)]
         size: MachineSize,
+        /// Why it is made anew although it was to be changed in place; absent where it was not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
+    },
+    /// Itself, with the components of another stemcell.
+    Refitted {
+        /// Whose.
+        stemcell: String,
+        /// With this Kubernetes version, of the same minor.
+        kubernetes_version: String,
+        /// What changes, for people: `containerd 2.2.9 to 2.3.7, …`.
+        changes: String,
     },
     /// Nothing.
     Gone,
@@ -266,14 +289,33 @@ impl Machine {
         (self.wanted, self.keep) = (None, None);
     }
 
-    /// The next incarnation of it, as it is now.
+    /// The next incarnation of it, as it is now; made from the stemcell whose components it runs.
     pub fn as_it_is(&self) -> Wanted {
         Wanted::Reborn {
             incarnation: Incarnation(self.incarnation.0.saturating_add(1)),
-            stemcell: self.stemcell.clone(),
+            stemcell: self.runs().to_owned(),
             kubernetes_version: self.kubernetes_version.clone(),
             size: self.size,
+            because: None,
         }
+    }
+
+    /// The stemcell whose components it runs.
+    pub fn runs(&self) -> &str {
+        self.fitted.as_deref().unwrap_or(&self.stemcell)
+    }
+
+    /// The stemcell whose components it is to run for as long as it is not made anew.
+    pub fn is_to_run(&self) -> &str {
+        match &self.wanted {
+            Some(Wanted::Refitted { stemcell, .. }) => stemcell,
+            Some(Wanted::Reborn { .. } | Wanted::Gone) | None => self.runs(),
+        }
+    }
+
+    /// Whether it is to be changed in place.
+    pub fn is_refitted(&self) -> bool {
+        matches!(self.wanted, Some(Wanted::Refitted { .. }))
     }
 
     /// The machine as it is to be, with the incarnation it will have.
@@ -283,7 +325,7 @@ impl Machine {
         machine
     }
 
-    /// Becomes what was wanted, after its old incarnation is gone.
+    /// Becomes what was wanted: after its old incarnation is gone, or once it serves with other components.
     pub fn take_over(&mut self) {
         match self.wanted.take() {
             Some(Wanted::Reborn {
@@ -291,6 +333,7 @@ impl Machine {
                 stemcell,
                 kubernetes_version,
                 size,
+                because: _,
             }) => {
                 if let Ok(node_name) = self.name.node_name(incarnation) {
                     self.node_name = node_name;
@@ -299,6 +342,17 @@ impl Machine {
                 self.stemcell = stemcell;
                 self.kubernetes_version = kubernetes_version;
                 self.size = size;
+                self.fitted = None;
+                self.staged.clear();
+                self.components.clear();
+            }
+            Some(Wanted::Refitted {
+                stemcell,
+                kubernetes_version,
+                changes: _,
+            }) => {
+                self.kubernetes_version = kubernetes_version;
+                self.fitted = (stemcell != self.stemcell).then_some(stemcell);
             }
             Some(Wanted::Gone) => self.wanted = Some(Wanted::Gone),
             None => {}

@@ -45,7 +45,7 @@ pub use overview::{ClusterOverview, TaskOverview};
 pub use plan::{Action, Disruption, DrainForecast, Goal, Invariant, Plan, PlanStep, StepKey};
 pub use renewal::{Certified, Next, Rotation, RotationKind, Stage};
 pub use restore::{MemberFate, MemberRank, RestoreForecast, RestoreSource};
-pub use stemcell::StemcellRecord;
+pub use stemcell::{Inside, Part, StemcellRecord};
 pub use task::{
     Fault, StepRecord, StepState, Task, TaskEvent, TaskId, TaskIdError, TaskKind, TaskState,
 };

@@ -161,6 +161,9 @@ fn next(machines: &[MachineView], task: Option<&Task>) -> Option<String> {
     }
     let wanted = machines.iter().find_map(|view| match &view.machine.wanted {
         Some(Wanted::Reborn { .. }) => Some((&view.machine.name, "is to be made anew")),
+        Some(Wanted::Refitted { .. }) => {
+            Some((&view.machine.name, "is to get other components in place"))
+        }
         Some(Wanted::Gone) => Some((&view.machine.name, "is to go")),
         None => None,
     });

@@ -180,6 +180,14 @@ pub enum Action {
         #[schema(value_type = String)]
         machine: MachineName,
     },
+    /// Bring the components of another stemcell onto the machine, beside those that run.
+    StageComponents {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+        /// Version of the stemcell.
+        stemcell: String,
+    },
     /// Start the components.
     StartComponents {
         /// The machine.
@@ -407,6 +415,7 @@ impl Action {
             | Self::MountDisk { machine }
             | Self::GrowDisk { machine, .. }
             | Self::Configure { machine }
+            | Self::StageComponents { machine, .. }
             | Self::StartComponents { machine }
             | Self::AwaitControlPlane { machine }
             | Self::AwaitNode { machine, .. }
@@ -460,6 +469,7 @@ impl Action {
             Self::MountDisk { .. } => "mount-disk",
             Self::GrowDisk { .. } => "grow-disk",
             Self::Configure { .. } => "configure",
+            Self::StageComponents { .. } => "stage-components",
             Self::StartComponents { .. } => "start-components",
             Self::AwaitControlPlane { .. } => "await-control-plane",
             Self::ApplyAddons => "apply-addons",

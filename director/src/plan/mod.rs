@@ -165,6 +165,9 @@ impl<'a> Checker<'a> {
             Action::AwaitAgent { machine } | Action::UpgradeAgent { machine, .. } => {
                 self.needs_machine(step, machine);
             }
+            Action::StageComponents { machine, stemcell } => {
+                self.stage_components(step, machine, stemcell);
+            }
             Action::MountDisk { machine }
             | Action::GrowDisk { machine, .. }
             | Action::RenewCertificates { machine }
@@ -224,12 +227,50 @@ impl<'a> Checker<'a> {
                 let configure = Action::Configure {
                     machine: machine.clone(),
                 };
-                self.needs_if_planned(step, &configure);
+                // Units that were switched to other components read their configuration.
+                match self.refit(&machine) {
+                    Some(_) => self.needs(step, &configure),
+                    None => self.needs_if_planned(step, &configure),
+                }
                 self.needs_if_planned(step, &Action::MountDisk { machine });
+            }
+            Action::Configure { .. } => {
+                // Links are switched to what is there.
+                if let Some(stage) = self.refit(&machine) {
+                    self.needs(step, &stage);
+                }
             }
             Action::AwaitControlPlane { .. } => self.needs_if_planned(step, &start(&machine)),
             _ => {}
         }
+    }
+
+    /// Components come in place to the machine that is to have them, and goes on.
+    fn stage_components(&mut self, step: &PlanStep, machine: &MachineName, stemcell: &str) {
+        self.needs_machine(step, machine);
+        let wanted = self.wanted(machine);
+        let refit = wanted.and_then(|wanted| wanted.refit.as_ref());
+        if refit.is_none_or(|refit| refit.stemcell != stemcell) {
+            let problem = "nobody wants these components on it";
+            self.fail(&step.key, Invariant::StepEnds, problem);
+        }
+        let found = self.observed.machines.get(machine);
+        let stays = |(wanted, found): (&DesiredMachine, &ObservedMachine)| {
+            wanted.incarnation == found.incarnation
+        };
+        if !wanted.zip(found).is_some_and(stays) {
+            let problem = "components come in place to a machine that goes on, and it does not";
+            self.fail(&step.key, Invariant::OneIncarnation, problem);
+        }
+    }
+
+    /// The components that a machine is to get in place, if it is.
+    fn refit(&self, machine: &MachineName) -> Option<Action> {
+        let refit = self.wanted(machine)?.refit.as_ref()?;
+        Some(Action::StageComponents {
+            machine: machine.clone(),
+            stemcell: refit.stemcell.clone(),
+        })
     }
 
     /// A later incarnation of a member of etcd finds its disk; an empty one would be another member.

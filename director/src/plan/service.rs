@@ -133,6 +133,7 @@ impl<'a> Checker<'a> {
                 | Action::MountDisk { .. }
                 | Action::GrowDisk { .. }
                 | Action::Configure { .. }
+                | Action::StageComponents { .. }
                 | Action::ApplyAddons
                 | Action::DropNode { .. }
                 | Action::DeleteDisk { .. }

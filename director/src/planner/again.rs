@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::id::MachineName;
+use windlass_common::id::{Incarnation, MachineName};
 
 use crate::kubernetes::facts::minor_of;
 use crate::model::{
@@ -42,6 +42,21 @@ pub fn condemn_within(machine: &mut Machine, machines: &[Machine]) {
         Some(Wanted::Reborn {
             kubernetes_version, ..
         }) if machine.role.is_control_plane() || minor_of(kubernetes_version) <= oldest => {}
+        // It goes where it was to go anyway, at the same minor.
+        Some(Wanted::Refitted {
+            stemcell,
+            kubernetes_version,
+            ..
+        }) => {
+            let (stemcell, kubernetes_version) = (stemcell.clone(), kubernetes_version.clone());
+            machine.wanted = Some(Wanted::Reborn {
+                incarnation: Incarnation(machine.incarnation.0.saturating_add(1)),
+                stemcell,
+                kubernetes_version,
+                size: machine.size,
+                because: None,
+            });
+        }
         Some(Wanted::Reborn { .. }) | None => machine.wanted = Some(machine.as_it_is()),
     }
 }
@@ -77,7 +92,7 @@ impl<'a> Aim<'a> {
     pub fn leaves_behind(&self, machine: &Machine) -> bool {
         let turn = machine.role.is_control_plane() || self.workers;
         let as_it_was = machine.wanted.is_none() && machine.phase == MachinePhase::Ready;
-        turn && as_it_was && machine.stemcell != self.stemcell
+        turn && as_it_was && machine.runs() != self.stemcell
     }
 }
 

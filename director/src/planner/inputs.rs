@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde_json::json;
-use windlass_common::cluster::KubeletSettings;
+use windlass_common::cluster::{ClusterSpec, KubeletSettings, MachineSize, UpdateStrategy};
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName, ZoneName};
 
 use super::{
-    Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine,
+    Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine, Refit,
 };
 use crate::kubernetes::facts::{
     ClusterFacts, Endpoint, EtcdFacts, HostTraits, Images, MachineFacts, Role, minor_of,
@@ -74,6 +74,9 @@ fn machine_facts(cluster: &Cluster, machine: &Machine, host: HostTraits) -> Mach
             leaves: machine.is_surplus(),
         },
         emulates: emulates(cluster, machine),
+        runs: Some(machine.is_to_run())
+            .filter(|runs| *runs != machine.stemcell)
+            .map(str::to_owned),
     }
 }
 
@@ -89,6 +92,20 @@ pub fn kubelet(cluster: &Cluster, machine: &Machine) -> KubeletSettings {
     match &machine.proven {
         Some(proven) if machine.pinned => proven.clone(),
         _ => settings(cluster, machine),
+    }
+}
+
+/// Which shape a machine has by the spec, and how it comes to another stemcell; `None` where its pool is in it no more.
+pub fn update(spec: &ClusterSpec, role: &MachineRole) -> Option<(MachineSize, UpdateStrategy)> {
+    match role {
+        MachineRole::ControlPlane => {
+            let of = &spec.control_plane;
+            Some((of.size, of.update.strategy))
+        }
+        MachineRole::Worker { pool } => {
+            let of = spec.pools.get(pool)?;
+            Some((of.size, of.update.strategy))
+        }
     }
 }
 
@@ -186,6 +203,10 @@ impl<'a> Configurations<'a> {
         if let Some(minor) = machine.emulates {
             components["emulates"] = json!(minor);
         }
+        // The same for those that run what they were made with.
+        if let Some(stemcell) = &machine.runs {
+            components["runs"] = json!(stemcell);
+        }
         // The same for clusters whose secrets never were rotated.
         if facts.secrets.machines > 0 {
             components["trust"] = json!(facts.secrets.machines);
@@ -244,20 +265,39 @@ pub fn present(
         machine.etcd.votes = true;
     }
     let configurations = Configurations::new(&facts);
+    let why = |machine: &Machine| {
+        let record = machines.iter().find(|record| record.name == machine.name);
+        record.and_then(|record| record.wanted.as_ref())
+    };
     let desired = wanted.iter().zip(&facts.machines).map(|(machine, of)| {
+        let (refit, because) = match why(machine) {
+            Some(Wanted::Refitted {
+                stemcell, changes, ..
+            }) => {
+                let refit = Refit {
+                    stemcell: stemcell.clone(),
+                    changes: changes.clone(),
+                };
+                (Some(refit), None)
+            }
+            Some(Wanted::Reborn { because, .. }) => (None, because.clone()),
+            Some(Wanted::Gone) | None => (None, None),
+        };
         let images = images.get(&machine.stemcell).unwrap_or(&facts.images);
         let configuration = configurations.of(of, images);
         let desired = DesiredMachine {
             pool: machine.role.pool().cloned(),
             incarnation: machine.incarnation,
             node: machine.node_name.clone(),
-            stemcell: machine.stemcell.clone(),
+            stemcell: machine.runs().to_owned(),
             kubernetes_version: version(cluster, machine),
             emulates: of.emulates,
             disk: machine.data_disk.clone(),
             configuration: configuration.whole,
             components: configuration.components,
             labels: configuration.labels,
+            refit,
+            because,
         };
         (machine.name.clone(), desired)
     });

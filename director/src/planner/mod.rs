@@ -34,6 +34,7 @@ pub mod inputs;
 pub mod legs;
 mod members;
 mod present;
+pub mod refit;
 pub mod renewal;
 pub mod restore;
 mod steps;
@@ -128,6 +129,21 @@ pub struct DesiredMachine {
     pub components: Digest,
     /// Digest of what its Node is told.
     pub labels: Digest,
+    /// What it gets in place, without being made anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refit: Option<Refit>,
+    /// Why it is made anew although it was to be changed in place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
+}
+
+/// What a machine gets in place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refit {
+    /// The stemcell whose components it gets.
+    pub stemcell: String,
+    /// What changes, for people.
+    pub changes: String,
 }
 
 impl DesiredMachine {
@@ -466,6 +482,7 @@ pub fn narrow(
         if machines.contains(name) {
             continue;
         }
+        (machine.refit, machine.because) = (None, None);
         let found = observed.machines.get(name);
         let up = found.is_some_and(ObservedMachine::available) && !down.contains(name);
         if let Some(found) = found {
@@ -518,6 +535,8 @@ fn as_found(found: &ObservedMachine) -> DesiredMachine {
         configuration: found.configured.unwrap_or(unknown),
         components: found.started.unwrap_or(unknown),
         labels: found.labelled.unwrap_or(unknown),
+        refit: None,
+        because: None,
     }
 }
 

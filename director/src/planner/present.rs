@@ -491,10 +491,12 @@ pub(super) fn prepare(
     }
     let mount =
         machine.disk.is_some() && (steps.has(&machine_key(name, "attach-disk")) || !mounted);
-    let configure = usable.is_none_or(|f| f.configured != Some(machine.configuration));
     let start = mount
         || short_of_disk(site.observed, name, machine)
         || usable.is_none_or(|f| f.started != Some(machine.components));
+    // Routes may have been told it as it will be, without the switch to other components.
+    let configure = usable.is_none_or(|f| f.configured != Some(machine.configuration))
+        || (start && machine.refit.is_some());
     Ok(Agent {
         mount,
         configure,
@@ -616,6 +618,39 @@ pub(super) fn await_agent(name: &MachineName, mount: bool, after: &[StepKey], st
     }
 }
 
+/// Brings the components that a machine is to run in place beside those that it runs. Returns whether it needs any.
+pub(super) fn stage(
+    site: &Site<'_>,
+    name: &MachineName,
+    after: &[StepKey],
+    steps: &mut Steps,
+) -> bool {
+    let Some(refit) = &site.machines[name].refit else {
+        return false;
+    };
+    let key = machine_key(name, "stage");
+    if !steps.has(&key) {
+        steps.add(
+            key,
+            Action::StageComponents {
+                machine: name.clone(),
+                stemcell: refit.stemcell.clone(),
+            },
+            &format!(
+                "it gets {} in place; what it runs stays beside",
+                refit.changes
+            ),
+            Invariant::StepEnds,
+            Disruption::Nothing,
+            after
+                .iter()
+                .cloned()
+                .chain([machine_key(name, "await-agent")]),
+        );
+    }
+    true
+}
+
 pub(super) fn start_up(
     site: &Site<'_>,
     name: &MachineName,
@@ -653,15 +688,18 @@ pub(super) fn start_up(
             ],
         );
     }
+    stage(site, name, after, steps);
     if agent.configure {
+        let (configures, _) = whys(wanted);
         steps.add(
             machine_key(name, "configure"),
             Action::Configure { machine: machine() },
-            "its configuration differs from what is wanted",
+            configures,
             Invariant::VersionSkew,
             Disruption::Nothing,
             [
                 machine_key(name, "await-agent"),
+                machine_key(name, "stage"),
                 machine_key(name, "grow-disk"),
                 machine_key(name, "add-routes"),
                 // What it is told of members is told once they are.
@@ -670,10 +708,11 @@ pub(super) fn start_up(
             ],
         );
     }
+    let (_, starts) = whys(wanted);
     steps.add(
         machine_key(name, "start"),
         Action::StartComponents { machine: machine() },
-        "its components do not run with this configuration",
+        starts,
         Invariant::EtcdQuorum,
         disrupts,
         [
@@ -686,6 +725,20 @@ pub(super) fn start_up(
             checkpoint_key(ROUTES),
         ],
     );
+}
+
+/// Why a machine is configured, and why its components start.
+fn whys(wanted: &DesiredMachine) -> (&'static str, &'static str) {
+    match &wanted.refit {
+        None => (
+            "its configuration differs from what is wanted",
+            "its components do not run with this configuration",
+        ),
+        Some(_) => (
+            "its links are switched to the components that were staged",
+            "units whose components were switched run the former ones; all have to be healthy, or it goes back",
+        ),
+    }
 }
 
 /// Whether a machine's node was not seen Ready, is about to change, or was told something else.

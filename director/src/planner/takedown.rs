@@ -17,7 +17,7 @@ use windlass_common::id::{MachineName, NodeName, PoolName};
 
 use super::present::{Need, Site, api_shown_by, await_control_plane, await_node, bring_up};
 use super::steps::{Steps, addons_key, api_key, checkpoint_key, drop_node_key, machine_key};
-use super::{Budget, ObservedMachine, PlanError};
+use super::{Budget, ObservedMachine, PlanError, present};
 use crate::model::{Action, Disruption, Invariant, StepKey};
 
 fn members<'a>(site: &Site<'a>, need: Need) -> Vec<&'a MachineName> {
@@ -313,6 +313,9 @@ fn change(
     let alone = member && site.members == 1;
     let replace = site.needs[name] == Need::Replace;
     let mut gate = after.to_vec();
+    if present::stage(site, name, &gate, steps) {
+        gate = vec![machine_key(name, "stage")];
+    }
     if replace {
         drain(site, name, &gate, steps);
         gate = vec![machine_key(name, "drain")];
@@ -331,13 +334,13 @@ fn change(
             stop(name, alone, &gate, steps);
             gate = vec![machine_key(name, "stop-components")];
         }
-        delete(
-            site,
-            name,
-            "another incarnation of it is wanted",
-            &gate,
-            steps,
-        );
+        let why = match &site.machines[name].because {
+            Some(because) => {
+                format!("another incarnation of it is wanted, and not in place: {because}")
+            }
+            None => "another incarnation of it is wanted".to_owned(),
+        };
+        delete(site, name, &why, &gate, steps);
         gate = vec![machine_key(name, "delete")];
     } else if member && !alone {
         // Started anew all at once, an API server that ends its requests would miss its etcd.

@@ -35,8 +35,14 @@ pub enum RecordChange {
     ProxyRestarted(MachineName),
     /// Its node is Ready, and was given these labels; load balancers outside had time to see it.
     NodeReady(MachineName, Digest),
-    /// It was in service with these kubelet settings.
+    /// It was in service with these kubelet settings, and with what it was to become in place.
     Proven(MachineName, KubeletSettings),
+    /// The components of this stemcell are about to be brought to it.
+    Staging(MachineName, String),
+    /// Of the components that were brought to it, those of these stemcells may be on it.
+    Staged(MachineName, Vec<String>),
+    /// It was in service with these versions of its components.
+    Runs(MachineName, BTreeMap<String, String>),
     /// It is gone, and what was wanted instead may come.
     MachineDeleted(MachineName),
     /// Its node is about to be cordoned.
@@ -131,6 +137,9 @@ pub(super) async fn apply(
             | RecordChange::Emulates(name, _)
             | RecordChange::NodeReady(name, _)
             | RecordChange::Proven(name, _)
+            | RecordChange::Staging(name, _)
+            | RecordChange::Staged(name, _)
+            | RecordChange::Runs(name, _)
             | RecordChange::MachineDeleted(name)
             | RecordChange::Cordoning(name)
             | RecordChange::Uncordoned(name)
@@ -225,7 +234,18 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
             record.heartbeat = None;
             record.proxy_restarted = false;
         }
-        RecordChange::Proven(_, settings) => record.proven = Some(settings.clone()),
+        RecordChange::Proven(_, settings) => {
+            record.proven = Some(settings.clone());
+            if record.is_refitted() {
+                record.take_over();
+            }
+        }
+        RecordChange::Staging(_, stemcell) => {
+            record.staged.retain(|staged| staged != stemcell);
+            record.staged.push(stemcell.clone());
+        }
+        RecordChange::Staged(_, stemcells) => record.staged.clone_from(stemcells),
+        RecordChange::Runs(_, components) => record.components.clone_from(components),
         RecordChange::Cordoning(_) => record.cordoned = true,
         RecordChange::Uncordoned(_) => record.cordoned = false,
         RecordChange::Leaving(_) => record.serving = false,
@@ -295,6 +315,9 @@ fn reset(record: &mut Machine) {
     record.certified = None;
     record.started = None;
     record.emulates = None;
+    record.fitted = None;
+    record.staged.clear();
+    record.components.clear();
     record.labelled = None;
     record.heartbeat = None;
     record.proxy_restarted = false;

@@ -422,6 +422,8 @@ fn limit(action: &Action) -> Duration {
         | Action::RemoveMember { .. } => 300,
         // A keyspace of 8 GiB at 10 MB/s.
         Action::PromoteMember { .. } | Action::SaveSnapshot { .. } => 900,
+        // Half a gigabyte at 1 MB/s, while peers are served.
+        Action::StageComponents { .. } => 900,
         // A snapshot of 8 GiB that comes at 10 MB/s, is made into data, and synced.
         Action::RestoreMember { .. } => 1800,
         // Data that a restore without an end has left is removed.
@@ -453,6 +455,7 @@ fn may_be_dropped(action: &Action) -> bool {
         Action::AwaitAgent { .. }
         | Action::MountDisk { .. }
         | Action::Configure { .. }
+        | Action::StageComponents { .. }
         | Action::StartComponents { .. }
         | Action::AwaitControlPlane { .. }
         | Action::ApplyAddons

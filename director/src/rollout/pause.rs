@@ -109,6 +109,8 @@ fn begins(action: &Action) -> bool {
         | Action::RestartKubelet { .. }
         | Action::SettleNodes
         | Action::SaveSnapshot { .. }
+        // What runs goes on beside it.
+        | Action::StageComponents { .. }
         | Action::SpreadTrust
         | Action::RewriteSecrets
         | Action::AwaitDns

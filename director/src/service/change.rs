@@ -4,6 +4,8 @@
 //! * What cannot change in place is refused, every fault named, before anything is written.
 //! * A machine that exists and has to be another keeps its name, address, pod network and data disk, and gets
 //!   the next incarnation.
+//! * Where a machine's strategy says so and its stemcell differs from the wanted one in components alone, it keeps its
+//!   incarnation and gets these.
 //! * A pool that has machines to replace gets its surge in new machines, and loses as many old ones: those
 //!   that are down first, then those that would have to be replaced, then those whose zone has most, then the highest
 //!   number.
@@ -13,8 +15,8 @@
 
 use std::collections::BTreeSet;
 
-use windlass_common::cluster::{ClusterSpec, MachineSize, PoolSpec};
-use windlass_common::id::{Incarnation, MachineName, PoolName};
+use windlass_common::cluster::{ClusterSpec, MachineSize, PoolSpec, UpdateStrategy};
+use windlass_common::id::{MachineName, PoolName};
 
 use super::draft::{CONTROL_PLANE, Draft, Drafter, Slot, full, machine, valid};
 use super::{ServiceError, ServiceResult};
@@ -23,7 +25,7 @@ use crate::model::{
     Cluster, FieldFault, Joined, Leg, Machine, MachinePhase, MachineRole, StemcellRecord,
     Timestamp, Upgrade, Wanted,
 };
-use crate::planner::{Observed, free_pod_cidrs, inputs, legs, zones};
+use crate::planner::{Observed, free_pod_cidrs, inputs, legs, refit, zones};
 
 /// Which stemcell machines are made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -122,8 +124,8 @@ impl Drafter<'_> {
         let members = machines.iter().filter(|m| m.role.is_control_plane());
         let version = |m: &&Machine| minor(&inputs::version(cluster, m));
         let newest = members.clone().max_by_key(version);
-        let current = newest.and_then(|newest| self.stemcells.get(&newest.stemcell).ok());
-        let made = |m: &Machine| Some(&m.stemcell) == newest.map(|of| &of.stemcell);
+        let current = newest.and_then(|newest| self.stemcells.get(newest.runs()).ok());
+        let made = |m: &Machine| Some(m.runs()) == newest.map(Machine::runs);
         let start = legs::Start {
             servers: &servers,
             newest: newest.as_ref().and_then(version).unwrap_or(served),
@@ -152,7 +154,7 @@ impl Drafter<'_> {
     fn goes_back(&self, machines: &[Machine], target: &StemcellRecord) -> ServiceResult<()> {
         let members = machines.iter().filter(|m| m.role.is_control_plane());
         for member in members {
-            let Ok(now) = self.stemcells.get(&member.stemcell) else {
+            let Ok(now) = self.stemcells.get(member.runs()) else {
                 continue; // nobody can tell
             };
             if let Some(why) = legs::etcd_refuses(&now, target) {
@@ -196,7 +198,7 @@ impl Drafter<'_> {
         for machine in &mut machines {
             let serves = available(&machine.name, observed);
             if machine.role.is_control_plane() || leg.workers || machine.is_surplus() {
-                retarget(machine, spec, &stemcell, observed);
+                self.retarget(machine, spec, &stemcell, observed);
             } else if serves || machine.phase == MachinePhase::Planned {
                 machine.pinned = false;
                 machine.wanted = None;
@@ -205,9 +207,14 @@ impl Drafter<'_> {
                 machine.wanted = Some(machine.as_it_is());
             }
         }
-        let reborn = |m: &Machine| matches!(m.wanted, Some(Wanted::Reborn { .. }));
+        let others = |m: &Machine| {
+            matches!(
+                m.wanted,
+                Some(Wanted::Reborn { .. } | Wanted::Refitted { .. })
+            )
+        };
         let mut members = machines.iter().filter(|m| m.role.is_control_plane());
-        if count != spec.control_plane.count && (raises || members.any(reborn)) {
+        if count != spec.control_plane.count && (raises || members.any(others)) {
             let allowed = format!(
                 "{count}: the control plane gets another size, or other machines or API servers that emulate no more, \
                  not both at once; order one after the other"
@@ -232,6 +239,59 @@ impl Drafter<'_> {
             cluster: changed,
             machines,
         })
+    }
+
+    /// Sets what a machine is to become, apart from whether it stays.
+    fn retarget(
+        &self,
+        machine: &mut Machine,
+        spec: &ClusterSpec,
+        stemcell: &StemcellRecord,
+        observed: &Observed,
+    ) {
+        let Some((size, strategy)) = inputs::update(spec, &machine.role) else {
+            machine.wanted = Some(Wanted::Gone);
+            return;
+        };
+        machine.pinned = false;
+        if machine.data_disk.is_some() && size.disk_mib > machine.size.disk_mib {
+            // Of one that is not made yet, too: its disk may be.
+            machine.grows_from_mib.get_or_insert(machine.size.disk_mib);
+            machine.size.disk_mib = size.disk_mib;
+        }
+        let exists = observed.machines.contains_key(&machine.name);
+        let left = machine.role.is_control_plane() && !machine.votes();
+        if machine.is_surplus() && (!exists || left) {
+            return; // what is left of it goes; another one may come under its name later
+        }
+        let same = machine.runs() == stemcell.version && refit::same_shape(machine.size, size);
+        machine.wanted = None;
+        if same {
+            machine.stay();
+            return;
+        }
+        if !exists && machine.phase == MachinePhase::Planned {
+            machine.stemcell.clone_from(&stemcell.version);
+            machine
+                .kubernetes_version
+                .clone_from(&stemcell.kubernetes_version);
+            machine.size = size;
+            return;
+        }
+        // What is down comes back whole.
+        let strategy = if available(&machine.name, observed) {
+            strategy
+        } else {
+            UpdateStrategy::Replace
+        };
+        let from = self.stemcells.get(machine.runs()).ok();
+        machine.wanted = Some(refit::becomes(
+            machine,
+            size,
+            strategy,
+            from.as_ref(),
+            stemcell,
+        ));
     }
 
     fn stemcell_for(
@@ -418,59 +478,6 @@ fn mark_gone(machines: &mut [Machine], name: &MachineName) {
     for machine in machines.iter_mut().filter(|m| m.name == *name) {
         machine.wanted = Some(Wanted::Gone);
     }
-}
-
-/// Sets what a machine is to become, apart from whether it stays.
-fn retarget(
-    machine: &mut Machine,
-    spec: &ClusterSpec,
-    stemcell: &StemcellRecord,
-    observed: &Observed,
-) {
-    let size = match &machine.role {
-        MachineRole::ControlPlane => Some(spec.control_plane.size),
-        MachineRole::Worker { pool } => spec.pools.get(pool).map(|of| of.size),
-    };
-    let Some(size) = size else {
-        machine.wanted = Some(Wanted::Gone);
-        return;
-    };
-    machine.pinned = false;
-    if machine.data_disk.is_some() && size.disk_mib > machine.size.disk_mib {
-        // Of one that is not made yet, too: its disk may be.
-        machine.grows_from_mib.get_or_insert(machine.size.disk_mib);
-        machine.size.disk_mib = size.disk_mib;
-    }
-    let exists = observed.machines.contains_key(&machine.name);
-    let left = machine.role.is_control_plane() && !machine.votes();
-    if machine.is_surplus() && (!exists || left) {
-        return; // what is left of it goes; another one may come under its name later
-    }
-    let same = machine.stemcell == stemcell.version && same_shape(machine.size, size);
-    machine.wanted = None;
-    if same {
-        machine.stay();
-        return;
-    }
-    if !exists && machine.phase == MachinePhase::Planned {
-        machine.stemcell.clone_from(&stemcell.version);
-        machine
-            .kubernetes_version
-            .clone_from(&stemcell.kubernetes_version);
-        machine.size = size;
-        return;
-    }
-    machine.wanted = Some(Wanted::Reborn {
-        incarnation: Incarnation(machine.incarnation.0.saturating_add(1)),
-        stemcell: stemcell.version.clone(),
-        kubernetes_version: stemcell.kubernetes_version.clone(),
-        size,
-    });
-}
-
-/// Whether a machine need not be made anew; data disks do not change with it.
-fn same_shape(a: MachineSize, b: MachineSize) -> bool {
-    (a.cpu_millis, a.memory_mib) == (b.cpu_millis, b.memory_mib)
 }
 
 /// What a cluster cannot become in place.

@@ -80,6 +80,7 @@ pub(super) fn spec(name: &str) -> ClusterSpec {
             count: 1,
             size,
             kubelet: Default::default(),
+            update: Default::default(),
         },
         pools: BTreeMap::from([(PoolName::new("w").unwrap(), pool)]),
         network: windlass_common::cluster::ClusterNetwork {

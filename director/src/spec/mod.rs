@@ -32,9 +32,9 @@ use windlass_common::id::{ClusterName, PoolName};
 
 pub use fault::{Faults, shown};
 pub use raw::{
-    INPUT_BYTES_MAX, RawBackup, RawClusterSpec, RawControlPlane, RawDrain, RawFreeze, RawGate,
-    RawHttpGate, RawJobGate, RawMachineSize, RawMaintenance, RawNetwork, RawPool, RawPromqlGate,
-    RawSelfFence, RawServicePort, RawUpdatePolicy, RawWindow, from_text,
+    INPUT_BYTES_MAX, RawBackup, RawClusterSpec, RawControlPlane, RawControlPlaneUpdate, RawDrain,
+    RawFreeze, RawGate, RawHttpGate, RawJobGate, RawMachineSize, RawMaintenance, RawNetwork,
+    RawPool, RawPromqlGate, RawSelfFence, RawServicePort, RawUpdatePolicy, RawWindow, from_text,
 };
 
 pub(crate) use fields::Fields;
@@ -202,6 +202,7 @@ fn control_plane(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Control
         count: 1,
         size: CONTROL_PLANE_SIZE,
         kubelet: BTreeMap::new(),
+        update: Default::default(),
     };
     let Some(value) = fields.take("controlPlane") else {
         return Some(default);
@@ -222,11 +223,13 @@ fn control_plane(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Control
     };
     let size = size(&mut inner, default.size, &CONTROL_PLANE_MEMORY_MIB, faults);
     let kubelet = kubelet::parse(&mut inner, faults);
+    let update = update::of_control_plane(&mut inner, faults);
     inner.close(faults);
     Some(ControlPlaneSpec {
         count: count?,
         size: size?,
         kubelet,
+        update: update?,
     })
 }
 

@@ -268,6 +268,19 @@ pub struct RawControlPlane {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub kubelet: Option<BTreeMap<String, Value>>,
+    /// How its machines, one at a time, come to another stemcell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update: Option<RawControlPlaneUpdate>,
+}
+
+/// How machines of a control plane come to another stemcell, as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RawControlPlaneUpdate {
+    /// `replace` when not given, or `inPlace`, as in a pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "inPlace")]
+    pub strategy: Option<String>,
 }
 
 /// A worker pool as it is asked for.
@@ -325,6 +338,12 @@ pub struct RawUpdatePolicy {
     /// So many machines are changed first, and the others once these are in service; 0 when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub canaries: Option<u32>,
+    /// `replace` when not given: machines are made anew from another stemcell. `inPlace`: where it differs from theirs
+    /// in components alone, with the same minor of Kubernetes, they get these and their pods go on; the plan says why
+    /// they are made anew otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "inPlace")]
+    pub strategy: Option<String>,
 }
 
 /// Shape of a machine as it is asked for.

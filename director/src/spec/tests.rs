@@ -205,6 +205,7 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
             max_unavailable: Some("25%".to_owned()),
             max_surge: Some("10%".to_owned()),
             canaries: Some(1),
+            strategy: Some("inPlace".to_owned()),
         }),
         self_fence: Some(RawSelfFence {
             after_seconds: Some(60),
@@ -217,6 +218,9 @@ fn the_schema_of_the_api_and_the_parser_know_the_same_fields() {
             count: Some(1),
             size: size(),
             kubelet: Some([("maxPods".to_owned(), json!(60))].into()),
+            update: Some(RawControlPlaneUpdate {
+                strategy: Some("inPlace".to_owned()),
+            }),
         }),
         pools: Some([("w".to_owned(), pool)].into()),
         network: Some(RawNetwork {

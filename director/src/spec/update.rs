@@ -1,7 +1,7 @@
-//! How a pool's machines are taken out of service for a change.
+//! How machines are taken out of service for a change, and come to another stemcell.
 
 use serde_json::Value;
-use windlass_common::cluster::{Amount, UpdatePolicy};
+use windlass_common::cluster::{Amount, ControlPlaneUpdate, UpdatePolicy, UpdateStrategy};
 
 use super::fault::{Faults, shown};
 use super::{Fields, POOL_COUNT_MAX};
@@ -23,8 +23,10 @@ pub(super) fn parse(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Upda
     let max_surge = amount(&mut inner, "maxSurge", default.max_surge, faults);
     let range = 0..=POOL_COUNT_MAX;
     let canaries = inner.number("canaries", default.canaries, &range, "machines", faults);
+    let strategy = strategy(&mut inner, faults);
     inner.close(faults);
     let policy = UpdatePolicy {
+        strategy: strategy?,
         max_unavailable: max_unavailable?,
         max_surge: max_surge?,
         canaries: canaries?,
@@ -36,6 +38,42 @@ pub(super) fn parse(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Upda
         return None;
     }
     Some(policy)
+}
+
+/// Reads `update` of the control plane, whose machines change one at a time.
+pub(super) fn of_control_plane(
+    fields: &mut Fields<'_>,
+    faults: &mut Faults,
+) -> Option<ControlPlaneUpdate> {
+    let Some(value) = fields.take("update") else {
+        return Some(ControlPlaneUpdate::default());
+    };
+    let mut inner = Fields::open(value, &fields.path("update"), faults)?;
+    let strategy = strategy(&mut inner, faults);
+    inner.close(faults);
+    Some(ControlPlaneUpdate {
+        strategy: strategy?,
+    })
+}
+
+fn strategy(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<UpdateStrategy> {
+    let Some(value) = fields.take("strategy") else {
+        return Some(UpdateStrategy::default());
+    };
+    let read = match value.as_str() {
+        Some("replace") => Some(UpdateStrategy::Replace),
+        Some("inPlace") => Some(UpdateStrategy::InPlace),
+        _ => None,
+    };
+    if read.is_none() {
+        faults.add(
+            fields.path("strategy"),
+            shown(value),
+            "replace, which makes machines anew, or inPlace, which brings other components to them where a stemcell \
+             differs in nothing else",
+        );
+    }
+    read
 }
 
 fn amount(

@@ -20,12 +20,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use windlass_common::error::ErrorClass;
+use windlass_common::id::{Digest, Hasher};
 use windlass_common::stemcell::{
-    Installed, KeyError, MANIFEST, Manifest, SIGNATURE, TrustedKeys, VerifyDepth, VerifyError,
-    installed, verify,
+    AGENT, Component, FILES, Installed, KeyError, MANIFEST, Manifest, SIGNATURE, TrustedKeys,
+    VerifyDepth, VerifyError, installed, verify,
 };
 
-use crate::model::StemcellRecord;
+use crate::model::{Inside, Part, StemcellRecord};
 
 /// Stemcells in a directory. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -239,5 +240,67 @@ fn record(dir: &Path, manifest: &Manifest) -> StemcellRecord {
         digest: manifest.inputs.digest,
         agent: manifest.inputs.agent,
         path: dir.to_owned(),
+        inside: inside(dir, manifest),
     }
+}
+
+/// Where components are, relative to the root file system.
+const COMPONENTS: &str = "opt/windlass/components/";
+/// A stemcell's own name, relative to the root file system.
+const NAME: &str = "etc/windlass/stemcell.json";
+
+fn inside(dir: &Path, manifest: &Manifest) -> Inside {
+    let in_machine = |component: &&Component| {
+        let own = format!("{COMPONENTS}{}/{}/", component.name, component.version);
+        let mut files = component.files.iter();
+        !component.files.is_empty() && files.all(|file| file.path.starts_with(&own))
+    };
+    let parts = manifest.components.iter().filter(in_machine).map(|c| {
+        let part = Part {
+            version: c.version.clone(),
+            files: c.files.clone(),
+        };
+        (c.name.clone(), part)
+    });
+    let images = manifest.images.iter();
+    Inside {
+        line: manifest.name.clone(),
+        architecture: manifest.architecture.clone(),
+        base: base(dir, manifest)
+            .inspect_err(
+                |error| tracing::warn!(stemcell = %dir.display(), %error, "what is inside it is not known"),
+            )
+            .ok(),
+        images: images.map(|i| (i.name.clone(), i.digest)).collect(),
+        parts: parts.collect(),
+    }
+}
+
+/// Digest of what is neither a component, nor the agent, nor in a directory that each machine has a copy of. Those
+/// hold images, which are compared by themselves, in databases that no two builds make alike.
+fn base(dir: &Path, manifest: &Manifest) -> Result<Digest, String> {
+    let listing = std::fs::read(dir.join(FILES)).map_err(|error| error.to_string())?;
+    if Digest::of(&listing) != manifest.rootfs.files.digest {
+        return Err(format!("{FILES} is not the one of its manifest"));
+    }
+    let listing = String::from_utf8(listing).map_err(|error| error.to_string())?;
+    let seeds: Vec<String> = manifest
+        .seeds
+        .iter()
+        .map(|seed| format!("{}/", seed.path.trim_start_matches('/')))
+        .collect();
+    let mut hasher = Hasher::default();
+    for line in listing.lines() {
+        // Kind, mode, user, group, size, digest, and then the path.
+        let path = line.splitn(7, ' ').nth(6).unwrap_or(line);
+        let own = path.starts_with(COMPONENTS)
+            || path == AGENT
+            || path == NAME
+            || seeds.iter().any(|seed| path.starts_with(seed));
+        if !own {
+            hasher.update(line.as_bytes());
+            hasher.update(b"\n");
+        }
+    }
+    Ok(hasher.finish())
 }

@@ -67,6 +67,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
             kubelet: BTreeMap::new(),
             etcd: Default::default(),
             emulates: None,
+            runs: None,
         }
     };
     ClusterFacts {
@@ -86,6 +87,7 @@ fn facts(version: String, control_planes: u32, workers: u32) -> ClusterFacts {
                 count: control_planes,
                 size,
                 kubelet: BTreeMap::new(),
+                update: Default::default(),
             },
             pools: BTreeMap::from([(
                 pool,

@@ -117,6 +117,9 @@ const MEMBERS: Place =
 /// Data disks that get larger.
 const GROW: Place =
     Place::Elsewhere("director/src/rollout/tests/update.rs, tests/tests/e2e/repair.rs");
+/// Components that are changed in place.
+const REFIT: Place =
+    Place::Elsewhere("director/src/rollout/tests/refit.rs, tests/tests/e2e/refit.rs");
 /// Real requests, and real files of an agent.
 const REAL: Place = Place::Elsewhere("tests/tests/e2e");
 
@@ -129,6 +132,7 @@ kinds! {
     MountDisk "mount-disk" Place::Agent, true;
     GrowDisk "grow-disk" GROW, false;
     Configure "configure" Place::Agent, false;
+    StageComponents "stage-components" REFIT, false;
     StartComponents "start-components" Place::Agent, false;
     AwaitControlPlane "await-control-plane" Place::Agent, false;
     ApplyAddons "apply-addons" Place::Api, true;

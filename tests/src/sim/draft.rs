@@ -220,6 +220,7 @@ impl Target {
             stemcell: self.stemcell(),
             kubernetes_version: self.kubernetes.to_owned(),
             size: machine.size,
+            because: None,
         });
     }
 

@@ -16,6 +16,7 @@ mod health;
 mod lifecycle;
 mod load;
 mod reach;
+mod refit;
 mod renewal;
 mod repair;
 mod restore;
@@ -176,6 +177,12 @@ fn main() -> ExitCode {
         long(
             "agents_are_upgraded_in_place_and_rolled_back",
             agents::in_place,
+        ),
+        trial("components_are_changed_in_place", refit::of_one),
+        // Three control-plane machines.
+        long(
+            "a_control_plane_of_three_is_patched_in_place",
+            refit::of_three,
         ),
         trial("a_reset_leaves_nothing_on_the_host", lifecycle::reset),
     ];

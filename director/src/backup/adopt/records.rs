@@ -160,6 +160,8 @@ fn replaced(record: &Machine, view: &MachineView) -> Option<Machine> {
         machine.node_name = machine.name.node_name(view.incarnation).ok()?;
     }
     machine.incarnation = view.incarnation;
+    (machine.fitted, machine.components) = Default::default();
+    machine.staged.clear();
     if let Some(of) = described(view) {
         machine.stemcell = of.stemcell;
         machine.kubernetes_version = of.kubernetes_version;
@@ -205,6 +207,9 @@ fn added(difference: &MachineDifference, view: &MachineView, now: Timestamp) -> 
         grows_from_mib: None,
         proven: None,
         pinned: false,
+        fitted: None,
+        staged: Vec::new(),
+        components: Default::default(),
         emulates: None,
         wanted: None,
         revision: Revision(0),

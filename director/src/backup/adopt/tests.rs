@@ -38,6 +38,7 @@ fn cluster() -> Cluster {
                 count: 1,
                 size: SIZE,
                 kubelet: BTreeMap::new(),
+                update: Default::default(),
             },
             pools: BTreeMap::from([(PoolName::new("w").unwrap(), pool)]),
             network: ClusterNetwork {
@@ -113,6 +114,9 @@ fn machine(text: &str, incarnation: u32, last: u8) -> Machine {
         grows_from_mib: None,
         proven: None,
         pinned: false,
+        fitted: None,
+        staged: Vec::new(),
+        components: Default::default(),
         emulates: None,
         wanted: None,
         revision: Revision(1),
@@ -283,6 +287,7 @@ fn a_replaced_machine_is_taken_over_and_its_record_goes_on() {
         stemcell: "mid".into(),
         kubernetes_version: "1.36.4".into(),
         size: SIZE,
+        because: None,
     });
     world.appears(&new, false);
     let refused = world.approve(&[], &[]).unwrap_err();

@@ -167,6 +167,20 @@ fn zone(machine: &windlass_director::model::Machine) -> String {
         .map_or("-".to_owned(), ToString::to_string)
 }
 
+/// What it was in service with last, and whose that is where it is not its own stemcell's.
+fn components(machine: &windlass_director::model::Machine) -> String {
+    let all: Vec<String> = machine
+        .components
+        .iter()
+        .map(|(name, version)| format!("{name} {version}"))
+        .collect();
+    match (&machine.fitted, all.is_empty()) {
+        (_, true) => "-".to_owned(),
+        (None, false) => all.join(", "),
+        (Some(stemcell), false) => format!("{} (of {stemcell}, in place)", all.join(", ")),
+    }
+}
+
 fn describe(view: &MachineView) -> String {
     let machine = &view.machine;
     let mut rows = vec![
@@ -185,6 +199,7 @@ fn describe(view: &MachineView) -> String {
         ("Address", machine.address.to_string()),
         ("Pods", machine.pod_cidr.to_string()),
         ("Stemcell", machine.stemcell.clone()),
+        ("Components", components(machine)),
         ("Verdict", verdict(view)),
         ("Health", health(&view.health)),
         ("Agent", agent(view)),

@@ -52,6 +52,8 @@ pub(crate) async fn run(
             "role": machine.role,
             "kubernetesVersion": version(&cluster, machine),
             "stemcell": machine.stemcell,
+            "runs": machine.runs(),
+            "components": machine.components,
             "zone": machine.zone,
             "phase": machine.phase,
             "health": view.health,
@@ -77,6 +79,7 @@ pub(crate) async fn run(
                 version(&cluster, machine),
                 machine.phase.to_string(),
                 health(&view.health),
+                components(machine),
                 certificates(machine),
                 next(machine).unwrap_or_else(|| "-".to_owned()),
             ]
@@ -88,6 +91,7 @@ pub(crate) async fn run(
                 "KUBERNETES",
                 "PHASE",
                 "HEALTH",
+                "COMPONENTS",
                 "CERTIFICATES UNTIL",
                 "NEXT",
             ],
@@ -106,6 +110,21 @@ pub(crate) async fn run(
         )
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// Versions of what starts its containers and, on a control plane, of etcd.
+fn components(machine: &Machine) -> String {
+    let shown = ["containerd", "etcd"]
+        .into_iter()
+        .filter(|name| *name != "etcd" || machine.role.is_control_plane());
+    let shown: Vec<String> = shown
+        .filter_map(|name| Some(format!("{name} {}", machine.components.get(name)?)))
+        .collect();
+    if shown.is_empty() {
+        "-".to_owned()
+    } else {
+        shown.join(", ")
+    }
 }
 
 /// The day on which the first of its certificates expires; they are renewed months before.
@@ -158,6 +177,7 @@ fn next(machine: &Machine, task: Option<&Task>, doing: Option<&StepKey>) -> Opti
         Some(Wanted::Reborn {
             kubernetes_version, ..
         }) => format!("made anew with {kubernetes_version}"),
+        Some(Wanted::Refitted { changes, .. }) => format!("gets {changes} in place"),
         Some(Wanted::Gone) => "drained and deleted".to_owned(),
         None if machine.phase == MachinePhase::Planned && task.is_none() => "made".to_owned(),
         None => {

@@ -52,8 +52,8 @@ use super::{API_PROXY_PORT, ETCD_CLIENT_PORT};
 pub use self::flags::FlagsError;
 pub(super) use self::kubelet::CONTROL_PLANE_TAINT;
 pub use self::services::{
-    API_UNITS, MEMBER_UNITS, Phase, control_plane_gate, gate, identity_gate, proxy_gate,
-    restart_kubelet, service, stop_control_plane, stop_units,
+    API_UNITS, MEMBER_UNITS, Phase, control_plane_gate, gate, identity_gate, machine_gate,
+    proxy_gate, restart_kubelet, service, stop_control_plane, stop_units,
 };
 
 /// Grows with every change of what is rendered from the same facts, so that machines that were configured
@@ -440,6 +440,14 @@ fn control_plane_files(
         "kube-scheduler",
         controllers::scheduler(cluster, machine).env(),
     )
+}
+
+/// Where the versions of components are on a machine: a directory for each component, with one for each version.
+pub const COMPONENTS_DIRECTORY: &str = "/opt/windlass/components";
+
+/// Path of the link to the version of a component that runs.
+pub fn component_link(component: &str) -> String {
+    format!("{COMPONENTS_DIRECTORY}/{component}/current")
 }
 
 /// Path of the file with the flags of a unit, named without suffix.

@@ -18,8 +18,8 @@ use super::super::{
 };
 use super::{
     ETCD_CA_PATH, FRONT_PROXY_CA_PATH, KUBERNETES_CA_PATH, SERVICE_ACCOUNT_KEY_PATH,
-    SERVICE_ACCOUNT_PUBLIC_PATH, api_server, containerd, controllers, env_path, kube_proxy,
-    kubelet, network,
+    SERVICE_ACCOUNT_PUBLIC_PATH, api_server, component_link, containerd, controllers, env_path,
+    kube_proxy, kubelet, network,
 };
 
 /// Pause between two looks of a gate. Components come up within seconds, and a look costs a TLS
@@ -147,7 +147,23 @@ pub fn service(phase: Phase, configure: &Configure) -> Service {
     Service { units }
 }
 
-/// Digest over the flags of `unit` and the files it reads at start, those that exist.
+/// The components whose programs a unit runs. A kubelet starts again with what starts pods: what it says of its node
+/// then is said with that.
+fn components(unit: &str) -> &[&str] {
+    match unit {
+        "kubelet" => &["kubelet", "containerd", "runc", "cni-plugins"],
+        "containerd" => &["containerd"],
+        "kube-proxy" => &["kube-proxy"],
+        "etcd" => &["etcd"],
+        "kube-apiserver" => &["kube-apiserver"],
+        "kube-controller-manager" => &["kube-controller-manager"],
+        "kube-scheduler" => &["kube-scheduler"],
+        _ => &[],
+    }
+}
+
+/// Digest over the flags of `unit`, the files it reads at start, those that exist, and the components that it runs
+/// otherwise than its machine was made with.
 fn digest(configure: &Configure, unit: &str, reads: &[&str]) -> Digest {
     let flags = env_path(unit);
     let mut hasher = Hasher::default();
@@ -161,6 +177,14 @@ fn digest(configure: &Configure, unit: &str, reads: &[&str]) -> Digest {
         hasher.update(file.path.as_bytes());
         hasher.update(&[0]);
         hasher.update(content.as_bytes());
+    }
+    for component in components(unit) {
+        let path = component_link(component);
+        if let Some(version) = configure.links.get(&path) {
+            hasher.update(path.as_bytes());
+            hasher.update(&[0]);
+            hasher.update(version.as_bytes());
+        }
     }
     hasher.finish()
 }
@@ -218,6 +242,15 @@ pub fn control_plane_gate() -> Gate {
     let mut gate = gate(Phase::Etcd);
     gate.checks.extend(self::gate(Phase::ApiServer).checks);
     gate
+}
+
+/// What shows that all that runs on a machine is healthy.
+pub fn machine_gate(role: &Role) -> Gate {
+    let phases = Phase::of(role).iter();
+    Gate {
+        checks: phases.flat_map(|phase| gate(*phase).checks).collect(),
+        interval_ms: GATE_INTERVAL_MS,
+    }
 }
 
 /// What shows that load balancers outside find kube-proxy again: it serves its health.

@@ -27,6 +27,7 @@ fn reborn(machine: &Machine, version: &str) -> Wanted {
         stemcell: format!("s-{version}"),
         kubernetes_version: version.into(),
         size: machine.size,
+        because: None,
     }
 }
 

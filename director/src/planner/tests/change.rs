@@ -469,6 +469,94 @@ fn components_are_restarted_in_place_one_machine_of_a_pool_at_a_time() {
     assert_eq!(why(&broken, &desired, &observed), [Invariant::Budget]);
 }
 
+/// A cluster in service whose machines are to get other components in place.
+fn refitted() -> (Desired, Observed) {
+    let (mut desired, observed) = serving(3, 3);
+    budget(&mut desired, 0, 0);
+    for machine in machines(&mut desired).values_mut() {
+        machine.configuration = Digest::of(b"other");
+        machine.components = Digest::of(b"other");
+        machine.refit = Some(Refit {
+            stemcell: "s2".into(),
+            changes: "containerd 2.2.9 to 2.3.7".into(),
+        });
+    }
+    (desired, observed)
+}
+
+#[test]
+fn components_are_staged_before_anything_stops_and_nothing_is_replaced() {
+    let (desired, observed) = refitted();
+    let plan = checked(&desired, &observed);
+    assert!(all_of(&plan, "drain").is_empty() && all_of(&plan, "delete").is_empty());
+    assert_eq!(all_of(&plan, "stage-components").len(), 6);
+    for machine in ["c-cp-0", "c-cp-1", "c-w-0", "c-w-1"] {
+        let key = |verb: &str| format!("machine/{machine}/{verb}");
+        let stage = key("stage");
+        assert!(after(&plan, &key("configure")).contains(&stage.as_str()));
+        let first = if machine.contains("cp") {
+            "leave-endpoint"
+        } else {
+            "await-agent"
+        };
+        assert!(
+            after(&plan, &key(first)).contains(&stage.as_str()),
+            "{machine}"
+        );
+        let step = plan.steps.iter().find(|step| step.key.0 == stage).unwrap();
+        assert!(
+            step.why.contains("containerd 2.2.9 to 2.3.7"),
+            "{}",
+            step.why
+        );
+    }
+    // One at a time: staged after the one before is back.
+    for (machine, before) in [("c-w-1", "c-w-0"), ("c-cp-1", "c-cp-0")] {
+        let ends = format!("machine/{before}/await-node");
+        let stages = format!("machine/{machine}/stage");
+        assert!(after(&plan, &stages).contains(&ends.as_str()), "{machine}");
+    }
+    // Told as it will be, for the sake of routes, and not switched.
+    let mut told = observed.clone();
+    for found in told.machines.values_mut() {
+        found.configured = Some(Digest::of(b"other"));
+    }
+    assert_eq!(all_of(&checked(&desired, &told), "configure").len(), 6);
+}
+
+#[test]
+fn the_checker_sees_links_that_lead_nowhere() {
+    let (mut desired, observed) = refitted();
+    let good = checked(&desired, &observed);
+    let without = |verb: &str| {
+        let mut plan = good.clone();
+        let key = StepKey(format!("machine/c-w-0/{verb}"));
+        let above = plan
+            .steps
+            .iter()
+            .find(|s| s.key == key)
+            .unwrap()
+            .after
+            .clone();
+        plan.steps.retain(|step| step.key != key);
+        for step in plan.steps.iter_mut().filter(|s| s.after.contains(&key)) {
+            step.after.retain(|k| *k != key);
+            step.after.extend(above.iter().cloned());
+        }
+        plan.hash = super::super::hash(&desired, plan.goal, &plan.steps);
+        why(&plan, &desired, &observed)
+    };
+    assert_eq!(without("stage"), [Invariant::StepEnds]);
+    assert_eq!(without("configure"), [Invariant::StepEnds]);
+    // Another stemcell's than is wanted.
+    let mut plan = good.clone();
+    for machine in machines(&mut desired).values_mut() {
+        machine.refit.as_mut().unwrap().stemcell = "s3".into();
+    }
+    plan.hash = super::super::hash(&desired, plan.goal, &plan.steps);
+    assert!(why(&plan, &desired, &observed).contains(&Invariant::StepEnds));
+}
+
 #[test]
 fn disks_grow_in_place_one_member_after_the_other_before_anything_counts_on_it() {
     for (members, told) in [(3, true), (3, false), (1, true), (1, false)] {

@@ -15,6 +15,7 @@ fn stemcell(kubernetes: &str, day: u32) -> StemcellRecord {
         digest: Digest::of(b"s"),
         agent: None,
         path: "/s".into(),
+        inside: Default::default(),
     }
 }
 

@@ -21,7 +21,7 @@ use windlass_common::id::{
 
 use super::{
     Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine,
-    PlanError, plan,
+    PlanError, Refit, plan,
 };
 use crate::model::{Action, Disruption, Invariant, Plan, PlanStep, StepKey};
 use crate::plan::check;
@@ -50,6 +50,8 @@ fn machine(text: &str, control_plane: bool) -> (MachineName, DesiredMachine) {
         configuration: Digest::of(text.as_bytes()),
         components: Digest::of(format!("{text} components").as_bytes()),
         labels: Digest::of(b"labels"),
+        refit: None,
+        because: None,
     };
     (name(text), machine)
 }
@@ -144,6 +146,11 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             } else {
                 wanted.configuration
             });
+        }
+        Action::StageComponents { machine, stemcell } => {
+            let (wanted, found) = (wanted(machine), &observed.machines[machine]);
+            assert!(found.complete && found.incarnation == wanted.incarnation);
+            assert_eq!(&wanted.refit.unwrap().stemcell, stemcell);
         }
         Action::StartComponents { machine } => {
             let wanted = wanted(machine);

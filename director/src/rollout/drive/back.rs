@@ -58,8 +58,8 @@ impl Driver {
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
         let note = match self.run_plan(task, &plan, true).await {
             Outcome::Succeeded => format!(
-                "rolled back: {names} serves with its former kubelet settings, and no machine takes those of the \
-                 spec before the next `windlass cluster apply`"
+                "rolled back: {names} serves with its former kubelet settings and components, and no machine takes \
+                 the wanted ones before the next `windlass cluster apply`"
             ),
             Outcome::Stopped | Outcome::Unfit => format!("the way back of {names} was stopped"),
             Outcome::Failed(fault) => format!("the way back of {names} failed: {}", fault.message),

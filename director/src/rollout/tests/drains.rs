@@ -34,6 +34,7 @@ impl Rig {
                 stemcell: machine.stemcell.clone(),
                 kubernetes_version: VERSION.into(),
                 size: machine.size,
+                because: None,
             });
             commit.put(machine).unwrap();
         }

@@ -4,6 +4,7 @@ mod again;
 mod drains;
 mod legs;
 mod pause;
+mod refit;
 mod renewal;
 mod restore;
 pub(crate) mod sim;
@@ -228,6 +229,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             count: 1,
             size,
             kubelet: Default::default(),
+            update: Default::default(),
         },
         pools: BTreeMap::from([(
             pool.clone(),
@@ -290,6 +292,9 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             grows_from_mib: None,
             proven: None,
             pinned: false,
+            fitted: None,
+            staged: Vec::new(),
+            components: Default::default(),
             emulates: None,
             certified: None,
             wanted: None,

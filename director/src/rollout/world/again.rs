@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use windlass_common::cluster::UpdateStrategy;
 use windlass_common::error::ErrorClass;
-use windlass_common::id::{Incarnation, MachineName};
+use windlass_common::id::MachineName;
 
 use super::cancel::renamed;
 use super::{Done, EffectError, RecordChange, World, agreed, check};
-use crate::model::{Cluster, Machine, MachinePhase, Plan, Task, TaskKind, Wanted};
+use crate::model::{Cluster, Machine, MachinePhase, Plan, Task, TaskKind};
 use crate::planner;
 use crate::planner::again::{self, Aim};
+use crate::planner::{inputs, refit};
 use crate::provider::Power;
 use crate::resurrector::{ACTOR, CaseRecord};
 use crate::rollout::AGAIN;
@@ -99,16 +101,11 @@ impl World {
             .stemcells
             .get(&cluster.stemcell)
             .map_err(|error| EffectError::of(error.class(), &error))?;
-        let size = match machine.role.pool() {
-            None => Some(cluster.spec.control_plane.size),
-            Some(pool) => cluster.spec.pools.get(pool).map(|pool| pool.size),
-        };
-        machine.wanted = Some(Wanted::Reborn {
-            incarnation: Incarnation(machine.incarnation.0.saturating_add(1)),
-            stemcell: stemcell.version,
-            kubernetes_version: stemcell.kubernetes_version,
-            size: size.unwrap_or(machine.size),
-        });
+        let (size, strategy) = inputs::update(&cluster.spec, &machine.role)
+            .unwrap_or((machine.size, UpdateStrategy::Replace));
+        let from = self.stemcells.get(machine.runs()).ok();
+        let becomes = refit::becomes(machine, size, strategy, from.as_ref(), &stemcell);
+        machine.wanted = Some(becomes);
         Ok(())
     }
 

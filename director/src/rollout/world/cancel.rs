@@ -3,8 +3,8 @@
 //! A cancelled create is removed. A cancelled update goes back to service: machines that still are what they
 //! were stay so, those whose old incarnation is gone already become what was wanted, and machines that were
 //! only about to join are given up. API servers that were to stop emulating an older minor go on with it when none
-//! of them was begun with, and all stop otherwise. Kubelet settings that are not proven are given up in both cases:
-//! machines keep to those with which they were in service, or get them again, until somebody orders a change.
+//! of them was begun with, and all stop otherwise. Kubelet settings and components that are not proven are given up in
+//! both cases: machines keep to those with which they were in service, or get them again, until somebody orders a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,7 +86,7 @@ impl World {
         Ok(renamed(plan, CANCEL))
     }
 
-    /// Has machines keep to the kubelet settings that are proven, and plans their way back to them.
+    /// Has machines keep to the kubelet settings and components that are proven, and plans their way back to them.
     pub(super) async fn plan_way_back(&self, task: &Task) -> Result<Option<Plan>, EffectError> {
         let name = &task.cluster;
         let cluster = self.changing(name).await?;
@@ -133,11 +133,16 @@ impl World {
     }
 }
 
-/// Has a machine keep to its proven kubelet settings when it is told others. What the task has begun to tell it
-/// is told anew, whatever came of it.
+/// Has a machine keep to its proven kubelet settings and components when it is told others. What the task has begun to
+/// tell it is told anew, whatever came of it.
 fn pin(cluster: &Cluster, machine: &mut Machine, task: &Task) {
+    let refitted = machine.is_refitted();
+    if refitted {
+        machine.stay();
+    }
     let proven = machine.proven.as_ref();
-    if machine.pinned || proven.is_none_or(|proven| *proven == inputs::settings(cluster, machine)) {
+    let told = proven.is_some_and(|proven| *proven != inputs::settings(cluster, machine));
+    if machine.pinned || !(told || refitted) {
         return;
     }
     machine.pinned = true;

@@ -53,15 +53,37 @@ impl ClusterContext {
 
     /// The stemcell a machine is made from.
     pub fn stemcell(&self, machine: &Machine) -> Result<&StemcellRecord, EffectError> {
-        self.stemcells.get(&machine.stemcell).ok_or_else(|| {
+        self.stemcell_of(machine, &machine.stemcell)
+    }
+
+    /// A stemcell whose components a machine runs or is to run.
+    pub fn stemcell_of(
+        &self,
+        machine: &Machine,
+        stemcell: &str,
+    ) -> Result<&StemcellRecord, EffectError> {
+        self.stemcells.get(stemcell).ok_or_else(|| {
             EffectError::new(
                 ErrorClass::Operator,
                 format!(
-                    "stemcell {} of machine {} is not in the catalogue any more, or not verified; put it back",
-                    machine.stemcell, machine.name
+                    "stemcell {stemcell} of machine {} is not in the catalogue any more, or not verified; put it back",
+                    machine.name
                 ),
             )
         })
+    }
+
+    /// Versions of the components of a stemcell that a machine runs or is to run. Those that it was in service with are
+    /// known without the stemcell.
+    pub fn versions(
+        &self,
+        machine: &Machine,
+        stemcell: &str,
+    ) -> Result<BTreeMap<String, String>, EffectError> {
+        if machine.fitted.as_deref() == Some(stemcell) && !machine.components.is_empty() {
+            return Ok(machine.components.clone());
+        }
+        Ok(self.stemcell_of(machine, stemcell)?.inside.versions())
     }
 
     /// Facts for the configuration of one machine: with the images that it carries.
@@ -73,10 +95,19 @@ impl ClusterContext {
         facts
     }
 
-    /// That a machine is in service with the kubelet settings that it has now.
-    pub fn proven(&self, name: &MachineName) -> Result<RecordChange, EffectError> {
-        let settings = inputs::kubelet(&self.cluster, self.machine(name)?);
-        Ok(RecordChange::Proven(name.clone(), settings))
+    /// That a machine is in service with the kubelet settings and the components that it has now.
+    pub fn proven(
+        &self,
+        name: &MachineName,
+    ) -> Result<impl Iterator<Item = RecordChange> + use<>, EffectError> {
+        let machine = self.machine(name)?;
+        let settings = inputs::kubelet(&self.cluster, machine);
+        let proven = RecordChange::Proven(name.clone(), settings);
+        let runs = self
+            .stemcells
+            .get(machine.is_to_run())
+            .map(|stemcell| RecordChange::Runs(name.clone(), stemcell.inside.versions()));
+        Ok([Some(proven), runs].into_iter().flatten())
     }
 
     /// Digests of what a machine is told now.
@@ -128,12 +159,13 @@ impl World {
 
     /// The stemcells that machines are or will be made from, those that are usable now.
     pub fn stemcells_of(&self, machines: &[Machine]) -> BTreeMap<String, StemcellRecord> {
-        let wanted = machines.iter().map(Machine::as_wanted).map(|m| m.stemcell);
-        let versions: BTreeSet<String> = machines
-            .iter()
-            .map(|m| m.stemcell.clone())
-            .chain(wanted)
-            .collect();
+        let of = |m: &Machine| {
+            let wanted = m.as_wanted();
+            let known = [m.stemcell.clone(), m.runs().to_owned()];
+            let wanted = [wanted.runs().to_owned(), wanted.stemcell];
+            known.into_iter().chain(wanted).chain(m.staged.clone())
+        };
+        let versions: BTreeSet<String> = machines.iter().flat_map(of).collect();
         versions
             .into_iter()
             .filter_map(|version| Some((version.clone(), self.stemcells.get(&version).ok()?)))

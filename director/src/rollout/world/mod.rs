@@ -29,6 +29,7 @@ mod legs;
 mod machines;
 mod node;
 mod precondition;
+mod refit;
 mod registry;
 mod rehearse;
 mod renewal;
@@ -141,6 +142,7 @@ impl Effects for World {
                 | Action::MountDisk { .. }
                 | Action::GrowDisk { .. }
                 | Action::Configure { .. }
+                | Action::StageComponents { .. }
                 | Action::StartComponents { .. }
                 | Action::AwaitControlPlane { .. }
                 | Action::AddMember { .. }
@@ -235,12 +237,12 @@ impl World {
                 self.grow_disk(context, disk, machine, order).await
             }
             Action::Configure { machine } => {
-                let mut done = self.configure(context, machine, order).await?;
+                let mut done = self.configure(context, machine, order, true).await?;
                 done.records.extend(self.heartbeat(context, machine).await?);
                 Ok(done)
             }
             Action::AddRoutes { machine } | Action::PruneRoutes { machine } => {
-                self.configure(context, machine, order).await
+                self.configure(context, machine, order, false).await
             }
             Action::StopComponents { machine } => self.stop(context, machine, order).await,
             Action::LeaveEndpoint { machine } => self.leave_endpoint(context, machine).await,
@@ -253,12 +255,16 @@ impl World {
                     order,
                 };
                 let mut done = keeper.open(machine).await?;
-                done.records.push(context.proven(machine)?);
+                done.records.extend(context.proven(machine)?);
                 Ok(done)
             }
             Action::Drain { machine, .. } => self.drain(context, machine, order).await,
             Action::Uncordon { machine, node } => {
                 self.kubernetes.uncordon(context, machine, node).await
+            }
+            Action::StageComponents { machine, stemcell } => {
+                self.stage_components(context, machine, stemcell, order)
+                    .await
             }
             Action::StartComponents { machine } => self.start(context, machine, order).await,
             Action::AwaitControlPlane { machine } => {
@@ -312,7 +318,7 @@ impl World {
                 // Where gates stand, these have to be open too before there is no way back.
                 let gated = !context.cluster.spec.gates.is_empty();
                 if !gated || context.machine(machine)?.proven.is_none() {
-                    done.records.push(context.proven(machine)?);
+                    done.records.extend(context.proven(machine)?);
                 }
                 Ok(done)
             }

@@ -13,7 +13,7 @@ use windlass_common::step::{
 };
 
 use super::context::ClusterContext;
-use super::{Done, EffectError, RecordChange, StepOrder, World, data_device};
+use super::{Done, EffectError, RecordChange, StepOrder, World, data_device, refit};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::pki::{Certificates, ClusterPki, Validity, machine_certificates};
 use crate::kubernetes::render::{self, Phase, Trust};
@@ -68,15 +68,23 @@ impl World {
         Ok(done(result, RecordChange::DiskMounted(name.clone())))
     }
 
+    /// Writes a machine's configuration. With `switches`, the links to its components as well: units that run other
+    /// ones are to be started anew right after it.
     pub(super) async fn configure(
         &self,
         context: &ClusterContext,
         name: &MachineName,
         order: &StepOrder,
+        switches: bool,
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
         let certificates = self.certificates(context, machine, order).await?;
-        let step = configure_step(context, machine, &certificates)?;
+        let mut step = configure_step(context, machine, &certificates)?;
+        step.links = if switches {
+            refit::links(context, machine)?
+        } else {
+            BTreeMap::new()
+        };
         self.tell_refused(context, machine, order).await?;
         let result = self.send(machine, order, "", Step::Configure(step)).await?;
         let digest = context.configuration(machine)?.whole;
@@ -197,6 +205,7 @@ impl World {
             .collect();
         let step = Step::Service(Service { units });
         let result = self.send(machine, order, "", step).await?;
+        self.await_health(context, machine, order).await?;
         let digest = context.configuration(machine)?.components;
         let restarted = result
             .changes
@@ -366,8 +375,10 @@ pub(super) fn configure_step(
 ) -> Result<Configure, EffectError> {
     let trust = Trust::from(&context.pki);
     let of = context.machine_facts(&machine.name)?;
-    render::configure_step(&context.facts_for(machine), of, &trust, certificates)
-        .map_err(|error| EffectError::of(error.class(), &error))
+    let mut step = render::configure_step(&context.facts_for(machine), of, &trust, certificates)
+        .map_err(|error| EffectError::of(error.class(), &error))?;
+    step.links = refit::switched(context, machine)?;
+    Ok(step)
 }
 
 /// Whether a machine goes on with certificates that it was given before.

@@ -25,7 +25,7 @@ pub(super) async fn of(
         incarnation: machine.incarnation,
         at_ms: now,
         verdict: record.case.verdict,
-        stemcell: machine.stemcell.clone(),
+        stemcell: machine.runs().to_owned(),
         kubernetes_version: machine.kubernetes_version.clone(),
         troubles: troubles(director, machine),
         step: task.and_then(|task| failed_step(&task, machine)),

@@ -229,7 +229,7 @@ impl Sight {
         let works = |machine: &&Machine| {
             machine.phase == MachinePhase::Ready && self.verdict(machine) == Verdict::Healthy
         };
-        let made = |m: &Machine| (m.stemcell.clone(), m.kubernetes_version.clone());
+        let made = |m: &Machine| (m.runs().to_owned(), m.kubernetes_version.clone());
         let working = self.alike(cluster, pool).filter(works).map(made);
         common(&deaths, &working.collect())
     }

@@ -85,6 +85,8 @@ Each machine is replaced by one of the same name from a stemcell of the version:
 anew. The control plane goes first, one machine at a time, with its data disks kept; it emulates the minor
 that ran before until all of it is there, is raised then, and workers follow. Until it is raised, a cancelled
 upgrade can go back: --to the version that was. Minors go one by one, in legs of one task that --dry-run shows.
+Where `update.strategy` of the control plane or of a pool is inPlace and the stemcell differs in components alone, with
+the same minor of Kubernetes, machines get these and go on, pods included; the plan says why one is replaced all the same.
 
 Examples:
   windlass cluster upgrade demo --to 1.37.2 --wait
@@ -95,7 +97,7 @@ Examples:
         /// Kubernetes version; a stemcell with it has to be there
         #[arg(long, value_name = "VERSION", required_unless_present = "stemcell")]
         to: Option<String>,
-        /// Make all machines anew from the newest stemcell, also those whose version is right
+        /// Bring all machines to the newest stemcell, also those whose version is right
         #[arg(long)]
         stemcell: bool,
         #[command(flatten)]

@@ -6,16 +6,17 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{Incarnation, MachineName};
 use windlass_common::pki::{MachineIdentity, PrivateKey};
 use windlass_common::step::{
-    EtcdDataAction, FileContent, FileSpec, Outcome, Payload, Progress, Step, StepRequest,
-    StepResult, UnitState,
+    Configure, EtcdDataAction, FileContent, FileSpec, Outcome, Payload, Progress, Step,
+    StepRequest, StepResult, UnitState,
 };
 
-use super::{BROKEN, Life, Vm};
+use super::{BROKEN, BROKEN_VERSION, Life, Vm};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::client::ByteStream;
 use crate::kubernetes::render::ETCD_CRL_PATH;
 use crate::provider::Power;
 use crate::rollout::world::{AgentFuture, Agents};
+use crate::stemcell::tests::OWN_VERSION;
 
 impl Vm {
     fn carry_out(&mut self, step: &Step) -> Payload {
@@ -37,8 +38,30 @@ impl Vm {
             }
             Step::Exec(_) => return Payload::Exit(0),
             Step::Disk(_) => self.mounted = true,
+            Step::Configure(configure) if stages(configure) => {
+                for file in &configure.files {
+                    let FileContent::Artifact(digest) = &file.content else {
+                        unreachable!("components are artifacts")
+                    };
+                    assert!(self.artifacts.contains(digest), "{}", file.path);
+                    self.files.insert(file.path.clone());
+                }
+                for path in &configure.absent {
+                    self.files.remove(path);
+                }
+            }
             Step::Configure(configure) => {
                 assert!(!configure.files.is_empty());
+                for (path, version) in &configure.links {
+                    let of = path.strip_suffix("current").unwrap();
+                    let own = version == OWN_VERSION;
+                    let there = self
+                        .files
+                        .iter()
+                        .any(|f| f.starts_with(&format!("{of}{version}/")));
+                    assert!(own || there, "{path} leads nowhere");
+                    self.links.insert(path.clone(), version.clone());
+                }
                 let text = |end: &str| {
                     let text = |file: &FileSpec| match &file.content {
                         FileContent::Text(text) if file.path.ends_with(end) => Some(text.clone()),
@@ -123,13 +146,30 @@ impl Vm {
             }
             Step::Gate(_) => assert!(self.started),
             Step::Etcd(_) => assert!(self.started, "a member that runs is asked"),
+            Step::Fetch(fetch) => {
+                self.artifacts.insert(fetch.digest);
+            }
             // Nodes here are empty at once.
-            Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) | Step::Evict(_) => {
+            Step::Collect(_) | Step::AgentUpgrade(_) | Step::Evict(_) => {
                 unreachable!("no plan has this step")
             }
         }
         Payload::None
     }
+}
+
+/// Whether a step brings components, and no configuration.
+fn stages(configure: &Configure) -> bool {
+    let all = configure
+        .files
+        .iter()
+        .map(|file| &file.path)
+        .chain(&configure.absent);
+    configure.links.is_empty()
+        && configure.routes.is_none()
+        && all
+            .clone()
+            .all(|path| path.starts_with("/opt/windlass/components/"))
 }
 
 impl Agents for Life {
@@ -217,6 +257,15 @@ impl Agents for Life {
                     let outcome = Outcome::Failed {
                         class: ErrorClass::Operator,
                         message: "the kubelet ends at once".into(),
+                    };
+                    (outcome, Payload::None)
+                }
+                _ if matches!(request.step, Step::Gate(_))
+                    && vm.links.values().any(|v| v == BROKEN_VERSION) =>
+                {
+                    let outcome = Outcome::Failed {
+                        class: ErrorClass::Retry,
+                        message: "containerd.service: activating (auto-restart)".into(),
                     };
                     (outcome, Payload::None)
                 }

@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{broadcast, watch};
-use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName, ZoneName};
+use windlass_common::id::{
+    ClusterName, Digest, DiskName, Incarnation, MachineName, NodeName, ZoneName,
+};
 use windlass_common::settings::Settings;
 use windlass_common::step::{Step, StepRequest, StepResult};
 
@@ -79,6 +81,12 @@ pub(crate) struct Vm {
     pub(crate) kubelet_restarts: u32,
     /// Its kubelet's configuration.
     pub(crate) kubelet: String,
+    /// What its agent has fetched.
+    artifacts: BTreeSet<Digest>,
+    /// Files of components that were brought to it.
+    pub(crate) files: BTreeSet<String>,
+    /// Links to versions of components that were switched.
+    pub(crate) links: BTreeMap<String, String>,
     /// Flags of its API server as they are written, and as it was started with.
     pub(crate) api_flags: (String, String),
 }
@@ -93,6 +101,9 @@ impl State {
 
 /// What no kubelet of this world starts with.
 pub(crate) const BROKEN: &str = "999Ti";
+
+/// A version of a component that does not run.
+pub(crate) const BROKEN_VERSION: &str = "1.9.9";
 
 /// One life of a director.
 #[derive(Debug)]
@@ -149,14 +160,23 @@ impl Life {
             return;
         }
         let (step, attempt) = request.id.0.split_once('~').unwrap_or((&request.id.0, "1"));
-        let part = ["/keys", "/configure", "/serves", "/proxy", "/proxy-still"]
-            .iter()
-            .find_map(|part| {
-                let of = step.strip_suffix(part)?;
-                self.sim.store.entry(Kind::Step, of).map(|_| of)
-            });
+        let part = [
+            "/keys",
+            "/configure",
+            "/serves",
+            "/proxy",
+            "/proxy-still",
+            "/healthy",
+        ]
+        .iter()
+        .find_map(|part| {
+            let of = step.strip_suffix(part)?;
+            self.sim.store.entry(Kind::Step, of).map(|_| of)
+        });
         // The list of what etcd refuses has a number.
         let list = step.rsplit_once("/refuses-").map(|(of, _)| of);
+        // Files of components have one, too.
+        let list = list.or(step.rsplit_once("/fetch-").map(|(of, _)| of));
         let part = part.or(list);
         // A step that asks several machines names each.
         let of_many = step

@@ -69,6 +69,9 @@ impl Provider for Life {
                 serves: false,
                 restored: Vec::new(),
                 kubelet_restarts: 0,
+                artifacts: Default::default(),
+                files: Default::default(),
+                links: Default::default(),
                 kubelet: String::new(),
                 api_flags: Default::default(),
             };
