@@ -42,8 +42,8 @@ struct Arguments {
     /// Break one guard
     #[arg(long, value_enum, conflicts_with = "mutate")]
     mutation: Option<Mutation>,
-    /// Allot the faults of a seed to its orders, so that upgrades, repairs and deletions are struck as often as
-    /// creates; always so where a guard is broken
+    /// Allot the faults of every seed to its orders, so that upgrades, repairs and deletions are struck as often as
+    /// creates; every second seed does so anyway, and all where a guard is broken
     #[arg(long)]
     spread: bool,
     /// Print what was struck
@@ -225,6 +225,7 @@ fn each(
                         return;
                     }
                     let seed = arguments.from + at;
+                    let spread = spread || sim::spreads(seed);
                     let report = sim::run(seed, mutation, spread, arguments.trace, &fixtures);
                     if sender.send(report).is_err() {
                         return;

@@ -7,7 +7,7 @@ use super::*;
 fn some_seeds_break_nothing_and_are_the_same_twice() {
     let fixtures = Fixtures::new().unwrap();
     for seed in 0..3 {
-        let report = run(seed, None, false, false, &fixtures).unwrap();
+        let report = run(seed, None, spreads(seed), false, &fixtures).unwrap();
         let trace = report.trace.join("\n");
         assert!(
             report.violations.is_empty(),
@@ -16,7 +16,7 @@ fn some_seeds_break_nothing_and_are_the_same_twice() {
         );
         assert!(report.faults.1 >= 3, "seed {seed}: {:?}", report.faults);
         assert!(report.simulated_ms >= 1_800_000, "seed {seed}");
-        let again = run(seed, None, false, false, &fixtures).unwrap();
+        let again = run(seed, None, spreads(seed), false, &fixtures).unwrap();
         assert_eq!(report.digest, again.digest, "seed {seed}");
     }
 }

@@ -65,12 +65,12 @@ impl Suite {
         // What each has taken, with a little room; the sum is within [`TOTAL_BUDGET`].
         Duration::from_secs(match self {
             Suite::Checks => 390,
-            Suite::Stemcells => 680,
+            Suite::Stemcells => 480,
             Suite::Crates => 420,
             Suite::Compat => 150,
-            Suite::Sim => 300,
+            Suite::Sim => 330,
             Suite::Fuzz => 300,
-            Suite::EndToEnd => 1060,
+            Suite::EndToEnd => 1340,
             Suite::Demo => 180,
         })
     }
