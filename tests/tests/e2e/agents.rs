@@ -120,19 +120,24 @@ struct Running {
     components: BTreeMap<String, String>,
 }
 
+/// All containers of a cluster, by pod and id, with how often each was restarted.
+pub(crate) fn containers(kubectl: &Kubectl) -> Result<BTreeMap<String, Value>> {
+    let mut containers = BTreeMap::new();
+    for pod in items(&kubectl.get(&["pods", "-A"])?)? {
+        let uid = pod["metadata"]["uid"].as_str().context("a uid")?;
+        let status = &pod["status"]["containerStatuses"];
+        for container in status.as_array().context("containers")? {
+            let id = container["containerID"].as_str().context("an id")?;
+            let restarts = container["restartCount"].clone();
+            containers.insert(format!("{uid}/{id}"), restarts);
+        }
+    }
+    Ok(containers)
+}
+
 impl Running {
     fn look(world: &World, kubectl: &Kubectl) -> Result<Running> {
-        let pods = kubectl.get(&["pods", "-A"])?;
-        let mut containers = BTreeMap::new();
-        for pod in items(&pods)? {
-            let name = pod["metadata"]["name"].as_str().context("a name")?;
-            let status = &pod["status"]["containerStatuses"];
-            for container in status.as_array().context("containers")? {
-                let id = container["containerID"].as_str().context("an id")?;
-                let restarts = container["restartCount"].clone();
-                containers.insert(format!("{name}/{id}"), restarts);
-            }
-        }
+        let containers = containers(kubectl)?;
         ensure!(containers.len() > 4, "containers: {containers:?}");
         let list = world.json(&["node", "list", "--cluster", CLUSTER])?;
         let mut components = BTreeMap::new();

@@ -8,7 +8,7 @@ use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
-use crate::drains::{lost_agent, told_by_nodes};
+use crate::drains::{lost_agent, strict, told_by_nodes};
 use crate::gates::{Gates, gates_are_gone, smoke};
 use crate::lifecycle::{healthy, items, with_world};
 use crate::load::{Traffic, control, finished};
@@ -141,17 +141,7 @@ fn reconfigured(world: &World, kubectl: &Kubectl) -> Result<()> {
 /// A budget that lets nobody go is named before anything is touched, and what a policy does about it is
 /// recorded. Leaves one worker of three.
 fn blocked(world: &World, kubectl: &Kubectl) -> Result<()> {
-    kubectl.run(&[
-        "create",
-        "poddisruptionbudget",
-        "strict",
-        "--selector=app=web",
-        "--min-available=3",
-    ])?;
-    until("the budget counts", Duration::from_secs(30), || {
-        let budget = kubectl.get(&["poddisruptionbudget", "strict"])?;
-        Ok((budget["status"]["currentHealthy"] == 3).then_some(()))
-    })?;
+    strict(kubectl)?;
     let down = ["cluster", "scale", "size", "--pool", "workers=1"];
     let shown = world.json(&[&down[..], &["--dry-run"]].concat())?;
     let findings = &shown["drains"]["rehearsal"]["findings"];

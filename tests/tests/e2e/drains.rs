@@ -76,6 +76,22 @@ pub(crate) fn told_by_nodes(world: &World, control_plane: &str) -> Result<()> {
     Ok(())
 }
 
+/// Makes a budget that lets none of the three pods `web` go, and waits until it counts.
+pub(crate) fn strict(kubectl: &Kubectl) -> Result<()> {
+    kubectl.run(&[
+        "create",
+        "poddisruptionbudget",
+        "strict",
+        "--selector=app=web",
+        "--min-available=3",
+    ])?;
+    until("the budget counts", PATIENCE, || {
+        let budget = kubectl.get(&["poddisruptionbudget", "strict"])?;
+        Ok((budget["status"]["currentHealthy"] == 3).then_some(()))
+    })?;
+    Ok(())
+}
+
 /// A process that follows a task, with what it says; ended when dropped.
 struct Watch {
     child: Child,
@@ -128,17 +144,7 @@ pub(crate) fn lost_agent(world: &World, kubectl: &Kubectl) -> Result<()> {
     kubectl.run(&["delete", "pods", "-l", "app=web"])?;
     kubectl.pods_ready("app=web", 3)?;
     kubectl.run(&["uncordon", stays])?;
-    kubectl.run(&[
-        "create",
-        "poddisruptionbudget",
-        "strict",
-        "--selector=app=web",
-        "--min-available=3",
-    ])?;
-    until("the budget counts", PATIENCE, || {
-        let budget = kubectl.get(&["poddisruptionbudget", "strict"])?;
-        Ok((budget["status"]["currentHealthy"] == 3).then_some(()))
-    })?;
+    strict(kubectl)?;
     let before = told(world, "size-cp-0")?.len();
     // A plan that would wait in vain is refused; one that deletes in the end is not.
     let mut spec = world.json(&["cluster", "show", "size"])?["spec"].clone();

@@ -10,6 +10,7 @@ use windlass_tests::stemcells::{Part, Program, Shelf, given};
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
+use crate::agents::containers;
 use crate::changes::{NEWER, deploy, done, succeeded};
 use crate::lifecycle::{healthy, items};
 
@@ -267,16 +268,7 @@ struct Running {
 
 impl Running {
     fn look(world: &World, kubectl: &Kubectl) -> Result<Running> {
-        let mut containers = BTreeMap::new();
-        for pod in items(&kubectl.get(&["pods", "-A"])?)? {
-            let uid = pod["metadata"]["uid"].as_str().context("a uid")?;
-            let status = &pod["status"]["containerStatuses"];
-            for container in status.as_array().context("containers")? {
-                let id = container["containerID"].as_str().context("an id")?;
-                let restarts = container["restartCount"].clone();
-                containers.insert(format!("{uid}/{id}"), restarts);
-            }
-        }
+        let containers = containers(kubectl)?;
         ensure!(containers.len() > 2, "containers: {containers:?}");
         let list = world.json(&["node", "list", "--cluster", CLUSTER])?;
         let mut machines = BTreeMap::new();
