@@ -14,7 +14,8 @@
 
 use windlass_common::id::MachineName;
 
-use super::present::{Need, Site, api_shown_by, await_agent, prepare, start_up};
+use super::bring_up::{await_agent, prepare, start_up};
+use super::present::{Need, Site, api_shown_by};
 use super::steps::{Steps, addons_key, api_key, checkpoint_key, machine_key};
 use super::{DesiredMachine, ObservedMachine, PlanError, takedown};
 use crate::model::{Action, Disruption, Invariant, StepKey};

@@ -30,6 +30,7 @@ mod absent;
 mod address;
 pub mod again;
 pub mod agents;
+mod bring_up;
 pub mod inputs;
 pub mod legs;
 mod members;

@@ -15,9 +15,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use windlass_common::id::{MachineName, NodeName, PoolName};
 
-use super::present::{Need, Site, api_shown_by, await_control_plane, await_node, bring_up};
+use super::bring_up::{await_control_plane, await_node, bring_up, stage};
+use super::present::{Need, Site, api_shown_by};
 use super::steps::{Steps, addons_key, api_key, checkpoint_key, drop_node_key, machine_key};
-use super::{Budget, ObservedMachine, PlanError, present};
+use super::{Budget, ObservedMachine, PlanError};
 use crate::model::{Action, Disruption, Invariant, StepKey};
 
 fn members<'a>(site: &Site<'a>, need: Need) -> Vec<&'a MachineName> {
@@ -313,7 +314,7 @@ fn change(
     let alone = member && site.members == 1;
     let replace = site.needs[name] == Need::Replace;
     let mut gate = after.to_vec();
-    if present::stage(site, name, &gate, steps) {
+    if stage(site, name, &gate, steps) {
         gate = vec![machine_key(name, "stage")];
     }
     if replace {
