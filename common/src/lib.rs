@@ -7,6 +7,8 @@ pub mod backoff;
 pub mod clock;
 pub mod cluster;
 pub mod condition;
+#[cfg(any(test, feature = "testing"))]
+pub mod contract;
 pub mod error;
 pub mod fence;
 pub mod gate;

@@ -272,6 +272,13 @@ impl Machine<'_> {
             .insert(unit.to_owned(), command.spawn().unwrap());
     }
 
+    /// Kills a unit.
+    pub(crate) fn kill(&mut self, unit: &str) {
+        let mut child = self.processes.remove(unit).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     /// What a unit wrote so far.
     pub(crate) fn log(&self, unit: &str) -> String {
         fs::read_to_string(self.root.join("logs").join(unit)).unwrap_or_default()

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
+mod contract;
 mod evictions;
 mod machine;
 
@@ -196,7 +197,8 @@ fn one_control_plane_serves_and_says_no_to_everybody_else() {
     strangers_are_refused(&machine, control, &cluster, &pki);
     let kubectl = operator_uses_kubectl(&world, &machine, &cluster, &pki);
     let nodes = (control, &cluster.machines[1]);
-    evictions::nodes_evict_their_own_pods(&machine, &cluster, nodes, &bootstrap, kubectl);
+    evictions::nodes_evict_their_own_pods(&machine, &cluster, nodes, &bootstrap, &kubectl);
+    contract::evictions_are_answered_as_the_simulated_ones(control, &bootstrap, kubectl);
     kube_proxy_programs_services(&mut machine);
     kubelet_reads_its_configuration(&mut machine);
     containerd_reads_its_configuration(&world, &machine);

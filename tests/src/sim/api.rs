@@ -18,6 +18,7 @@ use windlass_director::rollout::world::{ClusterContext, JobOrder, KubeApi, Lease
 use windlass_director::rollout::{Done, EffectError, ProgressSink, RecordChange};
 
 use super::coverage::{Fault, Point};
+use super::eviction::Refusal;
 use super::invariants::DRAINING;
 use super::life::Life;
 use super::mutation::Mutation;
@@ -119,11 +120,11 @@ impl Life {
 fn tell(state: &mut State, order: &Order) -> Answer {
     let name = &order.pod.name;
     match order.how {
-        How::Evict => match state.evict(name) {
-            Ok(true) => Answer::Accepted,
-            Ok(false) => Answer::Gone,
-            Err(why) => Answer::NotNow {
-                why,
+        How::Evict => match state.evict(name, &order.pod.uid) {
+            Ok(()) => Answer::Accepted,
+            Err(Refusal::Gone | Refusal::Namesake) => Answer::Gone,
+            Err(why @ (Refusal::Kept | Refusal::TwoBudgets)) => Answer::NotNow {
+                why: why.message().to_owned(),
                 again_after: None,
             },
         },

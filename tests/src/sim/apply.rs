@@ -10,7 +10,9 @@ use windlass_common::step::{
     Service, Step, UnitState,
 };
 
-use super::cluster::{API, ETCD};
+use super::cluster::API;
+use super::etcd::ETCD;
+use super::eviction::Refusal;
 use super::fixtures::Fixtures;
 use super::state::{State, Unit};
 
@@ -138,12 +140,16 @@ impl State {
                 EvictOutcome::Elsewhere
             } else {
                 match pod.how {
-                    EvictHow::Evict => match self.evict(&pod.name) {
-                        Ok(true) => EvictOutcome::Accepted,
-                        Ok(false) => EvictOutcome::Gone,
-                        Err(message) => EvictOutcome::Kept {
-                            message,
+                    EvictHow::Evict => match self.evict(&pod.name, &pod.uid) {
+                        Ok(()) => EvictOutcome::Accepted,
+                        Err(Refusal::Gone | Refusal::Namesake) => EvictOutcome::Gone,
+                        Err(why @ Refusal::Kept) => EvictOutcome::Kept {
+                            message: why.message().to_owned(),
                             retry_after_seconds: None,
+                        },
+                        Err(why @ Refusal::TwoBudgets) => EvictOutcome::Failed {
+                            status: Some(why.status()),
+                            message: why.message().to_owned(),
                         },
                     },
                     EvictHow::Delete if self.delete_pod(&pod.name) => EvictOutcome::Accepted,

@@ -1,23 +1,22 @@
-//! The cluster on the machines: etcd, API servers, nodes, pods and their budgets.
+//! The cluster on the machines: API servers, nodes and pods. Members of etcd are in [`super::etcd`], what keeps pods
+//! in [`super::eviction`].
 //!
 //! Nothing here runs by itself: what time has brought is worked out when the state is looked at.
-//!
-//! Members of etcd are static, as the renderers write them; a change of membership is refused as etcd's
-//! strict reconfiguration check does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use windlass_common::contract::eviction::Unhealthy;
 use windlass_common::id::{MachineName, NodeName};
-use windlass_director::drain::{Budget, Controller, Pod as DrainPod, PodPhase, PodRef};
+use windlass_director::drain::{Budget as Covering, Controller, Pod as DrainPod, PodPhase, PodRef};
 
 use super::dice::Dice;
+use super::etcd::Member;
+use super::eviction::Budget;
 use super::state::{State, Vm};
 
 /// A unit by its name.
-pub const ETCD: &str = "etcd.service";
-/// See [`ETCD`].
 pub const API: &str = "kube-apiserver.service";
-/// See [`ETCD`].
+/// See [`API`].
 pub const KUBELET: &str = "kubelet.service";
 
 /// How long an API server takes to be ready.
@@ -30,14 +29,16 @@ const TOLERATED_MS: u64 = 300_000;
 /// What the API knows.
 #[derive(Debug)]
 pub struct Cluster {
-    /// Members of etcd as configured.
-    pub members: BTreeSet<MachineName>,
+    /// Members of etcd.
+    pub members: BTreeMap<MachineName, Member>,
     /// Nodes.
     pub nodes: BTreeMap<NodeName, Node>,
     /// Pods by name.
     pub pods: BTreeMap<String, Pod>,
     /// What makes them.
     pub workloads: Vec<Workload>,
+    /// What keeps them.
+    pub budgets: Vec<Budget>,
     /// Whether the add-ons are there.
     pub addons: bool,
     /// The API refuses until then.
@@ -58,34 +59,45 @@ pub struct Node {
     pub seen: u64,
 }
 
-/// A deployment or a stateful set with a budget.
+/// A deployment or a stateful set.
 #[derive(Debug)]
 pub struct Workload {
     name: &'static str,
     kind: &'static str,
     replicas: usize,
-    /// Healthy pods that have to be there.
-    pub healthy_min: usize,
 }
 
 /// A pod.
 #[derive(Debug)]
 pub struct Pod {
-    workload: usize,
+    /// Told apart from others of its name by this.
+    pub uid: String,
+    /// What has made it, by its place.
+    pub workload: usize,
     /// Where it runs.
     pub node: Option<NodeName>,
-    ready_at: u64,
-    ends_at: Option<u64>,
-    grace_ms: u64,
+    /// When its containers start.
+    pub runs_at: u64,
+    /// When it is ready.
+    pub ready_at: u64,
+    /// When it is over, if it was told to end.
+    pub ends_at: Option<u64>,
+    /// How long it takes to end.
+    pub grace_ms: u64,
+    /// It counts as lost until then, since its budget was charged for it.
+    pub charged_until: u64,
 }
 
-/// Why etcd refuses a change of its members.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MemberRefusal {
-    /// `etcdserver: re-configuration failed due to not enough started members`
-    NotEnoughStarted,
-    /// `etcdserver: unhealthy cluster`
-    Unhealthy,
+impl Pod {
+    /// Whether it was told to end.
+    pub fn is_ending(&self) -> bool {
+        self.ends_at.is_some()
+    }
+
+    /// Whether none of its containers was started.
+    pub fn is_pending(&self, now: u64) -> bool {
+        self.runs_at > now
+    }
 }
 
 impl Cluster {
@@ -93,20 +105,25 @@ impl Cluster {
     pub fn new(dice: &mut Dice) -> Self {
         let web = usize::try_from(dice.within(3..=6)).unwrap_or(3);
         let spare = usize::try_from(dice.within(1..=2)).unwrap_or(1);
-        let workload = |name, kind, replicas, healthy_min| Workload {
+        let workload = |name, kind, replicas| Workload {
             name,
             kind,
             replicas,
-            healthy_min,
+        };
+        let budget = |workload, least| Budget {
+            covers: vec![workload],
+            least,
+            unhealthy: Unhealthy::IfHealthyBudget,
         };
         Self {
-            members: BTreeSet::new(),
+            members: BTreeMap::new(),
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
             workloads: vec![
-                workload("web", "ReplicaSet", web, web - spare),
-                workload("db", "StatefulSet", 3, 2),
+                workload("web", "ReplicaSet", web),
+                workload("db", "StatefulSet", 3),
             ],
+            budgets: vec![budget(0, web - spare), budget(1, 2)],
             addons: false,
             refuses_until: 0,
             held_until: 0,
@@ -124,25 +141,6 @@ impl Cluster {
 }
 
 impl State {
-    /// Whether a member of etcd runs.
-    pub fn member_up(&self, name: &MachineName) -> bool {
-        self.vms
-            .get(name)
-            .is_some_and(|vm| vm.mounted && vm.has(ETCD, self.now))
-    }
-
-    /// Members that run.
-    pub fn members_up(&self) -> usize {
-        let members = self.cluster.members.iter();
-        members.filter(|name| self.member_up(name)).count()
-    }
-
-    /// Whether a majority runs.
-    pub fn quorum(&self) -> bool {
-        let members = self.cluster.members.len();
-        members > 0 && self.members_up() > members / 2
-    }
-
     /// Whether a machine's API server answers.
     pub fn api_server_up(&self, name: &MachineName) -> bool {
         self.quorum()
@@ -191,32 +189,6 @@ impl State {
         self.node_ready(name) && node.is_some_and(|node| !node.cordoned)
     }
 
-    /// Whether etcd would let a member join: all started members have to be a majority with the new one
-    /// counted, and none may be missing.
-    pub fn member_add(&self) -> Result<(), MemberRefusal> {
-        let (members, up) = (self.cluster.members.len(), self.members_up());
-        if up <= members / 2 {
-            Err(MemberRefusal::Unhealthy)
-        } else if up < members.div_ceil(2) + 1 || up < members {
-            Err(MemberRefusal::NotEnoughStarted)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Whether etcd would let a member go: those left have to have a majority that runs.
-    pub fn member_remove(&self, name: &MachineName) -> Result<(), MemberRefusal> {
-        let (members, up) = (self.cluster.members.len(), self.members_up());
-        let left = up - usize::from(self.member_up(name));
-        if up <= members / 2 {
-            Err(MemberRefusal::Unhealthy)
-        } else if left < (members - 1) / 2 + 1 {
-            Err(MemberRefusal::NotEnoughStarted)
-        } else {
-            Ok(())
-        }
-    }
-
     /// What time has brought.
     pub fn settle(&mut self) {
         let now = self.now;
@@ -235,6 +207,7 @@ impl State {
                 }
             }
         }
+        self.settle_members();
         if self.api_up() && self.cluster.addons {
             self.register();
             self.controllers();
@@ -311,11 +284,14 @@ impl State {
                 cluster.next_pod += 1;
                 let name = format!("{}-{}", workload.name, cluster.next_pod);
                 let pod = Pod {
+                    uid: name.clone(),
                     workload: index,
                     node: None,
+                    runs_at: u64::MAX,
                     ready_at: u64::MAX,
                     ends_at: None,
                     grace_ms: self.dice.within(1_000..=20_000),
+                    charged_until: 0,
                 };
                 cluster.pods.insert(name, pod);
             }
@@ -346,67 +322,31 @@ impl State {
             };
             *count += 1;
             pod.node = Some(node.clone());
-            pod.ready_at = now + self.dice.within(2_000..=15_000);
+            let takes = self.dice.within(2_000..=15_000);
+            pod.runs_at = now + takes / 2;
+            pod.ready_at = now + takes;
         }
     }
 
-    fn healthy(&self, pod: &Pod) -> bool {
+    /// Whether a pod is ready.
+    pub fn ready(&self, pod: &Pod) -> bool {
         let vm = pod
             .node
             .as_ref()
             .and_then(|node| self.cluster.nodes.get(node))
             .and_then(|node| self.vms.get(&node.machine));
-        pod.ends_at.is_none()
-            && pod.ready_at <= self.now
-            && vm.is_some_and(|vm| vm.has(KUBELET, self.now))
+        pod.ready_at <= self.now && vm.is_some_and(|vm| vm.has(KUBELET, self.now))
+    }
+
+    /// Whether it is ready and goes on.
+    pub fn healthy(&self, pod: &Pod) -> bool {
+        !pod.is_ending() && self.ready(pod)
     }
 
     fn healthy_of(&self, workload: usize) -> usize {
         let pods = self.cluster.pods.values();
         pods.filter(|pod| pod.workload == workload && self.healthy(pod))
             .count()
-    }
-
-    /// The Eviction API: lets a pod go if its budget does. `Err` is 429, in its words.
-    pub fn evict(&mut self, name: &str) -> Result<bool, String> {
-        let Some(pod) = self.cluster.pods.get(name) else {
-            return Ok(false);
-        };
-        let (index, healthy) = (pod.workload, self.healthy(pod));
-        let left = self.healthy_of(index) - usize::from(healthy);
-        let least = self.cluster.workloads[index].healthy_min;
-        if self.cluster.held_until > self.now || left < least {
-            return Err("Cannot evict pod as it would violate the pod's disruption budget.".into());
-        }
-        self.tell(format!("pod {name} is evicted"));
-        self.end_pod(name);
-        Ok(true)
-    }
-
-    /// Deletes a pod, whatever its budget says.
-    pub fn delete_pod(&mut self, name: &str) -> bool {
-        let Some(pod) = self.cluster.pods.get(name) else {
-            return false;
-        };
-        let (index, healthy) = (pod.workload, self.healthy(pod));
-        let left = self.healthy_of(index) - usize::from(healthy);
-        if left < self.cluster.workloads[index].healthy_min {
-            self.violated(
-                4,
-                format!("pod {name} is deleted past its budget, and no policy says so"),
-            );
-        }
-        self.tell(format!("pod {name} is deleted"));
-        self.end_pod(name);
-        true
-    }
-
-    fn end_pod(&mut self, name: &str) {
-        if let Some(pod) = self.cluster.pods.get_mut(name)
-            && pod.ends_at.is_none()
-        {
-            pod.ends_at = Some(self.now + pod.grace_ms);
-        }
     }
 
     /// Names of the pods on a node that are not ending.
@@ -427,7 +367,7 @@ impl State {
                     id: PodRef {
                         namespace: "default".into(),
                         name: name.clone(),
-                        uid: name.clone(),
+                        uid: pod.uid.clone(),
                     },
                     labels: BTreeMap::new(),
                     controller: Some(Controller {
@@ -435,7 +375,10 @@ impl State {
                         name: workload.name.into(),
                     }),
                     is_static: false,
-                    phase: PodPhase::Running,
+                    phase: match pod.is_pending(self.now) {
+                        true => PodPhase::Pending,
+                        false => PodPhase::Running,
+                    },
                     terminating: pod.ends_at.is_some(),
                     finalizers: Vec::new(),
                     grace_seconds: pod.grace_ms / 1000,
@@ -450,7 +393,7 @@ impl State {
     }
 
     /// Budgets only explain who blocks; the messages of this world need none.
-    pub fn budgets(&self) -> Vec<Budget> {
+    pub fn budgets(&self) -> Vec<Covering> {
         Vec::new()
     }
 

@@ -128,10 +128,9 @@ impl State {
     }
 
     fn taking_member(&mut self, name: &MachineName, how: &str) {
-        let members = self.cluster.members.len();
+        let members = self.voters().count();
         if members > 2 && self.member_up(name) {
-            let others: Vec<&MachineName> =
-                self.cluster.members.iter().filter(|m| *m != name).collect();
+            let others: Vec<&MachineName> = self.voters().filter(|m| *m != name).collect();
             let ours = others
                 .iter()
                 .any(|m| !self.member_up(m) && self.vms.get(*m).is_none_or(|vm| vm.by_us));

@@ -10,7 +10,8 @@
 //! | [`director`], [`life`] | a director and one life of it |
 //! | [`store`], [`provider`], [`link`], [`api`] | what a director reaches, each with its faults |
 //! | [`agent`], [`apply`] | the real runner and journal on a simulated machine |
-//! | [`state`], [`cluster`] | everything that outlives a director; etcd, nodes, pods, budgets |
+//! | [`state`], [`cluster`] | everything that outlives a director; nodes and pods |
+//! | [`etcd`], [`eviction`] | members of etcd, and budgets of pods: what they refuse, real ones do |
 //! | [`invariants`] | what is looked at after every event |
 //! | [`coverage`], [`mutation`], [`secrets`] | whether the simulation would notice |
 //!
@@ -30,10 +31,14 @@ pub mod agent;
 pub mod api;
 pub mod apply;
 pub mod cluster;
+#[cfg(test)]
+mod contract;
 pub mod coverage;
 pub mod dice;
 pub mod director;
 pub mod draft;
+pub mod etcd;
+pub mod eviction;
 pub mod fixtures;
 pub mod invariants;
 pub mod life;

@@ -23,6 +23,7 @@ use windlass_director::store::{Commit, Expect, Kind};
 
 use super::director::Director;
 use super::draft::Target;
+use super::etcd::Member;
 use super::fixtures::{self, Fixtures};
 use super::life::doing;
 use super::mutation::Mutation;
@@ -391,7 +392,7 @@ impl Operator {
                 state.ordered.disks_named.clear();
                 self.floors = wanted;
                 let members = machines.iter().filter(|m| m.role.is_control_plane());
-                state.cluster.members = members.map(|m| m.name.clone()).collect();
+                state.cluster.members = members.map(|m| (m.name.clone(), Member::FIRST)).collect();
             }
         }
     }

@@ -105,32 +105,11 @@ impl State {
         };
         let stemcell = request.stemcell.file_name().unwrap_or_default();
         let pool = request.name.as_str().rsplit('-').nth(1).unwrap_or("");
-        let vm = Vm {
-            incarnation: request.incarnation,
-            node: request.hostname.clone(),
-            pool: windlass_common::id::PoolName::new(pool)
-                .ok()
-                .filter(|pool| pool.as_str() != "cp"),
-            minor: minor(&stemcell.to_string_lossy()),
-            view: view.clone(),
-            frozen_until: 0,
-            ready_at: None,
-            served: false,
-            down_since: None,
-            by_us: true,
-            off: false,
-            mounted: false,
-            configured: false,
-            emulates: (None, None),
-            units: Default::default(),
-            enabled: Default::default(),
-            epoch: 0,
-            begun_epoch: 0,
-            done: Default::default(),
-            agent: Agent::default(),
-            cut_until: 0,
-            link: Default::default(),
-        };
+        let pool = windlass_common::id::PoolName::new(pool)
+            .ok()
+            .filter(|pool| pool.as_str() != "cp");
+        let minor = minor(&stemcell.to_string_lossy());
+        let vm = Vm::new(request.hostname.clone(), pool, minor, view.clone());
         self.tell(format!(
             "machine {} {} is made",
             request.name, request.incarnation

@@ -376,6 +376,39 @@ impl State {
 }
 
 impl Vm {
+    /// One that is switched on for the first time.
+    pub fn new(
+        node: NodeName,
+        pool: Option<PoolName>,
+        minor: u32,
+        view: windlass_director::provider::MachineView,
+    ) -> Self {
+        Self {
+            incarnation: view.incarnation,
+            node,
+            pool,
+            minor,
+            view,
+            frozen_until: 0,
+            ready_at: None,
+            served: false,
+            down_since: None,
+            by_us: true,
+            off: false,
+            mounted: false,
+            configured: false,
+            emulates: (None, None),
+            units: BTreeMap::new(),
+            enabled: BTreeMap::new(),
+            epoch: 0,
+            begun_epoch: 0,
+            done: BTreeMap::new(),
+            agent: Agent::default(),
+            cut_until: 0,
+            link: Link::default(),
+        }
+    }
+
     /// Whether processes on it run.
     pub fn runs(&self, now: u64) -> bool {
         self.view.power == windlass_director::provider::Power::Running && self.frozen_until <= now
