@@ -18,6 +18,7 @@ use windlass_director::rollout::world::{ClusterContext, JobOrder, KubeApi, Lease
 use windlass_director::rollout::{Done, EffectError, ProgressSink, RecordChange};
 
 use super::coverage::{Fault, Point};
+use super::draft::GATE_SECONDS;
 use super::eviction::Refusal;
 use super::invariants::DRAINING;
 use super::life::Life;
@@ -113,6 +114,17 @@ impl Life {
             }
             sleep(LOOK).await;
         }
+    }
+}
+
+impl State {
+    /// The Job of a gate, which is made if there is none; whether it has succeeded, once it is over.
+    fn gate(&mut self, name: &str, fails: bool) -> Option<bool> {
+        let (now, takes) = (self.now, self.dice.within(1_000..=60_000));
+        let jobs = &mut self.cluster.jobs;
+        let made = || (now + takes, fails);
+        let (over_at, fails) = *jobs.entry(name.to_owned()).or_insert_with(made);
+        (over_at <= now).then_some(!fails)
     }
 }
 
@@ -375,16 +387,35 @@ impl KubeApi for Life {
         _service: &'a ServicePort,
         _path: &'a str,
     ) -> BoxFuture<'a, Result<Vec<u8>, String>> {
-        unreachable!("no cluster here has gates")
+        unreachable!("no gate here asks a Service")
     }
 
     fn run_job<'a>(
         &'a self,
         _context: &'a ClusterContext,
-        _job: &'a JobOrder,
+        job: &'a JobOrder,
         _progress: &'a ProgressSink,
     ) -> BoxFuture<'a, Result<(), String>> {
-        unreachable!("no cluster here has gates")
+        Box::pin(async move {
+            let name = job.to_string();
+            let deadline = Instant::now() + Duration::from_secs(GATE_SECONDS);
+            let fault = [Fault::GateShut];
+            let shut = self.strike(Point::BeforeEffect, &fault).is_some();
+            let mut last = self.ask(|state| state.gate(&name, shut)).await;
+            loop {
+                match last {
+                    Ok(Some(open)) => {
+                        self.site.act(|state| state.cluster.jobs.remove(&name));
+                        return open.then_some(()).ok_or_else(|| "failed".to_owned());
+                    }
+                    Ok(None) | Err(_) if Instant::now() + LOOK > deadline => {
+                        return Err("is not done".to_owned());
+                    }
+                    Ok(None) | Err(_) => sleep(LOOK).await,
+                }
+                last = self.look(|state| state.gate(&name, shut)).await;
+            }
+        })
     }
 
     fn rewrite_secrets<'a>(

@@ -39,6 +39,8 @@ pub struct Cluster {
     pub workloads: Vec<Workload>,
     /// What keeps them.
     pub budgets: Vec<Budget>,
+    /// Jobs of gates, by name: when each is over, and whether it fails.
+    pub jobs: BTreeMap<String, (u64, bool)>,
     /// Whether the add-ons are there.
     pub addons: bool,
     /// The API refuses until then.
@@ -124,6 +126,7 @@ impl Cluster {
                 workload("db", "StatefulSet", 3),
             ],
             budgets: vec![budget(0, web - spare), budget(1, 2)],
+            jobs: BTreeMap::new(),
             addons: false,
             refuses_until: 0,
             held_until: 0,
@@ -136,6 +139,7 @@ impl Cluster {
         self.members.clear();
         self.nodes.clear();
         self.pods.clear();
+        self.jobs.clear();
         self.addons = false;
     }
 }

@@ -51,6 +51,8 @@ pub enum Fault {
     ApiAnswerLost,
     /// Budgets let no pod go for a while.
     PodsHeld,
+    /// A gate is shut.
+    GateShut,
     /// All clocks jump minutes ahead.
     ClockJumps,
 }
@@ -152,7 +154,7 @@ kinds! {
     AddRoutes "add-routes" Place::Agent, false;
     PruneRoutes "prune-routes" Place::Agent, true;
     ForgetMachine "forget-machine" Place::Records, true;
-    AwaitGates "await-gates" REAL, false;
+    AwaitGates "await-gates" Place::Api, true;
     UpgradeAgent "upgrade-agent" REAL, false;
     RenewCertificates "renew-certificates" ROTATE, false;
     AddMember "add-member" MEMBERS, false;
@@ -205,6 +207,7 @@ impl Fault {
             Self::StepFails | Self::StepSlow => place == Agent && point == BeforeEffect,
             Self::ApiRefuses => place == Api && point == BeforeEffect,
             Self::ApiAnswerLost => place == Api && point == AfterEffect,
+            Self::GateShut => step == "await-gates" && point == BeforeEffect,
             Self::PodsHeld => step == "drain" && point == BeforeEffect,
         }
     }

@@ -96,7 +96,7 @@ impl Director {
             life: life.clone(),
         });
         Ok(Self {
-            rollouts: Rollouts::new(records.clone(), watched),
+            rollouts: Rollouts::with_clock(records.clone(), watched, life.site.clock().clone()),
             life,
             records,
             world,

@@ -11,7 +11,10 @@ use windlass_director::model::{Cluster, Machine, MachinePhase, Wanted};
 use windlass_director::planner::{Observed, ObservedMachine};
 
 use super::dice::Dice;
-use super::fixtures;
+use super::{fixtures, windows};
+
+/// How long a gate may take.
+pub const GATE_SECONDS: u64 = 900;
 
 /// What a cluster is to be.
 #[derive(Debug, Clone)]
@@ -24,6 +27,10 @@ pub struct Target {
     pub kubernetes: &'static str,
     /// Build of the stemcell.
     pub build: u32,
+    /// When it may be changed.
+    pub maintenance: serde_json::Value,
+    /// A Job has to succeed between one machine that changes and the next.
+    pub gated: bool,
     /// Machines that are to be made anew, with the incarnation they had.
     pub replace: BTreeMap<MachineName, Incarnation>,
 }
@@ -53,6 +60,7 @@ impl Pool {
 impl Target {
     /// A cluster of six machines or more.
     pub fn throw(dice: &mut Dice) -> Self {
+        let mut aside = Dice::new(dice.clone().roll());
         let members = if dice.chance(300) { 1 } else { 3 };
         let two = dice.chance(500);
         let mut pools = BTreeMap::new();
@@ -78,6 +86,8 @@ impl Target {
             pools,
             kubernetes: "1.36.0",
             build: 1,
+            maintenance: windows::throw(&mut aside),
+            gated: aside.chance(400),
             replace: BTreeMap::new(),
         }
     }
@@ -103,12 +113,18 @@ impl Target {
                 (name, pool)
             })
             .collect();
+        let job =
+            json!({"namespace": "default", "cronJob": "smoke", "timeoutSeconds": GATE_SECONDS});
+        let gate = json!({"name": "smoke", "job": job});
+        let gates: Vec<_> = self.gated.then_some(gate).into_iter().collect();
         let spec = json!({
             "name": "demo",
             "kubernetesVersion": self.kubernetes,
             "controlPlane": {"count": self.members, "size": size},
             "pools": pools,
             "network": {"podCidr": "10.244.0.0/16", "serviceCidr": "10.96.0.0/16"},
+            "maintenance": self.maintenance,
+            "gates": gates,
         });
         serde_json::from_value(spec).context("the spec")
     }

@@ -7,7 +7,7 @@
 //! | 3 | when a worker is taken out of service, also when it is written down that it is shut out |
 //! | 4 | when a pod is deleted, and when a machine that has pods goes or is shut out |
 //! | 5 | after every event |
-//! | 6 | when a step arrives, is carried out or ends; at the end of a task, and of the seed |
+//! | 6 | when a step arrives, is carried out or ends; when a machine is begun with; at the end of a task, and of the seed |
 //! | 7 | when a disk is deleted |
 //! | 8 | when it is written down that a node is Ready |
 //! | 9 | in logs, errors and everything in the store that is not sealed |

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, watch};
-use windlass_director::model::{Plan, Task, TaskKind};
+use windlass_director::model::{Action, Plan, Task, TaskKind};
 use windlass_director::rollout::world::{Registry, World};
 use windlass_director::rollout::{Done, EffectError, Effects, StepOrder};
 use windlass_director::store::Change;
@@ -173,6 +173,7 @@ impl Effects for Watched {
     fn perform(&self, order: StepOrder) -> BoxFuture<'_, Result<Done, EffectError>> {
         Box::pin(async move {
             let name = order.action.name();
+            self.life.site.lock().begins_machine(&order);
             let done = ACTION.scope(name, self.world.perform(order)).await;
             if let Err(error) = &done {
                 self.life
@@ -188,6 +189,8 @@ impl Effects for Watched {
         Box::pin(async move {
             let mut plan = self.world.plan_cleanup(task).await?;
             let mut state = self.life.site.lock();
+            // The way back waits for nothing.
+            state.keeps_to(None);
             if task.kind == TaskKind::CreateCluster {
                 // The cancel is the order: it names what the create has made.
                 let made = state.disks.keys().cloned().collect::<Vec<_>>();
@@ -214,6 +217,11 @@ impl Effects for Watched {
                 task.id,
                 plan.steps.len()
             ));
+            let fenced = plan.steps.iter().filter_map(|step| match &step.action {
+                Action::Fence { machine, .. } => Some(machine.clone()),
+                _ => None,
+            });
+            state.repairs_at_once(fenced);
             if let Some(mutation) = state.mutation {
                 mutation.spoil(&mut plan);
             }
@@ -222,13 +230,21 @@ impl Effects for Watched {
     }
 
     fn plan_next<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Option<Plan>, EffectError>> {
-        self.world.plan_next(task)
+        Box::pin(async move {
+            let next = self.world.plan_next(task).await?;
+            if next.is_some() {
+                // Each of its machines is begun with anew.
+                self.life.site.lock().ordered.begun.clear();
+            }
+            Ok(next)
+        })
     }
 
     fn plan_rollback<'a>(
         &'a self,
         task: &'a Task,
     ) -> BoxFuture<'a, Result<Option<Plan>, EffectError>> {
+        self.life.site.lock().keeps_to(None);
         self.world.plan_rollback(task)
     }
 }

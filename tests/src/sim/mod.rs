@@ -6,7 +6,7 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | [`operator`], [`draft`] | orders, and what has to have become of them |
-//! | [`repairs`] | machines given up in the middle of a task, and pauses |
+//! | [`repairs`], [`windows`] | machines given up in the middle of a task, pauses; maintenance windows |
 //! | [`director`], [`life`] | a director and one life of it |
 //! | [`store`], [`provider`], [`link`], [`api`] | what a director reaches, each with its faults |
 //! | [`agent`], [`apply`] | the real runner and journal on a simulated machine |
@@ -25,7 +25,7 @@
 //!
 //! # Not here
 //! QUIC, TLS, systemd, real disks: tests of the crates. Verdicts and what they lead to: a simulation of its own
-//! (`director/src/resurrector`). Users' gates, which are real requests, and upgrades of agents.
+//! (`director/src/resurrector`). Gates other than Jobs, which are real requests, and upgrades of agents.
 
 pub mod agent;
 pub mod api;
@@ -52,6 +52,7 @@ pub mod state;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod windows;
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -133,6 +134,7 @@ pub fn run(
     }
     let world = AssertUnwindSafe(|| {
         runtime.block_on(async {
+            tokio::spawn(site.clone().tick());
             let mut operator = Operator::new(&site, fixtures).await?;
             let work = tokio::time::timeout(SEED_MAX, operator.work());
             work.await.context("it does not end")?

@@ -39,6 +39,8 @@ pub enum Mutation {
     ReportsTakenOnTrust,
     /// A director that takes over deletes machines that nothing in its records tells it to.
     TidiesUp,
+    /// Machines are begun with outside of the windows of their cluster.
+    WindowsIgnored,
 }
 
 impl Mutation {
@@ -50,6 +52,7 @@ impl Mutation {
             Self::AttachedEarly
             | Self::StoreLies
             | Self::EpochsIgnored
+            | Self::WindowsIgnored
             | Self::JournalForgotten => 6,
             Self::BudgetIgnored => 3,
             Self::DrainSkipped | Self::PodBudgetsIgnored | Self::CameBackUnseen => 4,
@@ -113,6 +116,7 @@ impl Mutation {
             | Self::EpochsIgnored
             | Self::JournalForgotten
             | Self::ReportsTakenOnTrust
+            | Self::WindowsIgnored
             | Self::TidiesUp => {}
         }
     }

@@ -312,6 +312,14 @@ impl Operator {
             Want::Present => TaskKind::CreateCluster,
         };
         self.allow(want, &machines, &observed);
+        {
+            let mut state = self.site.lock();
+            let waits = kind == TaskKind::UpdateCluster;
+            state.keeps_to(waits.then(|| cluster.spec.maintenance.clone()));
+            if state.mutation == Some(Mutation::WindowsIgnored) {
+                cluster.spec.maintenance = Default::default();
+            }
+        }
         self.tasks += 1;
         let task = self.task(kind, plan);
         if want == Want::Present {
@@ -475,6 +483,7 @@ impl Operator {
                 }
                 () = execs => false,
                 () = repairs.pauses() => false,
+                () = repairs.hurries() => false,
                 () = repairs.accidents(&self.fixtures) => false,
                 died = repairs.work() => died?,
             };

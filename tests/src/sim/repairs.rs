@@ -1,5 +1,5 @@
-//! What happens to a task besides: machines that do not come back are condemned in the middle of it, and it is
-//! paused for a while.
+//! What happens to a task besides: machines that do not come back are condemned in the middle of it, it is paused for a
+//! while, and it is told not to wait for its window.
 //!
 //! The verdict is the simulation's: who is down for long is dead. What follows is the product's, from the record
 //! of the machine on.
@@ -88,6 +88,24 @@ impl Repairs<'_> {
             self.site.pause(1_000..=900_000).await;
             self.site.lock().tell(format!("RESUME {}", self.task));
             self.director.rollouts.pause(self.task, false);
+        }
+        std::future::pending::<()>().await;
+    }
+
+    /// Has the task go on outside of its window, seldom.
+    pub async fn hurries(&self) {
+        let hurries = {
+            let mut state = self.site.lock();
+            state.ordered.windows.is_some() && state.dice.chance(100)
+        };
+        if hurries {
+            self.site.pause(1_000..=3_600_000).await;
+            let mut state = self.site.lock();
+            state.tell(format!("HURRY {}", self.task));
+            state.keeps_to(None);
+            drop(state);
+            let why = "it has to be today".to_owned();
+            self.director.rollouts.ignore_window(self.task, why);
         }
         std::future::pending::<()>().await;
     }

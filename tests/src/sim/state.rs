@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
+use windlass_common::clock::Clock;
 use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, NodeName, PoolName};
+use windlass_common::maintenance::MaintenanceSpec;
 use windlass_director::model::Revision;
 use windlass_director::provider::{EndpointView, KeptView};
 use windlass_director::store::Kind;
@@ -19,6 +21,7 @@ use super::coverage::{self, Coverage, Fault, Point};
 use super::dice::Dice;
 use super::mutation::Mutation;
 use super::secrets::Canaries;
+use super::windows;
 
 /// Faults of one seed, at most, and of its end: a world in which nothing ever works shows nothing.
 pub const FAULTS_MAX: (u32, u32) = (16, 22);
@@ -39,6 +42,7 @@ pub struct Site(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     began: Instant,
+    clock: Clock,
     state: Mutex<State>,
 }
 
@@ -100,6 +104,10 @@ pub struct Ordered {
     pub going: bool,
     /// Least number of machines in service, by pool.
     pub floors: BTreeMap<PoolName, usize>,
+    /// Outside of these no machine is begun with.
+    pub windows: Option<MaintenanceSpec>,
+    /// Machines that were begun with.
+    pub begun: BTreeSet<MachineName>,
 }
 
 /// Which faults are caused.
@@ -293,8 +301,14 @@ impl Site {
         };
         Self(Arc::new(Inner {
             began: Instant::now(),
+            clock: Clock::by_hand(windows::moment(0)),
             state: Mutex::new(state),
         }))
+    }
+
+    /// The clock that directors go by.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
     }
 
     /// The state, brought to this moment.
