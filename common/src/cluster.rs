@@ -199,7 +199,8 @@ pub struct PoolSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SelfFence {
-    /// How long neither the director nor an API server has to have been heard, seconds, [`SELF_FENCE_SECONDS`].
+    /// How long neither the director nor an API server may have been heard while other machines hear the director,
+    /// seconds, [`SELF_FENCE_SECONDS`].
     pub after_seconds: u32,
 }
 

@@ -17,8 +17,8 @@ pub const PEERS_MAX: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SelfFenceOrders {
-    /// How long neither the director nor an API server has to have been heard, seconds; absent where pods are not to
-    /// be ended.
+    /// How long neither the director nor an API server may have been heard while peers hear the director, seconds;
+    /// absent where pods are not to be ended.
     pub after_seconds: Option<u32>,
     /// Where API servers answer on this machine: its proxy, TCP.
     pub api: SocketAddr,

@@ -1,16 +1,18 @@
 //! Self-fencing: a worker that alone is cut off ends its own pods.
 //!
-//! Wanted for a pool (`selfFence`), never for machines of a control plane: these are not told of it. Once neither the
-//! director nor, through the machine's own proxy, an API server was heard for as long as its pool says, other machines
-//! of the cluster are asked whether they hear the director. If one does, this machine restarts: its kubelet runs no pod
-//! until an API server answers it.
+//! Wanted for a pool (`selfFence`), never for machines of a control plane: these are not told of it. While neither the
+//! director nor, through the machine's own proxy, an API server is heard, other machines of the cluster are asked at each
+//! look whether they hear the director. Once one did at every look for as long as its pool says, this machine restarts:
+//! its kubelet runs no pod until an API server answers it.
 //!
 //! # Invariants
-//! * Peers that are cut off as well, that do not answer, and a director that is away end nothing ([`rule`]).
+//! * Peers that are cut off as well, that do not answer, and a director that is away end nothing, and the time in which it
+//!   was so does not count ([`rule`]).
+//! * A machine that can be heard again when its peers are has longer for it than an agent takes to come back.
 //! * A machine does this once, until it has heard of the director or an API server again: it is written down before.
 //!
 //! # After a crash
-//! The silence is counted from the start of the agent: it is longer then, never shorter.
+//! The count begins anew with the agent: it takes longer then, never shorter.
 //!
 //! # Not here
 //! A machine whose agent hangs; proof for others, which only the provider can give: this makes pods that nobody can
@@ -33,19 +35,13 @@ use windlass_common::fence::{self, PEERS_MAX, SelfFenceOrders};
 use crate::host::{Host, STATE_DIR, command};
 use crate::link::LinkHandle;
 use crate::peer::greet;
-use rule::{Decision, Peer, Silence};
+use rule::{Alone, Look, Peer};
 
-/// Between two looks while the director is silent: a handshake through the machine's own proxy.
+/// Between two looks. While the director is silent each is a handshake through the machine's own proxy, and a question to
+/// a few peers when that fails.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long an API server, or a peer, gets to answer.
 const ANSWER: Duration = Duration::from_secs(3);
-
-/// When each was heard last.
-#[derive(Debug, Clone, Copy)]
-struct Heard {
-    director: Instant,
-    api: Instant,
-}
 
 /// Looks for as long as it is polled.
 pub(crate) async fn run(host: &Host, link: LinkHandle) -> Infallible {
@@ -53,58 +49,58 @@ pub(crate) async fn run(host: &Host, link: LinkHandle) -> Infallible {
         // In a directory of tests, the machine is somebody else's.
         return std::future::pending().await;
     }
-    let now = Instant::now();
-    let mut heard = Heard {
-        director: now,
-        api: now,
-    };
+    let mut alone = Alone::default();
+    let mut last = Instant::now();
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        if let Err(error) = look(host, &link, &mut heard).await {
-            tracing::error!(error = %ErrorChain(&error), "self-fencing does not work");
-        }
+        let now = Instant::now();
+        let passed = now.saturating_duration_since(last);
+        last = now;
+        alone = match look(host, &link, alone, passed).await {
+            Ok(alone) => alone,
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "self-fencing does not work");
+                Alone::default()
+            }
+        };
     }
 }
 
-async fn look(host: &Host, link: &LinkHandle, heard: &mut Heard) -> io::Result<()> {
+/// One look, so long after the one before; returns for how long this machine has been alone after it.
+async fn look(host: &Host, link: &LinkHandle, alone: Alone, passed: Duration) -> io::Result<Alone> {
+    let heard = alone.after(passed, Look::Heard);
     if link.is_connected() {
-        let now = Instant::now();
-        (heard.director, heard.api) = (now, now);
-        return forget(host);
+        forget(host)?;
+        return Ok(heard);
     }
     let Some(orders) = read(host)? else {
-        return Ok(());
+        return Ok(heard);
     };
     let Some(after_seconds) = orders.after_seconds else {
-        return Ok(());
+        return Ok(heard);
     };
     if timeout(ANSWER, greet(orders.api)).await.is_ok() {
-        heard.api = Instant::now();
-        return forget(host);
+        forget(host)?;
+        return Ok(heard);
     }
-    let silence = Silence {
-        after: Some(Duration::from_secs(after_seconds.into())),
-        director: heard.director.elapsed(),
-        api: heard.api.elapsed(),
-        done: host.path(&mark()).exists(),
-    };
-    if rule::before(silence) != Decision::Ask {
-        return Ok(());
+    if host.path(&mark()).exists() {
+        // Nothing has come back that could be ended.
+        return Ok(heard);
     }
     let peers = orders.peers.iter().take(PEERS_MAX);
     let answers = join_all(peers.map(|peer| ask(link, *peer))).await;
-    match rule::after(silence, &answers) {
-        Decision::Fence => fence(host, silence).await,
-        Decision::Wait | Decision::Ask => {
-            tracing::warn!(
-                ?answers,
-                "nobody is heard, and no peer says that it is this machine alone"
-            );
-            Ok(())
-        }
+    let alone = alone.after(passed, Look::Unheard(&answers));
+    tracing::info!(
+        ?answers,
+        alone_s = alone.time().as_secs(),
+        "neither the director nor an API server is heard"
+    );
+    if alone.ends_pods(Duration::from_secs(after_seconds.into())) {
+        fence(host, alone).await?;
     }
+    Ok(alone)
 }
 
 async fn ask(link: &LinkHandle, peer: SocketAddr) -> Peer {
@@ -145,14 +141,13 @@ fn forget(host: &Host) -> io::Result<()> {
 }
 
 /// Ends all pods by a restart that waits for none of them.
-async fn fence(host: &Host, silence: Silence) -> io::Result<()> {
+async fn fence(host: &Host, alone: Alone) -> io::Result<()> {
     let mut mark = File::create(host.path(&mark()))?;
-    let text = format!("{} s without a word\n", silence.director.as_secs());
+    let text = format!("alone for {} s\n", alone.time().as_secs());
     mark.write_all(text.as_bytes())?;
     mark.sync_all()?;
     tracing::error!(
-        director_silent_s = silence.director.as_secs(),
-        api_silent_s = silence.api.as_secs(),
+        alone_s = alone.time().as_secs(),
         "this machine alone is cut off: it restarts, so that its pods end"
     );
     let said = command::run(&["systemctl", "reboot", "--force"], None).await?;

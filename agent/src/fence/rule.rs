@@ -1,19 +1,19 @@
 //! When a worker that nobody hears ends its own pods: a pure decision.
+//!
+//! Being alone has to hold, not only silence: what is counted is the time over which each look has found neither the
+//! director nor an API server, and a peer that hears the director ([`Alone::after`]). Time in which everybody was cut
+//! off does not count, so that a machine which comes back after its peers has as long as any other.
 
 use std::time::Duration;
 
-/// What is known at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Silence {
-    /// How long both have to be silent; `None` where this is not wanted.
-    pub(super) after: Option<Duration>,
-    /// How long nothing was heard of the director.
-    pub(super) director: Duration,
-    /// How long no API server finished a handshake.
-    pub(super) api: Duration,
-    /// It has done so since it last heard of one of them: nothing has come back that could be ended.
-    pub(super) done: bool,
-}
+use windlass_common::limits::{HELLO_TIMEOUT, RECONNECT_CAP};
+
+/// Whatever is configured, an agent that could reach its director has had time to come back to it: its longest wait
+/// between two attempts, and an attempt.
+pub(super) const COMES_BACK: Duration = RECONNECT_CAP.saturating_add(HELLO_TIMEOUT);
+/// No more than this passes between two looks that count as one stretch. What is longer was slept through, by the
+/// agent or the whole machine, and nobody has looked in it.
+pub(super) const PASSES: Duration = Duration::from_secs(15);
 
 /// What another machine of the cluster says when it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,33 +26,44 @@ pub(super) enum Peer {
     Silent,
 }
 
-/// What to do.
+/// What one look finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Decision {
-    /// Nothing.
-    Wait,
-    /// Peers have to be asked.
-    Ask,
-    /// This machine alone is cut off: its pods have to end.
-    Fence,
+pub(super) enum Look<'a> {
+    /// The director or an API server answers this machine, or nobody wants to know.
+    Heard,
+    /// Neither answers; this is what peers say.
+    Unheard(&'a [Peer]),
 }
 
-/// Whether peers are to be asked; costs nothing while one of the two is heard.
-pub(super) fn before(silence: Silence) -> Decision {
-    let long = |after| silence.director >= after && silence.api >= after;
-    if silence.done || !silence.after.is_some_and(long) {
-        Decision::Wait
-    } else {
-        Decision::Ask
+/// For how long this machine has been alone, as far as looks without a gap have shown: nothing when the last look found
+/// otherwise, zero when it was the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Alone(Option<Duration>);
+
+impl Alone {
+    /// After another look, so long after the one before. Peers that are cut off as well, and peers that say nothing,
+    /// end the count: a network that fell apart, or a director that is away, must not end the pods of a cluster.
+    pub(super) fn after(self, passed: Duration, look: Look<'_>) -> Alone {
+        let Look::Unheard(peers) = look else {
+            return Alone(None);
+        };
+        if !peers.contains(&Peer::HearsDirector) {
+            return Alone(None);
+        }
+        match self.0 {
+            Some(before) if passed <= PASSES => Alone(Some(before.saturating_add(passed))),
+            Some(_) | None => Alone(Some(Duration::ZERO)),
+        }
     }
-}
 
-/// What follows from what peers say. One that is cut off as well, and one that says nothing, is no reason: a network
-/// that fell apart, or a director that is away, must not end the pods of a cluster.
-pub(super) fn after(silence: Silence, peers: &[Peer]) -> Decision {
-    match before(silence) {
-        Decision::Ask if peers.contains(&Peer::HearsDirector) => Decision::Fence,
-        Decision::Ask | Decision::Wait | Decision::Fence => Decision::Wait,
+    /// Whether the pods have to end, if that is wanted after so long alone.
+    pub(super) fn ends_pods(self, wanted: Duration) -> bool {
+        self.0.is_some_and(|alone| alone >= wanted.max(COMES_BACK))
+    }
+
+    /// How long that is.
+    pub(super) fn time(self) -> Duration {
+        self.0.unwrap_or_default()
     }
 }
 
@@ -60,61 +71,85 @@ pub(super) fn after(silence: Silence, peers: &[Peer]) -> Decision {
 mod tests {
     use super::*;
 
-    /// After how long it is wanted, seconds of silence of the director and of API servers, whether it was done, what
-    /// peers say, and what follows.
-    type Case<'a> = (Option<Duration>, u64, u64, bool, &'a [Peer], Decision);
+    /// What a look finds, and how many seconds after the one before.
+    type Seen<'a> = (u64, Look<'a>);
+
+    fn alone(looks: &[Seen<'_>]) -> Alone {
+        looks
+            .iter()
+            .fold(Alone::default(), |alone, (passed, look)| {
+                alone.after(Duration::from_secs(*passed), *look)
+            })
+    }
 
     #[test]
-    fn only_a_worker_that_is_cut_off_alone_and_for_long_ends_its_pods() {
+    fn only_looks_in_a_row_that_find_this_machine_alone_count() {
         use Peer::{HearsDirector as Yes, HearsNobody as No, Silent};
-        let s = Duration::from_secs;
-        let on = Some(s(60));
+        let heard = Look::Heard;
+        let yes = Look::Unheard(&[Yes]);
+        let one = Look::Unheard(&[No, Silent, Yes]);
+        let none = Look::Unheard(&[No, No, Silent]);
+        let silent = Look::Unheard(&[Silent, Silent]);
+        let nobody = Look::Unheard(&[]);
         #[rustfmt::skip] // one case per line
-        let cases: [Case<'_>; 13] = [
-            // wanted, director, API, done, peers, decision
-            (None, 9999, 9999, false, &[Yes],             Decision::Wait),
-            (on,      0,    0, false, &[Yes],             Decision::Wait),
-            (on,   9999,    0, false, &[Yes],             Decision::Wait), // the API server is reached
-            (on,      0, 9999, false, &[Yes],             Decision::Wait), // the director is heard
-            (on,     59,   60, false, &[Yes],             Decision::Wait),
-            (on,     60,   59, false, &[Yes],             Decision::Wait),
-            (on,     60,   60, false, &[],                Decision::Wait), // alone in the world
-            (on,     60,   60, false, &[Silent, Silent],  Decision::Wait), // peers are cut off, too
-            (on,     60,   60, false, &[No, No, Silent],  Decision::Wait), // the director is away
-            (on,     60,   60, false, &[Yes],             Decision::Fence),
-            (on,     60,   60, false, &[No, Silent, Yes], Decision::Fence),
-            (on,   9999, 9999, true,  &[Yes],             Decision::Wait), // it has done so
-            (on,   9999, 9999, false, &[Yes, No],         Decision::Fence),
+        let cases: [(&[Seen<'_>], Option<u64>); 14] = [
+            (&[],                                             None),
+            (&[(5, heard)],                                   None),
+            (&[(5, nobody)],                                  None), // alone in the world
+            (&[(5, silent)],                                  None), // peers are cut off, too
+            (&[(5, none)],                                    None), // the director is away
+            (&[(5, yes)],                                     Some(0)), // what was before it nobody knows
+            (&[(5, one)],                                     Some(0)),
+            (&[(5, yes), (5, one), (6, yes)],                 Some(11)),
+            (&[(5, yes), (5, yes), (5, none)],                None),
+            (&[(5, yes), (5, yes), (5, silent), (5, yes)],    Some(0)),
+            (&[(5, yes), (5, yes), (5, heard), (5, yes)],     Some(0)),
+            // All were cut off for a minute, and peers are back first.
+            (&[(5, none), (30, none), (30, silent), (5, yes), (5, yes)], Some(5)),
+            (&[(5, yes), (15, yes)],                          Some(15)),
+            (&[(5, yes), (5, yes), (16, yes)],                Some(0)), // it was asleep
         ];
-        for (wanted, director, api, done, peers, decision) in cases {
-            let silence = Silence {
-                after: wanted,
-                director: s(director),
-                api: s(api),
-                done,
-            };
-            assert_eq!(after(silence, peers), decision, "{silence:?} {peers:?}");
+        for (looks, expected) in cases {
+            let expected = Alone(expected.map(Duration::from_secs));
+            assert_eq!(alone(looks), expected, "{looks:?}");
         }
     }
 
     #[test]
-    fn peers_are_asked_only_when_their_answer_counts() {
-        let silence = Silence {
-            after: Some(Duration::from_secs(60)),
-            director: Duration::from_secs(60),
-            api: Duration::from_secs(60),
-            done: false,
-        };
-        assert_eq!(before(silence), Decision::Ask);
-        let heard = Silence {
-            api: Duration::ZERO,
-            ..silence
-        };
-        assert_eq!(before(heard), Decision::Wait);
-        let done = Silence {
-            done: true,
-            ..silence
-        };
-        assert_eq!(before(done), Decision::Wait);
+    fn pods_end_once_it_was_alone_for_as_long_as_wanted() {
+        let s = Duration::from_secs;
+        #[rustfmt::skip] // one case per line
+        let cases = [
+            // alone, wanted, whether
+            (None,       30, false),
+            (Some(0),    30, false),
+            (Some(29),   30, false),
+            (Some(30),   30, true),
+            (Some(9999), 30, true),
+            (Some(5),     1, false), // an agent that could may still come back
+            (Some(19),    1, false),
+            (Some(20),    1, true),
+        ];
+        for (alone, wanted, ends) in cases {
+            let alone = Alone(alone.map(s));
+            assert_eq!(alone.ends_pods(s(wanted)), ends, "{alone:?} {wanted}");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_comes_back_after_its_peers_keeps_its_pods() {
+        // Whenever its agent is back, at the latest: the looks before that end nothing.
+        let yes = Look::Unheard(&[Peer::HearsDirector]);
+        let none = Look::Unheard(&[Peer::HearsNobody]);
+        let mut storm = Alone::default();
+        for _ in 0..1000 {
+            storm = storm.after(Duration::from_secs(5), none);
+        }
+        let mut since = Duration::ZERO;
+        while since < COMES_BACK {
+            storm = storm.after(Duration::from_secs(5), yes);
+            assert!(!storm.ends_pods(Duration::ZERO), "{since:?}");
+            since += Duration::from_secs(5);
+        }
     }
 }
