@@ -264,7 +264,10 @@ impl Drafter<'_> {
         if machine.is_surplus() && (!exists || left) {
             return; // what is left of it goes; another one may come under its name later
         }
-        let same = machine.runs() == stemcell.version && refit::same_shape(machine.size, size);
+        // What was shut out does not come back as the same, whatever else is wanted of it.
+        let same = !machine.fenced
+            && machine.runs() == stemcell.version
+            && refit::same_shape(machine.size, size);
         machine.wanted = None;
         if same {
             machine.stay();

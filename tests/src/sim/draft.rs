@@ -221,7 +221,7 @@ impl Target {
             return;
         }
         let replaced = self.replace.get(&machine.name) == Some(&machine.incarnation);
-        let same = machine.stemcell == self.stemcell() && !replaced;
+        let same = !machine.fenced && machine.stemcell == self.stemcell() && !replaced;
         machine.wanted = None;
         if same {
             return;

@@ -118,3 +118,33 @@ async fn a_machine_that_never_connected_gets_another_token_when_its_own_has_laps
     }
     assert!(fresh > 0, "no machine has another token");
 }
+
+/// A repair that has shut its machine out and failed then is over; the record says so, and wants nothing of it.
+#[tokio::test(start_paused = true)]
+async fn what_was_left_shut_out_comes_back_with_the_next_change() {
+    let rig = Rig::new();
+    let create = rig.order_create().await;
+    rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+    let director = rig.immortal().await;
+    let mut commit = Commit::default();
+    let machines = director.records.machines_of("demo").await.unwrap();
+    for mut machine in machines {
+        if machine.role.pool().is_some() {
+            machine.departed.push(machine.node_name.clone());
+            machine.fenced = true;
+            commit.put(&machine).unwrap();
+            // One that is heard of again would be spared.
+            rig.sim.state.lock().unwrap().cut(&machine.name);
+        }
+    }
+    director.records.commit(commit).await.unwrap();
+    let task = rig.order_version(VERSION, 2).await;
+    let task = rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+    assert_eq!(task.state, TaskState::Succeeded, "{:?}", task.error);
+    for machine in director.records.machines_of("demo").await.unwrap() {
+        let worker = machine.role.pool().is_some();
+        let incarnation = Incarnation(if worker { 2 } else { 1 });
+        let found = (machine.incarnation, machine.fenced, machine.phase);
+        assert_eq!(found, (incarnation, false, MachinePhase::Ready));
+    }
+}

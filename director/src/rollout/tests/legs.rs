@@ -27,7 +27,7 @@ impl Rig {
     }
 
     /// The order to bring it to a version.
-    async fn order_version(&self, version: &str, number: u64) -> TaskId {
+    pub(super) async fn order_version(&self, version: &str, number: u64) -> TaskId {
         let director = self.immortal().await;
         let world = &director.world;
         let cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
