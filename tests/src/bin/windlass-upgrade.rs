@@ -3,6 +3,9 @@
 //! Prints one JSON object: seconds of each worker by part, beside what the same worker took by hand just before: drained
 //! by `kubectl drain`, its containerd and kubelet restarted, its node Ready and uncordoned. It is told where things are
 //! as the scenarios are, in its environment. Nothing is judged here.
+//!
+//! The pool has no surge: a worker more would be made before the first one is drained, and the last one would go without
+//! a successor, so that no worker had all the parts.
 
 #![allow(clippy::print_stdout, reason = "its result")]
 
@@ -38,17 +41,18 @@ const LONG: Duration = Duration::from_secs(600);
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let world = World::start("raise")?;
-    let workers = arguments.workers.to_string();
-    world.run(&[
-        "cluster",
-        "create",
-        CLUSTER,
-        "--workers",
-        &workers,
-        "--kubernetes-version",
-        &arguments.from,
-        "--wait",
-    ])?;
+    // Without a surge, so that each worker is drained, made anew and waited for, as it is by hand.
+    let update = json!({"maxSurge": 0, "maxUnavailable": 1});
+    let spec = json!({
+        "name": CLUSTER,
+        "kubernetesVersion": arguments.from,
+        "controlPlane": {"count": 1},
+        "pools": {"workers": {"count": arguments.workers, "update": update}},
+    });
+    let file = world.dir().join("bench.json");
+    std::fs::write(&file, spec.to_string())?;
+    let file = file.to_string_lossy().into_owned();
+    world.run(&["cluster", "create", "-f", &file, "--wait"])?;
     let kubectl = world.kubectl(CLUSTER)?;
     deploy(&kubectl, 2 * arguments.workers as usize)?;
     let mut hand = Vec::new();
@@ -71,6 +75,10 @@ fn main() -> Result<()> {
                 "switch": parts.switch, "ready": parts.ready})
         })
         .collect();
+    anyhow::ensure!(
+        upgraded.len() == hand.len(),
+        "workers by hand: {hand:?}, by the director: {upgraded:?}"
+    );
     println!("{}", json!({"workers": upgraded, "hand": hand}));
     world.run(&["cluster", "delete", CLUSTER, "--yes", "--wait"])?;
     Ok(())

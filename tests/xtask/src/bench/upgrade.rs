@@ -67,9 +67,9 @@ fn report(said: &Value) -> Result<Report> {
         metrics,
         notes: vec![
             "workers of a cluster of 1 control-plane machine, two pods each behind a budget of one,".to_owned(),
-            "replaced by machines of the next minor, one after the other. Reference: the same workers"
+            "replaced by machines of the next minor, one after the other and without a surge. Reference: the"
                 .to_owned(),
-            "just before, by hand: kubectl drain, containerd and kubelet restarted as they are, Ready,"
+            "same workers just before, by hand: kubectl drain, containerd and kubelet restarted as they are, Ready,"
                 .to_owned(),
             "uncordoned. Medians over workers; the sum is that of the medians.".to_owned(),
         ],
