@@ -61,14 +61,24 @@ pub const LINK_IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 /// See [`RECONNECT_FIRST`].
 pub const RECONNECT_CAP: Duration = Duration::from_secs(15);
-/// Pause after which an agent that has not been answered says again what it said first, two packets of 1,200 bytes: a
+/// Pause after which an agent that has not been answered says again the first packet of its hello, of 1,200 bytes: a
 /// director that is up is found within this and [`RECONNECT_FIRST`], where a round trip takes no longer.
 pub const KNOCK_AGAIN: Duration = Duration::from_millis(500);
+/// Pause after which an agent that was answered and is not served yet says again what it said last. A director keeps
+/// it in line for [`HANDSHAKE_WAITS_MAX`], twice this, unless more come than its line holds: a fleet of 10,000 says it
+/// 5,000 times a second, a fifth of a core, and none of it stays out of line for longer than this.
+pub const KNOCK_IN_LINE: Duration = Duration::from_secs(2);
+/// How long an agent that was answered waits for its turn: 30,000 handshakes of a director that gets through 1,000 a
+/// second. Waiting costs next to nothing, and a new attempt a millisecond on both sides, which a fleet that waits for a
+/// director does not have.
+pub const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+/// For how long a proof of address (QUIC Retry) counts: for the attempt in which it was given.
+pub const ADDRESS_PROOF_LIFE: Duration = TURN_TIMEOUT.saturating_add(HELLO_TIMEOUT);
 /// How long an attempt goes on without a sound from the director, while it may be starting and there is another address
 /// to try; otherwise for [`HELLO_TIMEOUT`].
 pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
-/// For how long an agent without a link asks that often; a director's host starts again in less. Four to six packets
-/// of 1,200 bytes a second: 60 MB/s of 10,000 agents, for two minutes.
+/// For how long an agent without a link asks that often; a director's host starts again in less. Two packets of
+/// 1,200 bytes a second: 24 MB/s of 10,000 agents, for two minutes.
 pub const RECONNECT_EAGER: Duration = Duration::from_secs(120);
 /// Life of an agent's certificate; renewed at two thirds of it.
 pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -98,9 +108,9 @@ pub const PROGRESS_QUEUE: usize = 16;
 /// cluster of 300 machines that all connect and report at once.
 pub const EVENTS_QUEUE: usize = 1024;
 /// Packets that wait for the gateway, in bytes as the kernel counts them: 2.3 KiB for a first packet, 0.75
-/// KiB for a heartbeat. 4 MiB are 1,800 agents that come at once, whose packets take 40 ms to read, and
-/// the heartbeats of a quarter second of 10,000 agents.
-pub const GATEWAY_RECEIVE_BUFFER_BYTES: usize = 4 << 20;
+/// KiB for a heartbeat. 16 MiB are the hellos of 2,400 agents that come at once, three packets each with a ticket, which
+/// take a quarter of a second to read, and the heartbeats of a second of 10,000 agents.
+pub const GATEWAY_RECEIVE_BUFFER_BYTES: usize = 16 << 20;
 /// How long a peer may take for the handshake, and again for its first frame.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes under way from which on a new peer has to prove its address first (QUIC Retry). A

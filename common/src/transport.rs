@@ -16,11 +16,11 @@ use quinn::{
 use quinn_proto::InvalidCid;
 
 use crate::limits::{
-    DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, FIRST_FLIGHT_BYTES_MAX, FROM_AGENT_WINDOW_BYTES,
-    HANDSHAKES_WAITING_MAX, LINK_IDLE_TIMEOUT, PEER_CONNECTIONS_MAX, PEER_IDLE_TIMEOUT,
-    PEER_RECEIVE_WINDOW_BYTES, PEER_SEND_WINDOW_BYTES, STREAM_FROM_AGENT_WINDOW_BYTES,
-    STREAM_TO_AGENT_WINDOW_BYTES, STREAMS_FROM_AGENT_MAX, STREAMS_TO_AGENT_MAX,
-    TO_AGENT_WINDOW_BYTES,
+    ADDRESS_PROOF_LIFE, DATAGRAM_BUFFER_BYTES, ENROLL_FRAME_BYTES_MAX, FIRST_FLIGHT_BYTES_MAX,
+    FROM_AGENT_WINDOW_BYTES, HANDSHAKES_WAITING_MAX, LINK_IDLE_TIMEOUT, PEER_CONNECTIONS_MAX,
+    PEER_IDLE_TIMEOUT, PEER_RECEIVE_WINDOW_BYTES, PEER_SEND_WINDOW_BYTES,
+    STREAM_FROM_AGENT_WINDOW_BYTES, STREAM_TO_AGENT_WINDOW_BYTES, STREAMS_FROM_AGENT_MAX,
+    STREAMS_TO_AGENT_MAX, TO_AGENT_WINDOW_BYTES,
 };
 use crate::tls::TlsError;
 
@@ -129,6 +129,7 @@ pub fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, T
         .transport_config(Arc::new(transport))
         // Beyond it quinn refuses by itself; those that wait and those not yet looked at.
         .max_incoming(2 * HANDSHAKES_WAITING_MAX)
+        .retry_token_lifetime(ADDRESS_PROOF_LIFE)
         // So that peers that repeat themselves take no room from the second packet of another one, without which
         // its handshake stands still once it has begun.
         .incoming_buffer_size(FIRST_FLIGHT_BYTES_MAX as u64)
@@ -240,6 +241,9 @@ pub fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, T
         .stream_receive_window(VarInt::from_u32(STREAM_TO_AGENT_WINDOW_BYTES))
         .send_window(u64::from(FROM_AGENT_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(TO_AGENT_WINDOW_BYTES))
+        // Until the handshake is over, in which nothing may be heard while others have their turn; from then on the
+        // director's counts, which is shorter.
+        .max_idle_timeout(IdleTimeout::try_from(ADDRESS_PROOF_LIFE).ok())
         // Two may be lost before the other end gives up.
         .keep_alive_interval(Some(LINK_IDLE_TIMEOUT / 3));
     config.transport_config(Arc::new(transport));

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use windlass_common::clock::{Clock, later};
 use windlass_common::condition::Conditions;
 use windlass_common::error::ErrorClass;
-use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT};
+use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT, LINK_IDLE_TIMEOUT, TURN_TIMEOUT};
 use windlass_common::pki::{MachineIdentity, RequestError};
 use windlass_common::transport::{Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
@@ -24,11 +24,12 @@ use windlass_common::wire::message::{
 use windlass_common::wire::probe::{ProbeAnswer, ProbeAsk};
 use windlass_common::wire::{PROTOCOLS, common_protocol};
 
-use super::answer;
+use super::answer::{self, Listening};
 use super::attempts::{Attempts, Outcome};
 use super::identity::{Identity, IdentityError, IdentityStore};
 use super::renewal::Renewal;
 use super::resume::Resumable;
+use super::silence;
 use super::steps::{self, Steps};
 use super::{Handler, Live};
 use crate::peer::{Peers, Probes, Sharing};
@@ -69,6 +70,14 @@ pub enum ConnectError {
         /// Where to.
         address: SocketAddr,
     },
+    /// Somebody answered, and the handshake did not begin.
+    #[error(
+        "{address} serves others: the turn of this machine did not come within {TURN_TIMEOUT:?}"
+    )]
+    NoTurn {
+        /// Where to.
+        address: SocketAddr,
+    },
     /// Not a single datagram came back.
     #[error("nobody has answered at {address} within {within:?}")]
     Silent {
@@ -103,39 +112,65 @@ pub(super) struct To {
     pub(super) patience: Duration,
 }
 
-/// Connects from a socket of its own: a new attempt starts with nothing of an old one. A handshake that
-/// was answered is given up after [`HELLO_TIMEOUT`].
+/// A connection whose handshake is over at this end.
+pub(super) struct Dialled {
+    pub(super) endpoint: quinn::Endpoint,
+    pub(super) connection: quinn::Connection,
+    socket: Arc<Listening>,
+}
+
+impl Dialled {
+    /// Does what is done first on it. What ends the handshake may be lost; it is repeated until this is answered.
+    pub(super) async fn first<T>(&self, exchange: impl Future<Output = T>) -> T {
+        let done = tokio::select! {
+            biased;
+            done = exchange => done,
+            never = self.socket.repeat() => match never {},
+        };
+        self.socket.over();
+        done
+    }
+}
+
+/// Connects from a socket of its own: a new attempt starts with nothing of an old one. One that was answered waits for
+/// its turn for [`TURN_TIMEOUT`]; a handshake that has begun is given up after [`HELLO_TIMEOUT`].
 pub(super) async fn connect(
     config: quinn::ClientConfig,
     To { address, patience }: To,
     name: &str,
-) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
+) -> Result<Dialled, ConnectError> {
     let any = match address {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let (endpoint, socket) = answer::endpoint(any).map_err(ConnectError::Socket)?;
-    let connecting = endpoint
+    let mut connecting = endpoint
         .connect_with(config, address, name)
         .map_err(|source| ConnectError::Address { address, source })?;
-    let connected = tokio::select! {
+    let begun = tokio::select! {
         biased;
-        connected = timeout(HELLO_TIMEOUT, connecting) => connected,
+        begun = timeout(TURN_TIMEOUT, connecting.handshake_data()) => begun,
         () = socket.silence(patience) => {
             return Err(ConnectError::Silent { address, within: patience });
         }
     };
-    let connection = connected
-        .map_err(|_| {
-            if socket.has_heard() {
-                ConnectError::TooSlow { address }
-            } else {
-                let within = HELLO_TIMEOUT;
-                ConnectError::Silent { address, within }
-            }
-        })?
-        .map_err(|source| ConnectError::Handshake { address, source })?;
-    Ok((endpoint, connection))
+    let failed = |source| ConnectError::Handshake { address, source };
+    begun
+        .map_err(|_| ConnectError::NoTurn { address })?
+        .map_err(failed)?;
+    let connection = tokio::select! {
+        biased;
+        connected = timeout(HELLO_TIMEOUT, connecting) => connected,
+        never = socket.repeat() => match never {},
+    };
+    let connection = connection
+        .map_err(|_| ConnectError::TooSlow { address })?
+        .map_err(failed)?;
+    Ok(Dialled {
+        endpoint,
+        connection,
+        socket,
+    })
 }
 
 /// Waits until a close was sent.
@@ -153,6 +188,8 @@ pub(super) enum Ended {
     Connection(#[source] ConnectionError),
     #[error("the director sent what makes no sense here")]
     Frame(#[source] FrameError),
+    #[error("nothing was heard of the director for {LINK_IDLE_TIMEOUT:?}")]
+    Silent,
     #[error("the director did not answer the hello within {HELLO_TIMEOUT:?}")]
     TooSlow,
     #[error("the director refuses this agent ({code:?}): {message}")]
@@ -168,7 +205,9 @@ pub(super) enum Ended {
 impl Ended {
     pub(super) fn class(&self) -> ErrorClass {
         match self {
-            Ended::Stopped | Ended::Connection(_) | Ended::TooSlow => ErrorClass::Retry,
+            Ended::Stopped | Ended::Connection(_) | Ended::Silent | Ended::TooSlow => {
+                ErrorClass::Retry
+            }
             Ended::Frame(source) => source.class(),
             Ended::Refused { .. } | Ended::Version(_) => ErrorClass::Operator,
             Ended::Renewal(source) => source.class(),
@@ -232,13 +271,14 @@ pub(super) struct Context<'a> {
 /// Says hello and serves the connection to its end.
 pub(super) async fn run(
     context: &Context<'_>,
-    connection: &quinn::Connection,
+    dialled: &Dialled,
     identity: &Identity,
     stop: &mut watch::Receiver<bool>,
 ) -> Ended {
-    let greeting = timeout(HELLO_TIMEOUT, greet(&**context.handler, connection))
-        .await
-        .unwrap_or(Err(Ended::TooSlow));
+    let connection = &dialled.connection;
+    let greeting = timeout(HELLO_TIMEOUT, greet(&**context.handler, connection));
+    let greeting = dialled.first(greeting).await;
+    let greeting = greeting.unwrap_or(Err(Ended::TooSlow));
     let (send, recv, welcome) = match greeting {
         Ok(greeting) => greeting,
         Err(ended) => return finish(connection, ended),
@@ -259,6 +299,7 @@ pub(super) async fn run(
         // The reason of the close counts more than what broke because of it.
         biased;
         error = connection.closed() => Ended::Connection(error),
+        () = silence::of(|| connection.stats().udp_rx.datagrams) => Ended::Silent,
         // A sender that is gone stops the agent as well.
         _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
         ended = listen(context, recv, &tune, &renewal, probes) => ended,
@@ -273,7 +314,7 @@ pub(super) async fn run(
 fn finish(connection: &quinn::Connection, ended: Ended) -> Ended {
     let why = match ended {
         Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
-        Ended::TooSlow => Close::TimedOut,
+        Ended::Silent | Ended::TooSlow => Close::TimedOut,
         Ended::Version(_) => Close::Version,
         Ended::Stopped | Ended::Connection(_) | Ended::Refused { .. } | Ended::Request(_) => {
             Close::Done

@@ -127,17 +127,18 @@ pub(super) async fn ask<Q: Body, A: Body>(
     request: impl FnOnce(&quinn::Connection) -> Result<Q, EnrollError>,
 ) -> Result<A, EnrollError> {
     let config = transport::client_config(tls).map_err(EnrollError::Tls)?;
-    let (_endpoint, connection) = connection::connect(config, to, &gateway_name(director))
+    let dialled = connection::connect(config, to, &gateway_name(director))
         .await
         .map_err(EnrollError::Connect)?;
-    let request = request(&connection)?;
-    let answer = timeout(HELLO_TIMEOUT * 2, exchange(&request, &connection))
-        .await
-        .unwrap_or(Err(EnrollError::TooSlow));
+    let connection = &dialled.connection;
+    let request = request(connection)?;
+    let answer = timeout(HELLO_TIMEOUT * 2, exchange(&request, connection));
+    let answer = dialled.first(answer).await;
+    let answer = answer.unwrap_or(Err(EnrollError::TooSlow));
     // A director of an older release closes the connection instead of answering.
     let closed = connection.close_reason();
     // Sent by the endpoint's own task, which outlives the handle: the link need not wait for it.
-    Close::Done.close(&connection);
+    Close::Done.close(connection);
     match closed.as_ref().and_then(Close::of) {
         Some(why @ Close::Malformed) if answer.is_err() => Err(EnrollError::Refused {
             code: RefusalCode::Malformed,

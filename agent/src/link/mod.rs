@@ -30,6 +30,7 @@ mod lapsed;
 mod reconnect;
 mod renewal;
 mod resume;
+mod silence;
 mod source;
 mod steps;
 

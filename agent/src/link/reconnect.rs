@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::ConnectionError;
+use quinn::{ConnectionError, TransportErrorCode};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -14,6 +14,7 @@ use windlass_common::limits::{
     ANSWER_TIMEOUT, HELLO_TIMEOUT, RECONNECT_CAP, RECONNECT_EAGER, RECONNECT_FIRST,
 };
 use windlass_common::pki::{MachineIdentity, gateway_name};
+use windlass_common::transport::Close;
 
 use super::attempts::Outcome;
 use super::connection::{self, ConnectError, Context, Ended, To};
@@ -252,16 +253,16 @@ async fn attempt(
         .settings(&identity, &link.clock)
         .map_err(AttemptError::Identity)?;
     let name = gateway_name(&context.me.director);
-    let (endpoint, connection) = tokio::select! {
+    let dialled = tokio::select! {
         connected = connection::connect(config, to, &name) => {
             connected.map_err(AttemptError::Connect)?
         }
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
     };
-    let ended = connection::run(context, &connection, &identity, stop).await;
+    let ended = connection::run(context, &dialled, &identity, stop).await;
     if matches!(ended, Ended::Stopped) {
         // The runtime ends next, and with it what would still be sent.
-        connection::linger(&endpoint).await;
+        connection::linger(&dialled.endpoint).await;
     }
     Ok(ended)
 }
@@ -328,6 +329,12 @@ async fn renew(
 fn outcome(ended: &Result<Ended, AttemptError>) -> Outcome {
     let error = match ended {
         Ok(Ended::TooSlow) => return Outcome::Unserved,
+        // The director, for which the handshake was not over yet, needed its place.
+        Ok(Ended::Connection(error))
+            if gave_way(error) || Close::of(error) == Some(Close::Done) =>
+        {
+            return Outcome::Unserved;
+        }
         Err(AttemptError::Connect(error) | AttemptError::Enroll(EnrollError::Connect(error))) => {
             error
         }
@@ -335,14 +342,23 @@ fn outcome(ended: &Result<Ended, AttemptError>) -> Outcome {
     };
     match error {
         ConnectError::Silent { .. } => Outcome::Silent,
-        ConnectError::TooSlow { .. }
-        | ConnectError::Handshake {
-            source: ConnectionError::TimedOut,
-            ..
-        } => Outcome::Unserved,
+        ConnectError::TooSlow { .. } | ConnectError::NoTurn { .. } => Outcome::Unserved,
+        ConnectError::Handshake { source, .. } if gave_way(source) => Outcome::Unserved,
         ConnectError::Handshake { .. } | ConnectError::Socket(_) | ConnectError::Address { .. } => {
             Outcome::Failed
         }
+    }
+}
+
+/// Whether the director left a handshake half done, without a reason in it: it needed its place for others.
+fn gave_way(error: &ConnectionError) -> bool {
+    match error {
+        ConnectionError::TimedOut => true,
+        // What an application says before the handshake is over arrives as this (RFC 9000, section 10.2.3).
+        ConnectionError::ConnectionClosed(closed) => {
+            closed.error_code == TransportErrorCode::APPLICATION_ERROR
+        }
+        _ => false,
     }
 }
 
@@ -372,6 +388,7 @@ fn seed(me: &MachineIdentity) -> u64 {
 mod tests {
     use std::net::SocketAddr;
 
+    use quinn::{ApplicationClose, ConnectionClose};
     use windlass_common::limits::KNOCK_AGAIN;
 
     use super::*;
@@ -433,10 +450,20 @@ mod tests {
         let address = SocketAddr::from(([192, 0, 2, 1], 7443));
         let failed = |source| ConnectError::Handshake { address, source };
         let within = ANSWER_TIMEOUT;
+        let closed = |error_code| {
+            ConnectionError::ConnectionClosed(ConnectionClose {
+                error_code,
+                frame_type: None,
+                reason: Default::default(),
+            })
+        };
         #[rustfmt::skip] // one case per line, so that a missing one shows
         let cases = [
             (ConnectError::Silent { address, within },       Outcome::Silent),
             (ConnectError::TooSlow { address },              Outcome::Unserved),
+            (ConnectError::NoTurn { address },               Outcome::Unserved),
+            (failed(closed(TransportErrorCode::APPLICATION_ERROR)),  Outcome::Unserved),
+            (failed(closed(TransportErrorCode::CONNECTION_REFUSED)), Outcome::Failed),
             (failed(ConnectionError::TimedOut),              Outcome::Unserved),
             (failed(ConnectionError::Reset),                 Outcome::Failed),
             (failed(ConnectionError::VersionMismatch),       Outcome::Failed),
@@ -451,6 +478,16 @@ mod tests {
             );
         }
         assert_eq!(outcome(&Ok(Ended::TooSlow)), Outcome::Unserved);
+        let closed = |why: Close| {
+            Ok(Ended::Connection(ConnectionError::ApplicationClosed(
+                ApplicationClose {
+                    error_code: why.code(),
+                    reason: Default::default(),
+                },
+            )))
+        };
+        assert_eq!(outcome(&closed(Close::Done)), Outcome::Unserved);
+        assert_eq!(outcome(&closed(Close::Busy)), Outcome::Failed);
         assert_eq!(outcome(&Ok(Ended::Stopped)), Outcome::Failed);
     }
 }

@@ -32,7 +32,7 @@ use crate::pki::IssueError;
 
 use super::authorize::{Unauthorized, generation_of};
 use super::counters::{Reason, Total};
-use super::door::{GaveWay, Place};
+use super::door::Place;
 use super::refuse::{Peer, frame_reason};
 use super::server::{Shared, log_failure};
 use super::session::Session;
@@ -60,8 +60,6 @@ enum Ended {
     Token(#[source] RedeemError),
     #[error("the thread that asked the store is gone")]
     Thread(#[source] tokio::task::JoinError),
-    #[error("the agent has not said hello yet")]
-    GaveWay(#[source] GaveWay),
     #[error("the machine opens sessions faster than {SESSIONS_PER_MACHINE}")]
     Again,
     #[error("the agent sends faster than {rate}")]
@@ -88,7 +86,6 @@ impl Ended {
             | Ended::TooSlow
             | Ended::Full
             | Ended::Again
-            | Ended::GaveWay(_)
             | Ended::Flood { .. }
             | Ended::ControlClosed => ErrorClass::Retry,
             Ended::Frame(source) => source.class(),
@@ -121,7 +118,6 @@ impl Ended {
             Ended::Full => Some(Reason::SessionsFull),
             Ended::Token(_) | Ended::Thread(_) => Some(Reason::Internal),
             Ended::Again => Some(Reason::SessionRate),
-            Ended::GaveWay(_) => Some(Reason::HandshakesFull),
             Ended::Flood { reason, .. } => Some(*reason),
             Ended::NotCurrent => Some(Reason::NotCurrent),
             Ended::Dropped => Some(Reason::CaDropped),
@@ -146,7 +142,6 @@ impl Ended {
             | Ended::Token(_)
             | Ended::Thread(_)
             | Ended::Again
-            | Ended::GaveWay(_)
             | Ended::Flood { .. } => Close::Busy,
             Ended::NotCurrent => Close::Revoked,
             Ended::Dropped => Close::Unauthenticated,
@@ -155,7 +150,7 @@ impl Ended {
     }
 }
 
-/// Serves a connection of `windlass/1` to its end. `place` is given back once the peer is known.
+/// Serves a connection of `windlass/1` to its end. `place` is given back once the peer has shown who it is.
 pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection, place: Place) {
     let peer = connection.remote_address();
     // Every connection, whatever its handshake was: one that resumes a session passed no verifier, and
@@ -181,7 +176,8 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: quinn::Connection, p
             return;
         }
     };
-    let ended = session(shared, &connection, (&identity, &leaf), place).await;
+    drop(place);
+    let ended = session(shared, &connection, (&identity, &leaf)).await;
     ended.close().close(&connection);
     let machine = identity.to_string();
     match ended.reason() {
@@ -200,22 +196,20 @@ async fn session(
     shared: &Arc<Shared>,
     connection: &quinn::Connection,
     (identity, leaf): (&MachineIdentity, &Leaf),
-    mut place: Place,
 ) -> Ended {
+    if !shared.door.admits_session(&identity.machine) {
+        return Ended::Again;
+    }
+    shared.door.vouched(connection.remote_address().ip());
     let Some(generation) = generation_of(connection, &shared.doors.ca) else {
         return Ended::Dropped;
     };
     // In a box, which is gone when the session begins.
     let greeting = timeout(HELLO_TIMEOUT, Box::pin(greet(shared, connection, identity)));
-    let greeting = match place.hold(greeting).await {
-        Ok(in_time) => in_time.unwrap_or(Err(Ended::TooSlow)),
-        Err(gave_way) => Err(Ended::GaveWay(gave_way)),
-    };
-    let greeting = match greeting {
+    let greeting = match greeting.await.unwrap_or(Err(Ended::TooSlow)) {
         Ok(greeting) => greeting,
         Err(ended) => return ended,
     };
-    drop(place);
     transport::open_up(connection);
     Priority::Control.set(&greeting.send);
     let now = shared.config.clock.now();
@@ -297,10 +291,6 @@ async fn greet(
     if shared.sessions.len() >= SESSIONS_MAX {
         refuse(&mut send, connection, RefusalCode::Busy, &Ended::Full).await;
         return Err(Ended::Full);
-    }
-    if !shared.door.admits_session(&identity.machine) {
-        refuse(&mut send, connection, RefusalCode::Busy, &Ended::Again).await;
-        return Err(Ended::Again);
     }
     // Before the welcome: a machine that was welcomed never enrolls with its token again.
     if shared.doors.enrollment.is_bound(identity) {

@@ -1,14 +1,16 @@
 //! Who may begin: places for handshakes, and allowances of addresses and machines.
 //!
 //! # Invariants
-//! * At most [`HANDSHAKES_MAX`] peers are between their first packet and their first frame. Others wait
+//! * At most [`HANDSHAKES_MAX`] strangers are between their first packet and the proof of who they are. Others wait
 //!   ([`Line`]); the oldest handshake gives way to them once it had its time: a stranger that holds its place
-//!   keeps nobody out, and a fleet that comes back at once does not push itself out.
+//!   keeps nobody out. A machine that has shown its certificate has nothing to give way with any more: of those
+//!   there are as many as [`SESSIONS_PER_MACHINE`] lets in.
 //! * Of those who wait, the one that came last is next. It is there for certain, with most of its patience
 //!   left; the one that came first may have given up, and its handshake would be work for nobody. Who is
 //!   passed over comes again, and is the last one then.
 //! * Nobody is judged by an address that was not proven: to fail on somebody else's account, a peer
-//!   would have to receive there.
+//!   would have to receive there. A machine that shows who it is clears the account of its address: a fleet
+//!   behind one address that is slow to answer does not lock itself out.
 //! * Both tables of allowances are bounded; what rested is forgotten.
 //!
 //! # Not here
@@ -140,6 +142,11 @@ impl Door {
     pub(super) fn failed(&self, address: IpAddr) {
         // Beyond the allowance there is nothing to take.
         let _ = lock(&self.sources).take(source(address), self.since.elapsed());
+    }
+
+    /// Forgets what an address failed: a machine has shown from there who it is.
+    pub(super) fn vouched(&self, address: IpAddr) {
+        lock(&self.sources).forget(&source(address));
     }
 
     /// Whether a machine may open a session now.
@@ -278,6 +285,10 @@ impl<K: Eq + Hash> Allowances<K> {
         held.is_none_or(|allowance| allowance.wait(self.rate, now).is_zero())
     }
 
+    fn forget(&mut self, key: &K) {
+        self.table.remove(key);
+    }
+
     fn take(&mut self, key: K, now: Duration) -> bool {
         if self.table.len() >= self.max && !self.table.contains_key(&key) {
             if now < self.search_at {
@@ -361,6 +372,24 @@ mod tests {
         assert_eq!(door.under_way(), 1);
         drop(newest);
         assert_eq!(door.under_way(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_failed_too_often_is_let_in_once_a_machine_vouches_for_it() {
+        let door = Door::new();
+        let addresses: Vec<IpAddr> = ["192.0.2.1", "192.0.2.2"]
+            .map(|address| address.parse().unwrap())
+            .into();
+        for address in &addresses {
+            for _ in 0..FAILURES_PER_SOURCE.burst {
+                assert_eq!(door.judge(*address, true), Verdict::Accept);
+                door.failed(*address);
+            }
+            assert_eq!(door.judge(*address, true), Verdict::Refuse);
+        }
+        door.vouched(addresses[0]);
+        assert_eq!(door.judge(addresses[0], true), Verdict::Accept);
+        assert_eq!(door.judge(addresses[1], true), Verdict::Refuse, "another");
     }
 
     #[tokio::test(start_paused = true)]
