@@ -383,6 +383,17 @@ mod tests {
         }
     }
 
+    /// Somebody who listens, and a socket that may send to it.
+    async fn opposite() -> (tokio::net::UdpSocket, quinn::Endpoint, Arc<Listening>) {
+        let director = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (endpoint, socket) = endpoint("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut poller = Arc::clone(&socket).create_io_poller();
+        std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx))
+            .await
+            .unwrap();
+        (director, endpoint, socket)
+    }
+
     fn say(socket: &Listening, to: &tokio::net::UdpSocket, contents: &[u8]) {
         let transmit = Transmit {
             destination: to.local_addr().unwrap(),
@@ -405,12 +416,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_hello_is_repeated_at_an_even_pace_and_nothing_else_until_the_handshake_goes_on() {
-        let director = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let (_endpoint, socket) = endpoint("127.0.0.1:0".parse().unwrap()).unwrap();
-        let mut poller = Arc::clone(&socket).create_io_poller();
-        std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx))
-            .await
-            .unwrap();
+        let (director, _endpoint, socket) = opposite().await;
         let first = [HELLO, b"hello, part two"];
         let proven = [b"proven, part one".as_slice(), b"proven, part two"];
         let knocks = async {
@@ -451,12 +457,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_answers_a_knock_gets_the_rest_of_the_hello_at_once() {
-        let director = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let (_endpoint, socket) = endpoint("127.0.0.1:0".parse().unwrap()).unwrap();
-        let mut poller = Arc::clone(&socket).create_io_poller();
-        std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx))
-            .await
-            .unwrap();
+        let (director, _endpoint, socket) = opposite().await;
         for contents in [b"one".as_slice(), b"two", b"three"] {
             say(&socket, &director, contents);
         }
