@@ -35,10 +35,7 @@ impl World {
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
         let deadline = Instant::now() + limit;
-        // One that was to go, and stays after all, may have been shut out already.
-        if !machine.fenced {
-            self.registry.admit(machine);
-        }
+        self.let_in(machine);
         self.keep_token(machine, limit).await?;
         self.agents
             .wait_connected(name, machine.incarnation, deadline)
@@ -47,6 +44,14 @@ impl World {
             changes: Vec::new(),
             records: vec![RecordChange::AgentConnected(name.clone())],
         })
+    }
+
+    /// One that was to go may have been shut out already, and its removal have failed: what is to be told anything is
+    /// let in again, unless it is fenced.
+    fn let_in(&self, machine: &Machine) {
+        if !machine.fenced {
+            self.registry.admit(machine);
+        }
     }
 
     pub(super) async fn mount_disk(
@@ -268,6 +273,7 @@ impl World {
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
         let connects = Instant::now() + order.limit;
+        self.let_in(machine);
         self.agents
             .wait_connected(name, machine.incarnation, connects)
             .await?;
