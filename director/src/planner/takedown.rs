@@ -321,8 +321,7 @@ fn change(
         drain(site, name, &gate, steps);
         gate = vec![machine_key(name, "drain")];
     }
-    let stops = member && (replace || !alone);
-    let saved = stops.then(|| save_snapshot(site, name, &gate, steps));
+    let saved = member.then(|| save_snapshot(site, name, &gate, steps));
     if member && !alone {
         leave_endpoint(name, &gate, steps);
         gate = vec![machine_key(name, "leave-endpoint")];
@@ -348,6 +347,9 @@ fn change(
         gate.extend(saved.flatten());
         stop(name, alone, &gate, steps);
         gate = vec![machine_key(name, "stop-components")];
+    } else {
+        // The only member starts anew with the rest of its machine.
+        gate.extend(saved.flatten());
     }
     bring_up(site, name, &gate, steps)?;
     into_service(site, name, steps);

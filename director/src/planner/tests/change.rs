@@ -469,6 +469,22 @@ fn components_are_restarted_in_place_one_machine_of_a_pool_at_a_time() {
     assert_eq!(why(&broken, &desired, &observed), [Invariant::Budget]);
 }
 
+#[test]
+fn the_only_member_saves_what_it_holds_before_it_starts_anew() {
+    let (mut desired, observed) = serving(1, 1);
+    for machine in machines(&mut desired).values_mut() {
+        machine.configuration = Digest::of(b"other");
+        machine.components = Digest::of(b"other");
+    }
+    let plan = checked(&desired, &observed);
+    assert_eq!(all_of(&plan, "save-snapshot"), ["c-cp-0"]);
+    assert!(after(&plan, "machine/c-cp-0/await-agent").contains(&"machine/c-cp-0/save-snapshot"));
+    let begins = ["configure", "start"].map(|verb| format!("machine/c-cp-0/{verb}"));
+    for step in begins {
+        assert!(after(&plan, &step).contains(&"machine/c-cp-0/await-agent"));
+    }
+}
+
 /// A cluster in service whose machines are to get other components in place.
 fn refitted() -> (Desired, Observed) {
     let (mut desired, observed) = serving(3, 3);
