@@ -20,8 +20,8 @@ use crate::resurrector::{Peers, Probe};
 /// gets four tries of each packet in it.
 pub const PROBE_DEADLINE: Duration = Duration::from_millis(2_500);
 /// The same once the provider has said that the machine is off or gone: its agent would answer within
-/// milliseconds, and two packets may be lost on the way.
-pub const PROBE_DEADLINE_GONE: Duration = Duration::from_millis(750);
+/// milliseconds, and each of three peers asks again every 150 ms.
+pub const PROBE_DEADLINE_GONE: Duration = Duration::from_millis(500);
 /// Peers that are asked. With three, one may lie and one be cut off by itself.
 pub const PEERS_MAX: usize = 3;
 /// TCP port of a kubelet.
