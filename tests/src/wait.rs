@@ -4,9 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+/// Shortest pause between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Looks until `probe` gives a value; fails with the last reason after `deadline`.
 ///
-/// The pause between two looks only bounds the cost of looking.
+/// The pause between two looks only bounds the cost of looking: a look that starts a program is paid by what is
+/// looked at, on the same cores, so that looking takes a third of the time at most.
 pub fn until<T>(
     what: &str,
     deadline: Duration,
@@ -14,6 +18,7 @@ pub fn until<T>(
 ) -> Result<T> {
     let started = Instant::now();
     loop {
+        let looked = Instant::now();
         let reason = match probe() {
             Ok(Some(value)) => return Ok(value),
             Ok(None) => "not yet".to_owned(),
@@ -25,6 +30,6 @@ pub fn until<T>(
                 deadline.as_secs_f64()
             );
         }
-        std::thread::park_timeout(Duration::from_millis(50));
+        std::thread::park_timeout(PAUSE.max(2 * looked.elapsed()));
     }
 }

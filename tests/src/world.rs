@@ -224,13 +224,27 @@ impl World {
 
     /// Waits until a task has ended; returns it.
     pub fn task_ended(&self, id: &str, deadline: Duration) -> Result<Value> {
-        until(&format!("task {id} has ended"), deadline, || {
-            let task = self.json(&["task", "show", id])?;
-            let state = task["state"].as_str().unwrap_or("").to_lowercase();
-            Ok(["succeeded", "failed", "cancelled"]
-                .contains(&state.as_str())
-                .then_some(task))
-        })
+        // Told by the director, and not asked again and again, which would take its cores.
+        let mut watch = self
+            .command(&["task", "watch", id])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start windlass")?;
+        let what = format!("task {id} has ended");
+        let watched = until(&what, deadline, || Ok(watch.try_wait()?.map(drop)));
+        if watched.is_err() {
+            watch.kill()?;
+            watch.wait()?;
+        }
+        watched?;
+        // How it has ended is in what it is shown as; `watch` says it with its exit code alone.
+        let task = self.json(&["task", "show", id])?;
+        let state = task["state"].as_str().unwrap_or("").to_lowercase();
+        if !["succeeded", "failed", "cancelled"].contains(&state.as_str()) {
+            bail!("task {id} is {state}, and nobody watches it any more");
+        }
+        Ok(task)
     }
 
     /// Everything of this director that is on the host.
