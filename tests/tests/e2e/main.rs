@@ -1,7 +1,9 @@
 //! Scenarios on real clusters: real kubelets, etcd, containerd and API servers.
 //!
-//! They run in the order given and share clusters where they can, with a health gate between two:
-//! building a cluster is the expensive part. `cargo xtask test end-to-end` runs them.
+//! They run in two lanes at once, each in the order given: those that share a director and, where they can, its
+//! clusters, with a health gate between two, since building a cluster is the expensive part; and those that have a
+//! director of their own. The second lane is this program once more, whose output follows that of the first.
+//! `cargo xtask test end-to-end` runs them.
 
 mod agents;
 mod backup;
@@ -24,14 +26,57 @@ mod rotation;
 mod workloads;
 mod zombie;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::thread::JoinHandle;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+
+/// Set for the program that runs the second lane.
+const LANE: &str = "WINDLASS_TEST_LANE";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let trials = [
+    if std::env::var_os(LANE).is_some() {
+        return libtest_mimic::run(&arguments, with_directors_of_their_own()).exit_code();
+    }
+    let second = match second_lane() {
+        Ok(second) => second,
+        Err(error) => {
+            eprintln!("cannot start the second lane: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let first = libtest_mimic::run(&arguments, with_a_shared_director());
+    lifecycle::forget_worlds();
+    let passed = second.join().is_ok_and(|ended| ended.is_ok_and(shown));
+    if first.has_failed() || !passed {
+        return ExitCode::from(101);
+    }
+    ExitCode::SUCCESS
+}
+
+/// Starts this program for the second lane; both its outputs are kept until it has ended.
+fn second_lane() -> std::io::Result<JoinHandle<std::io::Result<Output>>> {
+    let second = Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .env(LANE, "2")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    Ok(std::thread::spawn(move || second.wait_with_output()))
+}
+
+/// Shows what the second lane said; whether all of it passed.
+fn shown(lane: Output) -> bool {
+    eprint!("{}", String::from_utf8_lossy(&lane.stderr));
+    print!("{}", String::from_utf8_lossy(&lane.stdout));
+    lane.status.success()
+}
+
+fn with_a_shared_director() -> Vec<Trial> {
+    vec![
         trial("a_cluster_of_three_machines_comes_up", lifecycle::comes_up),
         trial(
             "bad_input_is_refused_with_every_fault",
@@ -109,10 +154,6 @@ fn main() -> ExitCode {
             "control_planes_grow_and_shrink_in_service",
             etcd::grows_and_shrinks,
         ),
-        trial(
-            "a_member_of_etcd_whose_disk_is_gone_joins_again",
-            etcd::lost_disk,
-        ),
         // The same restore as of a cluster that is gone, with three members.
         long("restores_go_back_to_a_snapshot", restore::from_a_snapshot),
         trial(
@@ -123,11 +164,6 @@ fn main() -> ExitCode {
         long(
             "restores_begin_again_with_the_last_member",
             restore::from_the_last_member,
-        ),
-        // A hundred megabytes are written and removed, until an alarm goes off.
-        long(
-            "a_cluster_is_backed_up_and_its_etcd_cared_for",
-            backup::backed_up_and_cared_for,
         ),
         trial(
             "one_control_plane_is_upgraded_with_consent",
@@ -152,6 +188,20 @@ fn main() -> ExitCode {
         ),
         long("a_whole_cluster_is_upgraded_under_load", load::upgrade),
         long("a_whole_cluster_is_made_anew_under_load", load::replacement),
+    ]
+}
+
+fn with_directors_of_their_own() -> Vec<Trial> {
+    vec![
+        trial(
+            "a_member_of_etcd_whose_disk_is_gone_joins_again",
+            etcd::lost_disk,
+        ),
+        // A hundred megabytes are written and removed, until an alarm goes off.
+        long(
+            "a_cluster_is_backed_up_and_its_etcd_cared_for",
+            backup::backed_up_and_cared_for,
+        ),
         trial("repair_replaces_a_worker_that_is_gone", repair::lost_worker),
         long(
             "repair_joins_the_upgrade_that_runs",
@@ -185,10 +235,7 @@ fn main() -> ExitCode {
             refit::of_three,
         ),
         trial("a_reset_leaves_nothing_on_the_host", lifecycle::reset),
-    ];
-    let conclusion = libtest_mimic::run(&arguments, trials.into());
-    lifecycle::forget_worlds();
-    conclusion.exit_code()
+    ]
 }
 
 /// A scenario that is too long for every change: it runs with `--full`, and is shown as ignored otherwise.
