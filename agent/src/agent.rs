@@ -47,7 +47,7 @@ use crate::runner::Runner;
 use crate::settings::{self, SettingsError, Source};
 use crate::steps::etcd::snapshot;
 use crate::steps::{Context, Reporter, lock};
-use crate::units::{Job, Units, watch as unit_watch};
+use crate::units::{Job, UnitError, Units, watch as unit_watch};
 use crate::vitals::Gauge;
 
 /// Command line of the agent.
@@ -242,32 +242,47 @@ fn peer_address(settings: &Settings) -> SocketAddr {
     SocketAddr::new(any, PEER_PORT)
 }
 
-/// Stops the kubelet once the director has said that a later incarnation of this machine is there: its pods run
-/// elsewhere, and the API server takes nothing from this one. A kubelet that is started again is stopped again
-/// after the next start of the agent.
+/// Stops what acts for this machine in its cluster once the director has said that a later incarnation of it is there:
+/// pods run elsewhere, and the API server takes nothing from its node; what controls a cluster has credentials that
+/// name no machine, so that only its end keeps it from acting. Units that are started again are stopped again after
+/// the next start of the agent.
 async fn give_way(host: &Host, units: &Units, mut told: watch::Receiver<bool>) {
-    const AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
     if told.wait_for(|replaced| *replaced).await.is_err() || host.root() != Path::new("/") {
         // In a directory of tests, systemd is somebody else's.
         return;
     }
+    for unit in ACTS {
+        stop_for_good(units, unit).await;
+    }
+}
+
+/// What acts for a machine in its cluster, in the order in which it ends; a worker has only the first.
+const ACTS: [&str; 5] = [
+    "kubelet.service",
+    "kube-controller-manager.service",
+    "kube-scheduler.service",
+    "kube-apiserver.service",
+    "etcd.service",
+];
+
+/// Stops a unit, however often that takes; one that there is not is stopped.
+async fn stop_for_good(units: &Units, unit: &str) {
+    const AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
     loop {
-        let stopped = async { units.queue(Job::Stop, KUBELET).await?.done().await };
+        let stopped = async { units.queue(Job::Stop, unit).await?.done().await };
         match stopped.await {
             Ok(()) => {
-                tracing::warn!("the kubelet is stopped: this machine was replaced");
+                tracing::warn!(unit, "stopped: this machine was replaced");
                 return;
             }
+            Err(UnitError::Missing { .. }) => return,
             Err(error) => {
-                tracing::error!(error = %ErrorChain(&error), "the kubelet of a replaced machine cannot be stopped");
+                tracing::error!(unit, error = %ErrorChain(&error), "a unit of a replaced machine cannot be stopped");
                 tokio::time::sleep(AGAIN).await;
             }
         }
     }
 }
-
-/// What runs the pods of a machine.
-const KUBELET: &str = "kubelet.service";
 
 /// Tells systemd that the agent's one thread still gets to its work.
 async fn keep_watchdog_quiet(notify: &Notify) {

@@ -149,7 +149,7 @@ pub(crate) fn lost_worker() -> Result<()> {
     let etcd = world.json(&["node", "show", "lost-cp-0"])?;
     let etcd = etcd["address"].as_str().context("an address")?;
     zombie.is_refused(&world, &kubectl, etcd)?;
-    zombie.stops_its_kubelet(&world, &machine)?;
+    zombie.gives_way(&world, &machine, &["kubelet"])?;
     healthy(&kubectl, 3)?;
     verdict(&world, &machine, "healthy")?;
     frozen_worker(&world, &kubectl)?;
@@ -559,8 +559,17 @@ impl Drop for Outgoing {
     }
 }
 
-/// Members of a control plane: one is gone and comes back with its disk, and keys that it had are refused by etcd; one
-/// hangs.
+/// What acts for a control-plane machine in its cluster, in the order of its start.
+const ACTS: [&str; 5] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-scheduler",
+    "kube-controller-manager",
+    "kubelet",
+];
+
+/// Members of a control plane: one is gone and comes back with its disk, and keys that it had are refused at each door;
+/// one hangs.
 pub(crate) fn control_plane() -> Result<()> {
     let world = world("heal")?;
     world.run(&[
@@ -583,6 +592,7 @@ pub(crate) fn control_plane() -> Result<()> {
     });
     let members = members.into_iter().collect::<Result<Vec<_>>>()?;
     let addresses: Vec<String> = members.iter().map(|(_, address)| address.clone()).collect();
+    let zombie = Zombie::of("heal-cp-1", "heal-cp-1-i1", &kubectl)?;
     let old = EtcdKeys::of("heal-cp-1")?;
     old.open(&addresses)
         .context("its keys count as long as it is current")?;
@@ -597,6 +607,10 @@ pub(crate) fn control_plane() -> Result<()> {
     ensure!(kept["data"]["from"] == "before", "data of before: {kept}");
     old.are_refused(&world, &members)?;
     EtcdKeys::of("heal-cp-1")?.open(&addresses)?;
+    zombie.is_refused(&world, &kubectl, &addresses[0])?;
+    zombie.gives_way(&world, "heal-cp-1", &ACTS)?;
+    healthy(&kubectl, 4)?;
+    verdict(&world, "heal-cp-1", "healthy")?;
     world.freeze("heal-cp-2")?;
     verdict(&world, "heal-cp-2", "nodeHung")?;
     verdict(&world, "heal-cp-2", "healthy")?;

@@ -60,9 +60,9 @@ impl Zombie {
         self.at_the_link(world)
     }
 
-    /// Puts the old identity onto its successor: an agent that is told that it was replaced stops its kubelet.
-    /// With its own identity again the machine goes on.
-    pub(crate) fn stops_its_kubelet(&self, world: &World, machine: &str) -> Result<()> {
+    /// Puts the old identity onto its successor: an agent that is told that it was replaced stops what acts for its
+    /// machine, which are `programs` in the order of their start. With its own identity again the machine goes on.
+    pub(crate) fn gives_way(&self, world: &World, machine: &str, programs: &[&str]) -> Result<()> {
         let process = |program: &str| -> Result<i32> {
             let found = host::machine_processes(machine, program)?;
             found
@@ -75,23 +75,20 @@ impl Zombie {
         identity(&root, own.path())?;
         identity(self.root.path(), &root)?;
         host::kill_hard(process("windlass-agent")?)?;
-        let stopped = until("its kubelet is stopped", Duration::from_secs(60), || {
-            let left = host::machine_processes(machine, "kubelet")?;
-            Ok(left.is_empty().then_some(()))
+        let stopped = until("all that acts is stopped", Duration::from_secs(60), || {
+            for program in programs {
+                if !host::machine_processes(machine, program)?.is_empty() {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
         });
         identity(own.path(), &root)?;
         host::kill_hard(process("windlass-agent")?)?;
         stopped?;
         until("it is itself again", Duration::from_secs(60), || {
-            let start = [
-                "node",
-                "exec",
-                machine,
-                "--",
-                "systemctl",
-                "start",
-                "kubelet",
-            ];
+            let start = ["node", "exec", machine, "--", "systemctl", "start"];
+            let start = [&start, programs].concat();
             Ok(world.output(&start)?.status.success().then_some(()))
         })
     }
@@ -122,7 +119,7 @@ impl Zombie {
         Ok(())
     }
 
-    /// A worker never had a key that counts there; what it has does not either.
+    /// Its kubelet's key never counted there, and does not now.
     fn at_etcd(&self, address: &str) -> Result<()> {
         let output = Command::new("curl")
             .args(["--verbose", "--insecure", "--max-time", "10"])
