@@ -13,7 +13,7 @@ use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Digest;
 use windlass_common::limits::{
     ARTIFACTS_PER_AGENT_MAX, DATAGRAMS_PER_AGENT, FRAME_BYTES_MAX, FRAMES_PER_AGENT,
-    HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, RENEWALS_PER_AGENT, REPORTS_PER_AGENT, SESSIONS_MAX,
+    HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, RENEWALS_PER_AGENT, REPORTS_PER_AGENT,
     SESSIONS_PER_MACHINE, STREAMS_PER_AGENT,
 };
 use windlass_common::pki::{Leaf, MachineIdentity};
@@ -54,8 +54,8 @@ enum Ended {
         theirs: Vec<u16>,
         ours: &'static [u16],
     },
-    #[error("there are {SESSIONS_MAX} sessions already")]
-    Full,
+    #[error("there are {0} sessions already")]
+    Full(usize),
     #[error("the machine's token cannot be spent")]
     Token(#[source] RedeemError),
     #[error("the thread that asked the store is gone")]
@@ -84,7 +84,7 @@ impl Ended {
             Ended::Connection(_)
             | Ended::Closed(_)
             | Ended::TooSlow
-            | Ended::Full
+            | Ended::Full(_)
             | Ended::Again
             | Ended::Flood { .. }
             | Ended::ControlClosed => ErrorClass::Retry,
@@ -115,7 +115,7 @@ impl Ended {
             Ended::Frame(source) => frame_reason(source),
             Ended::TooSlow => Some(Reason::HandshakeTimeout),
             Ended::Version { .. } => Some(Reason::Version),
-            Ended::Full => Some(Reason::SessionsFull),
+            Ended::Full(_) => Some(Reason::SessionsFull),
             Ended::Token(_) | Ended::Thread(_) => Some(Reason::Internal),
             Ended::Again => Some(Reason::SessionRate),
             Ended::Flood { reason, .. } => Some(*reason),
@@ -138,7 +138,7 @@ impl Ended {
             Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
             Ended::TooSlow | Ended::Push(_) => Close::TimedOut,
             Ended::Version { .. } => Close::Version,
-            Ended::Full
+            Ended::Full(_)
             | Ended::Token(_)
             | Ended::Thread(_)
             | Ended::Again
@@ -288,9 +288,10 @@ async fn greet(
         refuse(&mut send, connection, RefusalCode::Version, &ended).await;
         return Err(ended);
     };
-    if shared.sessions.len() >= SESSIONS_MAX {
-        refuse(&mut send, connection, RefusalCode::Busy, &Ended::Full).await;
-        return Err(Ended::Full);
+    if shared.sessions.len() >= shared.config.sessions_max {
+        let ended = Ended::Full(shared.config.sessions_max);
+        refuse(&mut send, connection, RefusalCode::Busy, &ended).await;
+        return Err(ended);
     }
     // Before the welcome: a machine that was welcomed never enrolls with its token again.
     if shared.doors.enrollment.is_bound(identity) {

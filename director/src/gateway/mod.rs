@@ -189,6 +189,8 @@ pub struct GatewayConfig {
     /// CPU time that heartbeats may take in a second: a fleet that takes more is told to beat less often.
     /// `None` leaves it at [`GatewayConfig::tune`].
     pub heartbeat_budget: Option<Duration>,
+    /// Sessions at most; [`limits::SESSIONS_MAX`] by default.
+    pub sessions_max: usize,
     /// Life of the certificates that agents get; [`limits::AGENT_CERTIFICATE_LIFE`] by default.
     pub certificate_life: Duration,
     /// How long after its end a certificate may be followed by another without a token; zero for never.
@@ -208,6 +210,7 @@ impl GatewayConfig {
             listen,
             tune: Tune2::default(),
             heartbeat_budget: None,
+            sessions_max: limits::SESSIONS_MAX,
             certificate_life: limits::AGENT_CERTIFICATE_LIFE,
             lapsed_grace: limits::LAPSED_GRACE,
             clock: Clock::system(),

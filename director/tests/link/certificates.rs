@@ -20,9 +20,9 @@ use windlass_common::wire::message::{Hello, Welcome};
 use windlass_common::wire::{ALPN, PROTOCOL};
 use windlass_common::{tls, transport};
 use windlass_director::gateway::{DeliveryError, Event, Reason};
-use windlass_director::pki::DirectorCa;
+use windlass_director::pki::{DirectorCa, Stage};
 
-use crate::world::{Director, Machine, Neighbour, exec, identity, no_progress, wait_for};
+use crate::world::{Director, Log, Machine, Neighbour, exec, identity, no_progress, wait_for};
 
 const LIFE: Duration = Duration::from_secs(3600);
 
@@ -142,8 +142,10 @@ pub(crate) async fn greet(
     Some((send, recv))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+// One thread, so that the log is of this test alone.
+#[tokio::test]
 async fn only_current_machines_of_this_director_get_in() {
+    let (log, _logging) = Log::of_this_thread();
     let director = Director::start().await;
     let me = identity("demo-cp-0", 2);
     director.records.make_current(&me);
@@ -201,13 +203,13 @@ async fn only_current_machines_of_this_director_get_in() {
     ];
     for (name, credentials, reason) in cases {
         let anonymous = credentials.is_none();
-        let before = director.refused_but_for(reason);
-        let counted = reason.map_or(0, |reason| director.refused(reason));
+        let before = director.refusals(&log, reason.unwrap_or(Reason::Internal));
         let connected = connect(&director, credentials).await;
         let Some(reason) = reason else {
             let connection = connected.unwrap_or_else(|error| panic!("{name}: {error}"));
             let _control = welcomed(&connection).await;
             assert_eq!(connection.close_reason(), None, "{name}");
+            assert_eq!(director.refusals(&log, Reason::Internal), before, "{name}");
             continue;
         };
         let error = fate(connected).await;
@@ -218,25 +220,63 @@ async fn only_current_machines_of_this_director_get_in() {
             }
             other => panic!("{name}: {other:?}"),
         }
-        // One counter, once.
-        wait_for(name, || {
-            let counts = director.gateway().counters().refusals;
-            let now: u64 = counts.values().sum();
-            (now > before + counted).then_some(())
-        })
-        .await;
-        let counts = director.gateway().counters().refusals;
-        assert_eq!(
-            director.refused_but_for(Some(reason)),
-            before,
-            "{name}: {counts:?}"
-        );
+        director.refuses_once(name, &log, reason, before).await;
     }
     wait_for("the connections of this test to end", || {
         (director.gateway().connected().len() == 1).then_some(())
     })
     .await;
     neighbour.unharmed(&director).await;
+}
+
+/// What ends the right of a machine to the session that it has.
+#[derive(Debug, Clone, Copy)]
+enum Ends {
+    Revocation,
+    DropOfTheCa,
+    Date,
+}
+
+#[tokio::test]
+async fn a_session_ends_with_the_right_to_it() {
+    let (log, _logging) = Log::of_this_thread();
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        (Ends::Revocation,  Close::Revoked,         Reason::NotCurrent),
+        (Ends::DropOfTheCa, Close::Unauthenticated, Reason::CaDropped),
+        (Ends::Date,        Close::Expired,         Reason::CertificateLapsed),
+    ];
+    for (ends, close, reason) in cases {
+        let clock = Clock::by_hand(Timestamp::now());
+        let director = Director::start_with(|config| config.clock = clock.clone()).await;
+        let me = identity("demo-w-0", 1);
+        director.records.make_current(&me);
+        let credentials = agent(&director.ca, &me, clock.now());
+        let connection = connect(&director, Some(credentials)).await.unwrap();
+        let _control = welcomed(&connection).await;
+        wait_for("the session", || {
+            director.gateway().connected().remove(&me.machine)
+        })
+        .await;
+        let before = director.refusals(&log, reason);
+        match ends {
+            Ends::Revocation => {
+                director.records.make_current(&identity("demo-w-0", 2));
+                director.gateway().revoke(&me);
+            }
+            Ends::DropOfTheCa => {
+                let next = director.ca.next_generation(clock.now()).unwrap();
+                director.ca.enter(Stage::Alone(Arc::new(next)));
+                director.gateway().bring_up_to_date();
+            }
+            Ends::Date => clock.advance(LIFE),
+        }
+        let end = connection.closed().await;
+        assert_eq!(Close::of(&end), Some(close), "{ends:?}");
+        let name = format!("{ends:?}");
+        director.refuses_once(&name, &log, reason, before).await;
+        assert!(director.gateway().connected().is_empty(), "{ends:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,13 +7,14 @@ use quinn::ConnectionError;
 
 use windlass_common::id::Epoch;
 use windlass_common::limits::{
-    ENROLL_FRAME_BYTES_MAX, FAILURES_PER_SOURCE, FRAME_BYTES_MAX, FRAMES_PER_AGENT,
-    HANDSHAKES_BEFORE_RETRY, RENEWALS_PER_AGENT, REPORTS_PER_AGENT, SESSIONS_PER_MACHINE,
-    STEPS_IN_FLIGHT_MAX, STREAMS_FROM_AGENT_MAX,
+    ENROLL_FRAME_BYTES_MAX, ENROLLMENTS_MAX, FAILURES_PER_SOURCE, FRAME_BYTES_MAX,
+    FRAMES_PER_AGENT, HANDSHAKES_BEFORE_RETRY, RENEWALS_PER_AGENT, REPORTS_PER_AGENT,
+    SESSIONS_PER_MACHINE, STEPS_IN_FLIGHT_MAX, STREAMS_FROM_AGENT_MAX,
 };
 use windlass_common::pki::{PrivateKey, gateway_name};
 use windlass_common::rate::Rate;
 use windlass_common::report::{Heartbeat, Report};
+use windlass_common::secret::Secret;
 use windlass_common::step::{Exec, StepResult};
 use windlass_common::transport::Close;
 use windlass_common::wire::PROTOCOL;
@@ -25,8 +26,11 @@ use windlass_common::wire::message::{
 use windlass_common::{tls, transport};
 use windlass_director::gateway::{DeliveryError, Reason, Total};
 
-use crate::certificates::{agent, connect};
-use crate::world::{Director, Machine, Neighbour, PATIENCE, exec, identity, no_progress, wait_for};
+use crate::certificates::{agent, client, connect};
+use crate::tokens::enroll_from;
+use crate::world::{
+    Director, Log, Machine, Neighbour, PATIENCE, exec, identity, no_progress, wait_for,
+};
 
 pub(crate) fn hello(protocols: Vec<u16>) -> Hello {
     Hello {
@@ -36,6 +40,17 @@ pub(crate) fn hello(protocols: Vec<u16>) -> Hello {
         boot_id: "b".to_owned(),
         epoch: Epoch(0),
         unfinished: Vec::new(),
+    }
+}
+
+fn heartbeat(sequence: u64) -> Heartbeat {
+    Heartbeat {
+        sequence,
+        at_unix_ms: 0,
+        units_unhealthy: 0,
+        memory_used_bp: 0,
+        disk_used_bp: 0,
+        epoch: Epoch(1),
     }
 }
 
@@ -102,6 +117,16 @@ fn control_cases() -> Vec<Control> {
     let whole_hello = greeted(&[]);
     let garbled = [header(Report::KIND, 3), vec![0xff; 3]].concat();
     let announced = [header(Report::KIND, 100), vec![0; 10]].concat();
+    let garbled_kindly = {
+        // A scope that no version has, in a report that is one otherwise.
+        let mut frame = Frame::of(&crate::world::report(7)).unwrap();
+        *frame.body.last_mut().unwrap() = 9;
+        frame.to_bytes()
+    };
+    let unsigned = Frame::of(&RenewRequest {
+        request_der: vec![0; 100],
+    });
+    let unsigned = unsigned.unwrap().to_bytes();
     let leftover = {
         let mut frame = Frame::of(&hello(vec![PROTOCOL])).unwrap();
         frame.body.push(0);
@@ -129,11 +154,13 @@ fn control_cases() -> Vec<Control> {
         ("hello cut short",        whole_hello[..9].to_vec(),               Finish, truncated),
         ("hello torn off",         whole_hello[..9].to_vec(),               Reset,  truncated),
         ("garbled report",         greeted(&garbled),                       Finish, malformed),
+        ("unknown variant",        greeted(&garbled_kindly),                Finish, malformed),
         ("report cut short",       greeted(&announced),                     Finish, truncated),
         ("unknown kind",           greeted(&header(0x0777, 0)),             Finish, unexpected),
         ("oversized report",       greeted(&header(Report::KIND, long)),    Finish, too_long),
         ("oversized optional",     greeted(&header(OPTIONAL | 1, long)),    Finish, too_long),
         ("empty renewal",          greeted(&header(RenewRequest::KIND, 0)), Finish, malformed),
+        ("renewal of no request",  greeted(&unsigned),                      Finish, Reason::RenewalRefused),
     ];
     let misplaced = NOT_ON_CONTROL.iter().map(|kind| {
         let name = format!("kind {kind:#06x} in the wrong place");
@@ -161,8 +188,10 @@ fn control_cases() -> Vec<Control> {
     cases
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+// One thread, so that the log is of this test alone.
+#[tokio::test]
 async fn malformed_control_streams_end_the_session_and_no_other() {
+    let (log, _logging) = Log::of_this_thread();
     let director = Director::start().await;
     let dir = tempfile::tempdir().unwrap();
     let neighbour = Neighbour::boot(&director, dir.path()).await;
@@ -171,10 +200,7 @@ async fn malformed_control_streams_end_the_session_and_no_other() {
     let (chain, key) = agent(&director.ca, &me, Timestamp::now());
     for case in control_cases() {
         let Control { name, reason, .. } = case;
-        let (counted, others) = (
-            director.refused(reason),
-            director.refused_but_for(Some(reason)),
-        );
+        let before = director.refusals(&log, reason);
         let credentials = (chain.clone(), key.clone_key());
         let connection = connect(&director, Some(credentials)).await.unwrap();
         let (mut send, _recv) = connection.open_bi().await.unwrap();
@@ -185,9 +211,7 @@ async fn malformed_control_streams_end_the_session_and_no_other() {
         }
         let end = Close::of(&closed(&connection).await);
         assert_eq!(end, Some(case.close), "{name}");
-        wait_for(&name, || (director.refused(reason) > counted).then_some(())).await;
-        assert_eq!(director.refused(reason), counted + 1, "{name}");
-        assert_eq!(director.refused_but_for(Some(reason)), others, "{name}");
+        director.refuses_once(&name, &log, reason, before).await;
     }
     wait_for("the hostile sessions to end", || {
         (director.gateway().connected().len() == 1).then_some(())
@@ -196,8 +220,41 @@ async fn malformed_control_streams_end_the_session_and_no_other() {
     neighbour.unharmed(&director).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
+async fn a_protocol_that_is_not_ours_is_refused_in_the_handshake() {
+    let (log, _logging) = Log::of_this_thread();
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let me = identity("demo-cp-0", 1);
+    director.records.make_current(&me);
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("a later one",   vec![b"windlass/99".to_vec()]),
+        ("others",        vec![b"h3".to_vec(), b"windlass-peer/1".to_vec()]),
+        ("none at all",   vec![]),
+    ];
+    for (name, protocols) in cases {
+        let before = director.refusals(&log, Reason::NoProtocol);
+        let (chain, key) = agent(&director.ca, &me, Timestamp::now());
+        let mut tls = client(&director, chain, key);
+        tls.alpn_protocols = protocols;
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let config = transport::client_config(tls).unwrap();
+        let host = gateway_name(director.ca.director());
+        let connecting = endpoint.connect_with(config, director.address, &host);
+        let refused = connecting.unwrap().await;
+        assert!(refused.is_err(), "{name}");
+        director
+            .refuses_once(name, &log, Reason::NoProtocol, before)
+            .await;
+    }
+    neighbour.unharmed(&director).await;
+}
+
+#[tokio::test]
 async fn an_agent_without_a_common_version_is_told_so() {
+    let (log, _logging) = Log::of_this_thread();
     let director = Director::start().await;
     let me = identity("demo-cp-0", 1);
     director.records.make_current(&me);
@@ -213,6 +270,7 @@ async fn an_agent_without_a_common_version_is_told_so() {
         (director.refused(Reason::Version) == 1).then_some(())
     })
     .await;
+    assert_eq!(log.refusals(Reason::Version), 1);
     assert!(director.gateway().connected().is_empty());
 }
 
@@ -241,14 +299,7 @@ async fn garbage_datagrams_and_optional_kinds_are_skipped() {
         body: vec![7; 100],
     };
     frame::send(&mut send, &optional).await.unwrap();
-    let beat = Heartbeat {
-        sequence: 9,
-        at_unix_ms: 0,
-        units_unhealthy: 0,
-        memory_used_bp: 0,
-        disk_used_bp: 0,
-        epoch: Epoch(1),
-    };
+    let beat = heartbeat(9);
     connection
         .send_datagram(Frame::of(&beat).unwrap().to_bytes().into())
         .unwrap();
@@ -359,6 +410,53 @@ async fn a_machine_gets_in_while_many_others_say_no_hello() {
     assert_eq!(director.gateway().connected().len(), 1);
 }
 
+#[tokio::test]
+async fn a_director_that_is_full_says_so_and_keeps_who_is_there() {
+    let (log, _logging) = Log::of_this_thread();
+    let director = Director::start_with(|config| config.sessions_max = 1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let before = director.refusals(&log, Reason::SessionsFull);
+    let me = identity("one-too-many", 1);
+    director.records.make_current(&me);
+    let credentials = agent(&director.ca, &me, Timestamp::now());
+    let connection = connect(&director, Some(credentials)).await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    frame::write(&mut send, &hello(vec![PROTOCOL]))
+        .await
+        .unwrap();
+    let refusal: Refusal = frame::expect(&mut recv, FRAME_BYTES_MAX).await.unwrap();
+    assert_eq!(refusal.code, RefusalCode::Busy);
+    Close::Done.close(&connection);
+    director
+        .refuses_once("one too many", &log, Reason::SessionsFull, before)
+        .await;
+    neighbour.unharmed(&director).await;
+}
+
+#[tokio::test]
+async fn strangers_that_dawdle_hold_a_bounded_number_of_places() {
+    let (log, _logging) = Log::of_this_thread();
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let mut dawdlers = Vec::new();
+    for _ in 0..ENROLLMENTS_MAX {
+        dawdlers.push(stranger(&director).await);
+    }
+    let before = director.refusals(&log, Reason::EnrollmentsFull);
+    let further = stranger(&director).await;
+    assert_eq!(Close::of(&closed(&further).await), Some(Close::Busy));
+    director
+        .refuses_once("one more", &log, Reason::EnrollmentsFull, before)
+        .await;
+    neighbour.unharmed(&director).await;
+    // Their places are free again when they go, or have said nothing for long enough.
+    drop(dawdlers);
+    let machine = Machine::boot(director.settings("demo-w-0", 1), &dir.path().join("late"));
+    director.connected(&machine).await;
+}
+
 /// A session of a hostile machine that said hello.
 async fn greeted(
     director: &Director,
@@ -419,14 +517,7 @@ async fn an_agent_that_floods_is_told_so_and_its_neighbour_does_not_notice() {
     }
 
     let (connection, _send, _recv) = greeted(&director, "flooder").await;
-    let beat = Heartbeat {
-        sequence: 1,
-        at_unix_ms: 0,
-        units_unhealthy: 0,
-        memory_used_bp: 0,
-        disk_used_bp: 0,
-        epoch: Epoch(1),
-    };
+    let beat = heartbeat(1);
     let beat = Frame::of(&beat).unwrap().to_bytes();
     let flood = async {
         while connection
@@ -584,34 +675,57 @@ async fn an_agent_that_leaves_its_steps_unread_holds_nobody_up() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_whose_attempts_fail_is_refused_unseen_and_no_other_one() {
-    let director = Director::start().await;
-    let dir = tempfile::tempdir().unwrap();
-    let neighbour = Neighbour::boot(&director, dir.path()).await;
-    let me = identity("replaced", 1);
-    let (chain, key) = agent(&director.ca, &me, Timestamp::now());
-    // From another address than everybody else here.
-    let endpoint = quinn::Endpoint::client("127.0.0.9:0".parse().unwrap()).unwrap();
-    let tls = tls::agent_client(&[director.ca.root_der().clone()], chain, key).unwrap();
-    let config = transport::client_config(tls).unwrap();
-    let name = gateway_name(director.ca.director());
+/// Attempts, always the same, until the director does not look at them any more.
+async fn until_unseen<F: Future<Output = ()>>(director: &Director, attempt: impl Fn() -> F) -> u32 {
     let mut attempts = 0;
     while director.refused(Reason::SourceBusy) == 0 {
         attempts += 1;
         assert!(attempts < 4 * FAILURES_PER_SOURCE.burst, "never refused");
-        let connecting = endpoint.connect_with(config.clone(), director.address, &name);
-        if let Ok(connection) = connecting.unwrap().await {
-            closed(&connection).await;
-        }
+        attempt().await;
     }
-    assert!(attempts > FAILURES_PER_SOURCE.burst);
-    assert!(director.refused(Reason::NotCurrent) >= u64::from(FAILURES_PER_SOURCE.burst));
-    // It had to prove its address before it was judged by it.
-    let counters = director.gateway().counters();
-    assert!(counters.total(Total::HandshakesRetried) > 0);
-    neighbour.unharmed(&director).await;
-    let dir = tempfile::tempdir().unwrap();
-    let another = Machine::boot(director.settings("demo-w-9", 1), dir.path());
-    director.connected(&another).await;
+    attempts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_whose_attempts_fail_is_refused_unseen_and_no_other_one() {
+    let me = identity("replaced", 1);
+    for reason in [Reason::NotCurrent, Reason::TokenUnknown] {
+        let director = Director::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let neighbour = Neighbour::boot(&director, dir.path()).await;
+        // From another address than everybody else here.
+        let endpoint = quinn::Endpoint::client("127.0.0.9:0".parse().unwrap()).unwrap();
+        let attempts = if reason == Reason::TokenUnknown {
+            director.records.make_current(&me);
+            let request = PrivateKey::generate().unwrap().request().unwrap();
+            let guess = Secret::new("0".repeat(64));
+            until_unseen(&director, || async {
+                let answer = enroll_from(&endpoint, &director, &me, &guess, &request).await;
+                assert!(answer.is_none_or(|answer| answer.is_err()));
+            })
+            .await
+        } else {
+            let (chain, key) = agent(&director.ca, &me, Timestamp::now());
+            let roots = [director.ca.root_der().clone()];
+            let tls = tls::agent_client(&roots, chain, key).unwrap();
+            let config = transport::client_config(tls).unwrap();
+            let name = gateway_name(director.ca.director());
+            until_unseen(&director, || async {
+                let connecting = endpoint.connect_with(config.clone(), director.address, &name);
+                if let Ok(connection) = connecting.unwrap().await {
+                    closed(&connection).await;
+                }
+            })
+            .await
+        };
+        assert!(attempts > FAILURES_PER_SOURCE.burst, "{reason:?}");
+        assert!(director.refused(reason) >= u64::from(FAILURES_PER_SOURCE.burst));
+        // It had to prove its address before it was judged by it.
+        let counters = director.gateway().counters();
+        assert!(counters.total(Total::HandshakesRetried) > 0);
+        neighbour.unharmed(&director).await;
+        let settings = director.settings("demo-w-9", 1);
+        let another = Machine::boot(settings, &dir.path().join("another"));
+        director.connected(&another).await;
+    }
 }

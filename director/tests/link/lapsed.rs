@@ -1,6 +1,5 @@
 //! Certificates that lapsed: who comes back with one, and who does not; and a director that was away.
 
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use windlass_common::{tls, transport};
 use windlass_director::gateway::{Reason, Total};
 use windlass_director::pki::{DirectorCa, Stage};
 
-use crate::world::{Director, Machine, identity, wait_for};
+use crate::world::{Director, Log, Machine, identity, wait_for};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -273,37 +272,10 @@ async fn agents_come_back_by_themselves_after_the_director_was_away_for_three_da
     assert_eq!(director.gateway().connected().len(), 3);
 }
 
-/// What is logged on this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn contains(&self, words: &str) -> bool {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).contains(words)
-    }
-}
-
 // One thread, so that the log is of this test alone.
 #[tokio::test]
 async fn after_the_grace_window_the_agent_says_what_to_do_and_a_fresh_token_brings_it_back() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let (log, _logging) = Log::of_this_thread();
     let clock = Clock::by_hand(Timestamp::now());
     let mut director = Director::start_with(|config| config.clock = clock.clone()).await;
     let dir = tempfile::tempdir().unwrap();

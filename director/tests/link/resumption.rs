@@ -100,6 +100,10 @@ impl Client {
         &self,
         director: &Director,
     ) -> Result<quinn::Connection, quinn::ConnectionError> {
+        self.connecting(director).await
+    }
+
+    fn connecting(&self, director: &Director) -> quinn::Connecting {
         let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         endpoint
             .connect_with(
@@ -108,7 +112,6 @@ impl Client {
                 &gateway_name(director.ca.director()),
             )
             .unwrap()
-            .await
     }
 
     fn full_handshakes(&self) -> u32 {
@@ -258,6 +261,26 @@ async fn a_ticket_of_a_stranger_opens_nothing() {
     }
     Close::Done.close(&first);
     assert!(director.gateway().connected().is_empty());
+}
+
+/// Its first packets could be sent again by whoever has seen them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_sends_nothing_before_the_handshake_is_over() {
+    let director = Director::start().await;
+    let me = identity("demo-w-0", 1);
+    director.records.make_current(&me);
+    let mut client = Client::new(&director, &me, LONG);
+    client.tls.enable_early_data = true;
+    let first = client.connect(&director).await.unwrap();
+    let _control = welcomed(&first).await;
+    let connecting = client.connecting(&director);
+    let Err(connecting) = connecting.into_0rtt() else {
+        panic!("the director's ticket allows 0-RTT");
+    };
+    // There was a ticket, and the session is resumed with it.
+    let second = connecting.await.unwrap();
+    let _control = welcomed(&second).await;
+    assert_eq!(client.full_handshakes(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
