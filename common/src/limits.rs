@@ -113,6 +113,10 @@ pub const EVENTS_QUEUE: usize = 1024;
 pub const GATEWAY_RECEIVE_BUFFER_BYTES: usize = 16 << 20;
 /// How long a peer may take for the handshake, and again for its first frame.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a frame of an agent's control stream may take from its first byte to its last. The longest that
+/// agents send are reports of some 8 KiB: on a path that takes a second and loses every other packet, those
+/// are there in a third of this.
+pub const CONTROL_FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes under way from which on a new peer has to prove its address first (QUIC Retry). A
 /// handshake takes about 2 ms of CPU, so that this many are a quarter of a second of work.
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;

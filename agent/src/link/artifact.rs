@@ -279,7 +279,7 @@ fn from_director(
 
 fn failure(digest: Digest, source: FrameError) -> FetchError {
     match source {
-        FrameError::Io(_) | FrameError::Closed => lost(digest, source),
+        FrameError::Io(_) | FrameError::Closed | FrameError::TooSlow { .. } => lost(digest, source),
         FrameError::TooLong { .. } | FrameError::Unexpected { .. } | FrameError::Body { .. } => {
             FetchError::Protocol { digest, source }
         }

@@ -5,8 +5,10 @@
 //! ```
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 
 use super::codec::{self, CodecError};
 use super::message::Body;
@@ -34,6 +36,12 @@ pub enum FrameError {
     /// The stream ended where a frame was due.
     #[error("the peer closed the stream where a frame was due")]
     Closed,
+    /// Begun, and not ended in time.
+    #[error("a frame that the peer began did not end within {limit:?}")]
+    TooSlow {
+        /// How long it had.
+        limit: Duration,
+    },
     /// Longer than allowed here.
     #[error("a frame of kind {kind:#06x} announces {bytes} bytes, {max} are allowed here")]
     TooLong {
@@ -67,7 +75,9 @@ impl FrameError {
     /// Who acts: a broken stream is tried again, bytes that make no sense are a defect of a peer.
     pub fn class(&self) -> crate::error::ErrorClass {
         match self {
-            FrameError::Io(_) | FrameError::Closed => crate::error::ErrorClass::Retry,
+            FrameError::Io(_) | FrameError::Closed | FrameError::TooSlow { .. } => {
+                crate::error::ErrorClass::Retry
+            }
             FrameError::TooLong { .. }
             | FrameError::Unexpected { .. }
             | FrameError::Body { .. } => crate::error::ErrorClass::Bug,
@@ -162,14 +172,40 @@ pub async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     max: usize,
 ) -> Result<Option<Frame>, FrameError> {
-    let mut header = [0; HEADER_BYTES];
-    let first = stream
-        .read(&mut header[..1])
-        .await
-        .map_err(FrameError::Io)?;
-    if first == 0 {
-        return Ok(None);
+    match begin(stream).await? {
+        Some(first) => rest(first, stream, max).await.map(Some),
+        None => Ok(None),
     }
+}
+
+/// [`read`], of a peer that may begin a frame and never end it: it has `limit` from the first byte on.
+pub async fn read_within(
+    stream: &mut (impl AsyncRead + Unpin),
+    max: usize,
+    limit: Duration,
+) -> Result<Option<Frame>, FrameError> {
+    let Some(first) = begin(stream).await? else {
+        return Ok(None);
+    };
+    timeout(limit, rest(first, stream, max))
+        .await
+        .unwrap_or(Err(FrameError::TooSlow { limit }))
+        .map(Some)
+}
+
+/// Waits for the first byte of the next frame.
+async fn begin(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<u8>, FrameError> {
+    let mut first = [0];
+    let read = stream.read(&mut first).await.map_err(FrameError::Io)?;
+    Ok((read > 0).then_some(first[0]))
+}
+
+async fn rest(
+    first: u8,
+    stream: &mut (impl AsyncRead + Unpin),
+    max: usize,
+) -> Result<Frame, FrameError> {
+    let mut header = [first; HEADER_BYTES];
     stream
         .read_exact(&mut header[1..])
         .await
@@ -184,7 +220,7 @@ pub async fn read(
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.map_err(FrameError::Io)?;
-    Ok(Some(Frame { kind, body }))
+    Ok(Frame { kind, body })
 }
 
 /// Reads the one body that is due here; unknown optional frames before it are skipped.
@@ -237,6 +273,32 @@ mod tests {
         bytes.extend(u32::MAX.to_be_bytes());
         let refused = read(&mut bytes.as_slice(), 100).await;
         assert!(matches!(refused, Err(FrameError::TooLong { max: 100, .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_may_be_long_in_coming_and_not_in_ending() {
+        const LIMIT: Duration = Duration::from_secs(10);
+        let frame = Frame {
+            kind: 0x12,
+            body: vec![7; 3],
+        };
+        let bytes = frame.to_bytes();
+        for (pause, in_time) in [(LIMIT / 9, true), (LIMIT / 7, false)] {
+            let (mut peer, mut stream) = tokio::io::duplex(1);
+            let dripping = bytes.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(10 * LIMIT).await;
+                for byte in dripping {
+                    peer.write_all(&[byte]).await.unwrap();
+                    tokio::time::sleep(pause).await;
+                }
+            });
+            match read_within(&mut stream, 100, LIMIT).await {
+                Ok(read) => assert!(in_time && read.as_ref() == Some(&frame), "{read:?}"),
+                Err(FrameError::TooSlow { limit }) => assert!(!in_time && limit == LIMIT),
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     #[test]

@@ -12,8 +12,8 @@ use windlass_common::condition::Conditions;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Digest;
 use windlass_common::limits::{
-    ARTIFACTS_PER_AGENT_MAX, DATAGRAMS_PER_AGENT, FRAME_BYTES_MAX, FRAMES_PER_AGENT,
-    HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, RENEWALS_PER_AGENT, REPORTS_PER_AGENT,
+    ARTIFACTS_PER_AGENT_MAX, CONTROL_FRAME_TIMEOUT, DATAGRAMS_PER_AGENT, FRAME_BYTES_MAX,
+    FRAMES_PER_AGENT, HEARTBEAT_BYTES_MAX, HELLO_TIMEOUT, RENEWALS_PER_AGENT, REPORTS_PER_AGENT,
     SESSIONS_PER_MACHINE, STREAMS_PER_AGENT,
 };
 use windlass_common::pki::{Leaf, MachineIdentity};
@@ -135,8 +135,10 @@ impl Ended {
         match self {
             Ended::Connection(_) | Ended::ControlClosed => Close::Done,
             Ended::Closed(why) => *why,
+            Ended::TooSlow | Ended::Push(_) | Ended::Frame(FrameError::TooSlow { .. }) => {
+                Close::TimedOut
+            }
             Ended::Frame(_) | Ended::Renewal(_) => Close::Malformed,
-            Ended::TooSlow | Ended::Push(_) => Close::TimedOut,
             Ended::Version { .. } => Close::Version,
             Ended::Full(_)
             | Ended::Token(_)
@@ -369,7 +371,8 @@ async fn listen(
     let mut reports = Meter::new(Reason::ReportRate, REPORTS_PER_AGENT);
     let mut renewals = Meter::new(Reason::RenewalRate, RENEWALS_PER_AGENT);
     loop {
-        let frame = match frame::read(&mut recv, FRAME_BYTES_MAX).await {
+        let read = frame::read_within(&mut recv, FRAME_BYTES_MAX, CONTROL_FRAME_TIMEOUT).await;
+        let frame = match read {
             Ok(Some(frame)) => frame,
             Ok(None) => return Ended::ControlClosed,
             Err(error) => return broken(&session.connection, error),

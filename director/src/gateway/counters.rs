@@ -77,6 +77,8 @@ named! {
         FrameTooLong => "frame_too_long",
         /// A frame that ends before its announced length.
         FrameTruncated => "frame_truncated",
+        /// A frame that did not end within the time it has once it has begun.
+        FrameSlow => "frame_slow",
         /// A kind that is unknown, or not allowed in its place.
         FrameUnexpected => "frame_unexpected",
         /// A body that is not what its kind says.

@@ -147,6 +147,7 @@ pub(super) fn frame_reason(error: &FrameError) -> Option<Reason> {
             _ => None,
         },
         FrameError::Closed => Some(Reason::FrameTruncated),
+        FrameError::TooSlow { .. } => Some(Reason::FrameSlow),
         FrameError::TooLong { .. } => Some(Reason::FrameTooLong),
         FrameError::Unexpected { .. } => Some(Reason::FrameUnexpected),
         FrameError::Body { .. } => Some(Reason::FrameMalformed),

@@ -172,7 +172,9 @@ pub(super) fn lost(
 
 pub(super) fn framing(session: &Session, source: FrameError) -> DeliveryError {
     match source {
-        FrameError::Io(_) | FrameError::Closed => lost(session, source),
+        FrameError::Io(_) | FrameError::Closed | FrameError::TooSlow { .. } => {
+            lost(session, source)
+        }
         FrameError::TooLong { .. } | FrameError::Unexpected { .. } | FrameError::Body { .. } => {
             DeliveryError::Protocol {
                 machine: session.identity.machine.clone(),

@@ -220,6 +220,78 @@ async fn malformed_control_streams_end_the_session_and_no_other() {
     neighbour.unharmed(&director).await;
 }
 
+/// Sends a byte after the other and, on a session, keeps beating; until the director has had enough.
+async fn drip(connection: &quinn::Connection, send: &mut quinn::SendStream, bytes: &[u8]) {
+    let beat = Frame::of(&heartbeat(1)).unwrap().to_bytes();
+    let mut pace = tokio::time::interval(Duration::from_millis(100));
+    for byte in bytes {
+        pace.tick().await;
+        // A stranger's is ignored; one that cannot go any more has ended.
+        let _ = connection.send_datagram(beat.clone().into());
+        if send.write_all(&[*byte]).await.is_err() {
+            return;
+        }
+    }
+    panic!("the director took every byte");
+}
+
+#[tokio::test]
+async fn a_peer_that_begins_a_frame_and_does_not_end_it_is_not_waited_for() {
+    let (log, _logging) = Log::of_this_thread();
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let slow = |kind: u16| [header(kind, 1_000), vec![0; 1_000]].concat();
+    let hello = async {
+        let me = identity("slow-to-greet", 1);
+        director.records.make_current(&me);
+        let credentials = agent(&director.ca, &me, Timestamp::now());
+        let connection = connect(&director, Some(credentials)).await.unwrap();
+        let (mut send, _recv) = connection.open_bi().await.unwrap();
+        drip(&connection, &mut send, &slow(Hello::KIND)).await;
+        Close::of(&closed(&connection).await)
+    };
+    let enrollment = async {
+        let connection = stranger(&director).await;
+        let (mut send, _recv) = connection.open_bi().await.unwrap();
+        drip(&connection, &mut send, &slow(EnrollRequest::KIND)).await;
+        Close::of(&closed(&connection).await)
+    };
+    let report = async {
+        let (connection, mut send, _recv) = greeted(&director, "slow-to-report").await;
+        drip(&connection, &mut send, &slow(Report::KIND)).await;
+        Close::of(&closed(&connection).await)
+    };
+    // Only that stream ends.
+    let artifact = async {
+        let (connection, _send, _recv) = greeted(&director, "slow-to-ask").await;
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        drip(&connection, &mut send, &slow(ArtifactRequest::KIND)).await;
+        let read = frame::read(&mut recv, FRAME_BYTES_MAX).await;
+        assert!(read.is_err(), "{read:?}");
+        connection.close_reason().map(|_| ())
+    };
+    let (hello, enrollment, report, artifact) = tokio::join!(hello, enrollment, report, artifact);
+    assert_eq!(hello, Some(Close::TimedOut), "hello");
+    assert_eq!(enrollment, Some(Close::TimedOut), "enrollment");
+    assert_eq!(report, Some(Close::TimedOut), "report");
+    assert_eq!(artifact, None, "the session of a slow request");
+    let counts = [
+        (Reason::HandshakeTimeout, 2),
+        (Reason::FrameSlow, 1),
+        (Reason::ArtifactRequest, 1),
+    ];
+    for (reason, count) in counts {
+        wait_for(reason.name(), || {
+            (director.refused(reason) == count).then_some(())
+        })
+        .await;
+        assert_eq!(log.refusals(reason), count, "{reason:?}");
+    }
+    assert_eq!(director.refused_but_for(None), 4);
+    neighbour.unharmed(&director).await;
+}
+
 #[tokio::test]
 async fn a_protocol_that_is_not_ours_is_refused_in_the_handshake() {
     let (log, _logging) = Log::of_this_thread();
