@@ -22,6 +22,16 @@ pub const CONTROL_FRAME_BYTES_MAX: usize = 64 << 10;
 /// Root CAs that an agent trusts at most: the one there is and the one that takes its place, and as many
 /// again.
 pub const ROOTS_MAX: usize = 4;
+/// Labels of one step: an operator and a request today, and eight times as many.
+pub const STEP_LABELS_MAX: usize = 16;
+/// Longest name or value of a label, bytes. With all of them a header is under 10 KiB, a hundredth of a frame.
+pub const STEP_LABEL_BYTES_MAX: usize = 256;
+/// Longest deadline of a step that an agent keeps; a director that wants more sends the step again. The
+/// longest work, a snapshot of [`SNAPSHOT_BYTES_MAX`] over a link of 1 MiB/s, takes three hours: twice that.
+pub const STEP_DEADLINE_MAX: Duration = Duration::from_secs(6 * 3600);
+/// Largest journal that is read, bytes. Owners rewrite theirs at a few MiB, and each entry is a frame at most
+/// ([`FRAME_BYTES_MAX`]): this is as large as 256 of the largest, and what an agent would have to hold of it.
+pub const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 /// Steps that run on one machine at a time; a plan gives one machine at most 4 parallel branches.
 pub const STEPS_IN_FLIGHT_MAX: u32 = 8;
 /// Bidirectional streams the director may hold open to one agent: the steps in flight, and 64 for
@@ -86,6 +96,9 @@ pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// that is lost on a Friday evening may be rebuilt from its backup in the next week: 7 days, on top of
 /// the 8 to 24 hours that certificates have left when it goes.
 pub const LAPSED_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Certificates that come with a request after the end of the last one: the leaf and its issuer. They come from a
+/// stranger, whose frame of [`ENROLL_FRAME_BYTES_MAX`] would hold a dozen, 0.1 ms of CPU each to verify.
+pub const LAPSED_CHAIN_MAX: usize = 2;
 /// Most hours that a director's configuration may set [`LAPSED_GRACE`] to: 90 days. A stolen disk is worth
 /// a certificate for as long.
 pub const LAPSED_GRACE_HOURS_MAX: u32 = 90 * 24;
@@ -149,6 +162,10 @@ pub const ENROLLMENTS_MAX: usize = 64;
 pub const SESSIONS_MAX: usize = 20_000;
 /// Artifacts that the director sends to one machine at a time; the rest of its streams waits.
 pub const ARTIFACTS_PER_AGENT_MAX: usize = 4;
+/// How long an agent may take for one [`CHUNK_BYTES`] of an artifact: a link of 2.2 kB/s manages it.
+pub const ARTIFACT_CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Buffer of a tunnel in each direction, bytes: 2 MiB for 64 tunnels, on a machine that has little.
+pub const TUNNEL_BUFFER_BYTES: usize = 16 << 10;
 /// How long opening a tunnel may take: one round trip, and a connect on the machine itself.
 pub const TUNNEL_OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of one stream that the director may be ahead of an agent: a whole frame, so that a frame never
@@ -222,6 +239,9 @@ pub const PEER_PORT: u16 = 7445;
 pub const ARTIFACTS_HELD_MAX: usize = 64;
 /// Peers named in one offer, and failures named in one question.
 pub const PEER_FAILURES_MAX: usize = 4;
+/// Machines that the director offers to nobody for what they failed: all of a large cluster, of about 250 bytes
+/// each, 1 MiB. Beyond it the first of them are forgotten.
+pub const PEERS_SHUNNED_MAX: usize = 4096;
 /// Transfers that the director lets one machine serve at a time. Copies grow fourfold a round: 1,000
 /// machines have theirs after five.
 pub const PEER_UPLOADS_MAX: usize = 3;
@@ -259,6 +279,12 @@ pub const PROBE_LIMIT: Duration = Duration::from_secs(5);
 /// tried. A director asks three machines about one, so that a cluster of which half is silent spreads three
 /// questions to each machine that is left.
 pub const PROBES_IN_FLIGHT_MAX: usize = 16;
+/// Certificates of a proof that another machine answered: the leaf, its issuer, and two more where a CA is being
+/// replaced. Each takes a verification of its signature, 0.1 ms.
+pub const PROBE_CHAIN_MAX: usize = 4;
+/// An agent's own words on why it did not try that are kept, in characters: 6,000 of them, one for each question
+/// that may wait ([`PROBES_WAITING_MAX`]), are 4.8 MB at the worst.
+pub const PROBE_WHY_CHARS_MAX: usize = 200;
 /// Before an agent that is asked again knocks again at a machine that refused its connection.
 pub const PROBE_AGAIN: Duration = Duration::from_millis(150);
 /// Questions of one director that wait for their answer: three about each of a thousand machines that fall

@@ -16,7 +16,8 @@ use tokio::time::timeout;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Digest;
 use windlass_common::limits::{
-    FRAME_BYTES_MAX, HELLO_TIMEOUT, PROGRESS_QUEUE, STEPS_IN_FLIGHT_MAX, TUNNEL_OPEN_TIMEOUT,
+    FRAME_BYTES_MAX, HELLO_TIMEOUT, PROGRESS_QUEUE, STEPS_IN_FLIGHT_MAX, TUNNEL_BUFFER_BYTES,
+    TUNNEL_OPEN_TIMEOUT,
 };
 use windlass_common::step::{Outcome, Payload, Progress, StepId, StepRequest, StepResult};
 use windlass_common::transport::{Priority, STEP_CANCELLED};
@@ -28,9 +29,6 @@ use windlass_common::wire::step::from_frames;
 
 use super::handler::{CancelToken, Handler, ProgressSink};
 use crate::session::Sessions;
-
-/// Piece of a tunnel in each direction: two of them per tunnel.
-const TUNNEL_BUFFER_BYTES: usize = 16 << 10;
 
 /// The steps that run now.
 pub(super) struct Steps {

@@ -33,7 +33,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Epoch};
-use windlass_common::limits::STEPS_IN_FLIGHT_MAX;
+use windlass_common::limits::{STEP_DEADLINE_MAX, STEPS_IN_FLIGHT_MAX};
 use windlass_common::step::{
     EtcdAction, EtcdDataAction, Outcome, Payload, Step, StepId, StepRequest, StepResult,
 };
@@ -45,9 +45,6 @@ use crate::link::{CancelToken, ProgressSink};
 use crate::steps::{self, Context, Failure, Reporter, Run, blocking, check::check, lock};
 
 use locks::{Locks, Thing};
-
-/// Longest deadline of a step; a director that wants more sends the step again.
-const DEADLINE_MAX: Duration = Duration::from_secs(6 * 3600);
 
 /// Between attempts to bring back what a reboot lost.
 const RESTORE_RETRY: Duration = Duration::from_secs(2);
@@ -186,7 +183,7 @@ impl<M: Machine> Runner<M> {
         cancel: CancelToken,
     ) -> StepResult {
         let started = Instant::now();
-        let deadline = started + Duration::from_millis(request.deadline_ms).min(DEADLINE_MAX);
+        let deadline = started + Duration::from_millis(request.deadline_ms).min(STEP_DEADLINE_MAX);
         let run = Run::new(progress);
         let Some(_running) = Running::enter(&self.running, &request.id) else {
             let message = "it is running already".to_owned();

@@ -37,6 +37,7 @@ pub use disk::DirStorage;
 pub use storage::{Storage, StorageFile};
 
 use crate::error::ErrorClass;
+use crate::limits::JOURNAL_BYTES_MAX;
 
 /// Name of the journal's file within its directory.
 const FILE: &str = "journal";
@@ -47,8 +48,6 @@ const MAGIC: &[u8; 8] = b"WLJRNL1\n";
 
 /// Largest payload of one entry: a step's result is the largest, and travels in one frame.
 pub const ENTRY_BYTES_MAX: usize = crate::limits::FRAME_BYTES_MAX;
-/// Largest journal that is read. Owners rewrite theirs at a few MiB; this is far beyond.
-pub const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 
 /// Why a journal could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]

@@ -57,7 +57,7 @@ pub struct StepRequest {
     pub deadline_ms: u64,
     /// What to do.
     pub step: Step,
-    /// Who asked, for logs: an operator's name and request; at most [`crate::wire::step::LABELS_MAX`].
+    /// Who asked, for logs: an operator's name and request; at most [`crate::limits::STEP_LABELS_MAX`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }

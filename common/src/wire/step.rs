@@ -2,15 +2,12 @@
 
 use super::frame::{Frame, FrameError};
 use super::message::{Body, StepHeader};
+use crate::limits::{STEP_LABEL_BYTES_MAX, STEP_LABELS_MAX};
 use crate::step::{
     AgentUpgrade, Collect, Configure, Disk, Etcd, EtcdData, Evict, Exec, Fetch, Gate, Keys,
     STEP_ID_MAX, Service, Step, StepRequest,
 };
 
-/// Most labels in a header.
-pub const LABELS_MAX: usize = 16;
-/// Longest name or value of a label, bytes.
-pub const LABEL_BYTES_MAX: usize = 256;
 /// Label with the name of the operator who asked for a step.
 pub const OPERATOR: &str = "operator";
 /// Label with the request it was part of, as in the director's audit log.
@@ -44,7 +41,7 @@ pub fn to_frames(request: &StepRequest) -> Result<[Frame; 2], FrameError> {
 /// Puts a request together again. A kind that this release does not know is
 /// [`FrameError::Unexpected`].
 pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, FrameError> {
-    if header.id.0.len() > STEP_ID_MAX || header.labels.len() > LABELS_MAX {
+    if header.id.0.len() > STEP_ID_MAX || header.labels.len() > STEP_LABELS_MAX {
         return Err(FrameError::TooLong {
             kind: StepHeader::KIND,
             bytes: header.id.0.len().max(header.labels.len()),
@@ -53,11 +50,11 @@ pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, Fram
     }
     let texts = header.labels.iter().flat_map(|(name, value)| [name, value]);
     let longest = texts.map(String::len).max().unwrap_or(0);
-    if longest > LABEL_BYTES_MAX {
+    if longest > STEP_LABEL_BYTES_MAX {
         return Err(FrameError::TooLong {
             kind: StepHeader::KIND,
             bytes: longest,
-            max: LABEL_BYTES_MAX,
+            max: STEP_LABEL_BYTES_MAX,
         });
     }
     let step = match body.kind {

@@ -8,21 +8,19 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use windlass_common::clock::later;
 use windlass_common::error::ErrorClass;
 use windlass_common::lapsed::{Channel, ChannelError, statement};
+use windlass_common::limits::LAPSED_CHAIN_MAX;
 use windlass_common::pki::{Leaf, LeafError, MachineIdentity, PublicKey, RequestError};
 use windlass_common::wire::message::LapsedRequest;
 
 use super::authorize::{AgentVerifier, Unauthorized};
 use super::counters::Reason;
 
-/// Certificates in a chain: a leaf and its issuer.
-const CHAIN_MAX: usize = 2;
-
 /// Why a lapsed certificate does not bring its machine back.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LapsedError {
     #[error("the connection cannot be bound to")]
     Channel(#[source] ChannelError),
-    #[error("the chain has {0} certificates, 1 or {CHAIN_MAX} are due")]
+    #[error("the chain has {0} certificates, 1 or {LAPSED_CHAIN_MAX} are due")]
     Chain(usize),
     #[error("the certificate cannot be read")]
     Certificate(#[source] LeafError),
@@ -85,7 +83,7 @@ pub(super) fn judge(
         .collect();
     let (certificate, intermediates) = chain
         .split_first()
-        .filter(|_| chain.len() <= CHAIN_MAX)
+        .filter(|_| chain.len() <= LAPSED_CHAIN_MAX)
         .ok_or(LapsedError::Chain(chain.len()))?;
     let leaf = Leaf::parse(certificate).map_err(LapsedError::Certificate)?;
     // All that the date decides is decided below; the rest is as for a certificate that is not over.

@@ -21,7 +21,9 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use windlass_common::error::ErrorClass;
-use windlass_common::limits::{PROBE_LIMIT, PROBES_WAITING_MAX};
+use windlass_common::limits::{
+    PROBE_CHAIN_MAX, PROBE_LIMIT, PROBE_WHY_CHARS_MAX, PROBES_WAITING_MAX,
+};
 use windlass_common::pki::{MachineIdentity, PublicKey, RequestError};
 use windlass_common::probe::{Nonce, statement};
 use windlass_common::wire::probe::{EchoAnswer, ProbeAnswer, ProbeAsk, ProbeFound};
@@ -35,10 +37,6 @@ use super::session::Session;
 
 /// How long an answer may take beyond the time given for finding it: two ways over the control stream.
 const ANSWER_GRACE: Duration = Duration::from_millis(250);
-/// Most certificates of a proof: the leaf and its issuers.
-const CHAIN_MAX: usize = 4;
-/// Most of a machine's own words that are kept, in characters.
-const WHY_MAX: usize = 200;
 
 /// Which machine is to be probed, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,7 +109,7 @@ impl ProbeError {
 #[derive(Debug, thiserror::Error)]
 pub enum Unproven {
     /// The chain's length.
-    #[error("it comes with {0} certificates, 1 to {CHAIN_MAX} count")]
+    #[error("it comes with {0} certificates, 1 to {PROBE_CHAIN_MAX} count")]
     Chain(usize),
     /// The certificate does not count.
     #[error("its certificate does not count: {0}")]
@@ -214,7 +212,9 @@ pub(super) async fn ask(
     match found {
         ProbeFound::Kubelet => Ok(Found::Kubelet),
         ProbeFound::Nobody => Ok(Found::Nobody),
-        ProbeFound::NotTried(why) => Err(ProbeError::NotTried(why.chars().take(WHY_MAX).collect())),
+        ProbeFound::NotTried(why) => Err(ProbeError::NotTried(
+            why.chars().take(PROBE_WHY_CHARS_MAX).collect(),
+        )),
         ProbeFound::Agent(proof) => {
             let now = shared.config.clock.unix_seconds();
             let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
@@ -277,7 +277,7 @@ fn verify(
         .collect();
     let (leaf, intermediates) = chain
         .split_first()
-        .filter(|_| chain.len() <= CHAIN_MAX)
+        .filter(|_| chain.len() <= PROBE_CHAIN_MAX)
         .ok_or(Unproven::Chain(chain.len()))?;
     let (identity, _) = agents.authorize(leaf, intermediates, now)?;
     if identity != *of {

@@ -25,8 +25,8 @@ use tokio::time::{Instant, timeout};
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Digest;
 use windlass_common::limits::{
-    ARTIFACTS_HELD_MAX, CHUNK_BYTES, ENROLL_FRAME_BYTES_MAX, HELLO_TIMEOUT, PEER_FAILURES_MAX,
-    PEER_GRANT_LIFE,
+    ARTIFACT_CHUNK_TIMEOUT, ARTIFACTS_HELD_MAX, CHUNK_BYTES, ENROLL_FRAME_BYTES_MAX, HELLO_TIMEOUT,
+    PEER_FAILURES_MAX, PEER_GRANT_LIFE,
 };
 use windlass_common::pki::MachineIdentity;
 use windlass_common::rate::Pace;
@@ -42,9 +42,6 @@ use super::server::Shared;
 use super::session::Session;
 use super::{ArtifactRates, DeliveryError};
 use swarm::{Ask, Decision, Swarm};
-
-/// How long an agent may take for one chunk: a slow link manages 64 KiB in it.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What all transfers share.
 #[derive(Debug)]
@@ -118,7 +115,7 @@ enum TransferError {
         #[source]
         source: std::io::Error,
     },
-    #[error("the agent took no chunk within {CHUNK_TIMEOUT:?}")]
+    #[error("the agent took no chunk within {ARTIFACT_CHUNK_TIMEOUT:?}")]
     Stalled,
     #[error("the agent stopped the transfer")]
     Stopped(#[source] quinn::WriteError),
@@ -350,7 +347,7 @@ impl<'a> Transfer<'a> {
             // In this order: what the agent's own rate holds back is not taken from the others.
             self.pace.pass(want).await;
             self.shared.artifacts.pace.pass(want).await;
-            timeout(CHUNK_TIMEOUT, send.write_all(piece))
+            timeout(ARTIFACT_CHUNK_TIMEOUT, send.write_all(piece))
                 .await
                 .map_err(|_| TransferError::Stalled)?
                 .map_err(TransferError::Stopped)?;

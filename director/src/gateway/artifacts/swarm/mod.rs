@@ -17,14 +17,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use windlass_common::id::{ClusterName, Digest};
-use windlass_common::limits::{ARTIFACT_SEEDS, PEER_FAILURES_MAX, PEER_UPLOADS_MAX};
+use windlass_common::limits::{
+    ARTIFACT_SEEDS, PEER_FAILURES_MAX, PEER_UPLOADS_MAX, PEERS_SHUNNED_MAX,
+};
 use windlass_common::pki::MachineIdentity;
 use windlass_common::wire::message::{PeerFailure, PeerFault};
 
 /// How long a peer that failed is not offered again: a restart of its machine is over by then.
 const SHUN: Duration = Duration::from_secs(60);
-/// Machines that are not offered; all of a large cluster. Beyond it the first of them are forgotten.
-const SHUNNED_MAX: usize = 4096;
 /// A transfer counts for as long as it would take at this rate, and [`TRANSFER_GRACE`]; one that takes
 /// longer keeps nobody else waiting.
 const TRANSFER_BYTES_PER_S_MIN: u64 = 1 << 20;
@@ -323,7 +323,7 @@ impl Swarm {
             if known.is_none() || until.is_none() {
                 news.push((peer.clone(), failure.fault));
             }
-            if self.shunned.len() >= SHUNNED_MAX {
+            if self.shunned.len() >= PEERS_SHUNNED_MAX {
                 self.shunned.pop_first();
             }
             self.shunned.insert(peer, until);
