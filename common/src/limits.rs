@@ -158,8 +158,9 @@ pub const HANDSHAKES_BYTES_MAX: usize = 256 << 20;
 pub const HANDSHAKE_GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
 /// Enrollments under way at most; each may hold a blocking thread for one transaction of the store.
 pub const ENROLLMENTS_MAX: usize = 64;
-/// Sessions at most: 20 000 machines, of about 56 kB each with TLS state and report, are 1.1 GB.
-pub const SESSIONS_MAX: usize = 20_000;
+/// Sessions at most: 20,000 machines, and 480 that take the place of others whose sessions are not over yet, an
+/// incarnation each. Of about 56 kB each with TLS state and report, they are 1.1 GB.
+pub const SESSIONS_MAX: usize = 20_480;
 /// Artifacts that the director sends to one machine at a time; the rest of its streams waits.
 pub const ARTIFACTS_PER_AGENT_MAX: usize = 4;
 /// How long an agent may take for one [`CHUNK_BYTES`] of an artifact: a link of 2.2 kB/s manages it.

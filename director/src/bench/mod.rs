@@ -58,7 +58,7 @@ struct Options {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32)
         .range(1..=(SESSIONS_MAX as i64 - VICTIMS as i64)))]
     agents: u32,
-    /// Seconds between two heartbeats of one agent
+    /// Seconds between two heartbeats of one agent; a fleet too large for it is told to beat less often
     #[arg(long, default_value_t = HEARTBEAT_INTERVAL.as_secs_f64(), value_parser = interval)]
     interval: f64,
     /// Processes the agents are spread over; by default one for each 2500, at least two
@@ -73,9 +73,9 @@ struct Options {
     /// Handshakes that strangers begin and leave, with a director of their own
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     half_open: u32,
-    /// Measure nats-server with mutual TLS and as many clients in the same run, where it is installed
+    /// Leave out nats-server with mutual TLS and as many clients, which is measured where it is installed
     #[arg(long)]
-    nats: bool,
+    no_nats: bool,
     /// Print a table instead of one JSON object
     #[arg(long)]
     table: bool,
@@ -156,6 +156,20 @@ fn fleet(options: &Options) -> ExitCode {
         Err(error) => {
             eprintln!("error: {}", ErrorChain(&error));
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fleet_is_as_large_as_one_director_takes_and_no_larger() {
+        let most = SESSIONS_MAX - VICTIMS as usize;
+        for (agents, taken) in [(1, true), (20_000, true), (most, true), (most + 1, false)] {
+            let line = ["bench", "fleet", "--agents", &agents.to_string()];
+            assert_eq!(Arguments::try_parse_from(line).is_ok(), taken, "{agents}");
         }
     }
 }

@@ -140,6 +140,8 @@ pub(super) enum TargetAnswer {
         suspects: usize,
         /// Sessions that began without a full handshake.
         resumed: u64,
+        /// Between two heartbeats, as agents are told at this moment; 0 where none beat.
+        interval_ms: u32,
     },
     Commands {
         answered: u32,

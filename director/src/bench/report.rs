@@ -114,7 +114,7 @@ impl Memory {
 pub(super) struct Beats {
     pub(super) count: u64,
     pub(super) per_second: f64,
-    /// What the interval asks for.
+    /// What the agents' interval comes to.
     pub(super) wanted_per_second: f64,
     pub(super) cpu_us_each: f64,
     /// Cores the server was busy.
@@ -170,7 +170,11 @@ pub(super) struct Report {
     pub(super) version: &'static str,
     pub(super) cores: usize,
     pub(super) agents: usize,
+    /// What was asked for.
     pub(super) interval_ms: u32,
+    /// What the director told its agents once all were there; longer where their heartbeats would take more
+    /// than their part of the host.
+    pub(super) paced_interval_ms: u32,
     pub(super) processes: usize,
     /// Of one minute, before the first agent.
     pub(super) load_before: f64,
@@ -213,8 +217,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} agents in {} processes, a heartbeat every {} ms, {} cores, load before {:.2}\n",
-            self.agents, self.processes, self.interval_ms, self.cores, self.load_before
+            "{} agents in {} processes, a heartbeat every {} ms (asked for: {} ms), {} cores, load before {:.2}\n",
+            self.agents,
+            self.processes,
+            self.paced_interval_ms,
+            self.interval_ms,
+            self.cores,
+            self.load_before
         )?;
         wave(f, "enroll and connect", &self.enroll)?;
         wave(f, "bare handshakes", &self.bare)?;

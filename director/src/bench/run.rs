@@ -64,6 +64,7 @@ pub(super) fn run(options: &Options) -> Result<Report, BenchError> {
         cores: std::thread::available_parallelism().map_or(0, usize::from),
         agents: bench.agents,
         interval_ms: options.interval_ms(),
+        paced_interval_ms: bench.paced_ms,
         processes: bench.fleet.len(),
         load_before,
         enroll,
@@ -106,7 +107,7 @@ fn judge(report: &mut Report) {
         Goal::at_most("reconnect of the fleet", "x bare handshakes", ratio, 1.1),
         Goal::at_most("command p99", "ms", report.commands.p99_ms, 20.0),
     ];
-    let interval = Duration::from_millis(report.interval_ms.into());
+    let interval = Duration::from_millis(report.paced_interval_ms.into());
     // The look comes four times in an interval; half a second for a host that is busy.
     let notice = suspect_after(interval) + interval / 4;
     report.goals.push(Goal::at_most(
@@ -169,6 +170,7 @@ struct Usage {
     heartbeats: u64,
     suspects: usize,
     resumed: u64,
+    interval_ms: u32,
 }
 
 pub(super) struct Bench {
@@ -178,6 +180,8 @@ pub(super) struct Bench {
     agents: usize,
     pub(super) fleet: Vec<Peer>,
     fleet_exe: PathBuf,
+    /// Between two heartbeats, as the director has told its agents.
+    paced_ms: u32,
 }
 
 impl Bench {
@@ -202,6 +206,7 @@ impl Bench {
             agents,
             fleet: Vec::new(),
             fleet_exe,
+            paced_ms: options.interval_ms(),
         };
         for (at, file) in bench.seed.files.clone().iter().enumerate() {
             let peer = bench.start_fleet(&format!("fleet-{at}"), file)?;
@@ -390,11 +395,16 @@ impl Bench {
         }
     }
 
-    /// Waits until the wave of connections is over: three intervals, at least five seconds.
-    fn settle(&self, director: &mut Director) -> Result<(), BenchError> {
-        let interval = Duration::from_millis(self.options.interval_ms().into());
-        std::thread::sleep((interval * 3).max(Duration::from_secs(5)));
-        usage(&mut director.peer).map(|_| ())
+    /// Waits until the wave of connections is over and every agent beats at its pace: three intervals, at
+    /// least five seconds.
+    fn settle(&mut self, director: &mut Director) -> Result<(), BenchError> {
+        std::thread::sleep((self.interval() * 3).max(Duration::from_secs(5)));
+        self.paced_ms = usage(&mut director.peer)?.interval_ms;
+        Ok(())
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.paced_ms.into())
     }
 
     fn heartbeats(&self, director: &mut Director) -> Result<(Beats, Usage), BenchError> {
@@ -415,7 +425,7 @@ impl Bench {
     }
 
     fn beats(&self, count: u64, seconds: f64, cpu_us: u64, fleet_us: u64) -> Beats {
-        let interval_ms = f64::from(self.options.interval_ms());
+        let interval_ms = f64::from(self.paced_ms);
         Beats {
             count,
             per_second: count as f64 / seconds,
@@ -455,7 +465,7 @@ impl Bench {
 
     /// Kills processes with one agent each, and waits until each death is noticed.
     fn vanish(&mut self, director: &mut Director) -> Result<Vanished, BenchError> {
-        let interval = Duration::from_millis(self.options.interval_ms().into());
+        let interval = self.interval();
         let patience = suspect_after(interval) + Duration::from_secs(10);
         let mut vanished = Vanished::default();
         for (at, (file, machine)) in self.seed.victims.clone().into_iter().enumerate() {
@@ -487,8 +497,8 @@ impl Bench {
 
     /// The comparison, or why there is none.
     fn nats(&mut self) -> Result<(Option<report::Nats>, String), BenchError> {
-        if !self.options.nats {
-            return Ok((None, "not asked for (--nats)".to_owned()));
+        if self.options.no_nats {
+            return Ok((None, "left out (--no-nats)".to_owned()));
         }
         let Some(program) = nats::find() else {
             let note = "not installed (Debian and Ubuntu: apt-get install nats-server)";
@@ -500,13 +510,12 @@ impl Bench {
         let (empty, cpu_before) = server.usage()?;
         let (us, failed) = self.order_fleet(&FleetOrder::Publish {
             address: server.address,
-            interval_ms: self.options.interval_ms(),
+            interval_ms: self.paced_ms,
             at_once: AT_ONCE,
         })?;
         let (_, cpu_after) = server.usage()?;
         let connect = Wave::new(self.agents - failed, us, cpu_after - cpu_before);
-        let interval = Duration::from_millis(self.options.interval_ms().into());
-        std::thread::sleep((interval * 3).max(Duration::from_secs(5)));
+        std::thread::sleep((self.interval() * 3).max(Duration::from_secs(5)));
         let heartbeats = self.nats_heartbeats(&server)?;
         let (full, _) = server.usage()?;
         self.order_fleet(&FleetOrder::Stop)?;
@@ -542,6 +551,7 @@ fn usage(peer: &mut Peer) -> Result<Usage, BenchError> {
             heartbeats,
             suspects,
             resumed,
+            interval_ms,
             ..
         } => Ok(Usage {
             resident_bytes,
@@ -549,6 +559,7 @@ fn usage(peer: &mut Peer) -> Result<Usage, BenchError> {
             heartbeats,
             suspects,
             resumed,
+            interval_ms,
         }),
         other => Err(unexpected("the director under test", &other)),
     }

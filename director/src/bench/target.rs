@@ -1,4 +1,5 @@
-//! The director under test: gateway, tokens and machines of a real store; no provider, no API.
+//! The director under test: gateway, tokens and machines of a real store, heartbeats paced as the daemon
+//! paces them; no provider, no API, nothing that plans.
 //!
 //! With `--bare` it is the reference instead: a QUIC server with the same certificates that
 //! completes handshakes and does nothing else.
@@ -23,7 +24,7 @@ use windlass_common::{tls, transport};
 
 use crate::artifacts::Artifacts;
 use crate::config::{DataDir, Identity};
-use crate::gateway::{Gateway, GatewayConfig, widen};
+use crate::gateway::{Gateway, GatewayConfig, host_budget, widen};
 use crate::model::Machine;
 use crate::rollout::world::Registry;
 use crate::service::{Tokens, tickets};
@@ -91,6 +92,7 @@ async fn run(arguments: &Arguments) -> Result<(), Fault> {
     let resident_bytes = process::resident_bytes("self")?;
     let mut config = GatewayConfig::new(arguments.listen);
     config.tune.heartbeat_interval_ms = arguments.interval_ms;
+    config.heartbeat_budget = Some(host_budget());
     let tickets = tickets(&identity.records, config.clock.clone()).await;
     config.tickets = Some(Arc::clone(&tickets));
     let gateway = Gateway::start(
@@ -181,6 +183,7 @@ fn usage(gateway: &Gateway, course: &Course) -> Result<TargetAnswer, String> {
         connected: sessions.len(),
         suspects: sessions.values().filter(|view| view.suspect).count(),
         resumed: course.now().resumed,
+        interval_ms: gateway.pace().heartbeat_interval_ms,
     })
 }
 
@@ -256,6 +259,7 @@ async fn bare(identity: &Identity, listen: SocketAddr) -> Result<(), Fault> {
                     connected: endpoint.open_connections(),
                     suspects: 0,
                     resumed: 0,
+                    interval_ms: 0,
                 })),
                 Some(_) | None => return Ok(()),
             }

@@ -67,6 +67,7 @@ use crate::epoch::CurrentEpoch;
 use crate::pki::{DirectorCa, IssueError};
 
 pub use counters::{CounterView, Reason, Total};
+pub(crate) use pace::host_budget;
 pub use probe::{About, Found, ProbeError};
 pub(crate) use server::widen;
 pub use session::Tunnel;
@@ -630,6 +631,11 @@ impl Gateway {
         session
             .and_then(|session| session.tune(tune))
             .map_err(TuneError::Delivery)
+    }
+
+    /// How the fleet is told to report now.
+    pub fn pace(&self) -> Tune2 {
+        self.shared.pace()
     }
 
     /// The connected machines that have said they have this artifact, of all clusters.

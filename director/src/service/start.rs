@@ -71,12 +71,6 @@ impl StartError {
     }
 }
 
-/// Half of the host's cores: the rest is for what the director is there for.
-fn heartbeat_budget() -> Duration {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    Duration::from_secs(1) * u32::try_from(cores).unwrap_or(1) / 2
-}
-
 /// See [`Director::start`].
 pub(super) async fn start(
     data: &DataDir,
@@ -146,7 +140,7 @@ pub(super) async fn start_through(
     let tokens = Arc::new(Tokens::load(records.clone()).await?);
     let mut settings = GatewayConfig::new(config.gateway.listen);
     settings.artifacts = config.gateway.artifacts;
-    settings.heartbeat_budget = Some(heartbeat_budget());
+    settings.heartbeat_budget = Some(gateway::host_budget());
     settings.lapsed_grace = config.gateway.lapsed_grace;
     settings.tickets = Some(tickets(&records, settings.clock.clone()).await);
     let artifacts = Arc::new(Artifacts::new(data.artifacts()));

@@ -215,7 +215,15 @@ fn crates(server: &mut Option<s3::Server>) -> Result<()> {
         cargo().args(["test", "--quiet", "--locked", "--workspace", "--doc"]),
     )?;
     // Fails when an agent stays away or a command or a death goes unnoticed; speed is only printed.
-    let small = ["--agents", "200", "--watch", "5", "--commands", "500"];
+    let small = [
+        "--agents",
+        "200",
+        "--watch",
+        "5",
+        "--commands",
+        "500",
+        "--no-nats",
+    ];
     bench::fleet(Profile::Dev, false, &small.map(str::to_owned))
 }
 

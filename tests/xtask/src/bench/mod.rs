@@ -46,7 +46,7 @@ enum What {
     /// What an upgrade takes of each worker, by part, beside the same done by hand; as many workers as there are runs.
     Upgrade,
     /// What a fleet of agents costs its director: `windlass-director bench fleet`, built and run with
-    /// the options after `--`, such as `-- --agents 10000 --nats`.
+    /// the options after `--`, such as `-- --agents 10000`.
     Fleet,
 }
 
