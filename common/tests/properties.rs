@@ -22,9 +22,10 @@ use windlass_common::limits::{ENROLL_FRAME_BYTES_MAX, FRAME_BYTES_MAX};
 use windlass_common::report::{Heartbeat, Report, Scope, UnitReport, Vitals};
 use windlass_common::secret::Secret;
 use windlass_common::settings::Settings;
+use windlass_common::step::Fetch;
 use windlass_common::wire::codec;
 use windlass_common::wire::frame::{self, Frame, FrameError, HEADER_BYTES, OPTIONAL};
-use windlass_common::wire::message::{EnrollRequest, KINDS, recode};
+use windlass_common::wire::message::{Body, EnrollRequest, KINDS, StepHeader, recode};
 
 /// One frame of each kind.
 fn golden() -> &'static [Frame] {
@@ -370,4 +371,39 @@ proptest! {
         let text = serde_json::to_string(&more).unwrap();
         prop_assert!(serde_json::from_str::<Settings>(&text).is_err());
     }
+}
+
+/// The fuzzer begins with a frame of each kind, and with a request of each kind of step.
+/// `WINDLASS_GOLDEN_NEW=1` writes what is not there.
+#[test]
+fn the_fuzzer_begins_with_every_kind() {
+    let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/frames");
+    let names: BTreeMap<u16, &str> = KINDS.iter().copied().collect();
+    let header = golden().iter().find(|frame| frame.kind == StepHeader::KIND);
+    let header = header.unwrap().to_bytes();
+    let mut seeds = BTreeMap::new();
+    for frame in golden() {
+        let (kind, bytes) = (frame.kind, frame.to_bytes());
+        let name = names[&kind].rsplit("::").next().unwrap().to_lowercase();
+        // From the first step on, all are steps.
+        if kind >= Fetch::KIND {
+            let request = [header.as_slice(), &bytes].concat();
+            seeds.insert(format!("step-{kind:04x}"), request);
+        }
+        seeds.insert(format!("{kind:04x}-{name}"), bytes);
+    }
+    let mut missing = Vec::new();
+    for (name, bytes) in seeds {
+        let path = corpus.join(&name);
+        if std::env::var_os("WINDLASS_GOLDEN_NEW").is_some() {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        if std::fs::read(&path).ok() != Some(bytes) {
+            missing.push(name);
+        }
+    }
+    assert!(
+        missing.is_empty(),
+        "not in the corpus, or not as golden: {missing:?}"
+    );
 }

@@ -9,7 +9,7 @@ use windlass_common::id::{Digest, Incarnation, MachineName};
 use windlass_common::pki::MachineIdentity;
 
 use crate::gateway::{EnrollmentStore, RedeemError};
-use crate::health::from_jiff;
+use crate::health::{from_jiff, to_jiff};
 use crate::model::{Machine, Revision};
 use crate::store::{Commit, Expect, Kind, Records, StoreError, Token};
 
@@ -59,7 +59,7 @@ impl Tokens {
         &self,
         token_hash: Digest,
         claim: &MachineIdentity,
-        public_key: &str,
+        public_key: &[u8],
         now: jiff::Timestamp,
     ) -> Result<(), RedeemError> {
         let store = |error: StoreError| RedeemError::Store(Box::new(error));
@@ -71,13 +71,18 @@ impl Tokens {
                 .await
                 .map_err(store)?;
             let (revision, mut token) = found.ok_or(RedeemError::Unknown)?;
-            self.check(&token, claim, public_key, now).await?;
+            let machine: Option<Machine> = self
+                .records
+                .get(claim.machine.as_str())
+                .await
+                .map_err(store)?;
+            let current = machine.map(|machine| machine.incarnation);
+            let fresh = token.bind(claim, public_key, current, now)?;
             // Known before it is durable: a session that comes at once finds it.
             self.note_bound(&token, &name);
-            if token.public_key.is_some() {
+            if !fresh {
                 return Ok(());
             }
-            token.public_key = Some(public_key.to_owned());
             let mut commit = Commit::default();
             commit.value(Kind::Token, &name, Expect::At(revision), &token);
             match self.records.commit(commit).await {
@@ -117,43 +122,48 @@ impl Tokens {
         self.bound().remove(&key);
         Ok(())
     }
+}
 
-    async fn check(
-        &self,
-        token: &Token,
+impl Token {
+    /// Binds it to the key that shows it as `claim`, if it counts; returns whether that key is the first.
+    /// `current` is the incarnation of the claimed machine on record, if there is one.
+    ///
+    /// # Errors
+    /// Why it does not count; it stays what it was.
+    pub fn bind(
+        &mut self,
         claim: &MachineIdentity,
-        public_key: &str,
+        public_key: &[u8],
+        current: Option<Incarnation>,
         now: jiff::Timestamp,
-    ) -> Result<(), RedeemError> {
-        if token.cluster != claim.cluster
-            || token.machine != claim.machine
-            || token.incarnation != claim.incarnation
+    ) -> Result<bool, RedeemError> {
+        if self.cluster != claim.cluster
+            || self.machine != claim.machine
+            || self.incarnation != claim.incarnation
         {
-            let issued = format!("{} incarnation {}", token.machine, token.incarnation);
+            let issued = format!("{} incarnation {}", self.machine, self.incarnation);
             return Err(RedeemError::OtherMachine(issued));
         }
-        if from_jiff(now) >= token.expires_at {
-            return Err(RedeemError::Expired(now));
+        if from_jiff(now) >= self.expires_at {
+            return Err(RedeemError::Expired(to_jiff(self.expires_at)));
         }
-        if token
-            .public_key
-            .as_deref()
-            .is_some_and(|key| key != public_key)
-        {
+        let key = public_key.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}"); // writing to a string cannot fail
+            text
+        });
+        let first = self.public_key.as_deref();
+        if first.is_some_and(|first| first != key) {
             return Err(RedeemError::OtherKey);
         }
-        if token.spent {
+        if self.spent {
             return Err(RedeemError::Spent);
         }
-        let record: Option<Machine> = self
-            .records
-            .get(claim.machine.as_str())
-            .await
-            .map_err(|error| RedeemError::Store(Box::new(error)))?;
-        if record.is_none_or(|record| record.incarnation != claim.incarnation) {
+        if current != Some(claim.incarnation) {
             return Err(RedeemError::NotCurrent);
         }
-        Ok(())
+        let fresh = first.is_none();
+        self.public_key = Some(key);
+        Ok(fresh)
     }
 }
 
@@ -165,12 +175,8 @@ impl EnrollmentStore for Tokens {
         public_key: &[u8],
         now: jiff::Timestamp,
     ) -> Result<(), RedeemError> {
-        let key = public_key.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}"); // writing to a string cannot fail
-            text
-        });
         self.runtime
-            .block_on(self.bind(token_hash, claim, &key, now))
+            .block_on(self.bind(token_hash, claim, public_key, now))
     }
 
     fn is_bound(&self, machine: &MachineIdentity) -> bool {
