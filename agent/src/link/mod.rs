@@ -43,6 +43,7 @@ use tokio::sync::watch;
 
 use windlass_common::clock::Clock;
 use windlass_common::id::Digest;
+use windlass_common::limits::PEER_SERVE_BYTES_PER_S;
 use windlass_common::pki::MachineIdentity;
 use windlass_common::settings::Settings;
 use windlass_common::wire::message::PeerFailure;
@@ -135,7 +136,12 @@ impl Link {
     /// Serves the artifacts in `store` to machines of the same cluster, as far as the director grants
     /// them, on the UDP address `listen`.
     pub fn sharing(self, store: ArtifactStore, listen: SocketAddr) -> Link {
-        let sharing = Some(Sharing::new(store, listen));
+        self.sharing_at(PEER_SERVE_BYTES_PER_S, store, listen)
+    }
+
+    /// The same, at this rate to all of them together.
+    pub fn sharing_at(self, bytes_per_s: u64, store: ArtifactStore, listen: SocketAddr) -> Link {
+        let sharing = Some(Sharing::new(store, listen, bytes_per_s));
         Link { sharing, ..self }
     }
 

@@ -42,15 +42,18 @@ pub(crate) use server::serve;
 pub(crate) struct Sharing {
     store: ArtifactStore,
     listen: SocketAddr,
+    /// To all peers together.
+    bytes_per_s: u64,
     grants: watch::Sender<Grants>,
     announcement: watch::Sender<Option<ArtifactsHeld>>,
 }
 
 impl Sharing {
-    pub(crate) fn new(store: ArtifactStore, listen: SocketAddr) -> Sharing {
+    pub(crate) fn new(store: ArtifactStore, listen: SocketAddr, bytes_per_s: u64) -> Sharing {
         Sharing {
             store,
             listen,
+            bytes_per_s,
             grants: watch::channel(Grants::default()).0,
             announcement: watch::channel(None).0,
         }

@@ -16,7 +16,7 @@ use windlass_common::error::ErrorChain;
 use windlass_common::id::Digest;
 use windlass_common::limits::{
     CHUNK_BYTES, ENROLL_FRAME_BYTES_MAX, HELLO_TIMEOUT, PEER_CONNECTIONS_MAX, PEER_GRANT_WAIT,
-    PEER_IDLE_TIMEOUT, PEER_SERVE_BYTES_PER_S, PEER_UPLOADS_MAX,
+    PEER_IDLE_TIMEOUT, PEER_UPLOADS_MAX,
 };
 use windlass_common::pki::{MachineIdentity, RequestError};
 use windlass_common::probe::{Nonce, statement};
@@ -245,7 +245,7 @@ impl Serving {
             identity: watch::Sender::new(Arc::new(identity)),
             store: sharing.store.clone(),
             grants: sharing.grants.subscribe(),
-            pace: Pace::new(PEER_SERVE_BYTES_PER_S),
+            pace: Pace::new(sharing.bytes_per_s),
             hears_director,
         }
     }

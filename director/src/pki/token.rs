@@ -36,3 +36,25 @@ impl EnrollmentToken {
         Digest::of(token.expose().as_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_has_256_bits_and_is_known_by_its_digest() {
+        let (one, two) = (EnrollmentToken::generate(), EnrollmentToken::generate());
+        let (one, two) = (one.unwrap(), two.unwrap());
+        for token in [&one, &two] {
+            let text = token.token.expose();
+            assert_eq!(text.len() * 4, 256);
+            assert!(text.bytes().all(|digit| digit.is_ascii_hexdigit()));
+            assert_eq!(token.hash, Digest::of(text.as_bytes()));
+            assert_eq!(token.hash, EnrollmentToken::hash_of(&token.token));
+        }
+        // No part of it is the same each time.
+        let shared = one.token.expose().bytes().zip(two.token.expose().bytes());
+        let shared = shared.filter(|(one, two)| one == two).count();
+        assert!(shared < 32, "{shared} of 64 digits");
+    }
+}

@@ -383,6 +383,19 @@ async fn a_token_counts_for_the_first_key_alone_when_two_race() {
     director.shutdown().await;
 }
 
+/// Whether a file of this directory, or of one in it, has these words.
+fn written(dir: &Path, words: &str) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return written(&path, words);
+        }
+        // A socket cannot be read.
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).contains(words)
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_fresh_token_is_for_a_machine_that_is_there_and_away() {
     let rig = Rig::new().await;
@@ -415,6 +428,16 @@ async fn a_fresh_token_is_for_a_machine_that_is_there_and_away() {
         (&name, Incarnation::FIRST)
     );
     assert_eq!(third.ca_digest, in_the_machine().ca_digest);
+
+    // The director's directory has a digest for each, and none of the tokens.
+    let newest = EnrollmentToken::hash_of(&third.token);
+    assert!(written(rig.dir.path(), &newest.hex()));
+    for token in [&born_with, &second, &third.token] {
+        assert!(
+            !written(rig.dir.path(), token.expose()),
+            "a token is written down"
+        );
+    }
 
     // One counts at a time: the newest.
     let tokens = Tokens::load(director.inner.records.clone()).await.unwrap();

@@ -18,18 +18,19 @@ use windlass_agent::steps::{self, Context, Reporter, Run};
 use windlass_agent::units::Units;
 use windlass_common::id::{ClusterName, Digest, Epoch, Incarnation};
 use windlass_common::journal::DirStorage;
-use windlass_common::limits::FRAME_BYTES_MAX;
+use windlass_common::limits::{FRAME_BYTES_MAX, PEER_SERVE_BYTES_PER_S, STREAMS_PER_AGENT};
 use windlass_common::pki::MachineIdentity;
 use windlass_common::step::{Fetch, Step, StepId};
 use windlass_common::transport::Close;
 use windlass_common::wire::frame::{self, Frame};
 use windlass_common::wire::message::{
-    ArtifactGrant, ArtifactHeader, ArtifactRequest, ArtifactsHeld, Body, Hello, Refusal, Welcome,
+    ArtifactGrant, ArtifactHeader, ArtifactRequest, ArtifactsHeld, Body, Hello, Refusal,
+    RefusalCode, Welcome,
 };
 use windlass_common::{tls, transport};
 
-use crate::certificates::{agent, connect};
-use crate::world::{Director, Machine, PATIENCE, identity, wait_for};
+use crate::certificates::{agent, connect, welcomed};
+use crate::world::{Director, Machine, Neighbour, PATIENCE, identity, wait_for};
 
 const MIB: usize = 1 << 20;
 
@@ -76,6 +77,11 @@ impl Peer {
     }
 
     fn boot_as(director: &Director, who: &MachineIdentity) -> Peer {
+        Peer::boot_at(PEER_SERVE_BYTES_PER_S, director, who)
+    }
+
+    /// One that serves at this rate.
+    fn boot_at(bytes_per_s: u64, director: &Director, who: &MachineIdentity) -> Peer {
         director.records.make_current(who);
         let expires = Timestamp::from_second(Timestamp::now().as_second() + 3600).unwrap();
         let token = director.records.issue(who, expires);
@@ -85,7 +91,7 @@ impl Peer {
         let store = ArtifactStore::open(&host);
         let port = free_port();
         let dir = root.path().join("identity");
-        let machine = Machine::boot_sharing(settings, &dir, store.clone(), port);
+        let machine = Machine::boot_sharing_at(bytes_per_s, settings, &dir, store.clone(), port);
         let journal = root.path().join("journal");
         let history = History::open(DirStorage::open(&journal).unwrap()).unwrap();
         let context = Context {
@@ -471,4 +477,78 @@ async fn a_fetch_outlives_the_director_and_keeps_to_the_rate() {
     // Not from the beginning: the second director sent the rest.
     let rest = director.gateway().artifact_bytes_sent();
     assert!(rest < 3 * MIB as u64 + 512 * 1024, "{rest}");
+}
+
+/// Machines of two clusters, which are no peers: what they get together keeps to the director's rate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_machines_together_get_no_more_than_the_director_gives() {
+    const RATE: usize = 4 * MIB;
+    let director = Director::start_with(|config| {
+        config.artifacts.total_bytes_per_s = RATE as u64;
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = 3 * MIB;
+    let digest = publish(&director, dir.path(), &content(bytes));
+    let elsewhere = MachineIdentity {
+        cluster: ClusterName::new("other").unwrap(),
+        ..identity("other-w-0", 1)
+    };
+    let one = Peer::boot(&director, "demo-w-0");
+    let two = Peer::boot_as(&director, &elsewhere);
+    let began = Instant::now();
+    tokio::join!(one.fetch(digest, bytes), two.fetch(digest, bytes));
+    let sent = director.gateway().artifact_bytes_sent();
+    assert_eq!(sent, 2 * bytes as u64);
+    // A burst of a quarter of a MiB is free, and either may have been sent a piece that is not paid for yet.
+    let paid = (2 * bytes - MIB / 2) as f64 / RATE as f64;
+    assert!(began.elapsed().as_secs_f64() > paid);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_serves_no_faster_than_its_machine_can_spare() {
+    const RATE: usize = 2 * MIB;
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = 3 * MIB;
+    let digest = publish(&director, dir.path(), &content(bytes));
+    let first = Peer::boot_at(RATE as u64, &director, &identity("demo-w-0", 1));
+    first.fetch(digest, bytes).await;
+    held(&director, digest, 1).await;
+    let sent = director.gateway().artifact_bytes_sent();
+    let second = Peer::boot(&director, "demo-w-1");
+    let began = Instant::now();
+    second.fetch(digest, bytes).await;
+    let took = began.elapsed().as_secs_f64();
+    assert!(second.has(digest));
+    let more = director.gateway().artifact_bytes_sent() - sent;
+    assert_eq!(more, 0, "the director helped");
+    // A burst of a quarter of a MiB is free.
+    let paid = (bytes - MIB / 2) as f64 / RATE as f64;
+    assert!(took > paid, "{took} s");
+}
+
+/// Requests for what is not there: the cheapest there are, and as many as one likes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_asks_again_and_again_waits_for_its_turn() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let neighbour = Neighbour::boot(&director, dir.path()).await;
+    let me = identity("demo-w-0", 1);
+    director.records.make_current(&me);
+    let credentials = agent(&director.ca, &me, Timestamp::now());
+    let connection = connect(&director, Some(credentials)).await.unwrap();
+    let _control = welcomed(&connection).await;
+    let nothing = request(Digest::of(b"nothing"), 0);
+    let further = 50;
+    let began = Instant::now();
+    for _ in 0..STREAMS_PER_AGENT.burst + further {
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        frame::send(&mut send, &nothing).await.unwrap();
+        let answer: Refusal = frame::expect(&mut recv, FRAME_BYTES_MAX).await.unwrap();
+        assert_eq!(answer.code, RefusalCode::NotFound);
+    }
+    assert!(began.elapsed() >= STREAMS_PER_AGENT.every * (further - 1));
+    assert_eq!(connection.close_reason(), None, "it waits, and that is all");
+    neighbour.unharmed(&director).await;
 }

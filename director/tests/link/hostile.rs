@@ -346,8 +346,9 @@ async fn an_agent_without_a_common_version_is_told_so() {
     assert!(director.gateway().connected().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn garbage_datagrams_and_optional_kinds_are_skipped() {
+    let (log, _logging) = Log::of_this_thread();
     let director = Director::start().await;
     let me = identity("demo-cp-0", 1);
     director.records.make_current(&me);
@@ -366,6 +367,7 @@ async fn garbage_datagrams_and_optional_kinds_are_skipped() {
         (director.refused(Reason::DatagramMalformed) == 4).then_some(())
     })
     .await;
+    assert_eq!(log.refusals(Reason::DatagramMalformed), 4);
     let optional = Frame {
         kind: OPTIONAL | 0x42,
         body: vec![7; 100],
@@ -405,9 +407,11 @@ async fn garbage_datagrams_and_optional_kinds_are_skipped() {
     assert_eq!(connection.close_reason(), None);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn strangers_get_one_small_frame_and_little_time() {
+    let (log, _logging) = Log::of_this_thread();
     let director = Director::start().await;
+    let before = director.refusals(&log, Reason::EnrollmentMalformed);
     let connection = stranger(&director).await;
     let (mut send, _recv) = connection.open_bi().await.unwrap();
     send.write_all(&header(
@@ -420,6 +424,9 @@ async fn strangers_get_one_small_frame_and_little_time() {
         Close::of(&closed(&connection).await),
         Some(Close::Malformed)
     );
+    director
+        .refuses_once("oversized", &log, Reason::EnrollmentMalformed, before)
+        .await;
 
     // A second stream is not to be had, and a window of a few frames is all that may be sent.
     let connection = stranger(&director).await;
@@ -430,11 +437,15 @@ async fn strangers_get_one_small_frame_and_little_time() {
     let sent = tokio::time::timeout(Duration::from_millis(200), send.write_all(&flood)).await;
     // Either the window holds it back or the zeros are refused as a frame before.
     assert!(!matches!(sent, Ok(Ok(()))), "a stranger's flood was taken");
-
+    closed(&connection).await;
+    let before = director.refusals(&log, Reason::HandshakeTimeout);
     let silent = stranger(&director).await;
     let began = tokio::time::Instant::now();
     assert_eq!(Close::of(&closed(&silent).await), Some(Close::TimedOut));
     assert!(began.elapsed() < Duration::from_secs(8));
+    director
+        .refuses_once("silent", &log, Reason::HandshakeTimeout, before)
+        .await;
     assert!(director.records.redemptions().is_empty());
 }
 
@@ -611,8 +622,9 @@ async fn an_agent_that_floods_is_told_so_and_its_neighbour_does_not_notice() {
     neighbour.unharmed(&director).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_machine_that_comes_again_and_again_is_put_off() {
+    let (log, _logging) = Log::of_this_thread();
     let director = Director::start().await;
     let dir = tempfile::tempdir().unwrap();
     let neighbour = Neighbour::boot(&director, dir.path()).await;
@@ -649,6 +661,7 @@ async fn a_machine_that_comes_again_and_again_is_put_off() {
         (director.refused(Reason::SessionRate) == 1).then_some(())
     })
     .await;
+    assert_eq!(log.refusals(Reason::SessionRate), 1);
     neighbour.unharmed(&director).await;
 }
 

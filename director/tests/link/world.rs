@@ -19,7 +19,7 @@ use windlass_agent::link::{
 };
 use windlass_common::clock::{Clock, later};
 use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch, Incarnation, MachineName};
-use windlass_common::limits::{CHUNK_BYTES, ENROLLMENT_TOKEN_LIFE};
+use windlass_common::limits::{CHUNK_BYTES, ENROLLMENT_TOKEN_LIFE, PEER_SERVE_BYTES_PER_S};
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report, Scope, Vitals};
 use windlass_common::secret::Secret;
@@ -697,12 +697,23 @@ impl Machine {
         store: ArtifactStore,
         port: u16,
     ) -> Machine {
+        Machine::boot_sharing_at(PEER_SERVE_BYTES_PER_S, settings, dir, store, port)
+    }
+
+    /// The same, at this rate.
+    pub(crate) fn boot_sharing_at(
+        bytes_per_s: u64,
+        settings: Settings,
+        dir: &std::path::Path,
+        store: ArtifactStore,
+        port: u16,
+    ) -> Machine {
         let paths = LinkPaths {
             identity_dir: dir.to_owned(),
             api_server: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
         };
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let link = Link::new(settings.clone(), paths).sharing(store, listen);
+        let link = Link::new(settings.clone(), paths).sharing_at(bytes_per_s, store, listen);
         Machine::run(link, settings)
     }
 
