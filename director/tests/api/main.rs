@@ -116,6 +116,8 @@ async fn only_operators() -> Result<(), Failed> {
             "{stranger:?}: {refused:?}"
         );
     }
+    let refused = rig.speaking_tls12().await;
+    assert!(refused.to_string().contains("ProtocolVersion"), "{refused}");
     let (status, body) = rig.without_certificate("/v1/clusters").await;
     assert_eq!(
         (status, body["code"].as_str()),
@@ -124,7 +126,7 @@ async fn only_operators() -> Result<(), Failed> {
     );
     let metrics = rig.text("/metrics").await;
     for wanted in [
-        "windlass_api_refusals_total{reason=\"handshake\"} 2",
+        "windlass_api_refusals_total{reason=\"handshake\"} 3",
         "windlass_api_refusals_total{reason=\"caller\"} 1",
         "windlass_gateway_refusals_total{reason=\"not_current\"} 0",
     ] {

@@ -24,7 +24,7 @@ use windlass_common::clock::Clock;
 use windlass_common::id::{
     ClusterName, Digest, DirectorId, Incarnation, MachineName, OperatorName,
 };
-use windlass_common::pki::{MachineIdentity, PrivateKey};
+use windlass_common::pki::{MachineIdentity, PrivateKey, pem};
 use windlass_common::stemcell::{
     self, FileSet, Image, Inputs, MANIFEST_FORMAT, Manifest, PublicKey, Rootfs,
 };
@@ -271,6 +271,29 @@ impl Rig {
             text.push('\n');
         }
         text
+    }
+
+    /// How an operator ends whose client knows nothing newer than TLS 1.2.
+    pub(crate) async fn speaking_tls12(&self) -> std::io::Error {
+        let operator = OperatorName::new(OPERATOR).unwrap();
+        let life = Duration::from_secs(3600);
+        let issued = self.ca.issue_operator(operator, life, Timestamp::now());
+        let issued = issued.unwrap();
+        let chain = pem::certificates(issued.certificate_pem.as_bytes()).unwrap();
+        let key = PrivateKey::from_pem(&issued.key_pem).unwrap().to_der();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.ca.root_der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let connecting = TlsConnector::from(Arc::new(config)).connect(name, tcp);
+        connecting.await.expect_err("TLS 1.2 is not served")
     }
 
     /// What a client without any certificate is told: status and body.
