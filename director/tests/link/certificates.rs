@@ -22,7 +22,8 @@ use windlass_common::{tls, transport};
 use windlass_director::gateway::{DeliveryError, Event, Reason};
 use windlass_director::pki::{DirectorCa, Stage};
 
-use crate::world::{Director, Log, Machine, Neighbour, exec, identity, no_progress, wait_for};
+use crate::log::Log;
+use crate::world::{Director, Machine, Neighbour, exec, identity, no_progress, wait_for};
 
 const LIFE: Duration = Duration::from_secs(3600);
 

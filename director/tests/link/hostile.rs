@@ -7,14 +7,13 @@ use quinn::ConnectionError;
 
 use windlass_common::id::Epoch;
 use windlass_common::limits::{
-    ENROLL_FRAME_BYTES_MAX, ENROLLMENTS_MAX, FAILURES_PER_SOURCE, FRAME_BYTES_MAX,
-    FRAMES_PER_AGENT, HANDSHAKES_BEFORE_RETRY, RENEWALS_PER_AGENT, REPORTS_PER_AGENT,
-    SESSIONS_PER_MACHINE, STEPS_IN_FLIGHT_MAX, STREAMS_FROM_AGENT_MAX,
+    ENROLL_FRAME_BYTES_MAX, FRAME_BYTES_MAX, FRAMES_PER_AGENT, HANDSHAKES_BEFORE_RETRY,
+    RENEWALS_PER_AGENT, REPORTS_PER_AGENT, SESSIONS_PER_MACHINE, STEPS_IN_FLIGHT_MAX,
+    STREAMS_FROM_AGENT_MAX,
 };
 use windlass_common::pki::{PrivateKey, gateway_name};
 use windlass_common::rate::Rate;
 use windlass_common::report::{Heartbeat, Report};
-use windlass_common::secret::Secret;
 use windlass_common::step::{Exec, StepResult};
 use windlass_common::transport::Close;
 use windlass_common::wire::PROTOCOL;
@@ -24,13 +23,11 @@ use windlass_common::wire::message::{
     Welcome,
 };
 use windlass_common::{tls, transport};
-use windlass_director::gateway::{DeliveryError, Reason, Total};
+use windlass_director::gateway::{DeliveryError, Reason};
 
 use crate::certificates::{agent, client, connect};
-use crate::tokens::enroll_from;
-use crate::world::{
-    Director, Log, Machine, Neighbour, PATIENCE, exec, identity, no_progress, wait_for,
-};
+use crate::log::Log;
+use crate::world::{Director, Machine, Neighbour, PATIENCE, exec, identity, no_progress, wait_for};
 
 pub(crate) fn hello(protocols: Vec<u16>) -> Hello {
     Hello {
@@ -43,7 +40,7 @@ pub(crate) fn hello(protocols: Vec<u16>) -> Hello {
     }
 }
 
-fn heartbeat(sequence: u64) -> Heartbeat {
+pub(crate) fn heartbeat(sequence: u64) -> Heartbeat {
     Heartbeat {
         sequence,
         at_unix_ms: 0,
@@ -54,7 +51,7 @@ fn heartbeat(sequence: u64) -> Heartbeat {
     }
 }
 
-async fn stranger(director: &Director) -> quinn::Connection {
+pub(crate) async fn stranger(director: &Director) -> quinn::Connection {
     let tls = tls::enroll_client(director.ca.root_digest()).unwrap();
     let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     endpoint
@@ -75,7 +72,7 @@ pub(crate) async fn closed(connection: &quinn::Connection) -> ConnectionError {
 }
 
 /// A header that announces `length` bytes.
-fn header(kind: u16, length: u32) -> Vec<u8> {
+pub(crate) fn header(kind: u16, length: u32) -> Vec<u8> {
     [kind.to_be_bytes().as_slice(), &length.to_be_bytes()].concat()
 }
 
@@ -217,78 +214,6 @@ async fn malformed_control_streams_end_the_session_and_no_other() {
         (director.gateway().connected().len() == 1).then_some(())
     })
     .await;
-    neighbour.unharmed(&director).await;
-}
-
-/// Sends a byte after the other and, on a session, keeps beating; until the director has had enough.
-async fn drip(connection: &quinn::Connection, send: &mut quinn::SendStream, bytes: &[u8]) {
-    let beat = Frame::of(&heartbeat(1)).unwrap().to_bytes();
-    let mut pace = tokio::time::interval(Duration::from_millis(100));
-    for byte in bytes {
-        pace.tick().await;
-        // A stranger's is ignored; one that cannot go any more has ended.
-        let _ = connection.send_datagram(beat.clone().into());
-        if send.write_all(&[*byte]).await.is_err() {
-            return;
-        }
-    }
-    panic!("the director took every byte");
-}
-
-#[tokio::test]
-async fn a_peer_that_begins_a_frame_and_does_not_end_it_is_not_waited_for() {
-    let (log, _logging) = Log::of_this_thread();
-    let director = Director::start().await;
-    let dir = tempfile::tempdir().unwrap();
-    let neighbour = Neighbour::boot(&director, dir.path()).await;
-    let slow = |kind: u16| [header(kind, 1_000), vec![0; 1_000]].concat();
-    let hello = async {
-        let me = identity("slow-to-greet", 1);
-        director.records.make_current(&me);
-        let credentials = agent(&director.ca, &me, Timestamp::now());
-        let connection = connect(&director, Some(credentials)).await.unwrap();
-        let (mut send, _recv) = connection.open_bi().await.unwrap();
-        drip(&connection, &mut send, &slow(Hello::KIND)).await;
-        Close::of(&closed(&connection).await)
-    };
-    let enrollment = async {
-        let connection = stranger(&director).await;
-        let (mut send, _recv) = connection.open_bi().await.unwrap();
-        drip(&connection, &mut send, &slow(EnrollRequest::KIND)).await;
-        Close::of(&closed(&connection).await)
-    };
-    let report = async {
-        let (connection, mut send, _recv) = greeted(&director, "slow-to-report").await;
-        drip(&connection, &mut send, &slow(Report::KIND)).await;
-        Close::of(&closed(&connection).await)
-    };
-    // Only that stream ends.
-    let artifact = async {
-        let (connection, _send, _recv) = greeted(&director, "slow-to-ask").await;
-        let (mut send, mut recv) = connection.open_bi().await.unwrap();
-        drip(&connection, &mut send, &slow(ArtifactRequest::KIND)).await;
-        let read = frame::read(&mut recv, FRAME_BYTES_MAX).await;
-        assert!(read.is_err(), "{read:?}");
-        connection.close_reason().map(|_| ())
-    };
-    let (hello, enrollment, report, artifact) = tokio::join!(hello, enrollment, report, artifact);
-    assert_eq!(hello, Some(Close::TimedOut), "hello");
-    assert_eq!(enrollment, Some(Close::TimedOut), "enrollment");
-    assert_eq!(report, Some(Close::TimedOut), "report");
-    assert_eq!(artifact, None, "the session of a slow request");
-    let counts = [
-        (Reason::HandshakeTimeout, 2),
-        (Reason::FrameSlow, 1),
-        (Reason::ArtifactRequest, 1),
-    ];
-    for (reason, count) in counts {
-        wait_for(reason.name(), || {
-            (director.refused(reason) == count).then_some(())
-        })
-        .await;
-        assert_eq!(log.refusals(reason), count, "{reason:?}");
-    }
-    assert_eq!(director.refused_but_for(None), 4);
     neighbour.unharmed(&director).await;
 }
 
@@ -493,55 +418,8 @@ async fn a_machine_gets_in_while_many_others_say_no_hello() {
     assert_eq!(director.gateway().connected().len(), 1);
 }
 
-#[tokio::test]
-async fn a_director_that_is_full_says_so_and_keeps_who_is_there() {
-    let (log, _logging) = Log::of_this_thread();
-    let director = Director::start_with(|config| config.sessions_max = 1).await;
-    let dir = tempfile::tempdir().unwrap();
-    let neighbour = Neighbour::boot(&director, dir.path()).await;
-    let before = director.refusals(&log, Reason::SessionsFull);
-    let me = identity("one-too-many", 1);
-    director.records.make_current(&me);
-    let credentials = agent(&director.ca, &me, Timestamp::now());
-    let connection = connect(&director, Some(credentials)).await.unwrap();
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    frame::write(&mut send, &hello(vec![PROTOCOL]))
-        .await
-        .unwrap();
-    let refusal: Refusal = frame::expect(&mut recv, FRAME_BYTES_MAX).await.unwrap();
-    assert_eq!(refusal.code, RefusalCode::Busy);
-    Close::Done.close(&connection);
-    director
-        .refuses_once("one too many", &log, Reason::SessionsFull, before)
-        .await;
-    neighbour.unharmed(&director).await;
-}
-
-#[tokio::test]
-async fn strangers_that_dawdle_hold_a_bounded_number_of_places() {
-    let (log, _logging) = Log::of_this_thread();
-    let director = Director::start().await;
-    let dir = tempfile::tempdir().unwrap();
-    let neighbour = Neighbour::boot(&director, dir.path()).await;
-    let mut dawdlers = Vec::new();
-    for _ in 0..ENROLLMENTS_MAX {
-        dawdlers.push(stranger(&director).await);
-    }
-    let before = director.refusals(&log, Reason::EnrollmentsFull);
-    let further = stranger(&director).await;
-    assert_eq!(Close::of(&closed(&further).await), Some(Close::Busy));
-    director
-        .refuses_once("one more", &log, Reason::EnrollmentsFull, before)
-        .await;
-    neighbour.unharmed(&director).await;
-    // Their places are free again when they go, or have said nothing for long enough.
-    drop(dawdlers);
-    let machine = Machine::boot(director.settings("demo-w-0", 1), &dir.path().join("late"));
-    director.connected(&machine).await;
-}
-
 /// A session of a hostile machine that said hello.
-async fn greeted(
+pub(crate) async fn greeted(
     director: &Director,
     machine: &str,
 ) -> (quinn::Connection, quinn::SendStream, quinn::RecvStream) {
@@ -757,60 +635,5 @@ async fn an_agent_that_leaves_its_steps_unread_holds_nobody_up() {
     Close::Done.close(&connection);
     while let Some(ended) = steps.join_next().await {
         assert!(matches!(ended.unwrap(), Err(DeliveryError::Lost { .. })));
-    }
-}
-
-/// Attempts, always the same, until the director does not look at them any more.
-async fn until_unseen<F: Future<Output = ()>>(director: &Director, attempt: impl Fn() -> F) -> u32 {
-    let mut attempts = 0;
-    while director.refused(Reason::SourceBusy) == 0 {
-        attempts += 1;
-        assert!(attempts < 4 * FAILURES_PER_SOURCE.burst, "never refused");
-        attempt().await;
-    }
-    attempts
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_whose_attempts_fail_is_refused_unseen_and_no_other_one() {
-    let me = identity("replaced", 1);
-    for reason in [Reason::NotCurrent, Reason::TokenUnknown] {
-        let director = Director::start().await;
-        let dir = tempfile::tempdir().unwrap();
-        let neighbour = Neighbour::boot(&director, dir.path()).await;
-        // From another address than everybody else here.
-        let endpoint = quinn::Endpoint::client("127.0.0.9:0".parse().unwrap()).unwrap();
-        let attempts = if reason == Reason::TokenUnknown {
-            director.records.make_current(&me);
-            let request = PrivateKey::generate().unwrap().request().unwrap();
-            let guess = Secret::new("0".repeat(64));
-            until_unseen(&director, || async {
-                let answer = enroll_from(&endpoint, &director, &me, &guess, &request).await;
-                assert!(answer.is_none_or(|answer| answer.is_err()));
-            })
-            .await
-        } else {
-            let (chain, key) = agent(&director.ca, &me, Timestamp::now());
-            let roots = [director.ca.root_der().clone()];
-            let tls = tls::agent_client(&roots, chain, key).unwrap();
-            let config = transport::client_config(tls).unwrap();
-            let name = gateway_name(director.ca.director());
-            until_unseen(&director, || async {
-                let connecting = endpoint.connect_with(config.clone(), director.address, &name);
-                if let Ok(connection) = connecting.unwrap().await {
-                    closed(&connection).await;
-                }
-            })
-            .await
-        };
-        assert!(attempts > FAILURES_PER_SOURCE.burst, "{reason:?}");
-        assert!(director.refused(reason) >= u64::from(FAILURES_PER_SOURCE.burst));
-        // It had to prove its address before it was judged by it.
-        let counters = director.gateway().counters();
-        assert!(counters.total(Total::HandshakesRetried) > 0);
-        neighbour.unharmed(&director).await;
-        let settings = director.settings("demo-w-9", 1);
-        let another = Machine::boot(settings, &dir.path().join("another"));
-        director.connected(&another).await;
     }
 }

@@ -18,7 +18,8 @@ use windlass_common::{tls, transport};
 use windlass_director::gateway::{Reason, Total};
 use windlass_director::pki::{DirectorCa, Stage};
 
-use crate::world::{Director, Log, Machine, identity, wait_for};
+use crate::log::Log;
+use crate::world::{Director, Machine, identity, wait_for};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);

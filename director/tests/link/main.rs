@@ -9,11 +9,13 @@
 
 mod artifacts;
 mod certificates;
+mod crowd;
 mod down;
 mod faults;
 mod health;
 mod hostile;
 mod lapsed;
+mod log;
 mod pace;
 mod paths;
 mod probes;

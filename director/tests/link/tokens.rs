@@ -12,7 +12,8 @@ use windlass_common::wire::message::{Body, EnrollRequest, EnrollResponse, Refusa
 use windlass_common::{tls, transport};
 use windlass_director::gateway::{Reason, Total};
 
-use crate::world::{Director, Log, Machine, identity, machine_name, wait_for};
+use crate::log::Log;
+use crate::world::{Director, Machine, identity, machine_name, wait_for};
 
 /// Enrolls by hand.
 pub(crate) async fn enroll(
