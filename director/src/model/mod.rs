@@ -42,7 +42,10 @@ pub use machine::{
 };
 pub use operator::{Caller, Operator, Role};
 pub use overview::{ClusterOverview, TaskOverview};
-pub use plan::{Action, Disruption, DrainForecast, Goal, Invariant, Plan, PlanStep, StepKey};
+pub use plan::{
+    Action, ChangeForecast, Disruption, DrainForecast, Goal, Invariant, Moment, Plan, PlanStep,
+    StepKey,
+};
 pub use renewal::{Certified, Next, Rotation, RotationKind, Stage};
 pub use restore::{MemberFate, MemberRank, RestoreForecast, RestoreSource};
 pub use stemcell::{Inside, Part, StemcellRecord};

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName};
+use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName, PoolName};
 
 use super::{LegsForecast, RestoreForecast, RestoreSource};
 use crate::drain::Rehearsal;
@@ -28,6 +28,9 @@ pub struct Plan {
     /// What its drains are expected to do, in a plan that is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drains: Option<DrainForecast>,
+    /// What becomes of machines, etcd and versions in the course of it, in a plan that is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<ChangeForecast>,
     /// When its machines may be changed, in a plan that is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowView>,
@@ -54,6 +57,54 @@ pub enum DrainForecast {
         /// Why.
         why: String,
     },
+}
+
+/// What becomes of machines, etcd and versions in the course of a plan, its steps taken in the order in which they
+/// are listed: a forecast, which its hash does not cover.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeForecast {
+    /// Machines that are new, in the order of the plan.
+    #[schema(value_type = Vec<String>)]
+    pub created: Vec<MachineName>,
+    /// Machines that are made anew as their next incarnation.
+    #[schema(value_type = Vec<String>)]
+    pub replaced: Vec<MachineName>,
+    /// Machines that go on, and whose components are started anew.
+    #[schema(value_type = Vec<String>)]
+    pub restarted: Vec<MachineName>,
+    /// Machines that go for good.
+    #[schema(value_type = Vec<String>)]
+    pub deleted: Vec<MachineName>,
+    /// Machines of `created` that a pool has beyond its number while others of it are there that go, by pool.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, Vec<String>>)]
+    pub surge: BTreeMap<PoolName, Vec<MachineName>>,
+    /// How etcd and versions are at first, and from each step on that changes something of it.
+    pub moments: Vec<Moment>,
+    /// How long it takes, in seconds, by what steps of this director have taken before. Absent while nothing is known
+    /// to go by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+}
+
+/// How etcd and versions are from one step on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Moment {
+    /// The step; absent for what there is before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<StepKey>,
+    /// Members of etcd that have a vote.
+    pub members: usize,
+    /// Of them those that run.
+    pub running: usize,
+    /// Minors that API servers are to their clients, oldest and newest; absent where none runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_servers: Option<(u32, u32)>,
+    /// Minors of the kubelets, oldest and newest; absent where none runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelets: Option<(u32, u32)>,
 }
 
 impl Plan {
@@ -583,6 +634,7 @@ mod tests {
                 step("other", None, &[]),
             ],
             drains: None,
+            changes: None,
             window: None,
             restore: None,
             upgrade: None,

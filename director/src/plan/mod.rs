@@ -19,6 +19,7 @@
 //! A plan of n steps takes n²/64 words; pools of m machines that change take m² looks at them.
 
 pub mod duration;
+mod forecast;
 mod order;
 pub mod restore;
 mod service;
@@ -27,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::id::{DiskName, Incarnation, MachineName};
 
+pub use self::forecast::forecast;
 use self::order::Order;
 use crate::model::{Action, Goal, Invariant, Plan, PlanStep, StepKey};
 use crate::planner::{Desired, DesiredMachine, DesiredState, Observed, ObservedMachine};

@@ -68,6 +68,7 @@ pub fn plan(desired: &Desired, observed: &Observed, order: AgentUpgrades<'_>) ->
         hash,
         steps: steps.list,
         drains: None,
+        changes: None,
         window: None,
         restore: None,
         upgrade: None,

@@ -417,6 +417,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
         hash,
         steps: steps.list,
         drains: None,
+        changes: None,
         window: None,
         restore: None,
         upgrade: None,

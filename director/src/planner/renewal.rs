@@ -101,6 +101,7 @@ fn made(desired: &Desired, steps: Steps) -> Plan {
         hash: hash(desired, Goal::Present, &steps.list),
         steps: steps.list,
         drains: None,
+        changes: None,
         window: None,
         restore: None,
         upgrade: None,

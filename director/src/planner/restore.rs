@@ -94,6 +94,7 @@ pub fn plan(
         hash,
         steps: steps.list,
         drains: None,
+        changes: None,
         window: None,
         restore: None,
         upgrade: None,

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use windlass_common::id::{ClusterName, Digest, MachineName};
 use windlass_common::wire::message::{Body, since};
 
+use super::shown::Planned;
 use super::tasks::reason_given;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::model::{
@@ -39,6 +40,14 @@ impl Inner {
         name: &ClusterName,
         order: &AgentOrder,
     ) -> ServiceResult<Plan> {
+        self.shown(self.drafted_agents(name, order).await?).await
+    }
+
+    async fn drafted_agents(
+        &self,
+        name: &ClusterName,
+        order: &AgentOrder,
+    ) -> ServiceResult<Planned> {
         let cluster = self.cluster(name).await?;
         let stemcell = self.agent_stemcell(order)?;
         let machines = self.records.machines_of(name.as_str()).await?;
@@ -53,8 +62,11 @@ impl Inner {
         };
         let plan = agents::plan(&desired, &observed, upgrades);
         world::check(&plan, &desired, &observed)?;
-        self.plans.remember(&plan);
-        Ok(plan)
+        Ok(Planned {
+            plan,
+            desired,
+            observed,
+        })
     }
 
     pub(super) async fn upgrade_agents(
@@ -74,12 +86,8 @@ impl Inner {
             );
             return Err(ServiceError::Conflict { message });
         }
-        let plan = self.plan_agents(name, order).await?;
-        if let Some(shown) = order.plan.filter(|shown| *shown != plan.hash) {
-            return Err(ServiceError::Conflict {
-                message: self.plans.difference(&shown, &plan),
-            });
-        }
+        let Planned { plan, desired, .. } = self.drafted_agents(name, order).await?;
+        self.same_plan(&plan, &desired, order.plan)?;
         let mut task = self.new_task(TaskKind::UpgradeAgents, plan, caller).await?;
         task.ignore_window = ignore_window.transpose()?;
         let mut commit = Commit::default();

@@ -10,6 +10,7 @@ use super::change::StemcellChoice;
 use super::draft::{Draft, Numbers, random_u32};
 use super::legs::PlannedChange;
 use super::rotate::RotationOrder;
+use super::shown::Planned;
 use super::tasks::reason_given;
 use super::{Inner, PlanRequest, ServiceError, ServiceResult};
 use crate::kubernetes::pki::ClusterPki;
@@ -18,6 +19,7 @@ use crate::model::{
     Action, Caller, CampaignId, Cluster, ClusterPhase, Disruption, DrainForecast, Goal, Machine,
     MachinePhase, Plan, PlanStep, Revision, Task, TaskId, TaskKind, TaskState, Timestamp,
 };
+use crate::plan;
 use crate::planner::{self, Desired, Observed, inputs};
 use crate::resurrector::CaseRecord;
 use crate::rollout::{Stop, cluster_pki_name, world};
@@ -114,7 +116,7 @@ impl Inner {
         let before = self.records.machines_of(spec.name.as_str()).await?;
         let change = self.drafted(&cluster, &spec, &order.stemcell).await?;
         let plan = self.plan_change(&change).await?.plan;
-        self.held(&plan, order)?;
+        self.held(&plan, &change.desired, order)?;
         let ever_ready = before.iter().any(has_joined);
         let kind = if ever_ready {
             TaskKind::UpdateCluster
@@ -141,7 +143,7 @@ impl Inner {
         }
         let change = self.drafted(&cluster, spec, &order.stemcell).await?;
         let PlannedChange { plan, later } = self.plan_change(&change).await?;
-        self.held(&plan, order)?;
+        self.held(&plan, &change.desired, order)?;
         self.drains(&plan, &change.desired).await?;
         for (plan, desired) in &later {
             self.drains(plan, desired).await?;
@@ -181,13 +183,29 @@ impl Inner {
         })
     }
 
-    /// Refuses a plan that is another one than was shown, or that takes the API down without consent.
-    pub(super) fn held(&self, plan: &Plan, order: &ChangeOrder) -> ServiceResult<()> {
-        if let Some(shown) = order.plan.filter(|shown| *shown != plan.hash) {
-            return Err(ServiceError::Conflict {
-                message: self.plans.difference(&shown, plan),
-            });
+    /// Refuses a plan that is another one than was shown.
+    pub(super) fn same_plan(
+        &self,
+        plan: &Plan,
+        desired: &Desired,
+        shown: Option<Digest>,
+    ) -> ServiceResult<()> {
+        match shown.filter(|shown| *shown != plan.hash) {
+            None => Ok(()),
+            Some(shown) => Err(ServiceError::Conflict {
+                message: self.plans.difference(&shown, plan, desired),
+            }),
         }
+    }
+
+    /// Refuses a plan that is another one than was shown, or that takes the API down without consent.
+    pub(super) fn held(
+        &self,
+        plan: &Plan,
+        desired: &Desired,
+        order: &ChangeOrder,
+    ) -> ServiceResult<()> {
+        self.same_plan(plan, desired, order.plan)?;
         if order.accept_downtime || !plan.takes_api_down() {
             return Ok(());
         }
@@ -280,15 +298,15 @@ impl Inner {
 
     /// The task that makes a cluster that is drafted.
     pub(super) async fn create_task(&self, draft: &Draft, caller: &Caller) -> ServiceResult<Task> {
-        let plan = self.create_plan(draft).await?;
+        let plan = self.create_plan(draft).await?.plan;
         self.new_task(TaskKind::CreateCluster, plan, caller).await
     }
 
     /// What making a cluster that is drafted takes.
-    pub(super) async fn create_plan(&self, draft: &Draft) -> ServiceResult<Plan> {
+    pub(super) async fn create_plan(&self, draft: &Draft) -> ServiceResult<Planned> {
         let (desired, mut observed) = self.state(&draft.cluster, &draft.machines).await?;
         observed.records = true;
-        make_plan(&desired, &observed)
+        Planned::new(desired, observed)
     }
 
     /// Orders a new cluster that proves itself with these authorities and keys.
@@ -456,7 +474,7 @@ impl Inner {
             PlanRequest::Apply(spec, _) => Some(self.windows_of(spec)),
             PlanRequest::Create(_) | PlanRequest::Delete(_) => None,
         };
-        let (mut plan, desired, later) = match request {
+        let (planned, later) = match request {
             PlanRequest::Create(spec) => {
                 let found: Option<Cluster> = self.records.get(spec.name.as_str()).await?;
                 if let Some(cluster) = &found {
@@ -472,37 +490,56 @@ impl Inner {
                 self.cluster(&name).await?;
                 let observed = self.world.observe(&name).await?;
                 let desired = inputs::absent(&name, observed.disks.keys().cloned().collect());
-                (make_plan(&desired, &observed)?, desired, Vec::new())
+                (Planned::new(desired, observed)?, Vec::new())
             }
         };
-        self.plans.remember(&plan);
+        let drains = self.world.forecast(&planned.plan, &planned.desired).await;
+        let mut plan = self.shown(planned).await?;
         plan.window = windows
             .filter(|windows| !windows.is_empty() && !plan.steps.is_empty())
             .map(|windows| maintenance::outlook(&windows, jiff::Timestamp::now()).into());
-        plan.drains = self.world.forecast(&plan, &desired).await;
+        plan.drains = drains;
         self.forecast_drains(&mut plan, &later).await;
         Ok(plan)
     }
 
-    /// The plan of an order, what it makes so, and the legs that come after it.
+    /// A plan as it is shown: it says what it comes to, and an order may hold to it from then on.
+    pub(super) async fn shown(&self, planned: Planned) -> ServiceResult<Plan> {
+        let Planned {
+            mut plan,
+            desired,
+            observed,
+        } = planned;
+        self.plans.remember(&plan, &desired);
+        if plan.steps.is_empty() {
+            return Ok(plan);
+        }
+        let measured = self.measured().await?;
+        let changes = plan::forecast(&plan, &desired, &observed, &measured);
+        plan.changes = Some(changes);
+        Ok(plan)
+    }
+
+    /// The plan of an order, and the legs that come after it.
     async fn planned(
         &self,
         found: Option<Cluster>,
         spec: &ClusterSpec,
         stemcell: &StemcellChoice,
-    ) -> ServiceResult<(Plan, Desired, Vec<(Plan, Desired)>)> {
-        match found {
-            Some(cluster) => {
-                let change = self.drafted(&cluster, spec, stemcell).await?;
-                let PlannedChange { plan, later } = self.plan_change(&change).await?;
-                Ok((plan, change.desired, later))
-            }
-            None => {
-                let draft = self.world.drafter().draft(spec, &Numbers::new()).await?;
-                let (desired, observed) = self.state(&draft.cluster, &draft.machines).await?;
-                Ok((make_plan(&desired, &observed)?, desired, Vec::new()))
-            }
-        }
+    ) -> ServiceResult<(Planned, Vec<(Plan, Desired)>)> {
+        let Some(cluster) = found else {
+            let draft = self.world.drafter().draft(spec, &Numbers::new()).await?;
+            let (desired, observed) = self.state(&draft.cluster, &draft.machines).await?;
+            return Ok((Planned::new(desired, observed)?, Vec::new()));
+        };
+        let change = self.drafted(&cluster, spec, stemcell).await?;
+        let PlannedChange { plan, later } = self.plan_change(&change).await?;
+        let planned = Planned {
+            plan,
+            desired: change.desired,
+            observed: change.observed,
+        };
+        Ok((planned, later))
     }
 
     /// What a cluster should be, and what there is of it, as these records say.
@@ -601,6 +638,17 @@ impl Inner {
         task.set_revision(revision);
         self.rollouts.start(task.id.clone());
         Ok(task)
+    }
+}
+
+impl Planned {
+    fn new(desired: Desired, observed: Observed) -> ServiceResult<Self> {
+        let plan = make_plan(&desired, &observed)?;
+        Ok(Self {
+            plan,
+            desired,
+            observed,
+        })
     }
 }
 

@@ -9,7 +9,8 @@ use crate::model::{DrainForecast, LegsForecast, Plan, Task, TaskKind, TaskState}
 use crate::plan::duration::Measured;
 use crate::planner::{Desired, DesiredState, legs};
 
-/// Tasks that say how long steps take: enough for a middle value, few enough to be read while somebody waits.
+/// Tasks that say how long steps take, of those that make or change clusters and of the others: enough for a middle
+/// value, few enough to be read while somebody waits.
 const MEASURED_TASKS: usize = 16;
 
 /// The plan of a change.
@@ -72,16 +73,18 @@ impl Inner {
         Ok(PlannedChange { plan, later })
     }
 
-    /// What steps have taken in the last tasks that made or changed clusters.
-    async fn measured(&self) -> ServiceResult<Measured> {
+    /// What steps have taken in the last tasks that succeeded.
+    pub(super) async fn measured(&self) -> ServiceResult<Measured> {
         let mut tasks: Vec<Task> = self.records.list().await?;
-        tasks.retain(|task| {
-            let makes = matches!(task.kind, TaskKind::CreateCluster | TaskKind::UpdateCluster);
-            makes && task.state == TaskState::Succeeded
-        });
+        tasks.retain(|task| task.state == TaskState::Succeeded);
         tasks.sort_by_key(|task| std::cmp::Reverse(task.created_at));
+        // Renewals are many, and tell nothing of machines that are made.
+        let makes =
+            |task: &Task| matches!(task.kind, TaskKind::CreateCluster | TaskKind::UpdateCluster);
+        let (making, others): (Vec<_>, Vec<_>) = tasks.into_iter().partition(makes);
+        let last = |tasks: Vec<Task>| tasks.into_iter().take(MEASURED_TASKS);
         let mut whole = Vec::new();
-        for task in tasks.iter().take(MEASURED_TASKS) {
+        for task in last(making).chain(last(others)) {
             // A list has tasks without their steps.
             whole.extend(self.records.task(&task.id).await?);
         }

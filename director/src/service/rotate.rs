@@ -10,6 +10,7 @@ use windlass_common::id::{ClusterName, Digest};
 
 use super::certificates::serves;
 use super::clusters::{ChangeOrder, make_plan};
+use super::shown::Planned;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::model::{
     Caller, Cluster, ClusterPhase, Plan, Rotation, RotationKind, Stage, Task, TaskKind,
@@ -39,9 +40,8 @@ impl Inner {
         caller: &Caller,
     ) -> ServiceResult<Plan> {
         let cluster = self.cluster(name).await?;
-        let (_, plan) = self.turned(&cluster, order, caller).await?;
-        self.plans.remember(&plan);
-        Ok(plan)
+        let (_, planned) = self.turned(&cluster, order, caller).await?;
+        self.shown(planned).await
     }
 
     /// Orders it.
@@ -60,13 +60,14 @@ impl Inner {
             );
             return Err(ServiceError::Conflict { message });
         }
-        let (turn, plan) = self.turned(&cluster, order, caller).await?;
+        let (turn, planned) = self.turned(&cluster, order, caller).await?;
+        let Planned { plan, desired, .. } = planned;
         let held = ChangeOrder {
             plan: order.plan,
             accept_downtime: order.accept_downtime,
             ..ChangeOrder::default()
         };
-        self.held(&plan, &held)?;
+        self.held(&plan, &desired, &held)?;
         if cluster.spec.control_plane.count == 1 && !order.accept_downtime {
             return Err(ServiceError::Conflict {
                 message: format!(
@@ -91,7 +92,7 @@ impl Inner {
         cluster: &Cluster,
         order: &RotationOrder,
         caller: &Caller,
-    ) -> ServiceResult<(Turn, Plan)> {
+    ) -> ServiceResult<(Turn, Planned)> {
         let name = &cluster.spec.name;
         if !serves(cluster.phase) {
             return Err(ServiceError::Conflict {
@@ -128,7 +129,16 @@ impl Inner {
             }
         };
         match turn.plan.take() {
-            Some(plan) => Ok((turn, plan)),
+            Some(plan) => {
+                let machines = self.records.machines_of(name.as_str()).await?;
+                let (desired, observed) = self.state(&turn.cluster, &machines).await?;
+                let planned = Planned {
+                    plan,
+                    desired,
+                    observed,
+                };
+                Ok((turn, planned))
+            }
             None => Err(ServiceError::Conflict {
                 message: match &turn.cluster.rotation {
                     Some(rotation) if rotation.stage == Stage::RestartDns => format!(

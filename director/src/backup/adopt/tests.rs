@@ -407,6 +407,7 @@ fn task() -> Task {
             hash: Digest::of(b""),
             steps: Vec::new(),
             drains: None,
+            changes: None,
             window: None,
             restore: None,
             upgrade: None,

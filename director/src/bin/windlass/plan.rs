@@ -1,7 +1,9 @@
-//! A plan for people: its steps, what its drains evict, its legs, and when it begins.
+//! A plan for people: its steps, what becomes of machines and etcd, what its drains evict, its legs, and when it begins.
 
 use windlass_common::id::MachineName;
-use windlass_director::model::{Disruption, DrainForecast, LegsForecast, Plan, WayBack};
+use windlass_director::model::{
+    ChangeForecast, Disruption, DrainForecast, LegsForecast, Plan, WayBack,
+};
 
 use crate::output::{duration, table};
 
@@ -21,6 +23,7 @@ pub(crate) fn explain(plan: &Plan) -> String {
         vec![step.key.to_string(), disrupts.to_owned(), step.why.clone()]
     });
     text.push_str(&table(&["STEP", "DISRUPTS", "WHY"], rows));
+    text.push_str(&plan.changes.as_ref().map(changes).unwrap_or_default());
     text.push_str(&drains(plan.drains.as_ref()));
     if let Some(upgrade) = &plan.upgrade {
         text.push_str(&legs(plan, upgrade));
@@ -37,16 +40,63 @@ pub(crate) fn explain(plan: &Plan) -> String {
     text
 }
 
-/// The legs of an upgrade; the steps above are those of one.
-fn legs(plan: &Plan, upgrade: &LegsForecast) -> String {
-    let minors = |(oldest, newest): (u32, u32)| match oldest == newest {
+fn minors((oldest, newest): (u32, u32)) -> String {
+    match oldest == newest {
         true => format!("1.{oldest}"),
         false => format!("1.{oldest}-1.{newest}"),
-    };
-    let names = |machines: &[MachineName]| {
-        let names: Vec<_> = machines.iter().map(ToString::to_string).collect();
-        names.join(", ")
-    };
+    }
+}
+
+fn names(machines: &[MachineName]) -> String {
+    let names: Vec<_> = machines.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
+/// What becomes of machines, and how etcd and versions are meanwhile.
+fn changes(changes: &ChangeForecast) -> String {
+    let mut text = String::from("\n");
+    let kinds = [
+        ("created", &changes.created),
+        ("replaced", &changes.replaced),
+        ("restarted in place", &changes.restarted),
+        ("deleted", &changes.deleted),
+    ];
+    for (what, machines) in kinds.into_iter().filter(|(_, of)| !of.is_empty()) {
+        let count = machines.len();
+        text.push_str(&format!("\n{count} {what}: {}", names(machines)));
+    }
+    for (pool, machines) in &changes.surge {
+        let (count, surge) = (machines.len(), names(machines));
+        text.push_str(&format!("\n{count} surge in pool {pool}: {surge}"));
+    }
+    text.push_str(&match changes.seconds {
+        Some(seconds) => format!(
+            "\nabout {}, by what such steps have taken here",
+            duration(seconds * 1000)
+        ),
+        None => {
+            "\nhow long it takes is not known: no such steps were carried out here yet".to_owned()
+        }
+    });
+    let span = |of: Option<(u32, u32)>| of.map_or("none".to_owned(), minors);
+    let rows = changes.moments.iter().map(|moment| {
+        vec![
+            moment
+                .step
+                .as_ref()
+                .map_or("now".to_owned(), ToString::to_string),
+            format!("{} of {}", moment.running, moment.members),
+            span(moment.api_servers),
+            span(moment.kubelets),
+        ]
+    });
+    let head = ["FROM", "ETCD MEMBERS UP", "API SERVERS", "KUBELETS"];
+    text.push_str(&format!("\n\n{}", table(&head, rows)));
+    text
+}
+
+/// The legs of an upgrade; the steps above are those of one.
+fn legs(plan: &Plan, upgrade: &LegsForecast) -> String {
     let rows = upgrade.legs.iter().enumerate().map(|(at, leg)| {
         vec![
             format!("{}{}", at + 1, if at == upgrade.at { " *" } else { "" }),
@@ -159,6 +209,58 @@ mod tests {
     fn a_plan_with_nothing_to_do_says_so() {
         let plan = json!({"cluster": "demo", "goal": "present", "hash": digest(), "steps": []});
         assert_eq!(explained(plan), "cluster demo: nothing to do");
+    }
+
+    #[test]
+    fn machines_that_change_are_listed_with_how_etcd_and_versions_are_meanwhile() {
+        let plan = json!({
+            "cluster": "demo",
+            "goal": "present",
+            "hash": digest(),
+            "steps": [{
+                "key": "api/await",
+                "action": {"kind": "awaitApi"},
+                "why": "first",
+                "guard": "step-ends",
+                "disrupts": "nothing",
+                "after": [],
+            }],
+            "changes": {
+                "created": ["demo-w-2"],
+                "replaced": ["demo-cp-0", "demo-w-1"],
+                "restarted": [],
+                "deleted": ["demo-w-0"],
+                "surge": {"w": ["demo-w-2"]},
+                "moments": [
+                    {"members": 1, "running": 1, "apiServers": [36, 36], "kubelets": [36, 36]},
+                    {"step": "machine/demo-cp-0/stop", "members": 1, "running": 0, "kubelets": [36, 37]},
+                ],
+                "seconds": 95,
+            },
+        });
+        let wanted = "\
+cluster demo: 1 steps
+
+STEP        DISRUPTS   WHY
+api/await              first
+
+1 created: demo-w-2
+2 replaced: demo-cp-0, demo-w-1
+1 deleted: demo-w-0
+1 surge in pool w: demo-w-2
+about 1m35s, by what such steps have taken here
+
+FROM                     ETCD MEMBERS UP   API SERVERS   KUBELETS
+now                      1 of 1            1.36          1.36
+machine/demo-cp-0/stop   0 of 1            none          1.36-1.37
+
+plan sha256:";
+        let text = explained(plan.clone());
+        assert!(text.starts_with(wanted), "{text}");
+        let mut unknown = plan;
+        unknown["changes"]["seconds"] = Value::Null;
+        let text = explained(unknown);
+        assert!(text.contains("\nhow long it takes is not known"), "{text}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod agents;
 mod broken;
 mod change;
 mod emulation;
+mod forecast;
 mod legs;
 mod membership;
 mod properties;

@@ -21,6 +21,7 @@ use windlass_common::step::StepId;
 use super::agents::chosen;
 use super::draft::random_u32;
 use super::rotate::RotationOrder;
+use super::shown::Planned;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::kubernetes::pki::{Certificates, Validity};
 use crate::model::{
@@ -63,6 +64,14 @@ impl Inner {
         name: &ClusterName,
         order: &CertificateOrder,
     ) -> ServiceResult<Plan> {
+        self.shown(self.drafted_renewal(name, order).await?).await
+    }
+
+    async fn drafted_renewal(
+        &self,
+        name: &ClusterName,
+        order: &CertificateOrder,
+    ) -> ServiceResult<Planned> {
         let cluster = self.cluster(name).await?;
         let machines = self.records.machines_of(name.as_str()).await?;
         let chosen = chosen(name, &machines, &order.machines)?;
@@ -85,8 +94,11 @@ impl Inner {
         let names: Vec<MachineName> = chosen.iter().map(|m| m.name.clone()).collect();
         let plan = renewal::plan(&desired, &observed, &names);
         world::check(&plan, &desired, &observed)?;
-        self.plans.remember(&plan);
-        Ok(plan)
+        Ok(Planned {
+            plan,
+            desired,
+            observed,
+        })
     }
 
     /// Orders it.
@@ -105,12 +117,8 @@ impl Inner {
             );
             return Err(ServiceError::Conflict { message });
         }
-        let plan = self.plan_certificates(name, order).await?;
-        if let Some(shown) = order.plan.filter(|shown| *shown != plan.hash) {
-            return Err(ServiceError::Conflict {
-                message: self.plans.difference(&shown, &plan),
-            });
-        }
+        let Planned { plan, desired, .. } = self.drafted_renewal(name, order).await?;
+        self.same_plan(&plan, &desired, order.plan)?;
         let task = self
             .new_task(TaskKind::RenewCertificates, plan, caller)
             .await?;

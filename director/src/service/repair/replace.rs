@@ -87,7 +87,7 @@ impl Inner {
             accept_downtime: replace.accept_downtime,
             ..ChangeOrder::default()
         };
-        self.held(&plan, &order)?;
+        self.held(&plan, &desired, &order)?;
         let task = self.new_task(TaskKind::RepairCluster, plan, caller).await?;
         let mut commit = Commit::default();
         for (machine, before) in machines.iter().zip(&before) {

@@ -32,6 +32,7 @@ use windlass_common::step::{
 };
 
 use super::draft::random_u32;
+use super::shown::Planned;
 use super::{Inner, ServiceError, ServiceResult};
 use crate::backup::cluster::BackupName;
 use crate::gateway::DeliveryError;
@@ -74,7 +75,7 @@ pub enum RestoreFrom {
 
 /// An order that is not placed yet.
 struct Drafted {
-    plan: Plan,
+    planned: Planned,
     /// Records that change with the order.
     machines: Vec<Machine>,
 }
@@ -87,13 +88,10 @@ impl Inner {
         request: &RestoreRequest,
     ) -> ServiceResult<Plan> {
         if let Some(remake) = self.remake(name, request).await? {
-            let plan = self.plan_remake(&remake).await?;
-            self.plans.remember(&plan);
-            return Ok(plan);
+            return self.shown(self.plan_remake(&remake).await?).await;
         }
         let drafted = self.draft_restore(name, request).await?;
-        self.plans.remember(&drafted.plan);
-        Ok(drafted.plan)
+        self.shown(drafted.planned).await
     }
 
     pub(super) async fn restore_cluster(
@@ -116,12 +114,9 @@ impl Inner {
             });
         }
         let drafted = self.draft_restore(name, request).await?;
-        let Drafted { plan, machines } = drafted;
-        if let Some(shown) = request.plan.filter(|shown| *shown != plan.hash) {
-            return Err(ServiceError::Conflict {
-                message: self.plans.difference(&shown, &plan),
-            });
-        }
+        let Drafted { planned, machines } = drafted;
+        let Planned { plan, desired, .. } = planned;
+        self.same_plan(&plan, &desired, request.plan)?;
         if !request.accept_loss {
             let losses = plan
                 .restore
@@ -186,9 +181,15 @@ impl Inner {
             members,
             reached: self.reached(&machines),
         };
+        let (desired, observed) = self.state(&cluster, &machines).await?;
         let (mut plan, machines) = self.world.plan_restore(&cluster, &machines, &order).await?;
         plan.restore = Some(forecast);
-        Ok(Drafted { plan, machines })
+        let planned = Planned {
+            plan,
+            desired,
+            observed,
+        };
+        Ok(Drafted { planned, machines })
     }
 
     /// Machines whose agents are connected as what they are now.

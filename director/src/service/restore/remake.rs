@@ -18,12 +18,13 @@ use windlass_common::error::ErrorChain;
 use windlass_common::id::{ClusterName, Digest, MachineName};
 
 use super::super::draft::{Draft, Numbers};
+use super::super::shown::Planned;
 use super::super::{Inner, ServiceError, ServiceResult, rounds};
 use super::{RestoreFrom, RestoreRequest, drill};
 use crate::backup::cluster::{BackupName, Manifest};
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{
-    Caller, Cluster, ClusterPhase, MadeFrom, Plan, RestoreForecast, Role, Task, Timestamp,
+    Caller, Cluster, ClusterPhase, MadeFrom, RestoreForecast, Role, Task, Timestamp,
 };
 use crate::store::Commit;
 
@@ -98,10 +99,10 @@ impl Inner {
     }
 
     /// What making it takes, and what it will not have.
-    pub(super) async fn plan_remake(&self, remake: &Remake) -> ServiceResult<Plan> {
-        let mut plan = self.create_plan(&remake.draft).await?;
-        plan.restore = Some(forecast(&remake.manifest, Timestamp::now()));
-        Ok(plan)
+    pub(super) async fn plan_remake(&self, remake: &Remake) -> ServiceResult<Planned> {
+        let mut planned = self.create_plan(&remake.draft).await?;
+        planned.plan.restore = Some(forecast(&remake.manifest, Timestamp::now()));
+        Ok(planned)
     }
 
     pub(super) async fn order_remake(
