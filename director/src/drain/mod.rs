@@ -34,6 +34,7 @@ mod ask;
 mod engine;
 mod object;
 mod rehearse;
+mod system;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -56,6 +57,7 @@ pub use ask::rehearse_now;
 pub use engine::{Answer, Engine, How, Order, Turn};
 pub use object::{Budget, Controller, Pod, PodPhase};
 pub use rehearse::{Finding, NodeRehearsal, Rehearsal, rehearse};
+pub use system::{SystemPodsError, await_system_pods};
 pub use volumes::{DETACH_LIMIT, Released, release_volumes};
 
 /// What is allowed in order to get a node empty.

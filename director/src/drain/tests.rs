@@ -545,3 +545,39 @@ fn the_taint_of_a_node_that_goes_leaves_other_taints_alone() {
     assert_eq!(taints(node(json!([other])), false), None);
     assert_eq!(taints(node(Value::Null), true), Some(json!([ours])));
 }
+
+#[test]
+fn pods_of_the_system_have_to_be_ready_unless_they_never_will_be() {
+    let unready = |kind: &str, name: &str| {
+        with(
+            of(kind, name, "a"),
+            "/status/conditions/0/status",
+            json!("False"),
+        )
+    };
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("a Ready one",             of("DaemonSet", "a", "a"),                                                             false),
+        ("of a daemon set",         unready("DaemonSet", "a"),                                                             true),
+        ("of a deployment",         unready("ReplicaSet", "a"),                                                            true),
+        ("a static one",            unready("Node", "a"),                                                                  true),
+        ("of a Job",                unready("Job", "a"),                                                                   false),
+        ("one that is over",        with(unready("DaemonSet", "a"), "/status/phase", json!("Failed")),                     false),
+        ("one that ends",           with(unready("DaemonSet", "a"), "/metadata/deletionTimestamp", json!("2030-01-01")),   false),
+        ("one that has not begun",  with(of("DaemonSet", "a", "a"), "/status", json!({"phase": "Pending"})),               true),
+    ];
+    for (name, value, waited_for) in cases {
+        let left = system::not_ready(&[pod(value)]);
+        assert_eq!(!left.is_empty(), waited_for, "{name}");
+    }
+    let pods = (0..7).map(|at| pod(unready("DaemonSet", &format!("net-{at}"))));
+    let error = SystemPodsError::NotReady {
+        node: NodeName::new("n-i1").unwrap(),
+        pods: system::not_ready(&pods.collect::<Vec<_>>()),
+    };
+    assert_eq!(
+        error.to_string(),
+        "node n-i1 is Ready, and pods of kube-system on it are not: net-0, net-1, net-2, net-3, net-4 and 2 more; \
+         `kubectl -n kube-system describe pod net-0` says why"
+    );
+}

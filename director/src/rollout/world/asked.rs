@@ -23,7 +23,7 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         context: &'a ClusterContext,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
 
-    /// Sets the labels of a machine's node and waits until it is Ready.
+    /// Sets the labels of a machine's node and waits until it is Ready, and the pods of the system on it.
     fn await_node<'a>(
         &'a self,
         context: &'a ClusterContext,

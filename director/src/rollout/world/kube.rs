@@ -19,7 +19,9 @@ use super::context::ClusterContext;
 use super::gates::{self, JobOrder};
 use super::lease::{self, LeaseMark};
 use crate::backup::record::Census;
-use crate::drain::{self, DrainError, DrainPolicy, Drained, OwnNode, PodRef, Rehearsal};
+use crate::drain::{
+    self, DrainError, DrainPolicy, Drained, OwnNode, PodRef, Rehearsal, SystemPodsError,
+};
 use crate::kubernetes::addons;
 use crate::kubernetes::client::{
     ApiError, ByteStream, Client, ConnectFuture, Connector, Node, Resource,
@@ -39,6 +41,10 @@ const NODE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a node may take to be Ready again whose kubelet was only started anew; it takes seconds, on a busy
 /// host tens of them.
 const RESTART_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long pods of the system may take to be Ready on a node that is: images of the stemcell are there, others have to
+/// be fetched.
+const SYSTEM_PODS_LIMIT: Duration = Duration::from_secs(180);
 
 /// What is left of the time for dropping a node when nobody waits for its volumes any more.
 const DROP_TIME: Duration = Duration::from_secs(60);
@@ -206,6 +212,7 @@ impl KubeApi for KubeClient {
             let client = self.client(context)?;
             // What the kubelet that was there before has said does not count.
             let before = context.machine(machine)?.heartbeat.as_deref();
+            let whole = Instant::now() + limit;
             let limit = if before.is_some() {
                 limit.min(RESTART_LIMIT)
             } else {
@@ -232,8 +239,15 @@ impl KubeApi for KubeClient {
                         patched = true;
                     }
                     if node.is_ready() && (before.is_none() || node.heartbeat() != before) {
+                        let until = whole.min(Instant::now() + SYSTEM_PODS_LIMIT);
+                        drain::await_system_pods(&client, &facts.node_name, until)
+                            .await
+                            .map_err(of_system_pods)?;
                         return Ok(Done {
-                            changes: vec![format!("node {} is Ready", node.name)],
+                            changes: vec![format!(
+                                "node {} is Ready, and the pods of the system on it",
+                                node.name
+                            )],
                             records: vec![RecordChange::NodeReady(machine.clone(), labels)],
                         });
                     }
@@ -641,6 +655,13 @@ fn of_drain(error: DrainError) -> EffectError {
         return EffectError::of(ErrorClass::Retry, &error);
     }
     EffectError::of(error.class(), &error)
+}
+
+fn of_system_pods(error: SystemPodsError) -> EffectError {
+    match error {
+        SystemPodsError::Api { source, .. } => of_api(source),
+        error => EffectError::of(error.class(), &error),
+    }
 }
 
 /// Machines with an API server that may be asked: those in the endpoint, or all when none is.
