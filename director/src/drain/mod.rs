@@ -2,7 +2,8 @@
 //!
 //! Three parts. [`rehearse()`] is pure and asked before anything begins: it plays PodDisruptionBudgets
 //! through a whole sequence of nodes, since the API's dry run answers for one eviction at a time and
-//! takes nothing off the budget. [`rehearse_now`] asks the API server what it needs. [`Engine`] is pure as well and decides, look by look, which pods are
+//! takes nothing off the budget; what else a change would meet is a [`Hazard`]. [`rehearse_now`] asks the API server
+//! what both need. [`Engine`] is pure as well and decides, look by look, which pods are
 //! evicted now. [`drain`] is the shell around it, which asks the API server: through the node itself ([`OwnNode`])
 //! where its agent can be asked, as the director where it cannot.
 //!
@@ -32,6 +33,7 @@
 mod api;
 mod ask;
 mod engine;
+mod hazard;
 mod object;
 mod rehearse;
 mod system;
@@ -53,8 +55,9 @@ use windlass_common::id::NodeName;
 use crate::kubernetes::client::ApiError;
 
 pub use api::{cordon, drain, is_reached_from_outside, remove_pods, uncordon};
-pub use ask::rehearse_now;
+pub use ask::{Course, rehearse_now};
 pub use engine::{Answer, Engine, How, Order, Turn};
+pub use hazard::{Hazard, HazardKind};
 pub use object::{Budget, Controller, Pod, PodPhase};
 pub use rehearse::{Finding, NodeRehearsal, Rehearsal, rehearse};
 pub use system::{SystemPodsError, await_system_pods};

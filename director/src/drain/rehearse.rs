@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::engine::{keeps, kept, leaves, overlap, relax, remove};
-use super::{Budget, DrainPolicy, Escalation, Pod, PodRef};
+use super::{Budget, DrainPolicy, Escalation, Hazard, Pod, PodRef};
 
 /// What a sequence of drains would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -21,6 +21,12 @@ pub struct Rehearsal {
     pub nodes: Vec<NodeRehearsal>,
     /// What would stop it, each once.
     pub findings: Vec<Finding>,
+    /// What else it would meet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hazards: Vec<Hazard>,
+    /// What could not be looked at, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<String>,
 }
 
 /// What draining one node would do.

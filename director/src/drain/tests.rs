@@ -546,6 +546,125 @@ fn the_taint_of_a_node_that_goes_leaves_other_taints_alone() {
     assert_eq!(taints(node(Value::Null), true), Some(json!([ours])));
 }
 
+mod hazards {
+    use super::super::hazard::{removed_apis, webhooks};
+    use super::super::{Hazard, HazardKind};
+    use super::*;
+
+    fn found(configuration: Value, pods: &[Value], sequence: &[&[&str]]) -> Vec<Hazard> {
+        let configuration = serde_json::from_value(configuration).unwrap();
+        let service = |name: &str, selector: Value| {
+            serde_json::from_value(json!({
+                "metadata": {"namespace": "shop", "name": name},
+                "spec": {"selector": selector},
+            }))
+            .unwrap()
+        };
+        let services = [
+            service("guard", json!({"app": "guard"})),
+            service("elsewhere", json!({})),
+        ];
+        let pods: Vec<Pod> = pods.iter().cloned().map(pod).collect();
+        let batch = |batch: &&[&str]| batch.iter().map(ToString::to_string).collect();
+        let sequence: Vec<Vec<String>> = sequence.iter().map(batch).collect();
+        webhooks(
+            "validatingwebhookconfiguration",
+            &[configuration],
+            &services,
+            &pods,
+            &sequence,
+        )
+    }
+
+    fn asks(service: &str, policy: Option<&str>) -> Value {
+        json!({
+            "metadata": {"name": "guards"},
+            "webhooks": [
+                {"name": "outside.io", "clientConfig": {"url": "https://outside"}},
+                {
+                    "name": "guard.shop.io",
+                    "clientConfig": {"service": {"namespace": "shop", "name": service}},
+                    "failurePolicy": policy,
+                },
+            ],
+        })
+    }
+
+    #[test]
+    fn a_webhook_that_fails_closed_is_found_where_all_of_its_endpoints_leave_together() {
+        let unready = with(
+            of("ReplicaSet", "guard-2", "c"),
+            "/status/conditions/0/status",
+            json!("False"),
+        );
+        let one = [of("ReplicaSet", "guard-1", "a"), unready];
+        let two = [
+            of("ReplicaSet", "guard-1", "a"),
+            of("ReplicaSet", "guard-2", "b"),
+        ];
+        let closed = || asks("guard", Some("Fail"));
+        #[rustfmt::skip] // one case per line, so that a missing one shows
+        let cases = [
+            ("its only endpoint leaves",       closed(),                       &one[..], &[&["b"][..], &["a"]][..], 1),
+            ("it stays where it is",           closed(),                       &one,     &[&["b"], &["c"]],         0),
+            ("one is left at each time",       closed(),                       &two,     &[&["a"], &["b"]],         0),
+            ("both leave at the same time",    closed(),                       &two,     &[&["a", "b"]],            1),
+            ("none is there to begin with",    closed(),                       &[],      &[&["a"]],                 1),
+            ("the policy is Fail by default",  asks("guard", None),            &one,     &[&["a"]],                 1),
+            ("it fails open",                  asks("guard", Some("Ignore")),  &one,     &[&["a"]],                 0),
+            ("its endpoints are not known",    asks("elsewhere", None),        &one,     &[&["a"]],                 0),
+            ("its Service is not there",       asks("gone", None),             &one,     &[&["a"]],                 1),
+        ];
+        for (name, configuration, pods, sequence, count) in cases {
+            let hazards = found(configuration, pods, sequence);
+            assert_eq!(hazards.len(), count, "{name}: {hazards:?}");
+        }
+        let hazard = &found(closed(), &one, &[&["a"]])[0];
+        assert_eq!(hazard.kind, HazardKind::Webhook);
+        let at = "validatingwebhookconfiguration guards, webhook guard.shop.io";
+        assert_eq!(hazard.at, at);
+        assert!(
+            hazard.why.contains("Service shop/guard are on a, where"),
+            "{hazard:?}"
+        );
+        // Its place among the webhooks is that of the command.
+        let command = r#"--type=json -p '[{"op":"add","path":"/webhooks/1/failurePolicy","value":"Ignore"}]'"#;
+        assert!(hazard.remedy.ends_with(command), "{hazard:?}");
+    }
+
+    #[test]
+    fn apis_that_were_asked_for_and_are_gone_by_then_are_found_once() {
+        let sample = |group: &str, resource: &str, release: &str, value: &str| {
+            format!(
+                "apiserver_requested_deprecated_apis{{group=\"{group}\",removed_release=\"{release}\",\
+                 resource=\"{resource}\",subresource=\"\",version=\"v1beta1\"}} {value}\n"
+            )
+        };
+        let first = [
+            "# HELP apiserver_requested_deprecated_apis Gauge of deprecated APIs\n".to_owned(),
+            sample("policy", "podsecuritypolicies", "1.38", "1"),
+            sample("batch", "cronjobs", "1.39", "1"),
+            sample("", "componentstatuses", "", "1"),
+            sample("apps", "daemonsets", "1.38", "0"),
+        ];
+        let second = [sample("policy", "podsecuritypolicies", "1.38", "1")];
+        let metrics = [first.concat(), second.concat()];
+        let at = |minor: u32| -> Vec<String> {
+            removed_apis(&metrics, minor)
+                .into_iter()
+                .map(|of| of.at)
+                .collect()
+        };
+        assert!(at(37).is_empty(), "{:?}", at(37));
+        assert_eq!(at(38), ["podsecuritypolicies of policy/v1beta1"]);
+        let both = [
+            "cronjobs of batch/v1beta1",
+            "podsecuritypolicies of policy/v1beta1",
+        ];
+        assert_eq!(at(39), both);
+    }
+}
+
 #[test]
 fn pods_of_the_system_have_to_be_ready_unless_they_never_will_be() {
     let unready = |kind: &str, name: &str| {

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName, PoolName};
 
 use super::{LegsForecast, RestoreForecast, RestoreSource};
-use crate::drain::Rehearsal;
+use crate::drain::{Hazard, Rehearsal};
 use crate::maintenance::WindowView;
 
 /// What has to be done to bring a cluster where it should be.
@@ -31,6 +31,10 @@ pub struct Plan {
     /// What becomes of machines, etcd and versions in the course of it, in a plan that is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<ChangeForecast>,
+    /// What its machines would meet in the course of it, in a plan that is shown; see its drains for what the cluster
+    /// would.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hazards: Vec<Hazard>,
     /// When its machines may be changed, in a plan that is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowView>,
@@ -635,6 +639,7 @@ mod tests {
             ],
             drains: None,
             changes: None,
+            hazards: Vec::new(),
             window: None,
             restore: None,
             upgrade: None,

@@ -69,6 +69,7 @@ pub fn plan(desired: &Desired, observed: &Observed, order: AgentUpgrades<'_>) ->
         steps: steps.list,
         drains: None,
         changes: None,
+        hazards: Vec::new(),
         window: None,
         restore: None,
         upgrade: None,

@@ -418,6 +418,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
         steps: steps.list,
         drains: None,
         changes: None,
+        hazards: Vec::new(),
         window: None,
         restore: None,
         upgrade: None,

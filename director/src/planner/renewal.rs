@@ -102,6 +102,7 @@ fn made(desired: &Desired, steps: Steps) -> Plan {
         steps: steps.list,
         drains: None,
         changes: None,
+        hazards: Vec::new(),
         window: None,
         restore: None,
         upgrade: None,

@@ -95,6 +95,7 @@ pub fn plan(
         steps: steps.list,
         drains: None,
         changes: None,
+        hazards: Vec::new(),
         window: None,
         restore: None,
         upgrade: None,

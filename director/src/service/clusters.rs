@@ -8,11 +8,13 @@ use windlass_common::id::{ClusterName, Digest, DiskName, MachineName};
 use super::certificates::CertificateOrder;
 use super::change::StemcellChoice;
 use super::draft::{Draft, Numbers, random_u32};
+use super::hazards;
 use super::legs::PlannedChange;
 use super::rotate::RotationOrder;
 use super::shown::Planned;
 use super::tasks::reason_given;
 use super::{Inner, PlanRequest, ServiceError, ServiceResult};
+use crate::drain::Hazard;
 use crate::kubernetes::pki::ClusterPki;
 use crate::maintenance;
 use crate::model::{
@@ -245,7 +247,7 @@ impl Inner {
             })
             .collect();
         if lines.is_empty() {
-            return Ok(());
+            return clear_of(&rehearsal.hazards);
         }
         let more = rehearsal.blocked().count().saturating_sub(lines.len());
         let rest = if more > 0 {
@@ -516,6 +518,13 @@ impl Inner {
         }
         let measured = self.measured().await?;
         let changes = plan::forecast(&plan, &desired, &observed, &measured);
+        if plan.goal == Goal::Present {
+            let machines = self.records.machines_of(plan.cluster.as_str()).await?;
+            let sessions = self.gateway.connected();
+            let look = |machine: &Machine| hazards::Look::of(machine, sessions.get(&machine.name));
+            let looks: Vec<_> = machines.iter().map(look).collect();
+            plan.hazards = hazards::hazards(&looks, &changes, Timestamp::now());
+        }
         plan.changes = Some(changes);
         Ok(plan)
     }
@@ -657,6 +666,23 @@ pub(super) fn make_plan(desired: &Desired, observed: &Observed) -> ServiceResult
         .map_err(|error| ServiceError::of(error.class(), "there is no plan", error))?;
     world::check(&plan, desired, observed)?;
     Ok(plan)
+}
+
+/// Refuses a change that would meet something on its way.
+fn clear_of(hazards: &[Hazard]) -> ServiceResult<()> {
+    let Some(first) = hazards.first() else {
+        return Ok(());
+    };
+    let rest = match hazards.len() - 1 {
+        0 => String::new(),
+        more => format!("; and {more} more, which `--dry-run` shows"),
+    };
+    Err(ServiceError::Conflict {
+        message: format!(
+            "{}: {}. What to do: {}{rest}. Or order it with --accept-blocked and see to it meanwhile",
+            first.at, first.why, first.remedy
+        ),
+    })
 }
 
 /// What an order for a cluster that a task works on means.

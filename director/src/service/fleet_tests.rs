@@ -12,6 +12,7 @@ use super::campaigns::{CampaignOrder, ClusterChoice};
 use super::tests::ann;
 use super::*;
 use crate::config::{Config, DataDir, Identity};
+use crate::drain::{Hazard, HazardKind};
 use crate::model::{
     AuditFilter, CampaignId, CampaignState, CampaignView, ClusterOverview, ClusterPhase,
     MemberState, Operator, TaskState, WayBack,
@@ -587,5 +588,44 @@ async fn of_a_hundred_clusters_one_that_is_stuck_delays_no_other() {
     let over = campaign(&director, &id, |view| view.campaign.state.is_over()).await;
     assert_eq!(over.campaign.state, CampaignState::Cancelled);
     assert_eq!(in_state(&over, MemberState::Failed), ["f00"]);
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_would_meet_something_is_refused_unless_somebody_sees_to_it() {
+    let fleet = Fleet::new().await;
+    let director = fleet.director().await;
+    make(&director, &[("a", "dev")]).await;
+    fleet.sim.state.lock().unwrap().hazards = vec![Hazard {
+        kind: HazardKind::Webhook,
+        at: "webhook guard".into(),
+        why: "nobody answers for it".into(),
+        remedy: "have it fail open".into(),
+    }];
+    let wanted = ClusterSpec {
+        kubernetes_version: NEWER.into(),
+        ..spec("a", "dev")
+    };
+    let request = PlanRequest::Apply(wanted.clone(), StemcellChoice::Keep);
+    let shown = director.plan_cluster(request).await.unwrap();
+    let drains = format!("{:?}", shown.drains);
+    assert!(drains.contains("webhook guard"), "{drains}");
+    let mut order = ChangeOrder {
+        accept_downtime: true,
+        ..ChangeOrder::default()
+    };
+    let apply =
+        async |order: &ChangeOrder| director.apply_cluster(wanted.clone(), order, &ann()).await;
+    let refused = apply(&order).await.unwrap_err().to_string();
+    for said in [
+        "webhook guard: nobody answers for it",
+        "What to do: have it fail open",
+        "--accept-blocked",
+    ] {
+        assert!(refused.contains(said), "{refused}");
+    }
+    order.accept_blocked = true;
+    apply(&order).await.unwrap();
+    until(&director, |all| all.iter().all(upgraded)).await;
     director.shutdown().await;
 }

@@ -27,6 +27,7 @@ mod fleet_tests;
 mod freezes;
 #[cfg(test)]
 mod freezes_tests;
+mod hazards;
 mod hold;
 mod kept;
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 mod contract;
 mod evictions;
+mod hazards;
 mod machine;
 
 use std::collections::BTreeMap;
@@ -198,6 +199,9 @@ fn one_control_plane_serves_and_says_no_to_everybody_else() {
     let kubectl = operator_uses_kubectl(&world, &machine, &cluster, &pki);
     let nodes = (control, &cluster.machines[1]);
     evictions::nodes_evict_their_own_pods(&machine, &cluster, nodes, &bootstrap, &kubectl);
+    let server = pki::director_identity(&pki, name, now).unwrap();
+    let servers = [endpoint_client(&cluster, &pki, &server)];
+    hazards::hazards_are_found(control, (&director, &servers), &bootstrap, &kubectl);
     contract::evictions_are_answered_as_the_simulated_ones(control, &bootstrap, kubectl);
     kube_proxy_programs_services(&mut machine);
     kubelet_reads_its_configuration(&mut machine);
@@ -216,6 +220,9 @@ fn director_has_its_rights_and_no_more(director: &Client) {
         (true,  "list",   "policy",                    "poddisruptionbudgets",  "", ""),
         (true,  "list",   "",                          "services",              "", ""),
         (true,  "list",   "storage.k8s.io",            "volumeattachments",     "", ""),
+        (true,  "list",   "admissionregistration.k8s.io", "validatingwebhookconfigurations", "", ""),
+        (true,  "list",   "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", ""),
+        (false, "patch",  "admissionregistration.k8s.io", "validatingwebhookconfigurations", "", ""),
         (true,  "get",    "coordination.k8s.io",       "leases",                "kube-node-lease", ""),
         (true,  "patch",  "apps",                      "deployments",           "kube-system", "coredns"),
         (true,  "patch",  "",                          "configmaps",            "kube-system", "windlass-gone-nodes"),

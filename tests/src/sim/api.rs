@@ -9,7 +9,8 @@ use windlass_common::gate::ServicePort;
 use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 use windlass_director::backup::record::Census;
 use windlass_director::drain::{
-    Answer, DrainPolicy, Engine, Escalation, How, NodeRehearsal, Order, OwnNode, Rehearsal, Turn,
+    Answer, Course, DrainPolicy, Engine, Escalation, How, NodeRehearsal, Order, OwnNode, Rehearsal,
+    Turn,
 };
 use windlass_director::model::Stage;
 use windlass_director::planner::inputs;
@@ -296,19 +297,17 @@ impl KubeApi for Life {
     fn rehearse<'a>(
         &'a self,
         _context: &'a ClusterContext,
-        sequence: &'a [Vec<String>],
-        _joining: &'a BTreeSet<String>,
-        _policy: &'a DrainPolicy,
+        course: &'a Course,
     ) -> BoxFuture<'a, Result<Rehearsal, EffectError>> {
         // Forecasts decide nothing.
         Box::pin(async move {
-            let nodes = sequence.iter().flatten().map(|node| NodeRehearsal {
+            let nodes = course.sequence.iter().flatten().map(|node| NodeRehearsal {
                 node: node.clone(),
                 ..NodeRehearsal::default()
             });
             Ok(Rehearsal {
                 nodes: nodes.collect(),
-                findings: Vec::new(),
+                ..Rehearsal::default()
             })
         })
     }

@@ -408,6 +408,7 @@ fn task() -> Task {
             steps: Vec::new(),
             drains: None,
             changes: None,
+            hazards: Vec::new(),
             window: None,
             restore: None,
             upgrade: None,

@@ -1,6 +1,7 @@
 //! A plan for people: its steps, what becomes of machines and etcd, what its drains evict, its legs, and when it begins.
 
 use windlass_common::id::MachineName;
+use windlass_director::drain::Hazard;
 use windlass_director::model::{
     ChangeForecast, Disruption, DrainForecast, LegsForecast, Plan, WayBack,
 };
@@ -24,6 +25,7 @@ pub(crate) fn explain(plan: &Plan) -> String {
     });
     text.push_str(&table(&["STEP", "DISRUPTS", "WHY"], rows));
     text.push_str(&plan.changes.as_ref().map(changes).unwrap_or_default());
+    text.push_str(&hazards(&plan.hazards));
     text.push_str(&drains(plan.drains.as_ref()));
     if let Some(upgrade) = &plan.upgrade {
         text.push_str(&legs(plan, upgrade));
@@ -156,6 +158,17 @@ fn legs(plan: &Plan, upgrade: &LegsForecast) -> String {
     text
 }
 
+/// What is in the way, and what to do about it.
+fn hazards(hazards: &[Hazard]) -> String {
+    let told = |hazard: &Hazard| {
+        let Hazard {
+            at, why, remedy, ..
+        } = hazard;
+        format!("\n\nIn the way: {at}: {why}\n  what to do: {remedy}")
+    };
+    hazards.iter().map(told).collect()
+}
+
 /// What the drains of a plan are expected to do.
 fn drains(forecast: Option<&DrainForecast>) -> String {
     let rehearsal = match forecast {
@@ -187,6 +200,10 @@ fn drains(forecast: Option<&DrainForecast>) -> String {
             "\n\nBlocked on {}: pod {}: {} ({then})\n  to let it go: {}",
             finding.node, finding.pod, finding.why, finding.unblock
         ));
+    }
+    text.push_str(&hazards(&rehearsal.hazards));
+    for unknown in &rehearsal.unknown {
+        text.push_str(&format!("\n\nNot known: {unknown}"));
     }
     text
 }
@@ -261,6 +278,39 @@ plan sha256:";
         unknown["changes"]["seconds"] = Value::Null;
         let text = explained(unknown);
         assert!(text.contains("\nhow long it takes is not known"), "{text}");
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_said_with_what_to_do() {
+        let hazard = |kind: &str, at: &str| json!({"kind": kind, "at": at, "why": "it is", "remedy": "do this"});
+        let plan = json!({
+            "cluster": "demo",
+            "goal": "present",
+            "hash": digest(),
+            "steps": [{
+                "key": "api/await",
+                "action": {"kind": "awaitApi"},
+                "why": "first",
+                "guard": "step-ends",
+                "disrupts": "nothing",
+                "after": [],
+            }],
+            "hazards": [hazard("certificate", "machine demo-cp-0")],
+            "drains": {"state": "rehearsed", "rehearsal": {
+                "nodes": [],
+                "findings": [],
+                "hazards": [hazard("webhook", "webhook w")],
+                "unknown": ["which APIs are in use: no right"],
+            }},
+        });
+        let text = explained(plan);
+        for wanted in [
+            "\n\nIn the way: machine demo-cp-0: it is\n  what to do: do this",
+            "\n\nIn the way: webhook w: it is\n  what to do: do this",
+            "\n\nNot known: which APIs are in use: no right",
+        ] {
+            assert!(text.contains(wanted), "{text}");
+        }
     }
 
     #[test]

@@ -76,7 +76,8 @@ fn viewer_role() -> Value {
 }
 
 /// What the director does in a running cluster: look at nodes, their leases and the volumes attached to them, label,
-/// cordon, taint and delete nodes, and drain them with respect for budgets. Nodes whose agents are connected evict their
+/// cordon, taint and delete nodes, and drain them with respect for budgets; before that, which webhooks there are and
+/// which deprecated APIs were asked for. Nodes whose agents are connected evict their
 /// own pods ([`crate::drain`]); the right to it stays here for those whose agents are lost or older, and that to delete
 /// pods for machines that are off.
 fn director_role() -> Value {
@@ -112,6 +113,12 @@ fn director_role() -> Value {
                 "resources": ["daemonsets"],
                 "verbs": ["get", "list", "watch"],
             },
+            {
+                "apiGroups": ["admissionregistration.k8s.io"],
+                "resources": ["validatingwebhookconfigurations", "mutatingwebhookconfigurations"],
+                "verbs": ["list"],
+            },
+            {"nonResourceURLs": ["/metrics"], "verbs": ["get"]},
             {
                 "apiGroups": ["coordination.k8s.io"],
                 "resources": ["leases"],

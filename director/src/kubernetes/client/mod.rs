@@ -435,6 +435,19 @@ impl Client {
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
+    /// What the API server that answers counts, in the text format of Prometheus.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn metrics(&self) -> Result<String, ApiError> {
+        let call = Call {
+            accept: "text/plain",
+            ..Call::get("/metrics".to_owned())
+        };
+        let answer = self.call(call).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
     /// Has an API server ask a port of a Service by `GET`; `path` has no slash in front, and may have a query.
     ///
     /// # Errors

@@ -100,6 +100,18 @@ impl Resource {
         "ValidatingAdmissionPolicyBinding",
         "validatingadmissionpolicybindings",
     );
+    /// Webhooks that may refuse what is written.
+    pub const VALIDATING_WEBHOOKS: Resource = cluster_wide(
+        ADMISSION,
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations",
+    );
+    /// Webhooks that may change or refuse what is written.
+    pub const MUTATING_WEBHOOKS: Resource = cluster_wide(
+        ADMISSION,
+        "MutatingWebhookConfiguration",
+        "mutatingwebhookconfigurations",
+    );
     /// What the caller itself may do.
     pub const SELF_SUBJECT_ACCESS_REVIEW: Resource = cluster_wide(
         "authorization.k8s.io/v1",
@@ -107,7 +119,7 @@ impl Resource {
         "selfsubjectaccessreviews",
     );
 
-    const ALL: [&'static Resource; 20] = [
+    const ALL: [&'static Resource; 22] = [
         &Self::NODE,
         &Self::NAMESPACE,
         &Self::POD,
@@ -127,6 +139,8 @@ impl Resource {
         &Self::CLUSTER_ROLE_BINDING,
         &Self::ADMISSION_POLICY,
         &Self::ADMISSION_POLICY_BINDING,
+        &Self::VALIDATING_WEBHOOKS,
+        &Self::MUTATING_WEBHOOKS,
         &Self::SELF_SUBJECT_ACCESS_REVIEW,
     ];
 

@@ -12,7 +12,7 @@ use super::context::ClusterContext;
 use super::gates::JobOrder;
 use super::lease::LeaseMark;
 use crate::backup::record::Census;
-use crate::drain::{DrainPolicy, OwnNode, Rehearsal};
+use crate::drain::{Course, OwnNode, Rehearsal};
 use crate::rollout::{Done, EffectError, ProgressSink};
 
 /// What steps ask of a cluster's API.
@@ -76,13 +76,11 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         context: &'a ClusterContext,
     ) -> BoxFuture<'a, Result<Done, EffectError>>;
 
-    /// What draining these nodes would do, those of one batch at the same time; `joining` are there before.
+    /// What a change would meet in this course.
     fn rehearse<'a>(
         &'a self,
         context: &'a ClusterContext,
-        sequence: &'a [Vec<String>],
-        joining: &'a BTreeSet<String>,
-        policy: &'a DrainPolicy,
+        course: &'a Course,
     ) -> BoxFuture<'a, Result<Rehearsal, EffectError>>;
 
     /// Which nodes of the cluster's machines are Ready and take pods.

@@ -20,7 +20,7 @@ use super::gates::{self, JobOrder};
 use super::lease::{self, LeaseMark};
 use crate::backup::record::Census;
 use crate::drain::{
-    self, DrainError, DrainPolicy, Drained, OwnNode, PodRef, Rehearsal, SystemPodsError,
+    self, Course, DrainError, DrainPolicy, Drained, OwnNode, PodRef, Rehearsal, SystemPodsError,
 };
 use crate::kubernetes::addons;
 use crate::kubernetes::client::{
@@ -111,9 +111,29 @@ impl KubeClient {
         context: &ClusterContext,
         identity: &ClientIdentity,
     ) -> Result<Client, EffectError> {
+        self.connect_through(context, api_servers(context), identity)
+    }
+
+    /// A client of each API server that may be asked.
+    fn each_api_server(&self, context: &ClusterContext) -> Result<Vec<Client>, EffectError> {
+        let name = &context.cluster.spec.name;
+        let identity = director_identity(&context.pki, name, jiff::Timestamp::now())
+            .map_err(|error| EffectError::of(error.class(), &error))?;
+        let servers = api_servers(context).into_iter();
+        servers
+            .map(|server| self.connect_through(context, vec![server], &identity))
+            .collect()
+    }
+
+    fn connect_through(
+        &self,
+        context: &ClusterContext,
+        machines: Vec<(MachineName, Incarnation)>,
+        identity: &ClientIdentity,
+    ) -> Result<Client, EffectError> {
         let connector = Arc::new(Tunnels {
             agents: self.agents.clone(),
-            machines: api_servers(context),
+            machines,
             turn: AtomicUsize::new(0),
         });
         let authority = &context.pki.trusted(AuthorityName::Kubernetes);
@@ -276,13 +296,15 @@ impl KubeApi for KubeClient {
     fn rehearse<'a>(
         &'a self,
         context: &'a ClusterContext,
-        sequence: &'a [Vec<String>],
-        joining: &'a BTreeSet<String>,
-        policy: &'a DrainPolicy,
+        course: &'a Course,
     ) -> BoxFuture<'a, Result<Rehearsal, EffectError>> {
         Box::pin(async move {
             let client = self.client(context)?;
-            drain::rehearse_now(&client, sequence, joining, policy)
+            let servers = match course.minor {
+                Some(_) => self.each_api_server(context)?,
+                None => Vec::new(),
+            };
+            drain::rehearse_now(&client, &servers, course)
                 .await
                 .map_err(of_api)
         })

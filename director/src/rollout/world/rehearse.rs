@@ -1,12 +1,15 @@
-//! What the drains of a plan are expected to do.
+//! What a plan is expected to meet: its drains, and what else is in their way.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use windlass_common::id::ClusterName;
+
 use super::World;
-use crate::drain::{DrainPolicy, Rehearsal};
-use crate::model::{Action, DrainForecast, Plan};
-use crate::planner::{Desired, DesiredState};
+use crate::drain::{Course, DrainPolicy, Rehearsal};
+use crate::kubernetes::facts::minor_of;
+use crate::model::{Action, Cluster, DrainForecast, Machine, Plan};
+use crate::planner::{Desired, DesiredMachine, DesiredState, inputs};
 use crate::rollout::EffectError;
 
 /// How long a cluster's API may take: somebody waits for the plan.
@@ -25,8 +28,13 @@ impl World {
             return None;
         }
         let named = |batch: &Vec<_>| batch.iter().map(ToString::to_string).collect();
-        let sequence: Vec<Vec<String>> = sequence.iter().map(named).collect();
-        let asked = self.rehearse(plan, &sequence, &policy);
+        let course = Course {
+            sequence: sequence.iter().map(named).collect(),
+            joining: joining(plan),
+            policy,
+            minor: None,
+        };
+        let asked = self.rehearse(&plan.cluster, desired, course);
         let why = match tokio::time::timeout(REHEARSAL_LIMIT, asked).await {
             Ok(Ok(rehearsal)) => return Some(DrainForecast::Rehearsed { rehearsal }),
             Ok(Err(error)) => error.message,
@@ -37,15 +45,34 @@ impl World {
 
     async fn rehearse(
         &self,
-        plan: &Plan,
-        sequence: &[Vec<String>],
-        policy: &DrainPolicy,
+        cluster: &ClusterName,
+        desired: &Desired,
+        course: Course,
     ) -> Result<Rehearsal, EffectError> {
-        let context = self.context(&plan.cluster).await?;
-        self.kubernetes
-            .rehearse(&context, sequence, &joining(plan), policy)
-            .await
+        let context = self.context(cluster).await?;
+        let course = Course {
+            minor: later_minor(&context.cluster, &context.machines, desired),
+            ..course
+        };
+        self.kubernetes.rehearse(&context, &course).await
     }
+}
+
+/// The minor that API servers come to, where any of them is of an earlier one.
+fn later_minor(cluster: &Cluster, machines: &[Machine], desired: &Desired) -> Option<u32> {
+    let DesiredState::Present {
+        machines: wanted, ..
+    } = &desired.state
+    else {
+        return None;
+    };
+    let servers = wanted.values().filter(|m| m.control_plane());
+    let minor = servers.filter_map(DesiredMachine::api_minor).max()?;
+    let members = machines.iter().filter(|m| m.role.is_control_plane());
+    let runs = members.filter_map(|m| minor_of(&inputs::version(cluster, m)));
+    // What emulates an earlier minor still serves what that one does.
+    let acts = runs.map(|own| cluster.emulates.map_or(own, |emulated| emulated.min(own)));
+    acts.min().filter(|oldest| *oldest < minor).map(|_| minor)
 }
 
 /// Nodes of machines that the plan makes before it drains any.

@@ -10,7 +10,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName, NodeName};
 
 use super::Life;
 use crate::backup::record::Census;
-use crate::drain::{DrainPolicy, NodeRehearsal, OwnNode, Rehearsal};
+use crate::drain::{Course, NodeRehearsal, OwnNode, Rehearsal};
 use crate::model::Stage;
 use crate::planner::inputs;
 use crate::rollout::world::{ClusterContext, JobOrder, KubeApi, LeaseMark};
@@ -125,18 +125,17 @@ impl KubeApi for Life {
     fn rehearse<'a>(
         &'a self,
         _context: &'a ClusterContext,
-        sequence: &'a [Vec<String>],
-        _joining: &'a BTreeSet<String>,
-        _policy: &'a DrainPolicy,
+        course: &'a Course,
     ) -> BoxFuture<'a, Result<Rehearsal, EffectError>> {
         Box::pin(async move {
-            let nodes = sequence.iter().flatten().map(|node| NodeRehearsal {
+            let nodes = course.sequence.iter().flatten().map(|node| NodeRehearsal {
                 node: node.clone(),
                 ..NodeRehearsal::default()
             });
             Ok(Rehearsal {
                 nodes: nodes.collect(),
-                findings: Vec::new(),
+                hazards: self.sim.state.lock().unwrap().hazards.clone(),
+                ..Rehearsal::default()
             })
         })
     }

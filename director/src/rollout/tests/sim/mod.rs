@@ -18,6 +18,7 @@ use windlass_common::id::{
 use windlass_common::settings::Settings;
 use windlass_common::step::{Step, StepRequest, StepResult};
 
+use crate::drain::Hazard;
 use crate::model::{Revision, StepRecord, StepState};
 use crate::provider::{DiskView, EndpointView, KeptView, MachineView, Power};
 use crate::store::memory::Memory;
@@ -48,6 +49,8 @@ pub(crate) struct State {
     pub(crate) stuck: BTreeSet<String>,
     /// What a director writes down is in another store than this world's.
     pub(crate) stored_elsewhere: bool,
+    /// What a change would meet.
+    pub(crate) hazards: Vec<Hazard>,
     /// Steps that fail for good once, by the end of their id.
     pub(crate) refuse_once: BTreeSet<&'static str>,
     /// Why the next machines are not made, one each.
