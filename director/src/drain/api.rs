@@ -27,15 +27,19 @@ const TAINT_ATTEMPTS: usize = 5;
 /// # Errors
 /// [`DrainError::Api`].
 pub async fn cordon(client: &Client, node: &NodeName) -> Result<(), DrainError> {
-    let found = look_at(client, node).await?;
-    if found.unschedulable {
-        return Ok(());
+    match cordon_patch(&look_at(client, node).await?) {
+        Some(patch) => change(client, node, "cordon", &patch).await,
+        None => Ok(()),
     }
+}
+
+/// What closes a node; nothing where somebody has closed it.
+pub(super) fn cordon_patch(node: &Node) -> Option<Value> {
     let patch = json!({
         "metadata": {"annotations": {CORDONED: "true"}},
         "spec": {"unschedulable": true},
     });
-    change(client, node, "cordon", &patch).await
+    (!node.unschedulable).then_some(patch)
 }
 
 /// Opens a node that [`cordon`] closed, to pods and to load balancers; any other is left as it is.
@@ -44,15 +48,19 @@ pub async fn cordon(client: &Client, node: &NodeName) -> Result<(), DrainError> 
 /// [`DrainError::Api`].
 pub async fn uncordon(client: &Client, node: &NodeName) -> Result<(), DrainError> {
     set_leaving(client, node, false).await?;
-    let found = look_at(client, node).await?;
-    if !found.annotations.contains_key(CORDONED) {
-        return Ok(());
+    match uncordon_patch(&look_at(client, node).await?) {
+        Some(patch) => change(client, node, "uncordon", &patch).await,
+        None => Ok(()),
     }
+}
+
+/// What opens a node that we closed; nothing where it was not us.
+pub(super) fn uncordon_patch(node: &Node) -> Option<Value> {
     let patch = json!({
         "metadata": {"annotations": {CORDONED: null}},
         "spec": {"unschedulable": null},
     });
-    change(client, node, "uncordon", &patch).await
+    node.annotations.contains_key(CORDONED).then_some(patch)
 }
 
 /// Cordons a node and has its pods leave, then waits until its volumes are detached. A node that does not

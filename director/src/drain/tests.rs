@@ -546,6 +546,33 @@ fn the_taint_of_a_node_that_goes_leaves_other_taints_alone() {
     assert_eq!(taints(node(Value::Null), true), Some(json!([ours])));
 }
 
+#[test]
+fn only_what_we_closed_is_opened() {
+    let node = |ours: bool, closed: bool| {
+        let mark = if ours {
+            json!({"windlass.internal/cordoned": "true"})
+        } else {
+            json!({})
+        };
+        serde_json::from_value(json!({
+            "metadata": {"name": "n", "annotations": mark},
+            "spec": {"unschedulable": closed},
+        }))
+        .unwrap()
+    };
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("open",                             node(false, false), true,  false),
+        ("closed by an operator",            node(false, true),  false, false),
+        ("closed by us",                     node(true, true),   false, true),
+        ("opened by an operator meanwhile",  node(true, false),  true,  true),
+    ];
+    for (name, node, closes, opens) in cases {
+        assert_eq!(api::cordon_patch(&node).is_some(), closes, "{name}");
+        assert_eq!(api::uncordon_patch(&node).is_some(), opens, "{name}");
+    }
+}
+
 mod hazards {
     use super::super::hazard::{removed_apis, webhooks};
     use super::super::{Hazard, HazardKind};

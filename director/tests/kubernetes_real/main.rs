@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
 mod contract;
+mod drains;
 mod evictions;
 mod hazards;
 mod machine;
@@ -199,6 +200,7 @@ fn one_control_plane_serves_and_says_no_to_everybody_else() {
     let kubectl = operator_uses_kubectl(&world, &machine, &cluster, &pki);
     let nodes = (control, &cluster.machines[1]);
     evictions::nodes_evict_their_own_pods(&machine, &cluster, nodes, &bootstrap, &kubectl);
+    drains::drains_leave_what_is_not_theirs(&director, &bootstrap);
     let server = pki::director_identity(&pki, name, now).unwrap();
     let servers = [endpoint_client(&cluster, &pki, &server)];
     hazards::hazards_are_found(control, (&director, &servers), &bootstrap, &kubectl);
