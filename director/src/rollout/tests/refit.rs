@@ -1,5 +1,7 @@
 //! Components that are changed in place, through the death of the director at every point there is.
 
+use serde_json::json;
+
 use super::sim::BROKEN_VERSION;
 use super::*;
 use crate::kubernetes::render::component_link;
@@ -11,7 +13,7 @@ const NEWER: &str = "1.1.0";
 
 impl Rig {
     /// A cluster in service, and the order to bring these components to its machines in place.
-    async fn order_refit(&self, containerd: &str, build: &str, number: u64) -> TaskId {
+    pub(super) async fn order_refit(&self, containerd: &str, build: &str, number: u64) -> TaskId {
         let parts = [("containerd", containerd), ("kubelet", OWN_VERSION)];
         let stemcell = install_parts(self.dir.path(), VERSION, build, &parts);
         let director = self.immortal().await;
@@ -90,6 +92,50 @@ async fn components_that_do_not_run_are_rolled_back_and_the_rest_is_untouched() 
         assert!(said.contains("containerd.service: activating"), "{said}");
         assert!(said.contains("rolled back: demo-cp-0 serves"), "{said}");
         for machine in rig.at_rest().await {
+            assert_eq!(machine.runs(), "test-1.37.2-1");
+            assert_eq!(machine.components["containerd"], OWN_VERSION);
+        }
+        let (link, _) = rig.containerd("demo-cp-0");
+        assert_eq!(link.as_deref(), Some(OWN_VERSION));
+        assert_eq!(rig.containerd("demo-w-0"), (None, Vec::new()));
+        through
+    })
+    .await;
+    assert!(points > 20, "only {points} points");
+}
+
+impl Rig {
+    /// Has the cluster wait for a Job after each machine that changes.
+    async fn gate(&self) {
+        let director = self.immortal().await;
+        let mut cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
+        let gate = json!({
+            "name": "smoke",
+            "job": {"namespace": "shop", "cronJob": "smoke", "timeoutSeconds": 60},
+        });
+        cluster.spec.gates = vec![serde_json::from_value(gate).unwrap()];
+        let mut commit = Commit::default();
+        commit.put(&cluster).unwrap();
+        director.records.commit(commit).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_stays_shut_after_a_change_in_place_gives_back_what_there_was() {
+    let points = at_every_point(async |dies_at| {
+        let rig = Rig::new();
+        let create = rig.order_create().await;
+        rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+        rig.gate().await;
+        rig.sim.state.lock().unwrap().jobs_fail = true;
+        let task = rig.order_refit(NEWER, "2", 2).await;
+        let (through, task) = rig.through_death(&task, dies_at, Stop::No).await;
+        let said = task.error.unwrap().message;
+        assert_eq!(task.state, TaskState::Failed, "died at {dies_at}: {said}");
+        assert!(said.contains("gate smoke is not open"), "{said}");
+        assert!(said.contains("rolled back: demo-cp-0 serves"), "{said}");
+        let (_, machines) = rig.settled().await;
+        for machine in machines {
             assert_eq!(machine.runs(), "test-1.37.2-1");
             assert_eq!(machine.components["containerd"], OWN_VERSION);
         }

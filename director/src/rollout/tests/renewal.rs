@@ -7,7 +7,7 @@ use crate::planner::renewal;
 
 impl Rig {
     /// A cluster in service, and the order to renew all of its certificates.
-    async fn order_renewal(&self) -> TaskId {
+    pub(super) async fn order_renewal(&self) -> TaskId {
         let create = self.order_create().await;
         self.run(&create, usize::MAX, Stop::No).await.unwrap();
         let director = self.immortal().await;
@@ -37,7 +37,7 @@ impl Rig {
     }
 
     /// A cluster in service, and the order to rotate something of it.
-    async fn order_rotation(&self, kind: RotationKind) -> TaskId {
+    pub(super) async fn order_rotation(&self, kind: RotationKind) -> TaskId {
         let create = self.order_create().await;
         self.run(&create, usize::MAX, Stop::No).await.unwrap();
         let director = self.immortal().await;

@@ -60,7 +60,7 @@ impl Rig {
     }
 
     /// A cluster in service, and the order to tell its worker's kubelet this besides.
-    async fn order_settings(&self, kubelet: &KubeletSettings, number: u64) -> TaskId {
+    pub(super) async fn order_settings(&self, kubelet: &KubeletSettings, number: u64) -> TaskId {
         let director = self.immortal().await;
         let mut commit = Commit::default();
         let mut cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
@@ -210,7 +210,7 @@ async fn a_cancelled_update_that_dies_at_any_point_leaves_a_cluster_that_serves(
     }
 }
 
-fn settings(field: &str, value: serde_json::Value) -> KubeletSettings {
+pub(super) fn settings(field: &str, value: serde_json::Value) -> KubeletSettings {
     [(field.to_owned(), value)].into()
 }
 

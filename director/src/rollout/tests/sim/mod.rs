@@ -51,6 +51,8 @@ pub(crate) struct State {
     pub(crate) stored_elsewhere: bool,
     /// What a change would meet.
     pub(crate) hazards: Vec<Hazard>,
+    /// Whether Jobs of gates fail.
+    pub(crate) jobs_fail: bool,
     /// Steps that fail for good once, by the end of their id.
     pub(crate) refuse_once: BTreeSet<&'static str>,
     /// Why the next machines are not made, one each.
