@@ -592,6 +592,64 @@ async fn of_a_hundred_clusters_one_that_is_stuck_delays_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stemcell_replacement_never_brings_a_later_minor_and_its_plan_says_what_becomes_of_machines()
+ {
+    let fleet = Fleet::new().await;
+    let director = fleet.director().await;
+    make(&director, &[("a", "dev")]).await;
+    // Of the newer minor there is a stemcell all the time.
+    let root = fleet.dir.path().join("stemcells");
+    crate::stemcell::tests::install_build(&root, OLDER, "2");
+    let wanted = spec("a", "dev");
+    let newest = StemcellChoice::Newest;
+    let request = PlanRequest::Apply(wanted.clone(), newest.clone());
+    let shown = director.plan_cluster(request).await.unwrap();
+    let changes = shown.changes.unwrap();
+    let names = |machines: &[windlass_common::id::MachineName]| -> Vec<String> {
+        machines.iter().map(ToString::to_string).collect()
+    };
+    let changed = [&changes.replaced[..], &changes.restarted].concat();
+    assert!(
+        names(&changed).contains(&"a-cp-0".to_owned()),
+        "{changes:?}"
+    );
+    assert!(
+        changes.seconds.is_some(),
+        "a cluster was made here: {changes:?}"
+    );
+    for moment in &changes.moments {
+        assert!(
+            moment.kubelets.is_none_or(|of| of == (36, 36)),
+            "{moment:?}"
+        );
+        assert!(
+            moment.api_servers.is_none_or(|of| of == (36, 36)),
+            "{moment:?}"
+        );
+    }
+    let order = ChangeOrder {
+        stemcell: newest,
+        plan: Some(shown.hash),
+        accept_downtime: true,
+        ..ChangeOrder::default()
+    };
+    let task = director
+        .apply_cluster(wanted, &order, &ann())
+        .await
+        .unwrap();
+    // A forecast is of the plan that is shown, and not of the order.
+    assert_eq!((task.plan.hash, task.plan.changes), (shown.hash, None));
+    until(&director, |all| all.iter().all(|one| one.task.is_none())).await;
+    let over = director.task(&task.id).await.unwrap();
+    assert_eq!(over.state, TaskState::Succeeded, "{:?}", over.error);
+    for machine in director.inner.records.machines_of("a").await.unwrap() {
+        assert_eq!(machine.runs(), format!("test-{OLDER}-2"));
+        assert_eq!(machine.kubernetes_version, OLDER, "{}", machine.name);
+    }
+    director.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_that_would_meet_something_is_refused_unless_somebody_sees_to_it() {
     let fleet = Fleet::new().await;
     let director = fleet.director().await;
