@@ -108,6 +108,9 @@ fn simulate(arguments: &Arguments) -> Result<()> {
     if sum.violations > 0 {
         bail!("invariants were broken");
     }
+    if sum.small > 0 {
+        bail!("{} seeds were too small to show anything", sum.small);
+    }
     if seeds >= COVERS && !missing.is_empty() {
         bail!("{} cells were never struck", missing.len());
     }
@@ -155,6 +158,8 @@ fn mutate(arguments: &Arguments) -> Result<()> {
 struct Sum {
     seeds: u64,
     violations: usize,
+    /// Seeds without the size that they have to have.
+    small: usize,
     faults: u32,
     simulated: Duration,
     coverage: Coverage,
@@ -171,6 +176,10 @@ impl Sum {
                 println!("{line}");
             }
             println!("digest {:016x}", report.digest);
+        }
+        if let Some(lacks) = report.lacks().filter(|_| arguments.mutation.is_none()) {
+            self.small += 1;
+            println!("seed {} is too small: {lacks}", report.seed);
         }
         if report.violations.is_empty() {
             return;

@@ -92,6 +92,29 @@ pub struct Report {
     pub faults: (u32, u32),
     /// Simulated time, milliseconds.
     pub simulated_ms: u64,
+    /// The most machines that there were at once.
+    pub machines: usize,
+}
+
+/// Least machines, simulated time and faults while a task ran of a seed: less shows little.
+const SEED_LEAST: (usize, Duration, u32) = (6, Duration::from_secs(30 * 60), 3);
+
+impl Report {
+    /// What a seed lacks of the size that it has to have. One that was violated ends where that was seen.
+    pub fn lacks(&self) -> Option<String> {
+        let (machines, simulated, faults) = SEED_LEAST;
+        let lived = Duration::from_millis(self.simulated_ms);
+        let enough = self.machines >= machines && lived >= simulated && self.faults.1 >= faults;
+        (!enough && self.violations.is_empty()).then(|| {
+            format!(
+                "{} machines, {} s and {} faults while a task ran; {machines}, {} s and {faults} are the least",
+                self.machines,
+                lived.as_secs(),
+                self.faults.1,
+                simulated.as_secs()
+            )
+        })
+    }
 }
 
 thread_local! {
@@ -164,6 +187,7 @@ pub fn run(
         coverage: std::mem::take(&mut state.coverage),
         faults: (state.faults.count, state.faults.in_rollout),
         simulated_ms: state.now,
+        machines: state.most_machines,
     };
     // Machines hold their world, and the world its machines.
     state.vms.clear();

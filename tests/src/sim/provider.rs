@@ -115,6 +115,7 @@ impl State {
             request.name, request.incarnation
         ));
         self.vms.insert(request.name.clone(), vm);
+        self.most_machines = self.most_machines.max(self.vms.len());
         Ok(view)
     }
 }

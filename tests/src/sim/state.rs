@@ -77,6 +77,8 @@ pub struct State {
     pub running: BTreeMap<String, u32>,
     /// Machines.
     pub vms: BTreeMap<MachineName, Vm>,
+    /// The most machines that there were at once.
+    pub most_machines: usize,
     /// Machines that were set aside, by the name under which they are kept.
     pub kept: BTreeMap<MachineName, KeptView>,
     /// Disks.
@@ -290,6 +292,7 @@ impl Site {
             actions: BTreeMap::new(),
             running: BTreeMap::new(),
             vms: BTreeMap::new(),
+            most_machines: 0,
             kept: BTreeMap::new(),
             disks: BTreeMap::new(),
             endpoints: BTreeMap::new(),

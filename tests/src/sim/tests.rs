@@ -14,8 +14,7 @@ fn some_seeds_break_nothing_and_are_the_same_twice() {
             "seed {seed}: {:#?}\n{trace}",
             report.violations
         );
-        assert!(report.faults.1 >= 3, "seed {seed}: {:?}", report.faults);
-        assert!(report.simulated_ms >= 1_800_000, "seed {seed}");
+        assert_eq!(report.lacks(), None, "seed {seed}");
         let again = run(seed, None, spreads(seed), false, &fixtures).unwrap();
         assert_eq!(report.digest, again.digest, "seed {seed}");
     }
@@ -32,6 +31,36 @@ fn seeds_that_have_found_something_find_nothing_more() {
             report.violations.is_empty(),
             "seed {seed}: {:#?}\n{trace}",
             report.violations
+        );
+    }
+}
+
+#[test]
+fn a_seed_that_is_too_small_is_told_from_one_that_broke_something() {
+    let report = |machines, simulated_ms, in_rollout, violations: &[&str]| Report {
+        seed: 0,
+        violations: violations.iter().map(ToString::to_string).collect(),
+        trace: Vec::new(),
+        digest: 0,
+        coverage: Coverage::default(),
+        faults: (9, in_rollout),
+        simulated_ms,
+        machines,
+    };
+    #[rustfmt::skip] // one case per line, so that a missing one shows
+    let cases = [
+        ("all that it has to have",  report(6, 1_800_000, 3, &[]),                false),
+        ("too few machines",         report(5, 1_800_000, 3, &[]),                true),
+        ("too little time",          report(6, 1_799_999, 3, &[]),                true),
+        ("too few faults",           report(6, 1_800_000, 2, &[]),                true),
+        ("it ended at a violation",  report(5, 1, 0, &["invariant 1: broken"]),   false),
+    ];
+    for (name, report, lacks) in cases {
+        assert_eq!(
+            report.lacks().is_some(),
+            lacks,
+            "{name}: {:?}",
+            report.lacks()
         );
     }
 }
