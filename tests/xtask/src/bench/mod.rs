@@ -7,6 +7,7 @@ mod create;
 mod director;
 mod fleet;
 mod floor;
+mod plan;
 mod repair;
 mod upgrade;
 
@@ -45,6 +46,8 @@ enum What {
     Repair,
     /// What an upgrade takes of each worker, by part, beside the same done by hand; as many workers as there are runs.
     Upgrade,
+    /// What planning costs: 10 000 machines in 100 clusters, and one cluster again beside 1, 10 and 100.
+    Plan,
     /// What a fleet of agents costs its director: `windlass-director bench fleet`, built and run with
     /// the options after `--`, such as `-- --agents 10000`.
     Fleet,
@@ -56,6 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         What::Agent => agent::run()?,
         What::Repair => repair::run(options.runs)?,
         What::Upgrade => upgrade::run(options.runs)?,
+        What::Plan => plan::run(Profile::Release, options.runs)?,
         What::Fleet => return fleet::run(Profile::Release, options.json, &options.fleet),
     };
     if options.json {
