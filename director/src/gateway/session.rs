@@ -10,9 +10,7 @@ use tokio::time::Instant;
 
 use windlass_common::condition::{CONDITIONS_MAX, Conditions, shown};
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
-use windlass_common::limits::{
-    CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE, SESSIONS_MAX, suspect_after,
-};
+use windlass_common::limits::{CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE, SESSIONS_MAX};
 use windlass_common::pki::MachineIdentity;
 use windlass_common::report::{Heartbeat, Report};
 use windlass_common::transport::Close;
@@ -20,6 +18,7 @@ use windlass_common::wire::codec;
 use windlass_common::wire::frame::{Frame, FrameError};
 use windlass_common::wire::message::{Body, Detail, Hello, Tune2, capability, since};
 
+use super::silence::Pulse;
 use super::trust::Standing;
 use super::{DeliveryError, Event, LinkView, SessionView};
 
@@ -57,11 +56,7 @@ struct Seen {
     /// As it came: decoded it is six times as large, and looked at once in a hundred times.
     report: Option<(Timestamp, Box<[u8]>)>,
     conditions: Option<(Timestamp, Arc<Conditions>)>,
-    /// When it was last heard of.
-    heard: Instant,
-    /// What it was told.
-    beats_every: Duration,
-    suspect: bool,
+    pulse: Pulse,
 }
 
 impl Session {
@@ -85,9 +80,7 @@ impl Session {
                 heartbeat: None,
                 report: None,
                 conditions: None,
-                heard: Instant::now(),
-                beats_every: beats_every(tune),
-                suspect: false,
+                pulse: Pulse::new(Instant::now(), beats_every(tune)),
             }),
             standing: Mutex::new(Standing::new(generation)),
             down: Down {
@@ -187,9 +180,8 @@ impl Session {
             .is_none_or(|(_, last)| heartbeat.sequence > last.sequence);
         if newer {
             seen.heartbeat = Some((now, heartbeat));
-            seen.heard = Instant::now();
         }
-        newer && std::mem::take(&mut seen.suspect)
+        newer && seen.pulse.beat(Instant::now())
     }
 
     /// Tells the machine how its fleet reports; an agent that is too old for the detail is told the
@@ -209,23 +201,32 @@ impl Session {
             Detail::Units => self.push(&tune),
         }?;
         let mut seen = lock(&self.seen);
-        // It goes on as before until it has read this.
-        seen.heard = Instant::now();
-        seen.beats_every = beats_every(tune);
+        seen.pulse.told(Instant::now(), beats_every(tune));
         Ok(())
     }
 
     /// Makes a silent machine suspect; returns whether it was not before.
     fn suspect(&self, now: Instant) -> bool {
-        let mut seen = lock(&self.seen);
-        let silence = now.saturating_duration_since(seen.heard);
-        silence >= suspect_after(seen.beats_every) && !std::mem::replace(&mut seen.suspect, true)
+        let received = || {
+            let frames = self.connection.stats().frame_rx;
+            // What there is of an agent whatever it does: heartbeats, acknowledgements, and probes for those.
+            [
+                frames.acks,
+                frames.datagram,
+                frames.ping,
+                frames.immediate_ack,
+                frames.stream,
+            ]
+            .iter()
+            .fold(0, |sum: u64, count| sum.wrapping_add(*count))
+        };
+        lock(&self.seen).pulse.look(now, received)
     }
 
     /// How long ago it was last heard of, and whether that makes it suspect.
     fn heard(&self, now: Instant) -> (Duration, bool) {
         let seen = lock(&self.seen);
-        (now.saturating_duration_since(seen.heard), seen.suspect)
+        (seen.pulse.silence(now), seen.pulse.is_suspect())
     }
 
     /// Keeps a report, if the frame holds one.
@@ -274,7 +275,7 @@ impl Session {
             trust: self.standing().view(),
             report,
             conditions: seen.conditions.clone(),
-            suspect: seen.suspect,
+            suspect: seen.pulse.is_suspect(),
         }
     }
 
@@ -388,7 +389,7 @@ impl Sessions {
         let beats = |session: &&Arc<Session>| {
             session.identity.cluster == *cluster
                 && session.protocol >= protocol
-                && !lock(&session.seen).suspect
+                && !lock(&session.seen).pulse.is_suspect()
         };
         let table = lock(&self.table);
         let found = table.values().filter(beats);
@@ -433,7 +434,7 @@ impl Sessions {
             .is_some_and(|held| Arc::ptr_eq(held, session))
         {
             table.remove(machine);
-            let heard = lock(&session.seen).heard;
+            let heard = lock(&session.seen).pulse.heard();
             let mut ended = lock(&self.ended);
             if ended.len() >= SESSIONS_MAX {
                 ended.pop_first();

@@ -2,14 +2,117 @@
 //!
 //! A machine that is suspect is only that: its connection may stand, and what its silence means is
 //! decided elsewhere, with other witnesses.
+//!
+//! A heartbeat is a datagram that is sent once. Where packets are lost, some do not arrive; but QUIC has the agent ask
+//! for the acknowledgement that it misses, again and again. So anything that is received on its connection, while
+//! heartbeats are late, shows that the agent lives.
 
 use std::sync::Weak;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use windlass_common::limits::suspect_after;
 
 use super::Event;
 use super::server::Shared;
+
+/// How often as long as silence heartbeats alone may be missing: 19.5 intervals. That many are not lost by chance even
+/// where every second one is.
+const BEATLESS: u32 = 6;
+
+/// What is heard of one machine.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    /// When its last heartbeat arrived.
+    beat: Instant,
+    /// When anything was heard of it.
+    heard: Instant,
+    /// What had been received of it when it was looked at last, while its heartbeat is late.
+    received: Option<u64>,
+    /// What it was told.
+    every: Duration,
+    suspect: bool,
+}
+
+impl Pulse {
+    /// Of a machine that is heard of for the first time, and was told to beat so often.
+    pub(super) fn new(now: Instant, every: Duration) -> Pulse {
+        Pulse {
+            beat: now,
+            heard: now,
+            received: None,
+            every,
+            suspect: false,
+        }
+    }
+
+    /// A heartbeat arrived; returns whether the machine was suspect until now.
+    pub(super) fn beat(&mut self, now: Instant) -> bool {
+        (self.beat, self.heard, self.received) = (now, now, None);
+        std::mem::take(&mut self.suspect)
+    }
+
+    /// It was told to beat so often, and goes on as before until it has read this.
+    pub(super) fn told(&mut self, now: Instant, every: Duration) {
+        self.every = every;
+        (self.beat, self.heard, self.received) = (now, now, None);
+    }
+
+    /// Makes a silent machine suspect; returns whether it was not before. `received` counts what is received of it, and
+    /// is asked while its heartbeat is late.
+    pub(super) fn look(&mut self, now: Instant, received: impl FnOnce() -> u64) -> bool {
+        let beatless = now.saturating_duration_since(self.beat);
+        if beatless < self.every + self.every / 4 {
+            return false;
+        }
+        let received = received();
+        if self
+            .received
+            .replace(received)
+            .is_some_and(|before| before != received)
+        {
+            self.heard = now;
+        }
+        let limit = suspect_after(self.every);
+        let silent = self.silence(now) >= limit || beatless >= limit * BEATLESS;
+        silent && !std::mem::replace(&mut self.suspect, true)
+    }
+
+    /// How long ago anything was heard of it.
+    pub(super) fn silence(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.heard)
+    }
+
+    /// When anything was heard of it.
+    pub(super) fn heard(&self) -> Instant {
+        self.heard
+    }
+
+    pub(super) fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+}
+
+/// When the gateway looked last.
+#[derive(Debug)]
+struct Looks {
+    last: Instant,
+    every: Duration,
+}
+
+impl Looks {
+    fn new(now: Instant, beat: Duration) -> Looks {
+        let every = (beat / 4).max(Duration::from_millis(10));
+        Looks { last: now, every }
+    }
+
+    /// Whether this look counts. A director that was held up itself has heard nobody meanwhile: what waits in its socket
+    /// is read first.
+    fn counts(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(std::mem::replace(&mut self.last, now));
+        since <= self.every * 4
+    }
+}
 
 /// Looks until the gateway is gone.
 pub(super) async fn watch(gateway: Weak<Shared>) {
@@ -20,25 +123,194 @@ pub(super) async fn watch(gateway: Weak<Shared>) {
         return;
     };
     let beat = Duration::from_millis(interval_ms.into());
-    let mut ticks = interval((beat / 4).max(Duration::from_millis(10)));
+    let mut looks = Looks::new(Instant::now(), beat);
+    let mut ticks = interval(looks.every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looked = Instant::now();
     loop {
         ticks.tick().await;
         let Some(shared) = gateway.upgrade() else {
             return;
         };
         let now = Instant::now();
-        // A director that was held up itself has heard nobody meanwhile: what waits in its socket
-        // is read first.
-        let held_up = now.saturating_duration_since(looked) > beat;
-        looked = now;
-        if held_up {
+        if !looks.counts(now) {
             continue;
         }
         for identity in shared.sessions.suspects(now) {
             tracing::info!(machine = %identity, "machine is silent");
             shared.sessions.emit(Event::Suspected { identity });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_common::limits::HEARTBEAT_INTERVAL;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const LOOK: Duration = Duration::from_millis(125);
+
+    /// What arrives of one agent: when, and whether it is a heartbeat.
+    struct Arrivals(Vec<(Duration, bool)>);
+
+    impl Arrivals {
+        /// Those from a moment on, counted from there.
+        fn since(&self, from: Duration) -> Arrivals {
+            let later = self.0.iter().filter(|(at, _)| *at >= from);
+            Arrivals(later.map(|(at, beats)| (*at - from, *beats)).collect())
+        }
+
+        /// After how long the machine is suspect, if it is by `until`; looks begin at `phase`.
+        fn suspected(&self, phase: Duration, until: Duration, by_frames: bool) -> Option<Duration> {
+            let began = Instant::now();
+            let mut pulse = Pulse::new(began, HEARTBEAT_INTERVAL);
+            let (mut at, mut next, mut received) = (phase, 0, 0);
+            while at <= until {
+                while let Some((when, beats)) = self.0.get(next).filter(|(when, _)| *when <= at) {
+                    received += u64::from(by_frames);
+                    if *beats {
+                        pulse.beat(began + *when);
+                    }
+                    next += 1;
+                }
+                if pulse.look(began + at, || received) {
+                    return Some(at);
+                }
+                at += LOOK;
+            }
+            None
+        }
+    }
+
+    /// Heartbeats of an hour where 30 of a hundred packets are lost in each direction, and what QUIC asks again, two
+    /// packets at a time, `probes` after what it sent last and twice as long after each that is not acknowledged.
+    fn lossy(seed: u64, probes: Duration) -> Arrivals {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut arrives = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 16) % 100 >= 30
+        };
+        let mut arrivals = Vec::new();
+        let (mut pause, mut timer) = (probes, Duration::MAX);
+        let mut beats = (0..7_200)
+            .map(|number| HEARTBEAT_INTERVAL * number)
+            .peekable();
+        while let Some(beat) = beats.peek().copied() {
+            let at = timer.min(beat);
+            let packets = if timer < beat { 2 } else { 1 };
+            let mut acknowledged = false;
+            for _ in 0..packets {
+                if arrives() {
+                    arrivals.push((at, beat <= timer));
+                    acknowledged |= arrives();
+                }
+            }
+            if timer < beat {
+                pause *= 2;
+            } else {
+                beats.next();
+            }
+            (pause, timer) = match acknowledged {
+                true => (probes, Duration::MAX),
+                false => (pause, at + pause),
+            };
+        }
+        Arrivals(arrivals)
+    }
+
+    #[test]
+    fn a_dead_machine_is_suspected_within_two_seconds() {
+        // It dies at any moment between two heartbeats, looks fall anywhere, and it may have been heard until the end.
+        for died in (0..500).step_by(5) {
+            for phase in (0..125).step_by(25) {
+                for chatty in [false, true] {
+                    let died = 10 * HEARTBEAT_INTERVAL + died * MS;
+                    let mut all: Vec<_> =
+                        (0..=10).map(|n| (HEARTBEAT_INTERVAL * n, true)).collect();
+                    if chatty {
+                        all.extend(
+                            (1..)
+                                .map(|n| (n * 10 * MS, false))
+                                .take_while(|(at, _)| *at < died),
+                        );
+                        all.sort();
+                    }
+                    let limit = died + Duration::from_secs(2);
+                    let suspected = Arrivals(all).suspected(phase * MS, limit, true);
+                    let suspected =
+                        suspected.unwrap_or_else(|| panic!("{died:?} {phase} {chatty}"));
+                    assert!(suspected > died, "{suspected:?} {died:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn heartbeats_that_are_lost_make_hardly_anybody_suspect() {
+        // A path of a millisecond, and one of a hundred. Of the few that are left peers say that they live.
+        for (probes, most) in [(28 * MS, 3), (225 * MS, 200)] {
+            let mut suspects = [0; 2];
+            for seed in 0..20 {
+                let arrivals = lossy(seed, probes);
+                for by_frames in [false, true] {
+                    let mut from = Duration::ZERO;
+                    // Each minute anew.
+                    while from < Duration::from_secs(3_500) {
+                        let minute = arrivals.since(from);
+                        let suspected = minute.suspected(Duration::ZERO, 59_000 * MS, by_frames);
+                        suspects[usize::from(by_frames)] += u32::from(suspected.is_some());
+                        from += Duration::from_secs(60);
+                    }
+                }
+            }
+            let [by_heartbeats, by_frames] = suspects;
+            println!(
+                "{probes:?}: {by_heartbeats} minutes by heartbeats alone, {by_frames} by all that is received"
+            );
+            // Of 1,180 minutes.
+            assert!(by_heartbeats > 900, "by heartbeats alone: {by_heartbeats}");
+            assert!(by_frames <= most, "{probes:?}: {by_frames}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_is_slow_is_not_suspect_and_one_that_beats_no_more_is_in_the_end() {
+        // Its heartbeats stop, its connection goes on.
+        let frames = (1..1_000).map(|number| (number * 200 * MS, false));
+        let slow = Arrivals(frames.collect());
+        assert_eq!(slow.suspected(Duration::ZERO, 9_000 * MS, true), None);
+        let suspected = slow.suspected(Duration::ZERO, 11_000 * MS, true);
+        assert_eq!(
+            suspected,
+            Some(suspect_after(HEARTBEAT_INTERVAL) * BEATLESS)
+        );
+        // One beat a second late is late.
+        let late = (0..100).map(|number| (number * 1_500 * MS, true));
+        let late = Arrivals(late.collect());
+        assert_eq!(late.suspected(Duration::ZERO, 140_000 * MS, false), None);
+    }
+
+    #[test]
+    fn a_look_that_comes_late_suspects_nobody() {
+        let began = Instant::now();
+        let mut looks = Looks::new(began, HEARTBEAT_INTERVAL);
+        assert_eq!(looks.every, LOOK);
+        #[rustfmt::skip] // one look per line: since the last one, whether it counts
+        let cases = [
+            (125,    true),
+            (500,    true),
+            (501,    false),
+            (125,    true),
+            (60_000, false),
+            (125,    true),
+        ];
+        let mut at = began;
+        for (since, counts) in cases {
+            at += since * MS;
+            assert_eq!(looks.counts(at), counts, "{since} ms");
         }
     }
 }

@@ -31,6 +31,18 @@ pub enum Link {
     Silent,
 }
 
+impl Link {
+    /// What it shows beside the answers of peers. A machine whose agent answers them lives; while its connection
+    /// `stands`, heartbeats are all that is missing, which packets that are lost explain.
+    pub fn beside(self, stands: bool, peers: Peers) -> Link {
+        match (self, stands, peers) {
+            (Link::Silent, true, Peers::Agent) | (Link::Beating, _, _) => Link::Beating,
+            (Link::Silent, true, Peers::Kubelet | Peers::Nobody | Peers::Unknown)
+            | (Link::Silent, false, _) => Link::Silent,
+        }
+    }
+}
+
 /// What peers of a machine found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -112,6 +112,24 @@ fn nothing_is_dead_without_the_provider_and_nothing_that_lives_is() {
 }
 
 #[test]
+fn lost_heartbeats_are_no_silence_while_the_connection_stands_and_peers_reach_the_agent() {
+    for peers in PEERS {
+        for stands in [true, false] {
+            assert_eq!(Link::Beating.beside(stands, peers), Link::Beating);
+            let wanted = match (stands, peers) {
+                (true, Peers::Agent) => Link::Beating,
+                _ => Link::Silent,
+            };
+            assert_eq!(
+                Link::Silent.beside(stands, peers),
+                wanted,
+                "{stands} {peers:?}"
+            );
+        }
+    }
+}
+
+#[test]
 #[rustfmt::skip] // one case per line, so that a missing one shows
 fn peers_are_summed_up() {
     use Probe as P;

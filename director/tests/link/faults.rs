@@ -13,9 +13,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use windlass_common::clock::Clock;
-use windlass_common::limits::{AGENT_CERTIFICATE_LIFE, LINK_IDLE_TIMEOUT};
+use windlass_common::limits::{AGENT_CERTIFICATE_LIFE, HEARTBEAT_INTERVAL};
 use windlass_common::step::Outcome;
-use windlass_director::gateway::Total;
+use windlass_director::gateway::{Event, Total};
 
 use crate::world::{Director, Machine, exec, no_progress, wait_for};
 
@@ -322,6 +322,60 @@ async fn a_path_that_loses_delays_reorders_and_doubles_costs_time_alone() {
     }
 }
 
+/// Heartbeats that each machine gets through a path that loses a third.
+const BEATS: u64 = 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_loses_a_third_makes_no_machine_suspect() {
+    let lossy = Fault {
+        lost: 30,
+        ..Fault::NONE
+    };
+    // As by default: the path and this test get as much time as on real machines.
+    let beat_ms = HEARTBEAT_INTERVAL.as_millis() as u32;
+    let director = Director::start_with(|config| config.tune.heartbeat_interval_ms = beat_ms).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = director.gateway().subscribe();
+    let mut machines = Vec::new();
+    for number in 0..6 {
+        let name = format!("demo-w-{number}");
+        let relay = Relay::start(director.address, number + 101).await;
+        let mut settings = director.settings(&name, 1);
+        settings.directors = vec![relay.address];
+        let machine = Machine::boot(settings, &dir.path().join(&name));
+        director.connected(&machine).await;
+        relay.set(lossy, lossy);
+        machines.push((machine, relay));
+    }
+    let beat = || {
+        let views = director.gateway().connected();
+        let beats = views
+            .values()
+            .filter_map(|view| Some(view.last_heartbeat?.1.sequence));
+        beats
+            .min()
+            .filter(|least| views.len() == 6 && *least >= BEATS)
+    };
+    wait_long("heartbeats", beat).await;
+    while let Ok(event) = events.try_recv() {
+        let healthy = match &event {
+            Event::Connected { .. } | Event::ReportChanged { .. } => true,
+            Event::Disconnected { .. } | Event::Suspected { .. } | Event::Recovered { .. } => false,
+        };
+        assert!(healthy, "{event:?}");
+    }
+    // What is cut off is suspect still.
+    let (machine, relay) = &machines[0];
+    relay.set(Fault::CUT, Fault::CUT);
+    loop {
+        if let Event::Suspected { identity } = events.recv().await.unwrap()
+            && identity.machine == machine.name
+        {
+            return;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_cut_in_one_direction_ends_the_session_and_it_comes_back() {
     for (name, up, down) in [
@@ -331,13 +385,10 @@ async fn a_path_cut_in_one_direction_ends_the_session_and_it_comes_back() {
         let far = Far::start(7, Fault::NONE, Fault::NONE).await;
         far.step(&format!("{name}/before")).await;
         far.relay.set(up, down);
-        let began = Instant::now();
         wait_long("the end of the session", || {
             far.director.gateway().connected().is_empty().then_some(())
         })
         .await;
-        let took = began.elapsed();
-        assert!(took < 4 * LINK_IDLE_TIMEOUT, "{name}: {took:?}");
         far.relay.set(Fault::NONE, Fault::NONE);
         wait_long("the session to come back", || {
             (!far.director.gateway().connected().is_empty()).then_some(())

@@ -1,6 +1,5 @@
-//! A machine that falls silent while its connection stands.
-
-use std::time::Instant;
+//! A machine that falls silent while its connection stands. How soon that is noticed is shown in simulated time, where
+//! the gateway looks.
 
 use jiff::Timestamp;
 use windlass_common::id::Epoch;
@@ -15,7 +14,7 @@ use crate::certificates::{agent, connect};
 use crate::world::{Director, identity, wait_for};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_machine_is_suspect_within_two_seconds_and_recovers_when_it_is_heard() {
+async fn a_silent_machine_is_suspect_and_recovers_when_it_is_heard() {
     let director = Director::start_with(|config| {
         config.tune.heartbeat_interval_ms = HEARTBEAT_INTERVAL.as_millis() as u32;
     })
@@ -36,7 +35,6 @@ async fn a_silent_machine_is_suspect_within_two_seconds_and_recovers_when_it_is_
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     frame::write(&mut send, &hello).await.unwrap();
     let _: Welcome = frame::expect(&mut recv, FRAME_BYTES_MAX).await.unwrap();
-    let silent_from = Instant::now();
     let who = me.clone();
     assert_eq!(
         events.recv().await.unwrap(),
@@ -49,11 +47,6 @@ async fn a_silent_machine_is_suspect_within_two_seconds_and_recovers_when_it_is_
         Event::Suspected {
             identity: who.clone()
         }
-    );
-    let noticed = silent_from.elapsed().as_millis();
-    assert!(
-        (1500..2000).contains(&noticed),
-        "noticed after {noticed} ms"
     );
     let view = wait_for("the session", || {
         director.gateway().connected().remove(&me.machine)

@@ -10,6 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::time::{Instant, timeout};
 use windlass_common::error::ErrorChain;
+use windlass_common::limits::LINK_IDLE_TIMEOUT;
 use windlass_common::pki::MachineIdentity;
 
 use super::lease::Watches;
@@ -113,6 +114,8 @@ impl Circle {
             probes: Vec::new(),
         };
         if let Some(silent) = silent {
+            let heard = self.gateway.link(&machine.name, machine.incarnation);
+            gathered.evidence.link = link.beside(stands(heard), silent.peers);
             gathered.evidence.peers = silent.peers;
             gathered.evidence.lease = silent.lease;
             gathered.lease_watched_ms = silent.lease_watched_ms;
@@ -258,6 +261,14 @@ fn change(identity: MachineIdentity, gateway: &Gateway) -> LinkChange {
     } else {
         LinkChange::Silent(identity)
     }
+}
+
+/// Whether only heartbeats are missing: packets that are lost end no connection, and a path that does not work does.
+fn stands(heard: LinkView) -> bool {
+    heard.connected
+        && heard
+            .silence
+            .is_some_and(|silence| silence < LINK_IDLE_TIMEOUT)
 }
 
 /// What a link shows.
