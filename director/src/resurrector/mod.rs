@@ -30,6 +30,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod watch;
 pub mod witness;
 
 pub use cause::{Cause, CauseKind, DEATHS_MAX, Death, ERROR_MAX, Factor, FailedStep, common};
@@ -38,4 +39,5 @@ pub use evidence::{Evidence, Lease, Link, Peers, Power, Probe, Work};
 pub use guard::{Director, Fleet, GuardPolicy, Member, Refusal, Role, allow, poisoned};
 pub use ladder::{ATTEMPTS_MAX, Attempt, Case, LadderPolicy, Move, Rung, next};
 pub use record::{ACTOR, Begun, CaseRecord, HISTORY_MAX, Hold, HoldKind, Mode, VerdictChange};
-pub use verdict::{Verdict, verdict};
+pub use verdict::{Verdict, in_doubt, verdict};
+pub use watch::{Distrust, HELD_UP, JUMP, Watch};

@@ -130,6 +130,34 @@ fn lost_heartbeats_are_no_silence_while_the_connection_stands_and_peers_reach_th
 }
 
 #[test]
+fn a_director_in_doubt_concludes_nothing_new_from_silence() {
+    for power in POWERS {
+        for peers in PEERS {
+            for lease in LEASES {
+                for link in [Link::Silent, Link::Beating] {
+                    let work = Work::Impaired;
+                    let evidence = Evidence {
+                        link,
+                        peers,
+                        lease,
+                        power,
+                        work,
+                    };
+                    let said = verdict(&evidence);
+                    let known = link == Link::Beating || said == Verdict::MachineGone;
+                    let wanted = if known { said } else { Verdict::Unknown };
+                    for before in [None, Some(Verdict::Healthy), Some(Verdict::Unknown)] {
+                        assert_eq!(in_doubt(&evidence, before), wanted, "{evidence:?}");
+                    }
+                    // What was concluded before, and would be now, stands.
+                    assert_eq!(in_doubt(&evidence, Some(said)), said, "{evidence:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 #[rustfmt::skip] // one case per line, so that a missing one shows
 fn peers_are_summed_up() {
     use Probe as P;

@@ -81,6 +81,22 @@ pub fn verdict(evidence: &Evidence) -> Verdict {
     }
 }
 
+/// What the evidence means to a director that has only just begun to watch, or stood still: agents are on their way
+/// back, those that are back answer first, and silence shows nothing new. What was concluded `before` stands if it
+/// would be concluded again.
+pub fn in_doubt(evidence: &Evidence, before: Option<Verdict>) -> Verdict {
+    match verdict(evidence) {
+        known @ (Verdict::Healthy | Verdict::Degraded | Verdict::MachineGone) => known,
+        of_silence @ (Verdict::AgentLost
+        | Verdict::NodeHung
+        | Verdict::Partitioned
+        | Verdict::Unknown) => match before == Some(of_silence) {
+            true => of_silence,
+            false => Verdict::Unknown,
+        },
+    }
+}
+
 fn beating(power: Power, work: Work) -> Verdict {
     match (power, work) {
         (Power::Running | Power::Unknown, Work::Well) => Verdict::Healthy,

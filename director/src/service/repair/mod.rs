@@ -12,7 +12,8 @@
 //! * A cluster has one task at a time. A machine that serves nobody is replaced by the change or repair that
 //!   runs, as the next thing it does; what still serves waits for the end of it. Milder remedies wait only for a
 //!   task that has the machine itself in hand.
-//! * A director whose clock jumped, or that stood still, watches first, as after its start.
+//! * A director whose clock jumped, or that stood still, watches first, as after its start. While it does, nothing is
+//!   concluded from silence: agents are on their way back.
 //!
 //! # After a crash
 //! Cases are records and are read with each round; a restart of a machine that was begun and whose end was
@@ -39,7 +40,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use windlass_common::error::ErrorChain;
 use windlass_common::id::MachineName;
 
@@ -49,8 +50,8 @@ use crate::gateway::Gateway;
 use crate::model::{Machine, Timestamp};
 use crate::resurrector::witness::{Gathered, Witnesses};
 use crate::resurrector::{
-    ACTOR, CaseRecord, Evidence, Lease, Link, Mode, Outlook, Peers, Power, Verdict, Work, decide,
-    verdict,
+    ACTOR, CaseRecord, Evidence, Lease, Link, Mode, Outlook, Peers, Power, Verdict, Watch, Work,
+    decide, in_doubt, verdict,
 };
 use crate::store::{Commit, StoreError};
 
@@ -67,11 +68,8 @@ const GATHER_CHANGES: Duration = Duration::from_millis(50);
 /// Suspects that witnesses are asked about at a time. Each question costs a call of the provider, three
 /// probes and a look at a Lease.
 const ASKED_AT_ONCE: usize = 32;
-/// What the wall clock may differ from the steady one, between two rounds, before the director distrusts
-/// what it measures: corrections of a clock are smaller.
-const JUMP: Duration = Duration::from_secs(5);
-/// A loop that was not let run for this long was held up, with all that it watches.
-const HELD_UP: Duration = Duration::from_secs(20);
+/// Between two looks at the director's own clock.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
 /// What the loop and those who ask about it share.
 pub(super) struct Repairs {
@@ -79,6 +77,9 @@ pub(super) struct Repairs {
     witnesses: Arc<dyn Witnesses>,
     /// Since when this director watches without a break, Unix milliseconds.
     since_ms: AtomicU64,
+    /// When the steady clock of `watch` began.
+    began: Instant,
+    watch: Mutex<Watch>,
     /// An operator changed something.
     wake: Notify,
     board: Mutex<Board>,
@@ -110,10 +111,13 @@ struct Board {
 
 impl Repairs {
     pub(super) fn new(config: ResurrectorConfig, witnesses: Arc<dyn Witnesses>) -> Repairs {
+        let now = now_ms();
         Repairs {
             config,
             witnesses,
-            since_ms: AtomicU64::new(now_ms()),
+            since_ms: AtomicU64::new(now),
+            began: Instant::now(),
+            watch: Mutex::new(Watch::new(Duration::ZERO, now)),
             wake: Notify::new(),
             board: Mutex::default(),
         }
@@ -121,6 +125,27 @@ impl Repairs {
 
     fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes whether the director stood still, or its clock was set, since the last look: from then on it watches for
+    /// a while, as after its start, and no time that was noted by the other clock is waited for.
+    fn look_at_clock(&self) {
+        let now = now_ms();
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(distrust) = watch.look(self.began.elapsed(), now) {
+            tracing::warn!(
+                why = distrust.why(),
+                "the director watches for a while before it heals anything"
+            );
+            self.since_ms.store(now, Ordering::Relaxed);
+            self.board().failed.clear();
+        }
+    }
+
+    /// Whether agents may still be on their way back to it.
+    fn in_doubt(&self, now_ms: u64) -> bool {
+        let since_ms = self.since_ms.load(Ordering::Relaxed);
+        now_ms < since_ms.saturating_add(self.config.policy.guard.watch_first_ms)
     }
 
     /// What is kept of machines that are replaced.
@@ -144,6 +169,7 @@ fn now_ms() -> u64 {
 
 /// Starts the loop; it ends with the director.
 pub(super) fn start(director: Weak<Inner>) {
+    tokio::spawn(look_at_clock(director.clone()));
     tokio::spawn(async move {
         let Some(mut changes) = director.upgrade().map(|d| d.repairs.witnesses.changes()) else {
             return;
@@ -158,20 +184,12 @@ pub(super) fn start(director: Weak<Inner>) {
             director.repairs.since_ms.store(now, Ordering::Relaxed);
             remedy::take_up(director).await;
         }
-        let mut watch = Watch::new();
         loop {
             let Some(inner) = director.upgrade() else {
                 return;
             };
             if inner.repairs.config.mode == Mode::Off {
                 return;
-            }
-            if let Some(why) = watch.distrusted() {
-                tracing::warn!(
-                    why,
-                    "the director watches for a while before it heals anything"
-                );
-                inner.repairs.since_ms.store(now_ms(), Ordering::Relaxed);
             }
             let busy = match round(inner.clone()).await {
                 Ok(busy) => busy,
@@ -182,7 +200,7 @@ pub(super) fn start(director: Weak<Inner>) {
             };
             drop(inner);
             let pause = if busy { SUSPECTS } else { CALM };
-            let again = watch.next(pause);
+            let again = Instant::now() + pause;
             let Some(inner) = director.upgrade() else {
                 return;
             };
@@ -202,40 +220,17 @@ pub(super) fn start(director: Weak<Inner>) {
     });
 }
 
-/// Sees when the loop was held up, or the clock was set.
-struct Watch {
-    steady: Instant,
-    wall_ms: u64,
-    pause: Duration,
-}
-
-impl Watch {
-    fn new() -> Watch {
-        Watch {
-            steady: Instant::now(),
-            wall_ms: now_ms(),
-            pause: CALM,
-        }
-    }
-
-    fn next(&mut self, pause: Duration) -> Instant {
-        self.pause = pause;
-        Instant::now() + pause
-    }
-
-    /// Why what was measured since the last round says nothing.
-    fn distrusted(&mut self) -> Option<&'static str> {
-        let (steady, wall_ms) = (Instant::now(), now_ms());
-        let passed = steady.saturating_duration_since(self.steady);
-        let shown = Duration::from_millis(wall_ms.saturating_sub(self.wall_ms));
-        let back = wall_ms < self.wall_ms;
-        (self.steady, self.wall_ms) = (steady, wall_ms);
-        if back || shown.abs_diff(passed) > JUMP {
-            Some("its clock was set")
-        } else if passed > self.pause + HELD_UP {
-            Some("it was held up itself")
-        } else {
-            None
+/// Looks at the director's own clock, however long a round takes.
+async fn look_at_clock(director: Weak<Inner>) {
+    let mut looks = tokio::time::interval(CLOCK_LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        match director.upgrade() {
+            Some(director) if director.repairs.config.mode != Mode::Off => {
+                director.repairs.look_at_clock();
+            }
+            _ => return,
         }
     }
 }
@@ -251,6 +246,8 @@ async fn round(director: Arc<Inner>) -> ServiceResult<bool> {
         .collect();
     let some = !suspects.is_empty();
     let gathered = ask(&repairs.witnesses, suspects).await;
+    // It may have stood still while witnesses were asked.
+    repairs.look_at_clock();
     let now = now_ms();
     let judged = judge(&director, &mut sight, &gathered, now).await?;
     let acting = repairs.board().acting.clone();
@@ -350,21 +347,29 @@ async fn judge(
     let mut wrote = false;
     for machine in watched {
         let evidence = gathered.get(&machine.name).map(|g| g.evidence);
-        let verdict = verdict(&evidence.unwrap_or(NOT_SUSPECTED));
+        let seen = evidence.unwrap_or(NOT_SUSPECTED);
         let found = sight.case(&machine).cloned();
+        let verdict = match director.repairs.in_doubt(now) {
+            true => {
+                let same = found
+                    .as_ref()
+                    .filter(|f| f.incarnation == machine.incarnation);
+                in_doubt(&seen, same.map(|record| record.case.verdict))
+            }
+            false => verdict(&seen),
+        };
         if found.is_none() && verdict == Verdict::Healthy {
             continue;
         }
         let mut record = found
             .unwrap_or_else(|| CaseRecord::new(machine.name.clone(), machine.incarnation, now));
         let before = record.case.verdict;
-        let evidence = evidence.unwrap_or(NOT_SUSPECTED);
         let poison_ms = policy.guard.poison_ms;
         record.arrive(machine.incarnation, sight.awaits(&machine));
         let new = record.judge(
             machine.incarnation,
             verdict,
-            evidence,
+            seen,
             now,
             &policy.ladder,
             poison_ms,

@@ -7,12 +7,15 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
+use windlass_common::limits::{HEARTBEAT_INTERVAL, suspect_after};
 
 use crate::config::{Config, Forensics, Identity};
 use crate::gateway::Gateway;
 use crate::model::{AuditFilter, ClusterPhase, Machine, MachinePhase, Timestamp};
 use crate::provider::{Power as VmPower, Provider};
-use crate::resurrector::witness::{Gathered, LinkChange, Witnesses};
+use crate::resurrector::witness::{
+    Gathered, LEASE_DEADLINE, LinkChange, POWER_DEADLINE, POWER_EARLY, PROBE_DEADLINE, Witnesses,
+};
 use crate::resurrector::{
     CauseKind, Evidence, GuardPolicy, LadderPolicy, Lease, Link, Mode, Outlook, Peers, Policy,
     Power, Work,
@@ -168,6 +171,18 @@ async fn stopped(director: &Director) -> StoppedPool {
         "what it waits for is what is said of the pool"
     );
     pool
+}
+
+#[test]
+fn a_dead_machine_is_judged_within_five_seconds() {
+    // It may have been heard until it died, which is seen by the next look; one more look notices its silence. How
+    // soon it is suspected: `gateway::silence`, in simulated time.
+    let look = HEARTBEAT_INTERVAL / 4;
+    let suspected = look + suspect_after(HEARTBEAT_INTERVAL) + look;
+    let asked = POWER_EARLY + PROBE_DEADLINE.max(LEASE_DEADLINE).max(POWER_DEADLINE);
+    assert!(suspected <= Duration::from_secs(2), "{suspected:?}");
+    let judged = suspected + super::GATHER_CHANGES + asked;
+    assert!(judged < Duration::from_millis(4_900), "{judged:?}");
 }
 
 async fn told(director: &Director) -> Vec<String> {
