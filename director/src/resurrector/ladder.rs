@@ -52,6 +52,9 @@ pub struct Case {
     /// Replacements that died before they had proven themselves, in a row.
     #[serde(default)]
     pub stillborn: u32,
+    /// Whether the replacement that there is was seen dead before it had proven itself, and not well since.
+    #[serde(default)]
+    pub died: bool,
     /// Whether it has served long enough since it was replaced last.
     #[serde(default)]
     pub proven: bool,
@@ -143,6 +146,7 @@ impl Case {
             since_ms: now_ms,
             attempts: Vec::new(),
             stillborn: 0,
+            died: false,
             proven: false,
             expects: false,
         }
@@ -162,20 +166,26 @@ impl Case {
         }
     }
 
-    /// Notes whether it has been healthy for `poison_ms`: then its replacement was no stillbirth.
+    /// Notes whether it has been healthy for `poison_ms`: then its replacement was no stillbirth. One that was is not
+    /// unsaid by a witness that does not answer afterwards.
     pub fn prove(&mut self, now_ms: u64, poison_ms: u64) {
         let healthy = self.verdict == Verdict::Healthy;
         if healthy && now_ms.saturating_sub(self.since_ms) >= poison_ms {
             (self.proven, self.stillborn) = (true, 0);
         }
+        self.died = !healthy && self.dies();
     }
 
     /// Replacements that died before they had proven themselves, in a row, with the one there is.
     pub fn stillborn(&self) -> u32 {
+        self.stillborn.saturating_add(u32::from(self.dies()))
+    }
+
+    fn dies(&self) -> bool {
         let degraded = self.verdict == Verdict::Degraded && self.work != Work::Strained;
         let down = self.verdict.is_down() || degraded;
-        let died = down && !self.proven && !self.expects && self.times(Rung::Replace) > 0;
-        self.stillborn.saturating_add(u32::from(died))
+        let young = !self.proven && !self.expects && self.times(Rung::Replace) > 0;
+        self.died || (down && young)
     }
 
     /// Whether a restart of the machine gets time to show.
@@ -191,7 +201,7 @@ impl Case {
     pub fn tried(&mut self, rung: Rung, now_ms: u64) {
         if rung == Rung::Replace {
             self.stillborn = self.stillborn();
-            (self.proven, self.expects) = (false, true);
+            (self.died, self.proven, self.expects) = (false, false, true);
         }
         if self.attempts.len() >= ATTEMPTS_MAX {
             self.attempts.remove(0);

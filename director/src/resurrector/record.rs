@@ -176,6 +176,7 @@ impl CaseRecord {
     ) -> bool {
         let before = (self.case.clone(), self.incarnation);
         let fresh = self.history.is_empty();
+        self.set_back(now_ms);
         self.incarnation = incarnation;
         self.case.judge(verdict, evidence.power, now_ms, ladder);
         self.case.work = evidence.work;
@@ -196,6 +197,31 @@ impl CaseRecord {
             });
         }
         before != (self.case.clone(), self.incarnation) || fresh || outlived
+    }
+
+    /// What was noted while the clock was ahead is moved back with it, in its order and before `now_ms`: nobody waits
+    /// for a time that was never true.
+    fn set_back(&mut self, now_ms: u64) {
+        let tried = self.case.attempts.iter_mut().map(|tried| &mut tried.at_ms);
+        let died = self.deaths.iter_mut().map(|death| &mut death.at_ms);
+        let mut noted: Vec<&mut u64> = tried.chain(died).collect();
+        noted.push(&mut self.case.since_ms);
+        let latest = noted.iter().map(|at_ms| **at_ms).max();
+        let Some(latest) = latest.filter(|latest| *latest > now_ms) else {
+            return;
+        };
+        for at_ms in noted {
+            *at_ms = at_ms.saturating_sub(latest - now_ms + 1);
+        }
+    }
+
+    /// Lets it go: it is judged and healed again, and what was tried before is forgotten.
+    pub fn release(&mut self) {
+        self.hold = None;
+        self.case.attempts.clear();
+        (self.case.stillborn, self.case.died, self.case.proven) = (0, false, false);
+        self.deaths.clear();
+        self.failure = None;
     }
 
     /// Whether the replacement that was ordered last has died young, and nothing was written down of how.

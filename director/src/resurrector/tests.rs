@@ -519,3 +519,70 @@ fn the_one_that_is_replaced_is_no_replacement_that_died() {
     assert_eq!(judge(&mut record, 3, false, 11), (3, true));
     assert_eq!(record.deaths.len(), 2);
 }
+
+#[test]
+fn a_clock_that_is_set_back_takes_with_it_what_was_noted() {
+    const YEAR: u64 = 365 * 86_400_000;
+    let (ladder, now) = (LadderPolicy::default(), 10_000_000);
+    let hung = Evidence {
+        link: Link::Silent,
+        peers: Peers::Nobody,
+        lease: Lease::Unknown,
+        power: Power::Running,
+        work: Work::Well,
+    };
+    let mut record = CaseRecord::new(name("w-0"), Incarnation(1), now + YEAR);
+    let judge = |record: &mut CaseRecord, now| {
+        record.judge(Incarnation(1), verdict(&hung), hung, now, &ladder, 600_000)
+    };
+    judge(&mut record, now + YEAR);
+    record.case.tried(Rung::Reboot, now + YEAR + 20_000);
+    // It is no year until the reboot has had its time.
+    assert!(judge(&mut record, now), "it is written down");
+    assert_eq!(
+        (record.case.since_ms, record.case.attempts[0].at_ms),
+        (now - 20_001, now - 1)
+    );
+    let later = now + ladder.reboot_ms;
+    assert!(!judge(&mut record, later), "once");
+    assert_eq!(next(&record.case, later, &ladder), Move::Act(Rung::Replace));
+}
+
+#[test]
+fn a_replacement_that_died_counts_until_it_is_well() {
+    let ladder = LadderPolicy::default();
+    let evidence = |link, power| Evidence {
+        link,
+        peers: Peers::Unknown,
+        lease: Lease::Unknown,
+        power,
+        work: Work::Well,
+    };
+    let mut record = CaseRecord::new(name("w-0"), Incarnation(1), 0);
+    record.case.tried(Rung::Replace, 1);
+    let mut died = |link, power, now| {
+        let evidence = evidence(link, power);
+        record.arrive(Incarnation(2), false);
+        record.judge(
+            Incarnation(2),
+            verdict(&evidence),
+            evidence,
+            now,
+            &ladder,
+            600_000,
+        );
+        record.case.stillborn()
+    };
+    assert_eq!(
+        died(Link::Silent, Power::Unknown, 2),
+        0,
+        "nobody can tell yet"
+    );
+    assert_eq!(died(Link::Silent, Power::Absent, 3), 1);
+    assert_eq!(
+        died(Link::Silent, Power::Unknown, 4),
+        1,
+        "the provider does not answer"
+    );
+    assert_eq!(died(Link::Beating, Power::Running, 5), 0, "it came back");
+}

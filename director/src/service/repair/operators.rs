@@ -139,14 +139,8 @@ impl Inner {
         name: &MachineName,
         caller: &Caller,
     ) -> ServiceResult<CaseRecord> {
-        self.change_case(name, "node.release", "", caller, |record| {
-            record.hold = None;
-            record.case.attempts.clear();
-            (record.case.stillborn, record.case.proven) = (0, false);
-            record.deaths.clear();
-            record.failure = None;
-        })
-        .await
+        self.change_case(name, "node.release", "", caller, CaseRecord::release)
+            .await
     }
 
     async fn change_case(
