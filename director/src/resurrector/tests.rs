@@ -520,6 +520,67 @@ fn the_one_that_is_replaced_is_no_replacement_that_died() {
     assert_eq!(record.deaths.len(), 2);
 }
 
+/// An hour of a machine that is switched between health and death, replaced and killed at each step.
+fn busy(steps: u64) -> CaseRecord {
+    let mut record = CaseRecord::new(name("w-0"), Incarnation(1), 0);
+    let ladder = LadderPolicy::default();
+    for step in 1..=steps {
+        let power = [Power::Running, Power::Absent][step as usize % 2];
+        let evidence = Evidence {
+            link: Link::Silent,
+            peers: Peers::Nobody,
+            lease: Lease::Unknown,
+            power,
+            work: Work::Well,
+        };
+        record.judge(
+            Incarnation(1),
+            verdict(&evidence),
+            evidence,
+            step,
+            &ladder,
+            600_000,
+        );
+        record.case.tried(Rung::Reboot, step);
+        record.tell_death(Death {
+            incarnation: Incarnation(1),
+            at_ms: step,
+            verdict: record.case.verdict,
+            stemcell: String::new(),
+            kubernetes_version: String::new(),
+            troubles: Default::default(),
+            step: None,
+        });
+    }
+    record
+}
+
+#[test]
+fn what_is_kept_of_a_machine_is_bounded_and_the_newest_is_kept() {
+    let most = [HISTORY_MAX, ATTEMPTS_MAX, DEATHS_MAX];
+    let largest = *most.iter().max().unwrap() as u64;
+    for steps in [1, 2, largest, largest + 1, 5 * largest] {
+        let record = busy(steps);
+        let kept = [
+            record
+                .history
+                .iter()
+                .map(|one| one.at_ms)
+                .collect::<Vec<_>>(),
+            record.case.attempts.iter().map(|one| one.at_ms).collect(),
+            record.deaths.iter().map(|one| one.at_ms).collect(),
+        ];
+        for (kept, most) in kept.into_iter().zip(most) {
+            let first = steps.saturating_sub(most as u64) + 1;
+            assert_eq!(
+                kept,
+                (first..=steps).collect::<Vec<_>>(),
+                "{steps} of {most}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_clock_that_is_set_back_takes_with_it_what_was_noted() {
     const YEAR: u64 = 365 * 86_400_000;

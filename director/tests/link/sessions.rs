@@ -11,9 +11,11 @@ use tokio::sync::mpsc;
 use jiff::Timestamp;
 use windlass_agent::link::FetchError;
 use windlass_common::clock::Clock;
+use windlass_common::condition::{Condition, Conditions, ETCD, State};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Epoch, Incarnation};
 use windlass_common::limits::{AGENT_CERTIFICATE_LIFE, ANSWER_TIMEOUT, STEPS_IN_FLIGHT_MAX};
+use windlass_common::report::Scope;
 use windlass_common::step::{Outcome, Payload, Progress};
 use windlass_common::transport::Close;
 use windlass_common::wire::message::{RefusalCode, TunnelTarget};
@@ -515,4 +517,41 @@ async fn waiting_for_a_machine_that_does_not_come_ends_at_the_deadline() {
         .wait_connected(&machine_name("demo-w-9"), Incarnation(1), deadline)
         .await;
     assert!(matches!(waited, Err(DeliveryError::NotConnected { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_condition_that_changes_is_told_at_once() {
+    let director = Director::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = director.gateway().subscribe();
+    let machine = Machine::boot(director.settings("demo-cp-0", 1), dir.path());
+    director.connected(&machine).await;
+    let seen = || {
+        let view = director.gateway().connected().remove(&machine.name)?;
+        Some(view.conditions?.1)
+    };
+    wait_for("what is said on connecting", seen).await;
+    for state in [State::Bad, State::Good, State::Unknown] {
+        while events.try_recv().is_ok() {}
+        let condition = Condition {
+            name: ETCD.to_owned(),
+            subject: String::new(),
+            state,
+            says: "no leader".to_owned(),
+            source: "/health".to_owned(),
+            scope: Scope::Machine,
+            at_unix_ms: 1,
+            since_unix_ms: 1,
+        };
+        // Nothing else is reported in between: the machine repeats nothing by itself here.
+        let said = Conditions {
+            at_unix_ms: 1,
+            conditions: vec![condition],
+        };
+        machine.steps.conditions.send_replace(said.clone().into());
+        wait_for("the change", || (*seen()? == said).then_some(())).await;
+        let told = events.recv().await.unwrap();
+        let identity = identity("demo-cp-0", 1);
+        assert_eq!(told, Event::ReportChanged { identity });
+    }
 }

@@ -16,6 +16,7 @@ use windlass_agent::link::{
     CancelToken, Handler, HelloFacts, Link, LinkHandle, LinkPaths, ProgressSink, StepFuture,
 };
 use windlass_common::clock::{Clock, later};
+use windlass_common::condition::Conditions;
 use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch, Incarnation, MachineName};
 use windlass_common::limits::{CHUNK_BYTES, ENROLLMENT_TOKEN_LIFE, PEER_SERVE_BYTES_PER_S};
 use windlass_common::pki::MachineIdentity;
@@ -327,6 +328,7 @@ pub(crate) async fn gateway(
 /// What a machine does: `exec` steps, each at most once, with a journal in memory.
 pub(crate) struct Steps {
     reports: watch::Sender<Arc<Report>>,
+    pub(crate) conditions: watch::Sender<Arc<Conditions>>,
     journal: Mutex<BTreeMap<StepId, StepResult>>,
     /// How often each step was begun.
     pub(crate) begun: Mutex<BTreeMap<StepId, u32>>,
@@ -347,6 +349,7 @@ impl Steps {
     pub(crate) fn new() -> Steps {
         Steps {
             reports: watch::channel(Arc::new(report(1))).0,
+            conditions: watch::channel(Arc::default()).0,
             journal: Mutex::default(),
             begun: Mutex::default(),
             release: watch::channel(false).0,
@@ -498,6 +501,10 @@ impl Handler for Steps {
 
     fn reports(&self) -> watch::Receiver<Arc<Report>> {
         self.reports.subscribe()
+    }
+
+    fn conditions(&self) -> Option<watch::Receiver<Arc<Conditions>>> {
+        Some(self.conditions.subscribe())
     }
 
     fn heartbeat(&self) -> Heartbeat {

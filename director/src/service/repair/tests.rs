@@ -1,6 +1,7 @@
 //! Replacements that die, from the order to replace a machine to the pool that is stopped: real store, loop, orders
 //! and rollouts; provider, agents and witnesses are simulated.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,8 @@ use crate::resurrector::witness::{
     Gathered, LEASE_DEADLINE, LinkChange, POWER_DEADLINE, POWER_EARLY, PROBE_DEADLINE, Witnesses,
 };
 use crate::resurrector::{
-    CauseKind, Evidence, GuardPolicy, LadderPolicy, Lease, Link, Mode, Outlook, Peers, Policy,
-    Power, Work,
+    CauseKind, Evidence, GuardPolicy, HoldKind, LadderPolicy, Lease, Link, Mode, Outlook, Peers,
+    Policy, Power, Work,
 };
 use crate::rollout::tests::sim::Life;
 use crate::rollout::world::Agents;
@@ -183,6 +184,45 @@ fn a_dead_machine_is_judged_within_five_seconds() {
     assert!(suspected <= Duration::from_secs(2), "{suspected:?}");
     let judged = suspected + super::GATHER_CHANGES + asked;
     assert!(judged < Duration::from_millis(4_900), "{judged:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_operator_ignores_is_not_judged_and_nothing_is_done_to_it() {
+    let rig = Rig::new().await;
+    let director = impatient(&rig, Forensics::default()).await;
+    let why = async || director.node_why(&worker()).await.unwrap();
+    let reason = "it is being looked at".to_owned();
+    let (name, ann) = (worker(), ann());
+    let ignored = director.hold_node(&name, HoldKind::Ignore, reason, &ann);
+    let history = ignored.await.unwrap().history;
+    let unwatched = async {
+        while why().await.unwatched.is_none() {
+            tokio::time::sleep(TOLD).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, unwatched)
+        .await
+        .expect("in time");
+    lose(&rig);
+    // The loop looks at others meanwhile, again and again.
+    let mut looks = BTreeSet::new();
+    let looked = async {
+        while looks.len() < 5 {
+            looks.insert(why().await.looked_at);
+            tokio::time::sleep(TOLD).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, looked).await.expect("in time");
+    let said = why().await;
+    assert_eq!((said.verdict, said.outlook), (None, Outlook::Rest));
+    assert!(said.unwatched.unwrap().contains("ignored"));
+    let case = said.case.unwrap();
+    assert_eq!((case.history, case.case.attempts), (history, Vec::new()));
+    assert_eq!(said.incarnation, Incarnation(1));
+    // Let go, it is judged and replaced.
+    director.release_node(&name, &ann).await.unwrap();
+    serves(&director, 2).await;
+    director.shutdown().await;
 }
 
 async fn told(director: &Director) -> Vec<String> {
