@@ -26,8 +26,6 @@ mod guard;
 mod ladder;
 mod record;
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
 mod tests;
 mod verdict;
 mod watch;

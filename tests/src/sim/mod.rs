@@ -25,7 +25,7 @@
 //!
 //! # Not here
 //! QUIC, TLS, systemd, real disks: tests of the crates. Verdicts and what they lead to: a simulation of its own
-//! (`director/src/resurrector`). Gates other than Jobs, which are real requests, and upgrades of agents.
+//! (`director/tests/verdicts`). Gates other than Jobs, which are real requests, and upgrades of agents.
 
 pub mod agent;
 pub mod api;

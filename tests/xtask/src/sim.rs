@@ -3,6 +3,9 @@
 //! A few seeds are built as the tests are. Where thousands are to be run, the project's own crates are optimised:
 //! that is a build of its own, and a seed takes a fraction of the time. Assertions and overflow checks stay on;
 //! dependencies are those of the tests.
+//!
+//! `--verdicts` runs the other simulation (`director/tests/verdicts`): what is concluded about machines, and what is
+//! done about them.
 
 use anyhow::Result;
 
@@ -13,6 +16,9 @@ use crate::shell::{cargo, command, step};
 /// `--full` runs [`FULL`], of which no cell of the coverage may be empty.
 const SEEDS: &str = "500";
 const FULL: &str = "10000";
+/// Seeds of the verdicts, always the same ones too; [`FULL`] take a minute and a half on two cores, built as the tests
+/// are.
+const VERDICTS: &str = "2000";
 /// From so many seeds on, building for speed pays.
 const OPTIMISED: u64 = 2_000;
 
@@ -24,6 +30,9 @@ pub(crate) struct Options {
     /// The first one.
     #[arg(long, default_value_t = 0)]
     from: u64,
+    /// Verdicts and repairs, in place of plans and rollouts.
+    #[arg(long, conflicts_with_all = ["mutate", "more"])]
+    verdicts: bool,
     /// Print everything that happens: `--from SEED --seeds 1 --trace` replays what was reported.
     #[arg(long)]
     trace: bool,
@@ -38,6 +47,9 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let seeds = options.seeds.to_string();
     let from = options.from.to_string();
+    if options.verdicts {
+        return verdicts(&seeds, &from, options.trace);
+    }
     let mut arguments = vec!["--seeds", &seeds, "--from", &from];
     arguments.extend(options.trace.then_some("--trace"));
     arguments.extend(options.mutate.then_some("--mutate"));
@@ -60,7 +72,23 @@ pub(crate) fn suite(full: bool) -> Result<()> {
     start("broken guards", &["--mutate"])?;
     let seeds = if full { FULL } else { SEEDS };
     println!("    the first {seeds} seeds; {FULL} with --full");
-    start("seeds of the simulation", &["--seeds", seeds])
+    start("seeds of the simulation", &["--seeds", seeds])?;
+    verdicts(if full { FULL } else { VERDICTS }, "0", false)
+}
+
+/// Broken guards are noticed, and seeds break nothing.
+fn verdicts(seeds: &str, from: &str, trace: bool) -> Result<()> {
+    let mut test = cargo();
+    test.args(["test", "--quiet", "--locked", "--workspace"])
+        .args(["--test", "verdicts", "--", "--nocapture"])
+        .env("WINDLASS_SIM_SEEDS", seeds)
+        .env("WINDLASS_SIM_FROM", from);
+    if trace {
+        // That world alone.
+        test.arg("nothing_that_lives")
+            .env("WINDLASS_SIM_TRACE", "1");
+    }
+    step("seeds of the verdicts", &mut test)
 }
 
 fn build_optimised() -> Result<()> {

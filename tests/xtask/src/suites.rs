@@ -38,7 +38,7 @@ pub(crate) enum Suite {
     Crates,
     /// This release beside the one before it, each with the other's agent.
     Compat,
-    /// Broken guards, and 500 seeds of the simulation; 10 000 of them with `--full`.
+    /// Broken guards, 500 seeds of the simulation and 2 000 of the verdicts; 10 000 of each with `--full`.
     Sim,
     /// Every fuzz target for 20 s, from the kept corpus; needs a nightly toolchain.
     Fuzz,
@@ -68,7 +68,7 @@ impl Suite {
             Suite::Stemcells => 480,
             Suite::Crates => 420,
             Suite::Compat => 150,
-            Suite::Sim => 330,
+            Suite::Sim => 340,
             Suite::Fuzz => 300,
             Suite::EndToEnd => 1340,
             Suite::Demo => 180,
