@@ -29,7 +29,8 @@ pub const ETCD_ALARM: &str = "etcd-alarm";
 pub const DISK_SPACE: &str = "disk-space";
 /// A file system has inodes left.
 pub const DISK_INODES: &str = "disk-inodes";
-/// The kernel has killed for want of memory, made a file system read-only, or seen a task hang.
+/// The kernel has made no file system read-only, and seen no task hang. That it killed for want of memory is no fault of
+/// the machine: that is how it keeps the rest alive.
 pub const KERNEL_LOG: &str = "kernel-log";
 /// Work does not stand still for want of memory, or of input and output (PSI).
 pub const PRESSURE: &str = "pressure";

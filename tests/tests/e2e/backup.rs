@@ -13,6 +13,7 @@ use windlass_tests::s3::Store;
 use windlass_tests::wait::until;
 use windlass_tests::world::{World, required};
 
+use crate::faults::is;
 use crate::lifecycle::{healthy, items};
 
 /// The cluster; its machines are `bkp-cp-0` and so on.
@@ -356,11 +357,13 @@ fn alarm_put_out(world: &World, kubectl: &Kubectl) -> Result<()> {
     ensure!(alarms.contains("NOSPACE"), "no alarm: {alarms:?}");
     let refused = kubectl.refused(&["create", "configmap", "full"])?;
     ensure!(refused.contains("space"), "{refused}");
+    is(world, "bkp-cp-1", ("etcd-alarm", ""), "bad")?;
     on(world, "bkp-cp-0", EMPTY)?;
     until("no alarm is left", PATIENCE, || {
         let alarms = on(world, "bkp-cp-0", "etcdctl alarm list")?;
         Ok(alarms.trim().is_empty().then_some(()))
     })?;
+    is(world, "bkp-cp-1", ("etcd-alarm", ""), "good")?;
     kubectl.run(&["create", "configmap", "room"])?;
     let done = acts(world, "etcd.disarm")?;
     ensure!(!done.is_empty(), "nobody put the alarm out");

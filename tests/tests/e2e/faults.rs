@@ -28,7 +28,8 @@ fn condition(world: &World, machine: &str, name: &str, subject: &str) -> Result<
     Ok(found.cloned())
 }
 
-fn is(world: &World, machine: &str, what: (&str, &str), state: &str) -> Result<()> {
+/// Waits until a condition of a machine is so.
+pub(crate) fn is(world: &World, machine: &str, what: (&str, &str), state: &str) -> Result<()> {
     let (name, subject) = what;
     until(&format!("{name} of {machine} is {state}"), LONG, || {
         let found = condition(world, machine, name, subject)?;
@@ -70,12 +71,13 @@ pub(crate) fn borne_or_healed() -> Result<()> {
     is(&world, CONTROL, ("etcd", ""), "good")?;
     is(&world, CONTROL, ("etcd-alarm", ""), "good")?;
 
-    // It takes a while until these count; meanwhile other things happen.
+    let judged = judged(&world)?;
+    out_of_memory(&world, &kubectl)?;
+    agent_killed_again_and_again(&world)?;
+    nothing_happened_to_neighbours(&world, &judged)?;
     let began = Instant::now();
     let hung = Stopped::process(process(HUNG, "containerd")?)?;
     let disk = fill(&world)?;
-    agent_killed_again_and_again(&world)?;
-    out_of_memory(&world, &kubectl)?;
     containerd_hangs(&world, began)?;
     // systemd has ended what was stopped.
     drop(hung);
@@ -202,14 +204,21 @@ fn out_of_memory(world: &World, kubectl: &Kubectl) -> Result<()> {
         bail!("a program may use more memory than there is");
     }
     ensure!(kubectl.ready_nodes()?.len() >= 2, "others suffered");
-    verdict_now(world, KILLED, "healthy")?;
-    let neighbour = why(world, CONTROL)?;
-    let judged = neighbour["case"]["history"].to_string();
-    for bad in ["agentLost", "nodeHung", "machineGone", "partitioned"] {
-        ensure!(
-            !judged.contains(bad),
-            "the neighbour was judged: {neighbour:#}"
-        );
+    verdict_now(world, KILLED, "healthy")
+}
+
+/// How the neighbours were judged so far.
+fn judged(world: &World) -> Result<Vec<Value>> {
+    let history = |machine| Ok(why(world, machine)?["case"]["history"].clone());
+    [CONTROL, HUNG].into_iter().map(history).collect()
+}
+
+fn nothing_happened_to_neighbours(world: &World, before: &[Value]) -> Result<()> {
+    for neighbour in [CONTROL, HUNG] {
+        let said = why(world, neighbour)?;
+        ensure!(said["verdict"] == "healthy", "the neighbour: {said:#}");
     }
+    let after = judged(world)?;
+    ensure!(before == after, "neighbours were judged: {after:#?}");
     Ok(())
 }
