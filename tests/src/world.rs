@@ -23,6 +23,13 @@ pub struct World {
     name: String,
 }
 
+/// Set, to its number, in the programs of a lane of scenarios that run beside others on this host.
+pub const LANE: &str = "WINDLASS_TEST_LANE";
+
+/// Ports of the API and the gateway of a director in a lane of its own: beyond those that `director init` tries, which
+/// are free only until somebody else takes them.
+const LANE_PORTS: (u16, u16) = (7643, 7644);
+
 /// A path that the suite is told in its environment.
 pub fn required(variable: &str) -> Result<PathBuf> {
     std::env::var_os(variable)
@@ -49,14 +56,19 @@ impl World {
             name: name.to_owned(),
         };
         let stemcells = stemcells.to_string_lossy().into_owned();
-        world.run(&[
+        let init = [
             "director",
             "init",
             "--name",
             name,
             "--stemcells",
             &stemcells,
-        ])?;
+        ];
+        let (api, gateway) = LANE_PORTS;
+        let (api, gateway) = (format!("127.0.0.1:{api}"), format!("0.0.0.0:{gateway}"));
+        let apart = ["--api", &api, "--gateway", &gateway];
+        let apart = apart.iter().filter(|_| std::env::var_os(LANE).is_some());
+        world.run(&init.iter().chain(apart).copied().collect::<Vec<_>>())?;
         world.run(&["director", "start"])?;
         Ok(world)
     }

@@ -30,9 +30,7 @@ use std::process::{Command, ExitCode, Output, Stdio};
 use std::thread::JoinHandle;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-
-/// Set for the program that runs the second lane.
-const LANE: &str = "WINDLASS_TEST_LANE";
+use windlass_tests::world::LANE;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
