@@ -157,7 +157,8 @@ impl Rotations {
     }
 
     /// Begins a rotation, or joins the one under way; in both cases without waiting for `abandon`.
-    /// Returns once that is durable.
+    /// Returns once that is durable, and the CA in memory has the new generation: who asks for the roots next gets its
+    /// root, too.
     ///
     /// # Errors
     /// [`RotationError`]; nothing was changed.
@@ -170,6 +171,8 @@ impl Rotations {
         {
             let _turn = inner.turn.lock().await;
             inner.order(abandon, caller).await?;
+            let (_, record) = record::read(&inner.records).await?;
+            inner.apply(&record).await?;
         }
         inner.wake.notify_one();
         self.status().await

@@ -269,6 +269,9 @@ async fn live(store: &Arc<Memory>, fleet: &Arc<Fleet>, dies_at: usize) -> Result
             .order(&[], &caller)
             .await
             .map_err(|error| died(&error))?;
+        // Whoever asks for the roots now gets the new one, too.
+        let roots = rotations.inner.ca.root_pem();
+        assert_eq!(roots.matches("BEGIN CERTIFICATE").count(), 2);
     }
     for _ in 0..50 {
         rotations.inner.step().await.map_err(|error| died(&error))?;

@@ -1,8 +1,9 @@
 //! The director's CA is rotated under a cluster that serves.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -61,8 +62,7 @@ pub(crate) fn the_ca_is_rotated() -> Result<()> {
             );
         }
         world.crash_director()?;
-        systemctl(&asleep, "start")?;
-        world.run(&["director", "rotate-ca", "--wait"])?;
+        joined(world, || systemctl(&asleep, "start"))?;
         let status = ca(world)?;
         ensure!(
             status["generation"] == generation + 1 && status["rotation"].is_null(),
@@ -90,6 +90,25 @@ pub(crate) fn the_ca_is_rotated() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Joins the rotation and waits for its end. `meanwhile` is done once it has joined: a rotation that is over by then
+/// would be followed by another one.
+fn joined(world: &World, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    let mut command = world.command(&["director", "rotate-ca", "--wait"]);
+    let mut waits = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start windlass")?;
+    let mut said = BufReader::new(waits.stderr.take().context("standard error")?).lines();
+    let first = said.next().context("it says how far it is")??;
+    let done = meanwhile();
+    let rest = said.collect::<Result<Vec<_>, _>>()?;
+    let ended = waits.wait()?;
+    done?;
+    ensure!(ended.success(), "rotate-ca --wait: {first}: {rest:?}");
+    Ok(())
 }
 
 fn ca(world: &World) -> Result<Value> {
