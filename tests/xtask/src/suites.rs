@@ -66,11 +66,11 @@ impl Suite {
         Duration::from_secs(match self {
             Suite::Checks => 390,
             Suite::Stemcells => 480,
-            Suite::Crates => 420,
+            Suite::Crates => 620,
             Suite::Compat => 150,
             Suite::Sim => 340,
             Suite::Fuzz => 300,
-            Suite::EndToEnd => 1340,
+            Suite::EndToEnd => 960,
             Suite::Demo => 180,
         })
     }

@@ -68,6 +68,12 @@ fn main() -> Result<()> {
             .rsplit_once("-i")
             .context("nodes are named after machine and incarnation")?;
         let (times, steps) = killed(&world, &kubectl, machine, &node)?;
+        // One that dies again soon waits for longer, so the pod goes elsewhere next time.
+        for node in kubectl.ready_nodes()? {
+            if node.starts_with(&format!("{machine}-i")) {
+                kubectl.run(&["cordon", &node])?;
+            }
+        }
         eprintln!("run {}: fresh machine {fresh:.1} s, {times:?}", run + 1);
         eprintln!("  steps of the fresh machine {fresh_steps:?}");
         eprintln!("  steps of the replacement   {steps:?}");
