@@ -36,7 +36,8 @@ enum Command {
     /// Run every test: checks, unit and integration tests, stemcells, end-to-end scenarios.
     Test(suites::Options),
     /// Measure: `create` (phases of a create beside the floor), `agent` (size, memory, idle CPU), `repair`
-    /// (from the death of a machine to its replacement) or `fleet` (what thousands of agents cost a director).
+    /// (from the death of a machine to its replacement), `upgrade` (of workers, beside the same by hand), `plan`
+    /// (10 000 machines) or `fleet` (what thousands of agents cost a director).
     Bench(bench::Options),
     /// Simulate: thousands of seeds of the real planner, rollouts and agents without hardware.
     Sim(sim::Options),

@@ -228,20 +228,25 @@ mod tests {
         assert_eq!(explained(plan), "cluster demo: nothing to do");
     }
 
+    /// A step that waits for nothing.
+    fn first_step() -> Value {
+        json!({
+            "key": "api/await",
+            "action": {"kind": "awaitApi"},
+            "why": "first",
+            "guard": "step-ends",
+            "disrupts": "nothing",
+            "after": [],
+        })
+    }
+
     #[test]
     fn machines_that_change_are_listed_with_how_etcd_and_versions_are_meanwhile() {
         let plan = json!({
             "cluster": "demo",
             "goal": "present",
             "hash": digest(),
-            "steps": [{
-                "key": "api/await",
-                "action": {"kind": "awaitApi"},
-                "why": "first",
-                "guard": "step-ends",
-                "disrupts": "nothing",
-                "after": [],
-            }],
+            "steps": [first_step()],
             "changes": {
                 "created": ["demo-w-2"],
                 "replaced": ["demo-cp-0", "demo-w-1"],
@@ -287,14 +292,7 @@ plan sha256:";
             "cluster": "demo",
             "goal": "present",
             "hash": digest(),
-            "steps": [{
-                "key": "api/await",
-                "action": {"kind": "awaitApi"},
-                "why": "first",
-                "guard": "step-ends",
-                "disrupts": "nothing",
-                "after": [],
-            }],
+            "steps": [first_step()],
             "hazards": [hazard("certificate", "machine demo-cp-0")],
             "drains": {"state": "rehearsed", "rehearsal": {
                 "nodes": [],
