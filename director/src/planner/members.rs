@@ -87,7 +87,7 @@ fn one_lost(
         takedown::delete(site, name, why, &[api_key()], steps);
     }
     let proof = ["fence", "delete"].map(|verb| machine_key(name, verb));
-    let why = "its data is gone: etcd takes it in again once it has left";
+    let why = "its data is gone: what etcd holds is saved elsewhere, and it takes it in again once it has left";
     remove_member(
         name,
         why,
@@ -104,7 +104,7 @@ fn one_joins(name: &MachineName, gate: &[StepKey], steps: &mut Steps) {
         Action::AddMember {
             machine: name.clone(),
         },
-        "etcd learns of it as a learner, which has no vote yet",
+        "what etcd holds is saved, and it learns of it as a learner, which has no vote yet",
         Invariant::EtcdQuorum,
         Disruption::Nothing,
         gate.iter().cloned().chain(mounted.clone()),
@@ -215,7 +215,7 @@ fn one_leaves(site: &Site<'_>, name: &MachineName, gate: &[StepKey], steps: &mut
         }
     }
     if site.observed.leaving.contains(name) {
-        let why = "it goes for good, and what is no member is no vote that is missed";
+        let why = "it goes for good: what etcd holds is saved elsewhere, and what is no member is no vote that is missed";
         remove_member(name, why, gate, steps);
         gate = vec![machine_key(name, "remove-member")];
     }

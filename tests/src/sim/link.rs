@@ -78,7 +78,16 @@ impl Life {
         let (step, attempt) = id.split_once('~').unwrap_or((id, "1"));
         // What a step has an agent do besides is of that step.
         let besides = |part: &str| {
-            ["keys", "serves", "proxy", "proxy-still", "evict", "healthy"].contains(&part)
+            [
+                "keys",
+                "serves",
+                "proxy",
+                "proxy-still",
+                "evict",
+                "healthy",
+                "saved",
+            ]
+            .contains(&part)
                 || part.starts_with("refuses-")
                 || part.starts_with("fetch-")
         };

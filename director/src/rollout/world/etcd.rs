@@ -4,6 +4,8 @@
 //! * Who has a vote is written down in the commit that ends the step which changed it. A step that ended
 //!   without that being written down is sent again, and finds that it is done.
 //! * What a member begins with is what etcd's members were when it was added, written down before it starts.
+//! * Before members are added or removed, the one that is asked for it saves what etcd holds on its own data disk.
+//!   Where that fails, nothing is added or removed.
 //!
 //! # Not here
 //! In which order members join and leave (the planner). What etcd is asked (the agent).
@@ -28,6 +30,8 @@ use crate::model::Machine;
 
 /// Snapshots that stay on a machine's data disk: those of the last changes and backups.
 pub(crate) const SNAPSHOTS_KEPT: u32 = 3;
+/// The part of a change of members that saves what etcd holds.
+const SAVED_FIRST: &str = "/saved";
 /// How long one machine may take to connect before another one is asked.
 const ELSEWHERE: Duration = Duration::from_secs(2);
 
@@ -60,7 +64,7 @@ impl World {
         let mut members: Vec<String> = beside.iter().chain([&peer]).map(written).collect();
         members.sort();
         let action = EtcdAction::AddLearner { peer, beside };
-        let result = self.ask_other(context, name, order, action).await?;
+        let result = self.change_members(context, name, order, action).await?;
         let change = RecordChange::MemberAdded(name.clone(), members.join(","));
         Ok(done(result, change))
     }
@@ -96,8 +100,9 @@ impl World {
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
         let peer = render::etcd_peer(context.machine_facts(name)?);
-        let action = EtcdAction::Promote { peer };
-        let result = self.ask_other(context, name, order, action).await?;
+        let step = Step::Etcd(render::etcd_step(EtcdAction::Promote { peer }));
+        let other = self.other(context, name).await?;
+        let result = self.send(other, order, "", step).await?;
         Ok(done(result, RecordChange::MemberPromoted(name.clone())))
     }
 
@@ -110,7 +115,7 @@ impl World {
     ) -> Result<Done, EffectError> {
         let peer = render::etcd_peer(context.machine_facts(name)?);
         let action = EtcdAction::Remove { peer };
-        let result = self.ask_other(context, name, order, action).await?;
+        let result = self.change_members(context, name, order, action).await?;
         Ok(done(result, RecordChange::MemberRemoved(name.clone())))
     }
 
@@ -138,39 +143,61 @@ impl World {
         })
     }
 
-    /// Saves a snapshot on the machine's own data disk. An agent of an older release cannot.
+    /// Saves a snapshot on the machine's own data disk.
     pub(super) async fn save_snapshot(
         &self,
         context: &ClusterContext,
         name: &MachineName,
         order: &StepOrder,
     ) -> Result<Done, EffectError> {
-        let machine = context.machine(name)?;
-        let action = EtcdAction::Snapshot {
-            keep: SNAPSHOTS_KEPT,
-        };
-        let step = Step::Etcd(render::etcd_step(action));
-        let changes = match self.deliver(machine, order, "", step).await {
-            Ok(result) => super::node::succeeded(machine, result)?.changes,
-            Err(error @ DeliveryError::TooOld { .. }) => {
-                vec![format!("{error}; no snapshot is saved on it")]
-            }
-            Err(error) => return Err(error.into()),
-        };
         Ok(Done {
-            changes,
+            changes: self.saved_on(context.machine(name)?, order, "").await?,
             records: Vec::new(),
         })
     }
 
-    /// Asks etcd through the member of another machine, the first that is connected.
-    async fn ask_other(
+    /// Has a machine save what etcd holds. An agent of an older release cannot.
+    async fn saved_on(
+        &self,
+        machine: &Machine,
+        order: &StepOrder,
+        part: &str,
+    ) -> Result<Vec<String>, EffectError> {
+        let action = EtcdAction::Snapshot {
+            keep: SNAPSHOTS_KEPT,
+        };
+        let step = Step::Etcd(render::etcd_step(action));
+        match self.deliver(machine, order, part, step).await {
+            Ok(result) => Ok(super::node::succeeded(machine, result)?.changes),
+            Err(error @ DeliveryError::TooOld { .. }) => {
+                Ok(vec![format!("{error}; no snapshot is saved on it")])
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Changes who is a member through another member, which saves what etcd holds before.
+    async fn change_members(
         &self,
         context: &ClusterContext,
         name: &MachineName,
         order: &StepOrder,
         action: EtcdAction,
     ) -> Result<StepResult, EffectError> {
+        let other = self.other(context, name).await?;
+        let mut changes = self.saved_on(other, order, SAVED_FIRST).await?;
+        let step = Step::Etcd(render::etcd_step(action));
+        let mut result = self.send(other, order, "", step).await?;
+        changes.append(&mut result.changes);
+        Ok(StepResult { changes, ..result })
+    }
+
+    /// The member of another machine that etcd is asked through: the first that is connected.
+    async fn other<'a>(
+        &self,
+        context: &'a ClusterContext,
+        name: &MachineName,
+    ) -> Result<&'a Machine, EffectError> {
         let mut last = None;
         for machine in voters(context, name) {
             let deadline = Instant::now() + ELSEWHERE;
@@ -179,10 +206,7 @@ impl World {
                 .wait_connected(&machine.name, machine.incarnation, deadline)
                 .await;
             match connected {
-                Ok(()) => {
-                    let step = Step::Etcd(render::etcd_step(action));
-                    return self.send(machine, order, "", step).await;
-                }
+                Ok(()) => return Ok(machine),
                 Err(error) => last = Some(error),
             }
         }

@@ -172,6 +172,7 @@ impl Life {
             "/proxy",
             "/proxy-still",
             "/healthy",
+            "/saved",
         ]
         .iter()
         .find_map(|part| {
