@@ -54,6 +54,9 @@ pub fn suspect_after(interval: Duration) -> Duration {
 /// What a heartbeat costs a director at most, the update of its health state included: measured 28 to 36
 /// us (`docs/benchmarks.md`).
 pub const HEARTBEAT_CPU: Duration = Duration::from_micros(50);
+/// What an agent that connects again costs a director, its handshake, hello and report together: measured 0.9 to 1.5 ms
+/// (`docs/benchmarks.md`).
+pub const ARRIVAL_CPU: Duration = Duration::from_millis(1);
 /// The longest interval that a director chooses because of the size of its fleet: a death is suspected
 /// after 3.5 of them, 5.25 s, before [`LINK_IDLE_TIMEOUT`] ends the connection.
 pub const HEARTBEAT_INTERVAL_PACED_MAX: Duration = Duration::from_millis(1500);

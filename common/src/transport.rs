@@ -11,7 +11,7 @@ use aws_lc_rs::{hkdf, hmac};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
-    TransportConfig, VarInt,
+    MtuDiscoveryConfig, TransportConfig, VarInt,
 };
 use quinn_proto::InvalidCid;
 
@@ -179,6 +179,9 @@ struct SignedIds {
     stray: Arc<dyn Fn() + Send + Sync>,
 }
 
+/// Half of what lies between the smallest packet of QUIC, 1200 bytes, and the largest of an Ethernet, 1452.
+const MTU_STEP_BYTES: u16 = 126;
+
 const CONNECTION_ID_BYTES: usize = 8;
 /// Of these random: 20 000 connections of a few ids each meet by chance once in hundreds of fleets,
 /// and then another one is drawn. The other 3 bytes let one of 16 million random packets through.
@@ -245,7 +248,10 @@ pub fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, T
         // director's counts, which is shorter.
         .max_idle_timeout(IdleTimeout::try_from(ADDRESS_PROOF_LIFE).ok())
         // Two may be lost before the other end gives up.
-        .keep_alive_interval(Some(LINK_IDLE_TIMEOUT / 3));
+        .keep_alive_interval(Some(LINK_IDLE_TIMEOUT / 3))
+        // What agents send is small: looking for a larger packet costs four more of them, and as many answers, each
+        // time that a fleet comes back.
+        .mtu_discovery_config(None);
     config.transport_config(Arc::new(transport));
     Ok(config)
 }
@@ -326,8 +332,17 @@ fn base() -> TransportConfig {
         .max_idle_timeout(IdleTimeout::try_from(LINK_IDLE_TIMEOUT).ok())
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
-        .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES);
+        .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
+        .mtu_discovery_config(Some(mtu_discovery()));
     transport
+}
+
+/// A larger packet is looked for in two probes instead of four: a director has as many connections as machines, and
+/// artifacts to send over a few of them.
+fn mtu_discovery() -> MtuDiscoveryConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.minimum_change(MTU_STEP_BYTES);
+    discovery
 }
 
 #[cfg(test)]

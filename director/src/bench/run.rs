@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use windlass_common::limits::{HANDSHAKES_BYTES_MAX, suspect_after};
 
 use crate::config::Identity;
+use crate::gateway::SETTLES_WITHIN;
 
 use super::error::BenchError;
 use super::half_open;
@@ -395,10 +396,9 @@ impl Bench {
         }
     }
 
-    /// Waits until the wave of connections is over and every agent beats at its pace: three intervals, at
-    /// least five seconds.
+    /// Waits until the wave of connections is over and every agent beats at its pace: three intervals of it at least.
     fn settle(&mut self, director: &mut Director) -> Result<(), BenchError> {
-        std::thread::sleep((self.interval() * 3).max(Duration::from_secs(5)));
+        std::thread::sleep((self.interval() * 3).max(SETTLES_WITHIN));
         self.paced_ms = usage(&mut director.peer)?.interval_ms;
         Ok(())
     }
@@ -515,7 +515,7 @@ impl Bench {
         })?;
         let (_, cpu_after) = server.usage()?;
         let connect = Wave::new(self.agents - failed, us, cpu_after - cpu_before);
-        std::thread::sleep((self.interval() * 3).max(Duration::from_secs(5)));
+        std::thread::sleep((self.interval() * 3).max(SETTLES_WITHIN));
         let heartbeats = self.nats_heartbeats(&server)?;
         let (full, _) = server.usage()?;
         self.order_fleet(&FleetOrder::Stop)?;

@@ -67,7 +67,7 @@ use crate::epoch::CurrentEpoch;
 use crate::pki::{DirectorCa, IssueError};
 
 pub use counters::{CounterView, Reason, Total};
-pub(crate) use pace::host_budget;
+pub(crate) use pace::{SETTLES_WITHIN, host_budget};
 pub use probe::{About, Found, ProbeError};
 pub(crate) use server::widen;
 pub use session::Tunnel;

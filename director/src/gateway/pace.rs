@@ -1,10 +1,12 @@
 //! How often agents beat: less often the more of them there are, so that heartbeats never take more than
-//! their part of the director.
+//! their part of the director, and as rarely as may be while a fleet comes back, whose handshakes take that part.
 //!
 //! # Invariants
 //! * No more heartbeats than the budget pays for, up to the longest interval; no shorter an interval than
 //!   the configuration's.
-//! * A fleet that shrinks by less than a fifth and grows again is told nothing on its way back.
+//! * A fleet that shrinks by less than a fifth and grows again is told nothing on its way back, unless it comes back all
+//!   at once.
+//! * Only machines that have shown who they are slow it down: strangers at the door do not count.
 //! * An agent is told with its welcome, and again with each change; one that connects while the pace
 //!   changes is told afterwards.
 //!
@@ -15,13 +17,19 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
-use windlass_common::limits::{HEARTBEAT_CPU, HEARTBEAT_INTERVAL_PACED_MAX, REPORT_INTERVAL_MS};
+use windlass_common::limits::{
+    ARRIVAL_CPU, HEARTBEAT_CPU, HEARTBEAT_INTERVAL_PACED_MAX, REPORT_INTERVAL_MS,
+};
 use windlass_common::wire::message::{Detail, Tune2};
 
 use super::server::Shared;
 
 /// Between two looks at the size of the fleet.
 const LOOK: Duration = Duration::from_secs(2);
+/// Looks in a row in which next to nobody arrives, until a fleet counts as being back.
+const WAVE_LOOKS: u32 = 5;
+/// Within this a fleet beats at its pace that is back.
+pub(crate) const SETTLES_WITHIN: Duration = LOOK.saturating_mul(WAVE_LOOKS + 2);
 /// Intervals are multiples of this, milliseconds: a fleet that comes back is told a few times, not with
 /// each agent.
 const STEP_MS: u64 = 250;
@@ -37,6 +45,37 @@ fn pace(base: Tune2, now: Tune2, fleet: usize, budget: Duration) -> Tune2 {
     } else {
         roomy.min(now.heartbeat_interval_ms)
     };
+    at(base, chosen)
+}
+
+/// Whether a fleet is coming back: so many machines arrive that what heartbeats may take is needed for them.
+///
+/// It is over once next to nobody has arrived for a while, and not as soon as nobody arrives: on a host that is too busy
+/// with heartbeats nobody does.
+#[derive(Debug, Default)]
+struct Wave {
+    /// Looks that are left until it counts as over.
+    left: u32,
+}
+
+impl Wave {
+    /// `arrived` machines since the last look.
+    fn see(&mut self, arrived: usize, budget: Duration) -> bool {
+        let arrived = u32::try_from(arrived).unwrap_or(u32::MAX);
+        let spent = ARRIVAL_CPU.saturating_mul(arrived);
+        let paid = budget.saturating_mul(LOOK.as_secs() as u32);
+        let few = if self.left == 0 { paid / 4 } else { paid / 50 };
+        if spent > few {
+            self.left = WAVE_LOOKS;
+        } else {
+            self.left = self.left.saturating_sub(1);
+        }
+        self.left > 0
+    }
+}
+
+/// Heartbeats at this interval, and reports in the same measure.
+fn at(base: Tune2, chosen: u32) -> Tune2 {
     if chosen <= base.heartbeat_interval_ms {
         return base;
     }
@@ -76,13 +115,22 @@ pub(crate) fn host_budget() -> Duration {
 pub(super) async fn keep(gateway: Weak<Shared>, budget: Duration) {
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut settled, mut wave, mut before) = (None, Wave::default(), 0);
     loop {
         looks.tick().await;
         let Some(shared) = gateway.upgrade() else {
             return;
         };
         let (now, fleet) = (shared.pace(), shared.sessions.len());
-        let next = pace(shared.config.tune, now, fleet, budget);
+        let base = shared.config.tune;
+        let rest = pace(base, settled.unwrap_or(base), fleet, budget);
+        let next = if wave.see(fleet.saturating_sub(before), budget) {
+            let longest = HEARTBEAT_INTERVAL_PACED_MAX.as_millis() as u32;
+            at(base, longest.max(rest.heartbeat_interval_ms))
+        } else {
+            rest
+        };
+        (settled, before) = (Some(rest), fleet);
         if next == now {
             continue;
         }
@@ -164,6 +212,22 @@ mod tests {
         assert!(noticed_after(slowest) < LINK_IDLE_TIMEOUT);
         let large = pace(base, base, 20_000, CORE);
         assert!(noticed_after(large) <= Duration::from_millis(3500));
+    }
+
+    #[test]
+    fn a_fleet_that_comes_back_is_a_wave_until_nobody_arrives_any_more() {
+        let mut wave = Wave::default();
+        // Half a core for arrivals in two seconds begins it; machines that are made one by one do not.
+        for few in [0, 100, 500, 0] {
+            assert!(!wave.see(few, CORE), "{few}");
+        }
+        assert!(wave.see(501, CORE));
+        // Nobody arrives for a moment, since all are too busy.
+        for arrived in [1500, 0, 0, 41, 0, 0, 0, 0] {
+            assert!(wave.see(arrived, CORE), "{arrived}");
+        }
+        assert!(!wave.see(40, CORE), "it is over");
+        assert!(!wave.see(500, CORE));
     }
 
     #[test]
