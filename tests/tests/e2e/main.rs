@@ -7,6 +7,7 @@
 
 mod agents;
 mod backup;
+mod catalogue;
 mod changes;
 mod crashes;
 mod director_restore;
@@ -220,6 +221,11 @@ fn with_directors_of_their_own() -> Vec<Trial> {
         trial(
             "faults_are_borne_healed_or_left_to_an_operator",
             faults::borne_or_healed,
+        ),
+        // Thirteen faults, one after the other, on six machines.
+        long(
+            "each_fault_is_borne_by_three_and_three",
+            catalogue::on_three_and_three,
         ),
         // Takes another build of the agent, and a minute for one that hangs.
         long(

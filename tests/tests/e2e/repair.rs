@@ -523,12 +523,12 @@ pub(crate) fn self_fence() -> Result<()> {
 }
 
 /// Packets that a machine's processes send are dropped, until this is dropped or the machine restarts.
-struct Outgoing {
+pub(crate) struct Outgoing {
     machine: String,
 }
 
 impl Outgoing {
-    fn blocked(machine: &str, rule: &str) -> Result<Outgoing> {
+    pub(crate) fn blocked(machine: &str, rule: &str) -> Result<Outgoing> {
         let blocked = Outgoing {
             machine: machine.to_owned(),
         };

@@ -1,0 +1,376 @@
+//! The catalogue of faults on a cluster of three control-plane machines and three workers, one after the other, with a
+//! workload that has a disruption budget. Verdicts and outcomes are asserted; times are printed, and kept in
+//! `fault-times.json` beside the stemcells.
+//!
+//! # Not here
+//! Zombies ([`crate::zombie`]), poison and operators ([`crate::repair`]), two members of three that are gone
+//! ([`crate::restore`]), a director that is restored ([`crate::director_restore`]).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use windlass_tests::host::{self, Stopped};
+use windlass_tests::kubectl::Kubectl;
+use windlass_tests::wait::until;
+use windlass_tests::world::{World, required};
+
+use crate::changes::deploy;
+use crate::etcd::voting;
+use crate::lifecycle::{healthy, items};
+use crate::repair::{LONG, Outgoing, incarnation, reborn, repair_of, verdict, why, world};
+
+const CLUSTER: &str = "three";
+const NODES: usize = 6;
+const REPLICAS: usize = 4;
+const WORKER: &str = "three-workers-1";
+const MEMBER: &str = "three-cp-1";
+/// How long nothing may happen where nothing is to happen: longer than any patience of this director.
+const STILL: Duration = Duration::from_secs(40);
+
+/// The cluster that suffers, and how long what took.
+struct Site {
+    world: World,
+    kubectl: Kubectl,
+    times: Vec<Value>,
+}
+
+/// One fault: what it is, and since when.
+struct Fault {
+    what: &'static str,
+    began: Instant,
+    times: Vec<(&'static str, f64)>,
+}
+
+impl Fault {
+    fn begins(what: &'static str) -> Fault {
+        Fault {
+            what,
+            began: Instant::now(),
+            times: Vec::new(),
+        }
+    }
+
+    fn now(&mut self, stage: &'static str) {
+        self.times.push((stage, self.began.elapsed().as_secs_f64()));
+    }
+}
+
+pub(crate) fn on_three_and_three() -> Result<()> {
+    let world = world(CLUSTER)?;
+    let create = ["cluster", "create", CLUSTER, "--control-plane", "3"];
+    world.run(&[&create[..], &["--workers", "3", "--wait"]].concat())?;
+    let kubectl = world.kubectl(CLUSTER)?;
+    healthy(&kubectl, NODES)?;
+    deploy(&kubectl, REPLICAS)?;
+    kubectl.apply(
+        &json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"minAvailable": REPLICAS - 1, "selector": {"matchLabels": {"app": "web"}}}}),
+    )?;
+    let mut site = Site {
+        world,
+        kubectl,
+        times: Vec::new(),
+    };
+    site.machine_is_gone("worker killed", WORKER)?;
+    site.machine_is_gone("control-plane machine killed", MEMBER)?;
+    site.data_is_gone()?;
+    site.machine_hangs("worker frozen", WORKER)?;
+    site.machine_hangs("control-plane machine frozen", MEMBER)?;
+    site.cut_from_the_director()?;
+    site.cut_from_everything()?;
+    site.cut_all_from_the_director()?;
+    site.program_is_killed("kubelet killed four times", "kubelet")?;
+    site.program_is_killed("agent killed four times", "windlass-agent")?;
+    site.runtime_hangs()?;
+    site.director_dies_meanwhile()?;
+    site.replacement_does_not_come_up()?;
+    site.keep()?;
+    let delete = ["cluster", "delete", CLUSTER, "--yes", "--wait"];
+    site.world.run(&delete).map(drop)
+}
+
+impl Site {
+    /// All is as it was before the fault, and the workload is within its budget.
+    fn over(&mut self, mut fault: Fault, machine: &str) -> Result<()> {
+        verdict(&self.world, machine, "healthy")?;
+        healthy(&self.kubectl, NODES)?;
+        fault.now("all healthy");
+        self.kubectl.pods_ready("app=web", REPLICAS)?;
+        let budget = self.kubectl.get(&["pdb", "web"])?;
+        ensure!(
+            budget["status"]["currentHealthy"].as_u64() >= Some(REPLICAS as u64 - 1),
+            "the budget is broken: {budget:#}"
+        );
+        let plan = self.world.json(&["cluster", "plan", CLUSTER])?;
+        ensure!(
+            plan["steps"].as_array().is_some_and(Vec::is_empty),
+            "left to do after {}: {plan:#}",
+            fault.what
+        );
+        let row: serde_json::Map<String, Value> = fault
+            .times
+            .iter()
+            .map(|(stage, seconds)| ((*stage).to_owned(), json!(seconds)))
+            .collect();
+        let said: Vec<String> = fault
+            .times
+            .iter()
+            .map(|(stage, seconds)| format!("{stage} {seconds:.1} s"))
+            .collect();
+        eprintln!("  {}: {}", fault.what, said.join(", "));
+        self.times
+            .push(json!({"fault": fault.what, "seconds": row}));
+        Ok(())
+    }
+
+    fn suspected(&self, fault: &mut Fault, machine: &str) -> Result<()> {
+        until("it is suspect", LONG, || {
+            let seen = self.world.json(&["node", "show", machine])?;
+            let agent = &seen["agent"];
+            Ok((agent["suspect"] == true || agent["connected"] == false).then_some(()))
+        })?;
+        fault.now("suspected");
+        Ok(())
+    }
+
+    fn judged(&self, fault: &mut Fault, machine: &str, wanted: &str) -> Result<()> {
+        verdict(&self.world, machine, wanted)?;
+        fault.now("judged");
+        Ok(())
+    }
+
+    /// Follows a replacement step by step.
+    fn replaced(&self, fault: &mut Fault, machine: &str, before: u64) -> Result<()> {
+        for (verb, stage) in [("fence", "fenced"), ("create", "made")] {
+            until(stage, LONG, || {
+                let task = repair_of(&self.world, CLUSTER)?;
+                let steps = task.map(|task| task["steps"].clone()).unwrap_or_default();
+                let key = format!("machine/{machine}/{verb}");
+                Ok((steps[&key]["state"] == "Succeeded").then_some(()))
+            })?;
+            fault.now(stage);
+        }
+        let now = reborn(&self.world, machine, before)?;
+        fault.now("Ready");
+        ensure!(now == before + 1, "{machine}: {before}, then {now}");
+        Ok(())
+    }
+
+    fn address(&self, machine: &str) -> Result<String> {
+        let seen = self.world.json(&["node", "show", machine])?;
+        let address = seen["address"].as_str().context("an address")?;
+        Ok(address.to_owned())
+    }
+
+    fn machine_is_gone(&mut self, what: &'static str, machine: &str) -> Result<()> {
+        let before = incarnation(&self.world, machine)?;
+        self.world.delete_behind(machine)?;
+        let mut fault = Fault::begins(what);
+        self.suspected(&mut fault, machine)?;
+        self.judged(&mut fault, machine, "machineGone")?;
+        self.replaced(&mut fault, machine, before)?;
+        self.over(fault, machine)
+    }
+
+    /// A member's disk goes with its machine: it is removed from etcd, and joins again.
+    fn data_is_gone(&mut self) -> Result<()> {
+        let machine = "three-cp-2";
+        let members = voting(&self.world, CLUSTER)?;
+        let before = incarnation(&self.world, machine)?;
+        let shown = self.world.json(&["node", "show", machine])?;
+        let disk = shown["dataDisk"].as_str().context("a member has a disk")?;
+        self.world.delete_behind(machine)?;
+        self.world.delete_disk_behind(disk)?;
+        let mut fault = Fault::begins("etcd member's disk gone");
+        self.suspected(&mut fault, machine)?;
+        self.judged(&mut fault, machine, "machineGone")?;
+        self.replaced(&mut fault, machine, before)?;
+        self.over(fault, machine)?;
+        let after = voting(&self.world, CLUSTER)?;
+        ensure!(
+            after.len() == 3 && members.intersection(&after).count() == 2,
+            "members: {members:?}, {after:?}"
+        );
+        let task = repair_of(&self.world, CLUSTER)?.context("there was a repair")?;
+        for verb in ["remove-member", "add-member"] {
+            let changes = task["steps"][format!("machine/{machine}/{verb}")]["changes"].to_string();
+            ensure!(
+                changes.contains("snapshot"),
+                "{verb} saved nothing before: {changes}"
+            );
+        }
+        Ok(())
+    }
+
+    fn machine_hangs(&mut self, what: &'static str, machine: &str) -> Result<()> {
+        let before = incarnation(&self.world, machine)?;
+        self.world.freeze(machine)?;
+        let mut fault = Fault::begins(what);
+        self.suspected(&mut fault, machine)?;
+        self.judged(&mut fault, machine, "nodeHung")?;
+        self.over(fault, machine)?;
+        ensure!(
+            incarnation(&self.world, machine)? == before,
+            "it was replaced, not restarted"
+        );
+        Ok(())
+    }
+
+    fn cut_from_the_director(&mut self) -> Result<()> {
+        let before = incarnation(&self.world, WORKER)?;
+        let cut = self.world.cut(&[self.address(WORKER)?])?;
+        let mut fault = Fault::begins("worker cut off from the director");
+        self.suspected(&mut fault, WORKER)?;
+        self.judged(&mut fault, WORKER, "partitioned")?;
+        self.still("nothing is done to what serves")?;
+        healthy(&self.kubectl, NODES)?;
+        drop(cut);
+        self.over(fault, WORKER)?;
+        ensure!(
+            incarnation(&self.world, WORKER)? == before,
+            "it was replaced although it serves"
+        );
+        Ok(())
+    }
+
+    /// From outside it is as one that hangs: it is restarted, and its network with it.
+    fn cut_from_everything(&mut self) -> Result<()> {
+        let cut = Outgoing::blocked(WORKER, r#"oifname != "lo""#)?;
+        let mut fault = Fault::begins("worker cut off from everything");
+        self.suspected(&mut fault, WORKER)?;
+        self.judged(&mut fault, WORKER, "nodeHung")?;
+        self.over(fault, WORKER)?;
+        drop(cut);
+        Ok(())
+    }
+
+    fn cut_all_from_the_director(&mut self) -> Result<()> {
+        let listed = self.world.json(&["node", "list", "--cluster", CLUSTER])?;
+        let mut all = Vec::new();
+        for machine in items(&listed)? {
+            let name = machine["name"].as_str().context("a name")?.to_owned();
+            let address = machine["address"]
+                .as_str()
+                .context("an address")?
+                .to_owned();
+            all.push((name, address));
+        }
+        let last = repair_of(&self.world, CLUSTER)?.context("there were repairs")?["id"].clone();
+        let addresses: Vec<String> = all.iter().map(|(_, address)| address.clone()).collect();
+        let cut = self.world.cut(&addresses)?;
+        let mut fault = Fault::begins("all cut off from the director");
+        for (name, _) in &all {
+            verdict(&self.world, name, "unknown")?;
+        }
+        fault.now("judged");
+        self.still("nothing is done in a storm")?;
+        drop(cut);
+        for (name, _) in &all {
+            verdict(&self.world, name, "healthy")?;
+        }
+        let newest = repair_of(&self.world, CLUSTER)?.context("there were repairs")?;
+        ensure!(newest["id"] == last, "something was replaced: {newest:#}");
+        self.over(fault, WORKER)
+    }
+
+    fn still(&self, what: &str) -> Result<()> {
+        let began = Instant::now();
+        until(what, STILL * 2, || {
+            Ok((began.elapsed() > STILL).then_some(()))
+        })
+    }
+
+    /// systemd starts it again each time, and nobody else does anything.
+    fn program_is_killed(&mut self, what: &'static str, program: &str) -> Result<()> {
+        let before = incarnation(&self.world, WORKER)?;
+        let fault = Fault::begins(what);
+        for _ in 0..4 {
+            let pid = until("it runs", Duration::from_secs(60), || {
+                Ok(host::machine_processes(WORKER, program)?.first().copied())
+            })?;
+            host::kill_hard(pid)?;
+            until("it is gone", Duration::from_secs(10), || {
+                let left = host::machine_processes(WORKER, program)?;
+                Ok((!left.contains(&pid)).then_some(()))
+            })?;
+        }
+        self.over(fault, WORKER)?;
+        ensure!(
+            incarnation(&self.world, WORKER)? == before,
+            "it was replaced"
+        );
+        Ok(())
+    }
+
+    fn runtime_hangs(&mut self) -> Result<()> {
+        let found = host::machine_processes(WORKER, "containerd")?;
+        let containerd = found.first().copied().context("containerd runs")?;
+        let hung = Stopped::process(containerd)?;
+        let mut fault = Fault::begins("containerd hung");
+        self.judged(&mut fault, WORKER, "degraded")?;
+        verdict(&self.world, WORKER, "healthy")?;
+        // systemd has ended what was stopped.
+        drop(hung);
+        self.over(fault, WORKER)
+    }
+
+    /// The director dies while it replaces a machine, and goes on where it was.
+    fn director_dies_meanwhile(&mut self) -> Result<()> {
+        let before = incarnation(&self.world, WORKER)?;
+        let last = repair_of(&self.world, CLUSTER)?.context("there were repairs")?["id"].clone();
+        self.world.delete_behind(WORKER)?;
+        let mut fault = Fault::begins("worker killed, director killed in the middle");
+        until("a repair begins", LONG, || {
+            Ok(repair_of(&self.world, CLUSTER)?.filter(|task| task["id"] != last))
+        })?;
+        fault.now("repair begun");
+        self.world.crash_director()?;
+        let now = reborn(&self.world, WORKER, before)?;
+        fault.now("Ready");
+        ensure!(
+            now == before + 1,
+            "replaced more than once: {before}, {now}"
+        );
+        self.over(fault, WORKER)
+    }
+
+    /// A replacement that nobody hears of is waited for, and not replaced again and again.
+    fn replacement_does_not_come_up(&mut self) -> Result<()> {
+        let before = incarnation(&self.world, WORKER)?;
+        let last = repair_of(&self.world, CLUSTER)?.context("there were repairs")?["id"].clone();
+        let cut = self.world.cut(&[self.address(WORKER)?])?;
+        self.world.delete_behind(WORKER)?;
+        let mut fault = Fault::begins("worker killed, replacement not heard of");
+        until("the replacement is made", LONG, || {
+            let task = repair_of(&self.world, CLUSTER)?.filter(|task| task["id"] != last);
+            let steps = task.map(|task| task["steps"].clone()).unwrap_or_default();
+            let key = format!("machine/{WORKER}/create");
+            Ok((steps[&key]["state"] == "Succeeded").then_some(()))
+        })?;
+        fault.now("made");
+        self.still("it is waited for")?;
+        let seen = self.world.json(&["node", "show", WORKER])?;
+        ensure!(
+            seen["incarnation"] == before + 1 && seen["phase"] != "Ready",
+            "it was not waited for: {seen:#}"
+        );
+        ensure!(
+            !why(&self.world, WORKER)?["outlook"].is_null(),
+            "nobody says what is waited for"
+        );
+        drop(cut);
+        let now = reborn(&self.world, WORKER, before)?;
+        ensure!(now == before + 1, "replaced again: {before}, {now}");
+        self.over(fault, WORKER)
+    }
+
+    fn keep(&self) -> Result<()> {
+        let stemcells = required("WINDLASS_TEST_STEMCELLS")?;
+        let beside = stemcells.parent().context("a directory of stemcells")?;
+        let file = beside.join("fault-times.json");
+        std::fs::write(&file, serde_json::to_vec_pretty(&self.times)?)
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+}
