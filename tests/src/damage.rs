@@ -49,6 +49,32 @@ impl World {
         })?)
     }
 
+    /// A file of the provider about a machine, as text.
+    fn provider_file(&self, machine: &str, file: &str) -> Result<String> {
+        let (_, config) = self.config()?;
+        let path = config.local.directory.join("machines");
+        let path = path.join(machine).join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path:?}"))?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// How often a machine was started in its present incarnation, by whomever.
+    pub fn boots(&self, machine: &str) -> Result<u64> {
+        let boots = self.provider_file(machine, "boots")?;
+        boots.parse().with_context(|| format!("boots: {boots:?}"))
+    }
+
+    /// Reboots a machine as somebody would who sits at its console: no director, no agent has a part in it.
+    pub fn reboot_at_console(&self, machine: &str) -> Result<()> {
+        let init = self.provider_file(machine, "init.pid")?;
+        // The command may be cut off by the reboot it causes, which `boots` counts.
+        Command::new("nsenter")
+            .args(["--target", &init, "--all", "systemctl", "reboot"])
+            .output()
+            .context("cannot run nsenter")?;
+        Ok(())
+    }
+
     /// Stops every process of a machine where it stands; its kernel answers on.
     pub fn freeze(&self, machine: &str) -> Result<()> {
         let (_, config) = self.config()?;
@@ -86,6 +112,74 @@ impl World {
         ))?;
         Ok(Cut { table })
     }
+
+    /// Leaves one way between this host and all machines of this director, of now and later, until the guard is
+    /// dropped: UDP that a machine sends to the gateway, and the answers. Nothing else passes in either direction, nor
+    /// through this host to anywhere else; machines reach one another over the bridge as before.
+    pub fn isolate_but_for_agents(&self) -> Result<Isolation> {
+        let (_, config) = self.config()?;
+        let table = format!("wl_alone_{}", config.local.name);
+        let bridge = format!("wl-{}", config.local.name);
+        let port = config.gateway.listen.port();
+        // One that an interrupted run has left is replaced.
+        nft(&format!(
+            "table inet {table} {{ }}
+            delete table inet {table}
+            table inet {table} {{
+                counter {FROM_MACHINES} {{ }}
+                counter {TO_MACHINES} {{ }}
+                chain in {{
+                    type filter hook input priority -50;
+                    iifname \"{bridge}\" udp dport {port} accept
+                    iifname \"{bridge}\" counter name {FROM_MACHINES} drop
+                }}
+                chain out {{
+                    type filter hook output priority -50;
+                    oifname \"{bridge}\" udp sport {port} ct state established accept
+                    oifname \"{bridge}\" counter name {TO_MACHINES} drop
+                }}
+                chain through {{
+                    type filter hook forward priority -50;
+                    iifname \"{bridge}\" oifname != \"{bridge}\" counter name {FROM_MACHINES} drop
+                    iifname != \"{bridge}\" oifname \"{bridge}\" counter name {TO_MACHINES} drop
+                }}
+            }}"
+        ))?;
+        Ok(Isolation { table })
+    }
+}
+
+const FROM_MACHINES: &str = "from_machines";
+const TO_MACHINES: &str = "to_machines";
+
+/// Machines that reach nothing of this host but the gateway; as before when dropped.
+#[derive(Debug)]
+pub struct Isolation {
+    table: String,
+}
+
+impl Isolation {
+    /// How many packets were dropped so far on their way from machines, and to machines.
+    pub fn dropped(&self) -> Result<(u64, u64)> {
+        Ok((self.count(FROM_MACHINES)?, self.count(TO_MACHINES)?))
+    }
+
+    fn count(&self, counter: &str) -> Result<u64> {
+        let listed = nft(&format!("list counter inet {} {counter}", self.table))?;
+        let mut words = listed
+            .split_whitespace()
+            .skip_while(|word| *word != "packets");
+        let packets = words.nth(1).and_then(|word| word.parse().ok());
+        packets.with_context(|| format!("nft lists no packets: {listed}"))
+    }
+}
+
+impl Drop for Isolation {
+    fn drop(&mut self) {
+        if let Err(error) = nft(&format!("delete table inet {}", self.table)) {
+            eprintln!("machines stay isolated: {error:#}");
+        }
+    }
 }
 
 /// A link that is cut; whole again when dropped.
@@ -102,12 +196,12 @@ impl Drop for Cut {
     }
 }
 
-fn nft(rules: &str) -> Result<()> {
+fn nft(rules: &str) -> Result<String> {
     let output = Command::new("nft")
         .arg(rules)
         .output()
         .context("cannot run nft")?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success(), "nft: {said}\n{rules}");
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -161,6 +161,29 @@ impl World {
         })
     }
 
+    /// `kubectl` that knows the director alone, as the operator of `context` or the first one.
+    pub fn kubectl_through_director(
+        &self,
+        cluster: &str,
+        context: Option<&Path>,
+    ) -> Result<Kubectl> {
+        let whose = if context.is_some() { "other" } else { "own" };
+        let kubeconfig = self.dir().join(format!("{cluster}.{whose}.through"));
+        let path = kubeconfig.to_string_lossy().into_owned();
+        let mut arguments = vec!["cluster", "credentials", cluster];
+        arguments.extend(["--via-director", "--write", &path]);
+        let context = context.map(|path| path.to_string_lossy().into_owned());
+        if let Some(context) = &context {
+            arguments.extend(["--context", context]);
+        }
+        self.run(&arguments)?;
+        Ok(Kubectl {
+            program: self.kubectl.clone(),
+            kubeconfig,
+            server: None,
+        })
+    }
+
     /// Process id of the director's daemon.
     pub fn director_pid(&self) -> Result<i32> {
         let dir = self.dir.path().to_string_lossy().into_owned();

@@ -221,7 +221,7 @@ fn untouched(world: &World, kubectl: &Kubectl) -> Result<()> {
     Ok(())
 }
 
-fn newest_task(world: &World) -> Result<String> {
+pub(crate) fn newest_task(world: &World) -> Result<String> {
     let tasks = world.json(&["task", "list"])?;
     let newest = items(&tasks)?.first().and_then(|task| task["id"].as_str());
     Ok(newest.context("there is a task")?.to_owned())

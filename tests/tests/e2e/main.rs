@@ -6,6 +6,7 @@
 //! `cargo xtask test end-to-end` runs them.
 
 mod agents;
+mod apart;
 mod backup;
 mod catalogue;
 mod changes;
@@ -134,7 +135,15 @@ fn with_a_shared_director() -> Vec<Trial> {
             "witnesses_tell_what_happened_to_a_machine",
             health::witnesses_agree,
         ),
+        trial(
+            "a_cluster_reboots_into_service_without_its_director",
+            apart::without_a_director,
+        ),
         trial("deleting_a_cluster_leaves_nothing_of_it", lifecycle::delete),
+        trial(
+            "a_director_without_a_route_reaches_its_cluster",
+            apart::without_a_route,
+        ),
         trial(
             "a_create_survives_five_crashes_of_the_director",
             crashes::director_five_times,

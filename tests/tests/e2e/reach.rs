@@ -369,43 +369,16 @@ fn private_lines(pem: &str) -> impl Iterator<Item = &str> {
         .flat_map(|key| key.lines().take(2))
 }
 
-fn tar(arguments: &[&str], bundle: &Path) -> Result<String> {
+pub(crate) fn tar(arguments: &[&str], bundle: &Path) -> Result<String> {
     let output = Command::new("tar").args(arguments).arg(bundle).output()?;
     ensure!(output.status.success(), "tar: {}", output.status);
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// `kubectl` that knows the director alone.
-fn through_director(world: &World, direct: &Kubectl, context: Option<&Path>) -> Result<Kubectl> {
-    let kubeconfig = world.dir().join(match context {
-        Some(_) => "viewer.kubeconfig",
-        None => "through.kubeconfig",
-    });
-    let path = kubeconfig.to_string_lossy().into_owned();
-    let mut arguments = vec![
-        "cluster",
-        "credentials",
-        SHARED,
-        "--via-director",
-        "--write",
-        &path,
-    ];
-    let context = context.map(|path| path.to_string_lossy().into_owned());
-    if let Some(context) = &context {
-        arguments.extend(["--context", context]);
-    }
-    world.run(&arguments)?;
-    Ok(Kubectl {
-        program: direct.program.clone(),
-        kubeconfig,
-        server: None,
-    })
-}
-
 pub(crate) fn kubectl_through_the_director() -> Result<()> {
     with_world(|world| {
-        let direct = shared_cluster(world)?;
-        let kubectl = through_director(world, &direct, None)?;
+        shared_cluster(world)?;
+        let kubectl = world.kubectl_through_director(SHARED, None)?;
         ensure!(kubectl.ready_nodes()?.len() == 3, "nodes");
         only_the_director(world, &kubectl)?;
         let pods = echo(&kubectl)?;
@@ -472,7 +445,7 @@ pub(crate) fn a_viewer_looks() -> Result<()> {
         let out = context.to_string_lossy().into_owned();
         let viewer = "viewer";
         world.run(&["operator", "add", viewer, "--role", "viewer", "--out", &out])?;
-        let kubectl = through_director(world, &direct, Some(&context))?;
+        let kubectl = world.kubectl_through_director(SHARED, Some(&context))?;
         ensure!(kubectl.ready_nodes()?.len() == 3, "a viewer sees nodes");
         kubectl.run(&["get", "pods", "-A"])?;
         for refused in [

@@ -13,7 +13,7 @@ use windlass_tests::wait::until;
 
 use crate::lifecycle::{SHARED, machine_of, shared_cluster, with_world};
 
-const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
+pub(crate) const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 
 /// A server on every worker and a Service in front of them.
 pub(crate) fn echo(kubectl: &Kubectl) -> Result<Vec<Value>> {
