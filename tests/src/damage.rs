@@ -1,10 +1,12 @@
 //! What befalls machines behind the director's back.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 use windlass_common::id::{DiskName, MachineName};
 use windlass_director::config::{Config, DataDir};
 use windlass_director::provider::Provider;
@@ -73,6 +75,31 @@ impl World {
             .output()
             .context("cannot run nsenter")?;
         Ok(())
+    }
+
+    /// Boots what was kept of a machine that was replaced, as somebody would who starts its old disk: all that was on
+    /// it, beside its successor, with the address that the platform gives to another machine.
+    pub fn boot_kept(&self, place: &Path) -> Result<Revenant> {
+        let (_, config) = self.config()?;
+        let name = MachineName::new("revenant")?;
+        let dir = config.local.directory.join("machines").join(name.as_str());
+        let record = fs::read_to_string(place.join(RECORD)).context("cannot read its record")?;
+        let mut changed: Value = serde_json::from_str(&record)?;
+        changed["name"] = json!(name);
+        let hosts = config.local.cidr.hosts();
+        changed["address"] = json!(hosts.last().context("the network has addresses")?);
+        fs::rename(place, &dir).with_context(|| format!("cannot move {place:?}"))?;
+        fs::write(dir.join(RECORD), changed.to_string())?;
+        let provider = self.provider()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(provider.start_machine(&name))?;
+        Ok(Revenant {
+            name,
+            provider,
+            record,
+            dir,
+            place: place.to_owned(),
+        })
     }
 
     /// Stops every process of a machine where it stands; its kernel answers on.
@@ -146,6 +173,41 @@ impl World {
             }}"
         ))?;
         Ok(Isolation { table })
+    }
+}
+
+/// What the provider writes down about a machine, in its directory.
+const RECORD: &str = "machine.json";
+
+/// A machine that runs again after it was replaced.
+#[derive(Debug)]
+pub struct Revenant {
+    name: MachineName,
+    provider: LocalProvider,
+    record: String,
+    dir: PathBuf,
+    place: PathBuf,
+}
+
+impl Revenant {
+    /// Runs a command at its console; returns what it wrote, whatever its exit code.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let init = fs::read_to_string(self.dir.join("init.pid")).context("cannot read its init")?;
+        let output = Command::new("nsenter")
+            .args(["--target", init.trim(), "--all"])
+            .args(arguments)
+            .output()
+            .context("cannot run nsenter")?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Switches it off, and puts it back to where it was kept.
+    pub fn put_back(self) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(self.provider.stop_machine(&self.name, Duration::ZERO))?;
+        fs::write(self.dir.join(RECORD), &self.record)?;
+        let (from, to) = (&self.dir, &self.place);
+        fs::rename(from, to).with_context(|| format!("cannot move {from:?} to {to:?}"))
     }
 }
 

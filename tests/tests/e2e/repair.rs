@@ -13,7 +13,7 @@ use windlass_tests::world::World;
 
 use crate::changes;
 use crate::lifecycle::{healthy, items};
-use crate::zombie::{EtcdKeys, Zombie};
+use crate::zombie::{EtcdKeys, Zombie, boots_again};
 
 const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 /// Patience for a whole repair on a busy host.
@@ -155,7 +155,7 @@ pub(crate) fn lost_worker() -> Result<()> {
     frozen_worker(&world, &kubectl)?;
     killed_kubelet(&world, &kubectl)?;
     crash_in_the_middle(&world, &kubectl)?;
-    operators(&world)?;
+    operators(&world, &kubectl)?;
     Ok(())
 }
 
@@ -345,7 +345,7 @@ fn crash_in_the_middle(world: &World, kubectl: &Kubectl) -> Result<()> {
 }
 
 /// What operators hold is left alone; what they order is done.
-fn operators(world: &World) -> Result<()> {
+fn operators(world: &World, kubectl: &Kubectl) -> Result<()> {
     let machine = "lost-workers-1";
     let before = incarnation(world, machine)?;
     world.run(&["node", "hold", machine, "--reason", "forensics"])?;
@@ -367,15 +367,15 @@ fn operators(world: &World) -> Result<()> {
         incarnation(world, machine)? == now + 1,
         "recreate makes the next incarnation"
     );
-    kept(world, machine, now)?;
+    kept(world, kubectl, machine, now)?;
     let refused = world.output(&["node", "recreate", "lost-cp-0", "--yes"])?;
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(text.contains("--accept-downtime"), "no consent: {text}");
     Ok(())
 }
 
-/// What there was of a machine can be looked into until it is deleted by its name.
-fn kept(world: &World, machine: &str, incarnation: u64) -> Result<()> {
+/// What there was of a machine can be looked into, and even be booted, until it is deleted by its name.
+fn kept(world: &World, kubectl: &Kubectl, machine: &str, incarnation: u64) -> Result<()> {
     let list = || world.json(&["node", "kept", "list"]);
     let all = list()?;
     let [kept] = items(&all)?.as_slice() else {
@@ -388,6 +388,7 @@ fn kept(world: &World, machine: &str, incarnation: u64) -> Result<()> {
     let place = kept["place"].as_str().context("it is somewhere")?;
     let kubelet = std::path::Path::new(place).join("upper/etc/kubernetes/pki/kubelet-client.crt");
     ensure!(kubelet.exists(), "{} is not there", kubelet.display());
+    boots_again(world, kubectl, machine, kept)?;
     let name = kept["name"].as_str().context("it has a name")?;
     world.run(&["node", "kept", "delete", name, "--yes"])?;
     ensure!(!std::path::Path::new(place).exists(), "{place} is left");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -11,6 +11,8 @@ use windlass_tests::host;
 use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
+
+use crate::repair::{incarnation, verdict};
 
 /// What a machine could prove its identity with, copied while it still ran.
 pub(crate) struct Zombie {
@@ -22,6 +24,8 @@ pub(crate) struct Zombie {
     kubectl: Kubectl,
 }
 
+/// With what API servers refuse the kubelet of a machine that was replaced.
+const REFUSAL: &str = "was replaced";
 /// Its kubelet's identity, in its own file system.
 const CERTIFICATE: &str = "etc/kubernetes/pki/kubelet-client.crt";
 const KEY: &str = "etc/kubernetes/pki/kubelet-client.key";
@@ -106,10 +110,7 @@ impl Zombie {
             let said = self
                 .kubectl
                 .refused(&["create", "--validate=false", "-f", &path])?;
-            ensure!(
-                said.contains("was replaced"),
-                "refused for another reason: {said}"
-            );
+            ensure!(said.contains(REFUSAL), "refused for another reason: {said}");
         }
         let nodes = operator.get(&["nodes"])?;
         ensure!(
@@ -174,6 +175,54 @@ impl Zombie {
         );
         Ok(())
     }
+}
+
+/// A worker that was replaced and kept boots again from its old disk, `kept`: it is told to give way and does, its
+/// kubelet is refused where nobody stops it, and its successor is not touched.
+pub(crate) fn boots_again(
+    world: &World,
+    operator: &Kubectl,
+    machine: &str,
+    kept: &Value,
+) -> Result<()> {
+    let patience = Duration::from_secs(120);
+    let place = kept["place"].as_str().context("it is somewhere")?;
+    let node = format!("{machine}-i{}", kept["incarnation"]);
+    verdict(world, machine, "healthy").context("its successor")?;
+    let successor = incarnation(world, machine)?;
+    let boots = world.boots(machine)?;
+    let began = Instant::now();
+    let revenant = world.boot_kept(Path::new(place))?;
+    let journal = |unit: &str| -> Result<String> {
+        revenant.run(&["journalctl", "--unit", unit, "--output", "cat"])
+    };
+    until("its agent is told that it was replaced", patience, || {
+        let told = journal("windlass-agent")?.contains("was replaced by a later incarnation");
+        let kubelet = revenant.run(&["systemctl", "is-active", "kubelet"])?;
+        Ok((told && kubelet.trim() == "inactive").then_some(()))
+    })?;
+    let since = |what: &str| eprintln!("  {what}: {:.1} s", began.elapsed().as_secs_f64());
+    since("old disk booted, and its kubelet stopped");
+    // One whose agent does not run either.
+    revenant.run(&["systemctl", "stop", "windlass-agent"])?;
+    let refusals = || Ok::<_, anyhow::Error>(journal("kubelet")?.matches(REFUSAL).count());
+    let before = refusals()?;
+    revenant.run(&["systemctl", "start", "--no-block", "kubelet"])?;
+    until("API servers refuse its kubelet", patience, || {
+        Ok((refusals()? > before).then_some(()))
+    })?;
+    since("its kubelet started by hand, and refused");
+    let nodes = operator.get(&["nodes"])?.to_string();
+    ensure!(
+        !nodes.contains(&format!("\"{node}\"")),
+        "its Node is back: {nodes}"
+    );
+    verdict(world, machine, "healthy").context("its successor")?;
+    ensure!(
+        incarnation(world, machine)? == successor && world.boots(machine)? == boots,
+        "its successor was replaced or restarted"
+    );
+    revenant.put_back()
 }
 
 /// What a control-plane machine could prove itself with to etcd, copied while it still ran.
