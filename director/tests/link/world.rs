@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -82,6 +83,7 @@ pub(crate) struct Records {
     tokens: Mutex<BTreeMap<Digest, Token>>,
     current: Mutex<BTreeSet<MachineIdentity>>,
     pub(crate) artifacts: Mutex<BTreeMap<Digest, PathBuf>>,
+    broken: AtomicBool,
     /// How each redemption ended.
     pub(crate) redeemed: Mutex<Vec<Result<(), String>>>,
 }
@@ -111,6 +113,11 @@ impl Records {
         current.retain(|held| held.machine.as_str() != machine);
     }
 
+    /// As when the disk of the director is full: it cannot say any more whether a token counts.
+    pub(crate) fn break_down(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn redemptions(&self) -> Vec<Result<(), String>> {
         self.redeemed.lock().unwrap().clone()
     }
@@ -122,6 +129,9 @@ impl Records {
         key: &[u8],
         now: Timestamp,
     ) -> Result<(), RedeemError> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(RedeemError::Store("the disk is full".into()));
+        }
         let mut tokens = self.tokens.lock().unwrap();
         let token = tokens.get_mut(&hash).ok_or(RedeemError::Unknown)?;
         if token.claim != *claim {
