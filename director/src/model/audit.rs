@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Timestamp;
+use super::{Role, Timestamp};
 
 /// One line of the audit log; never changed, never deleted by the director.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -15,6 +15,10 @@ pub struct AuditEntry {
     pub at: Timestamp,
     /// Who: an operator's name, or `director`.
     pub actor: String,
+    /// The role that the operator had then; none for what the director did by itself, and in lines of before
+    /// roles were written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// What, for example `cluster.create`.
     pub action: String,
     /// On what, for example `cluster/demo`.
@@ -70,6 +74,7 @@ mod tests {
             sequence: 1,
             at,
             actor: "ann".into(),
+            role: Some(Role::Admin),
             action: "node.exec".into(),
             subject: "machine/demo-cp-0".into(),
             detail: String::new(),

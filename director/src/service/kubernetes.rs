@@ -173,7 +173,7 @@ impl Inner {
             action: "cluster.kubernetes",
             subject: &format!("cluster/{name}"),
             detail: &format!("passes requests on in group {group} for {seconds} s"),
-            outcome: "",
+            outcome: "granted",
         };
         self.note(caller, act).await?;
         let tls = Arc::new(tls);

@@ -237,17 +237,20 @@ impl Inner {
         let now = jiff::Timestamp::now();
         let kubeconfig = pki::operator_kubeconfig(&pki, name, &endpoint, &caller.operator, now)
             .map_err(|error| ServiceError::of(error.class(), "the kubeconfig", error))?;
+        let life_ms = u64::try_from(pki::OPERATOR_CERTIFICATE_LIFE.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = Timestamp::now().unix_ms();
+        let expires_at = Timestamp::from_unix_ms(now_ms.saturating_add(life_ms));
+        // Before they are handed out: what cannot be written down is not done.
         let act = Act {
             action: "cluster.credentials",
             subject: &format!("cluster/{name}"),
-            ..Act::default()
+            detail: &format!("a kubeconfig until {expires_at}"),
+            outcome: "granted",
         };
         self.note(caller, act).await?;
-        let life_ms = u64::try_from(pki::OPERATOR_CERTIFICATE_LIFE.as_millis()).unwrap_or(u64::MAX);
-        let now_ms = Timestamp::now().unix_ms();
         Ok(Credentials {
             kubeconfig,
-            expires_at: Timestamp::from_unix_ms(now_ms.saturating_add(life_ms)),
+            expires_at,
         })
     }
 

@@ -6,13 +6,15 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
 use windlass_common::error::ErrorChain;
 use windlass_common::id::MachineName;
-use windlass_common::step::{Collect, Exec, Progress, Step, StepId, StepRequest};
+use windlass_common::step::{
+    Collect, Exec, Outcome, Payload, Progress, Step, StepId, StepRequest, StepResult,
+};
 use windlass_common::wire::step::{OPERATOR, REQUEST};
 
 use super::draft::random_u32;
+use super::reach::Ending;
 use super::{Inner, NodeEvent, ServiceError, ServiceResult};
 use crate::model::{Caller, Machine};
-use crate::store::Act;
 
 /// How long a command or a collection may take.
 const LIMIT_MS: u64 = 15 * 60 * 1000;
@@ -57,20 +59,17 @@ impl Inner {
         &self,
         name: &MachineName,
         step: Step,
-        action: &str,
+        action: &'static str,
         detail: &str,
         caller: &Caller,
     ) -> ServiceResult<BoxStream<'static, NodeEvent>> {
         let machine = self.machine_record(name).await?;
         let (high, low) = (random_u32()?, random_u32()?);
         let id = StepId(format!("{}/{high:08x}{low:08x}", step.kind()));
-        let act = Act {
-            action,
-            subject: &format!("machine/{name}"),
-            detail: &format!("{id}: {detail}"),
-            outcome: "",
-        };
-        self.note(caller, act).await?;
+        let detail = format!("{id}: {detail}");
+        let ending = self
+            .note_begin(action, format!("machine/{name}"), &detail, caller)
+            .await?;
         let request = StepRequest {
             id,
             epoch: self.epoch.get(),
@@ -78,10 +77,15 @@ impl Inner {
             step,
             labels: labels(caller),
         };
-        Ok(self.stream(machine, request))
+        Ok(self.stream(machine, request, ending))
     }
 
-    fn stream(&self, machine: Machine, request: StepRequest) -> BoxStream<'static, NodeEvent> {
+    fn stream(
+        &self,
+        machine: Machine,
+        request: StepRequest,
+        mut ending: Ending,
+    ) -> BoxStream<'static, NodeEvent> {
         let (events, receiver) = mpsc::channel(QUEUE);
         let (sender, mut progress) = mpsc::channel::<Progress>(QUEUE);
         let agents = self.world.agents.clone();
@@ -101,9 +105,17 @@ impl Inner {
                 () = events.closed() => return,
             };
             let last = match result {
-                Ok(result) => NodeEvent::Result(Box::new(result)),
-                Err(error) => NodeEvent::Lost(ErrorChain(&error).to_string()),
+                Ok(result) => {
+                    ending.set(outcome(&result));
+                    NodeEvent::Result(Box::new(result))
+                }
+                Err(error) => {
+                    let message = ErrorChain(&error).to_string();
+                    ending.set(format!("failed: {message}"));
+                    NodeEvent::Lost(message)
+                }
             };
+            drop(ending);
             let _ = events.send(last).await; // nobody reads: nothing to tell
         });
         stream::unfold(receiver, |mut receiver| async move {
@@ -118,6 +130,17 @@ impl Inner {
             kind: "node",
             name: name.to_string(),
         })
+    }
+}
+
+/// How a step ended, for the audit log.
+fn outcome(result: &StepResult) -> String {
+    match (&result.outcome, &result.payload) {
+        (Outcome::Converged | Outcome::Changed, Payload::Exit(code)) => format!("exit {code}"),
+        (Outcome::Converged | Outcome::Changed, _) => "done".to_owned(),
+        (Outcome::Failed { message, .. }, _) => format!("failed: {message}"),
+        (Outcome::Refused { message, .. }, _) => format!("refused: {message}"),
+        (Outcome::Unknown { message, .. }, _) => format!("unknown: {message}"),
     }
 }
 

@@ -151,13 +151,10 @@ impl Inner {
         subject: String,
         caller: &Caller,
     ) -> ServiceResult<BoxStream<'static, Usage>> {
-        let act = Act {
-            action: "node.top",
-            subject: &subject,
-            detail: &format!("usage of {} machine(s)", machines.len()),
-            outcome: "",
-        };
-        self.note(caller, act).await?;
+        let detail = format!("usage of {} machine(s)", machines.len());
+        let ending = self
+            .note_begin("node.top", subject, &detail, caller)
+            .await?;
         let request = WatchVitals {
             origin: self.origin(caller),
             interval_ms,
@@ -181,7 +178,8 @@ impl Inner {
             .flatten()
             .boxed()
         });
-        Ok(each.flatten_unordered(WATCHED_MAX).boxed())
+        let each = each.flatten_unordered(WATCHED_MAX).boxed();
+        Ok(stream::unfold(Some((each, ending)), usage_or_end).boxed())
     }
 
     pub(super) async fn watched(
@@ -216,6 +214,31 @@ impl Inner {
         }
     }
 
+    /// Says in the audit log what begins; what is returned says how it ended.
+    pub(super) async fn note_begin(
+        &self,
+        action: &'static str,
+        subject: String,
+        detail: &str,
+        caller: &Caller,
+    ) -> ServiceResult<Ending> {
+        let act = Act {
+            action,
+            subject: &subject,
+            detail,
+            outcome: "",
+        };
+        self.note(caller, act).await?;
+        Ok(Ending {
+            records: self.records.clone(),
+            caller: caller.clone(),
+            action,
+            subject,
+            began: Instant::now(),
+            outcome: "ended: the operator left".to_owned(),
+        })
+    }
+
     async fn reach<B: Body>(
         &self,
         name: &MachineName,
@@ -225,21 +248,7 @@ impl Inner {
     ) -> ServiceResult<Reach> {
         let machine = self.machine_record(name).await?;
         let subject = format!("machine/{name}");
-        let act = Act {
-            action,
-            subject: &subject,
-            detail,
-            outcome: "",
-        };
-        self.note(caller, act).await?;
-        let mut ending = Ending {
-            records: self.records.clone(),
-            caller: caller.clone(),
-            action,
-            subject,
-            began: Instant::now(),
-            outcome: "ended: the operator left".to_owned(),
-        };
+        let mut ending = self.note_begin(action, subject, detail, caller).await?;
         let opened = self
             .gateway
             .open_session(&machine.name, machine.incarnation, request)
@@ -254,6 +263,20 @@ impl Inner {
                 ending.set(format!("failed: {}", ErrorChain(&error)));
                 Err(unavailable(error))
             }
+        }
+    }
+}
+
+/// The next usage of any machine; when none of them says more, how the watching ended.
+async fn usage_or_end(
+    watching: Option<(BoxStream<'static, Usage>, Ending)>,
+) -> Option<(Usage, Option<(BoxStream<'static, Usage>, Ending)>)> {
+    let (mut each, mut ending) = watching?;
+    match each.next().await {
+        Some(usage) => Some((usage, Some((each, ending)))),
+        None => {
+            ending.set("ended: no machine is left to watch");
+            None
         }
     }
 }

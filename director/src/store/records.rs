@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::{Change, Entry, Expect, Kind, Sealer, Store, StoreError, Write};
 use crate::backup::record::BackupRecord;
 use crate::model::{
-    AuditEntry, AuditFilter, Caller, Campaign, Cluster, Freeze, Machine, Operator, Revision,
+    AuditEntry, AuditFilter, Caller, Campaign, Cluster, Freeze, Machine, Operator, Revision, Role,
     StepKey, StepRecord, Task, TaskId, Timestamp,
 };
 use crate::resurrector::CaseRecord;
@@ -268,20 +268,28 @@ impl Records {
             detail,
             ..Act::default()
         };
-        self.audit_line(commit, actor, "", act);
+        self.audit_line(commit, (actor, None), "", act);
     }
 
     /// Adds a line to the audit log with `commit`, of what an operator asks for or was answered.
     pub fn audit_caller(&self, commit: &mut Commit, caller: &Caller, act: Act<'_>) {
-        self.audit_line(commit, &caller.operator, &caller.request, act);
+        let role = Some(caller.role);
+        self.audit_line(commit, (&caller.operator, role), &caller.request, act);
     }
 
-    fn audit_line(&self, commit: &mut Commit, actor: &str, request: &str, act: Act<'_>) {
+    fn audit_line(
+        &self,
+        commit: &mut Commit,
+        (actor, role): (&str, Option<Role>),
+        request: &str,
+        act: Act<'_>,
+    ) {
         let sequence = self.audit_sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let entry = AuditEntry {
             sequence,
             at: Timestamp::now(),
             actor: actor.to_owned(),
+            role,
             action: act.action.to_owned(),
             subject: act.subject.to_owned(),
             detail: act.detail.chars().take(AUDIT_TEXT_MAX).collect(),

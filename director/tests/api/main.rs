@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod audit;
 mod rig;
 mod roles;
 mod rotation;
@@ -26,7 +27,7 @@ use rig::{Rig, Stranger};
 type Case = fn(&tokio::runtime::Runtime) -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let cases: [(&str, Case); 18] = [
+    let cases: [(&str, Case); 19] = [
         ("only_operators_of_this_director_are_served", |r| {
             r.block_on(only_operators())
         }),
@@ -54,6 +55,10 @@ fn main() -> ExitCode {
         ("what_was_ordered_is_audited_under_its_operator", |r| {
             r.block_on(audit())
         }),
+        (
+            "what_operators_do_on_machines_is_audited_with_its_outcome_and_what_they_may_not",
+            |r| r.block_on(audit::of_reach()),
+        ),
         ("each_route_is_open_to_its_roles_and_no_other", |r| {
             r.block_on(roles::every_route())
         }),

@@ -209,7 +209,10 @@ pub(crate) async fn audit(session: &Session, arguments: AuditArgs) -> Result<Exi
         let rows = entries.iter().map(|entry| {
             vec![
                 entry.at.to_string(),
-                entry.actor.clone(),
+                match entry.role {
+                    Some(role) => format!("{} ({role})", entry.actor),
+                    None => entry.actor.clone(),
+                },
                 entry.action.clone(),
                 entry.subject.clone(),
                 entry.outcome.clone(),
