@@ -1,6 +1,7 @@
 //! Strangers that begin handshakes, prove their address when they are asked to, and hear nothing else: each
 //! handshake stands half open for as long as the director bears it.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +12,7 @@ use windlass_common::limits::FAILURES_PER_SOURCE;
 use windlass_common::pki::gateway_name;
 use windlass_common::{tls, transport};
 
-use crate::world::Director;
+use crate::world::{Director, wait_for};
 
 /// Handshakes from one address: fewer than it may fail with before it is refused unseen.
 const EACH: usize = FAILURES_PER_SOURCE.burst as usize / 2;
@@ -52,6 +53,19 @@ impl HalfOpen {
                 .connect_with(self.config.clone(), stranger.ear, &self.name);
         stranger.connecting.push(connecting.unwrap());
     }
+
+    /// Waits until the director has answered as many handshakes as were begun: they stand half open there.
+    pub(crate) async fn answered(&self) {
+        let answered = || {
+            let each = self.strangers.iter();
+            each.map(|stranger| stranger.answered.lock().unwrap().len())
+                .sum::<usize>()
+        };
+        wait_for("the director's answers", || {
+            (answered() >= self.begun).then_some(())
+        })
+        .await;
+    }
 }
 
 /// Many handshakes of one address, through a relay that brings them nothing but the question for it.
@@ -59,6 +73,8 @@ struct Stranger {
     endpoint: quinn::Endpoint,
     ear: SocketAddr,
     connecting: Vec<quinn::Connecting>,
+    /// The connection ids of those who were answered.
+    answered: Arc<Mutex<HashSet<Vec<u8>>>>,
     _relay: JoinSet<()>,
 }
 
@@ -85,15 +101,20 @@ impl Stranger {
                 }
             }
         });
+        let answered = Arc::new(Mutex::new(HashSet::new()));
+        let heard = Arc::clone(&answered);
         relay.spawn(async move {
             let mut datagram = vec![0; 65_536];
             loop {
                 let Ok(bytes) = mouth.recv(&mut datagram).await else {
                     continue;
                 };
+                let datagram = &datagram[..bytes];
                 let peer = *from.lock().unwrap();
-                if let Some(peer) = peer.filter(|_| is_retry(&datagram[..bytes])) {
-                    let _ = ear.send_to(&datagram[..bytes], peer).await;
+                if let Some(peer) = peer.filter(|_| is_retry(datagram)) {
+                    let _ = ear.send_to(datagram, peer).await;
+                } else if let Some(id) = destination(datagram) {
+                    heard.lock().unwrap().insert(id.to_vec());
                 }
             }
         });
@@ -101,6 +122,7 @@ impl Stranger {
             endpoint,
             ear: heard_at,
             connecting: Vec::new(),
+            answered,
             _relay: relay,
         }
     }
@@ -109,4 +131,11 @@ impl Stranger {
 /// RFC 9000, 17.2.5: a long header of type 3.
 fn is_retry(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0xf0 == 0xf0)
+}
+
+/// The destination connection id of a long header (RFC 9000, 17.2).
+fn destination(datagram: &[u8]) -> Option<&[u8]> {
+    let (first, length) = (datagram.first()?, datagram.get(5)?);
+    let id = datagram.get(6..6 + usize::from(*length))?;
+    (first & 0x80 != 0).then_some(id)
 }

@@ -544,7 +544,7 @@ async fn a_machine_that_comes_again_and_again_is_put_off() {
 }
 
 /// Xorshift: the same garbage in each run.
-fn garbage(seed: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn garbage(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed | 1;
     std::iter::repeat_with(|| {
         state ^= state << 13;

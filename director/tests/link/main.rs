@@ -12,6 +12,7 @@ mod certificates;
 mod crowd;
 mod down;
 mod faults;
+mod floods;
 mod forge;
 mod half_open;
 mod health;

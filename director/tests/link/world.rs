@@ -246,6 +246,21 @@ impl Director {
         }
     }
 
+    /// One in another process, as its peers see it: where it is, and whose certificates it takes.
+    pub(crate) async fn elsewhere(address: SocketAddr, ca: DirectorCa) -> Director {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = vault(dir.path(), 7).await;
+        Director {
+            ca: Arc::new(ca),
+            records: Arc::default(),
+            dir,
+            vault,
+            gateway: None,
+            address,
+            config: GatewayConfig::new(address),
+        }
+    }
+
     pub(crate) fn gateway(&self) -> &Gateway {
         self.gateway.as_ref().unwrap()
     }
@@ -687,8 +702,8 @@ impl Neighbour {
         Neighbour { machine, since }
     }
 
-    /// It has noticed nothing: the same session, its heart beats, and steps run.
-    pub(crate) async fn unharmed(&self, director: &Director) {
+    /// It has the same session, and its heart beats once more. Returns the heartbeat before.
+    pub(crate) async fn beats(&self, director: &Director) -> u64 {
         let beats = || {
             let view = director.gateway().connected().remove(&self.machine.name);
             let view = view.expect("the neighbour is connected");
@@ -700,6 +715,12 @@ impl Neighbour {
             (beats() > before).then_some(())
         })
         .await;
+        before
+    }
+
+    /// It has noticed nothing: the same session, its heart beats, and steps run.
+    pub(crate) async fn unharmed(&self, director: &Director) {
+        let before = self.beats(director).await;
         let ran = director
             .gateway()
             .run_step(
