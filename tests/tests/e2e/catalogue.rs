@@ -6,7 +6,7 @@
 //! Zombies ([`crate::zombie`]), poison and operators ([`crate::repair`]), two members of three that are gone
 //! ([`crate::restore`]), a director that is restored ([`crate::director_restore`]).
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -39,6 +39,8 @@ struct Site {
 struct Fault {
     what: &'static str,
     began: Instant,
+    /// The same by the clock that verdicts are written down with, Unix milliseconds.
+    began_ms: u128,
     times: Vec<(&'static str, f64)>,
 }
 
@@ -47,11 +49,17 @@ impl Fault {
         Fault {
             what,
             began: Instant::now(),
+            began_ms: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_millis(),
             times: Vec::new(),
         }
     }
 
+    /// A stage is reached, by the last of those that reach it.
     fn now(&mut self, stage: &'static str) {
+        self.times.retain(|(reached, _)| *reached != stage);
         self.times.push((stage, self.began.elapsed().as_secs_f64()));
     }
 }
@@ -135,8 +143,17 @@ impl Site {
         Ok(())
     }
 
+    /// Waits until the machine was judged so since the fault began; that may be over by then.
     fn judged(&self, fault: &mut Fault, machine: &str, wanted: &str) -> Result<()> {
-        verdict(&self.world, machine, wanted)?;
+        until(&format!("{machine} is {wanted}"), LONG, || {
+            let said = why(&self.world, machine)?;
+            let history = said["case"]["history"].as_array();
+            let judged = history.into_iter().flatten().any(|change| {
+                let at = change["atMs"].as_u64().unwrap_or(0);
+                change["verdict"] == wanted && u128::from(at) >= fault.began_ms
+            });
+            Ok(judged.then_some(()))
+        })?;
         fault.now("judged");
         Ok(())
     }
@@ -227,6 +244,7 @@ impl Site {
         self.still("nothing is done to what serves")?;
         healthy(&self.kubectl, NODES)?;
         drop(cut);
+        fault.now("healed");
         self.over(fault, WORKER)?;
         ensure!(
             incarnation(&self.world, WORKER)? == before,
@@ -262,11 +280,11 @@ impl Site {
         let cut = self.world.cut(&addresses)?;
         let mut fault = Fault::begins("all cut off from the director");
         for (name, _) in &all {
-            verdict(&self.world, name, "unknown")?;
+            self.judged(&mut fault, name, "unknown")?;
         }
-        fault.now("judged");
         self.still("nothing is done in a storm")?;
         drop(cut);
+        fault.now("healed");
         for (name, _) in &all {
             verdict(&self.world, name, "healthy")?;
         }
@@ -361,6 +379,7 @@ impl Site {
             "nobody says what is waited for"
         );
         drop(cut);
+        fault.now("healed");
         let now = reborn(&self.world, WORKER, before)?;
         ensure!(now == before + 1, "replaced again: {before}, {now}");
         self.over(fault, WORKER)
