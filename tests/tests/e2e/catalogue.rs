@@ -23,7 +23,11 @@ use crate::repair::{LONG, Outgoing, incarnation, reborn, repair_of, verdict, why
 const CLUSTER: &str = "three";
 const NODES: usize = 6;
 const REPLICAS: usize = 4;
+/// Faults are spread over the workers: a second hang within the hour is mended by a replacement, and replacements that die
+/// young stop their pool.
 const WORKER: &str = "three-workers-1";
+const CUT_OFF: &str = "three-workers-2";
+const LAST: &str = "three-workers-0";
 const MEMBER: &str = "three-cp-1";
 /// How long nothing may happen where nothing is to happen: longer than any patience of this director.
 const STILL: Duration = Duration::from_secs(40);
@@ -255,12 +259,17 @@ impl Site {
 
     /// From outside it is as one that hangs: it is restarted, and its network with it.
     fn cut_from_everything(&mut self) -> Result<()> {
-        let cut = Outgoing::blocked(WORKER, r#"oifname != "lo""#)?;
+        let before = incarnation(&self.world, CUT_OFF)?;
+        let cut = Outgoing::blocked(CUT_OFF, r#"oifname != "lo""#)?;
         let mut fault = Fault::begins("worker cut off from everything");
-        self.suspected(&mut fault, WORKER)?;
-        self.judged(&mut fault, WORKER, "nodeHung")?;
-        self.over(fault, WORKER)?;
+        self.suspected(&mut fault, CUT_OFF)?;
+        self.judged(&mut fault, CUT_OFF, "nodeHung")?;
+        self.over(fault, CUT_OFF)?;
         drop(cut);
+        ensure!(
+            incarnation(&self.world, CUT_OFF)? == before,
+            "it was replaced, not restarted"
+        );
         Ok(())
     }
 
@@ -336,53 +345,53 @@ impl Site {
 
     /// The director dies while it replaces a machine, and goes on where it was.
     fn director_dies_meanwhile(&mut self) -> Result<()> {
-        let before = incarnation(&self.world, WORKER)?;
+        let before = incarnation(&self.world, CUT_OFF)?;
         let last = repair_of(&self.world, CLUSTER)?.context("there were repairs")?["id"].clone();
-        self.world.delete_behind(WORKER)?;
+        self.world.delete_behind(CUT_OFF)?;
         let mut fault = Fault::begins("worker killed, director killed in the middle");
         until("a repair begins", LONG, || {
             Ok(repair_of(&self.world, CLUSTER)?.filter(|task| task["id"] != last))
         })?;
         fault.now("repair begun");
         self.world.crash_director()?;
-        let now = reborn(&self.world, WORKER, before)?;
+        let now = reborn(&self.world, CUT_OFF, before)?;
         fault.now("Ready");
         ensure!(
             now == before + 1,
             "replaced more than once: {before}, {now}"
         );
-        self.over(fault, WORKER)
+        self.over(fault, CUT_OFF)
     }
 
     /// A replacement that nobody hears of is waited for, and not replaced again and again.
     fn replacement_does_not_come_up(&mut self) -> Result<()> {
-        let before = incarnation(&self.world, WORKER)?;
+        let before = incarnation(&self.world, LAST)?;
         let last = repair_of(&self.world, CLUSTER)?.context("there were repairs")?["id"].clone();
-        let cut = self.world.cut(&[self.address(WORKER)?])?;
-        self.world.delete_behind(WORKER)?;
+        let cut = self.world.cut(&[self.address(LAST)?])?;
+        self.world.delete_behind(LAST)?;
         let mut fault = Fault::begins("worker killed, replacement not heard of");
         until("the replacement is made", LONG, || {
             let task = repair_of(&self.world, CLUSTER)?.filter(|task| task["id"] != last);
             let steps = task.map(|task| task["steps"].clone()).unwrap_or_default();
-            let key = format!("machine/{WORKER}/create");
+            let key = format!("machine/{LAST}/create");
             Ok((steps[&key]["state"] == "Succeeded").then_some(()))
         })?;
         fault.now("made");
         self.still("it is waited for")?;
-        let seen = self.world.json(&["node", "show", WORKER])?;
+        let seen = self.world.json(&["node", "show", LAST])?;
         ensure!(
             seen["incarnation"] == before + 1 && seen["phase"] != "Ready",
             "it was not waited for: {seen:#}"
         );
         ensure!(
-            !why(&self.world, WORKER)?["outlook"].is_null(),
+            !why(&self.world, LAST)?["outlook"].is_null(),
             "nobody says what is waited for"
         );
         drop(cut);
         fault.now("healed");
-        let now = reborn(&self.world, WORKER, before)?;
+        let now = reborn(&self.world, LAST, before)?;
         ensure!(now == before + 1, "replaced again: {before}, {now}");
-        self.over(fault, WORKER)
+        self.over(fault, LAST)
     }
 
     fn keep(&self) -> Result<()> {
