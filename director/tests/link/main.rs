@@ -19,6 +19,7 @@ mod health;
 mod hostile;
 mod lapsed;
 mod log;
+mod namespaces;
 mod pace;
 mod paths;
 mod probes;

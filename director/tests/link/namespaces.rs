@@ -1,0 +1,243 @@
+//! Faults of a path that the kernel makes: a gateway and an agent in network namespaces of their own, with two ends of
+//! one cable between them. Packets are lost by nftables, the cable carries 1280 bytes, addresses change.
+//!
+//! Needs root, `ip` and `nft`; fails with the name of what is missing. Late and reordered packets are the relay's
+//! ([`crate::faults`]).
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use tokio::time::Instant;
+use windlass_common::step::Outcome;
+use windlass_director::gateway::Total;
+
+use crate::world::{Director, Machine, exec, no_progress, wait_for};
+
+const DIRECTOR: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+const AGENT: &str = "10.99.0.2";
+const MOVED: &str = "10.99.0.3";
+/// Longest wait behind a bad path.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Runs a program of the host, which has to succeed.
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}, which takes root: {said}"
+    );
+}
+
+/// Two namespaces with a cable between them, gone when this is dropped.
+struct Cable {
+    near: String,
+    far: String,
+    home: File,
+}
+
+impl Cable {
+    fn new(name: &str, mtu: &str) -> Cable {
+        let id = std::process::id();
+        let cable = Cable {
+            near: format!("wl-{id}-{name}-d"),
+            far: format!("wl-{id}-{name}-a"),
+            home: File::open("/proc/thread-self/ns/net").unwrap(),
+        };
+        let (near, far) = (cable.near.as_str(), cable.far.as_str());
+        run("ip", &["netns", "add", near]);
+        run("ip", &["netns", "add", far]);
+        let peer = ["type", "veth", "peer", "name", "cable", "netns", far];
+        let link = ["-n", near, "link", "add", "cable"];
+        run("ip", &[&link[..], &peer[..]].concat());
+        for (end, address) in [
+            (near, format!("{DIRECTOR}/24")),
+            (far, format!("{AGENT}/24")),
+        ] {
+            run(
+                "ip",
+                &["-n", end, "address", "add", &address, "dev", "cable"],
+            );
+            run("ip", &["-n", end, "link", "set", "cable", "mtu", mtu, "up"]);
+            run("ip", &["-n", end, "link", "set", "lo", "up"]);
+        }
+        cable
+    }
+
+    /// From here on this thread, and what it opens, is at this end.
+    fn enter(end: &str) {
+        let file = File::open(format!("/run/netns/{end}")).unwrap();
+        setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+    }
+
+    /// Drops of what comes in at an end what a rule says, in place of what was dropped before.
+    fn drops(end: &str, rule: Option<&str>) {
+        let rules = match rule {
+            Some(rule) => format!(
+                "table inet wl {{ chain in {{ type filter hook input priority 0; {rule}; }}; }}"
+            ),
+            None => String::new(),
+        };
+        let all = format!("table inet wl {{ }}; delete table inet wl; {rules}");
+        run("ip", &["netns", "exec", end, "nft", &all]);
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        let _ = setns(&self.home, CloneFlags::CLONE_NEWNET);
+        for end in [&self.near, &self.far] {
+            let _ = Command::new("ip").args(["netns", "del", end]).output();
+        }
+    }
+}
+
+/// A director at one end, a machine at the other.
+struct Ends {
+    director: Director,
+    machine: Machine,
+    _dir: tempfile::TempDir,
+}
+
+impl Ends {
+    /// `fault` is there before the machine is. The thread stays at the machine's end: its link opens sockets again and
+    /// again, the director's one is open.
+    async fn start(cable: &Cable, fault: Option<&str>) -> Ends {
+        Cable::enter(&cable.near);
+        let director =
+            Director::start_with(|config| config.listen = SocketAddr::from((DIRECTOR, 0))).await;
+        Cable::enter(&cable.far);
+        if fault.is_some() {
+            Cable::drops(&cable.near, fault);
+            Cable::drops(&cable.far, fault);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Machine::boot(director.settings("demo-w-0", 1), dir.path());
+        let ends = Ends {
+            director,
+            machine,
+            _dir: dir,
+        };
+        ends.until("the connection", |ends| ends.is_connected())
+            .await;
+        ends
+    }
+
+    fn is_connected(&self) -> bool {
+        !self.director.gateway().connected().is_empty()
+    }
+
+    async fn until(&self, what: &str, so: impl Fn(&Ends) -> bool) {
+        let deadline = Instant::now() + LONG;
+        while !so(self) {
+            assert!(Instant::now() < deadline, "waited {LONG:?} for {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// A step runs once with output of some packets, and heartbeats go on.
+    async fn works(&self, id: &str) {
+        let (name, incarnation) = (&self.machine.name, self.machine.incarnation);
+        let deadline = Instant::now() + LONG;
+        loop {
+            let step = exec(id, &["print", "2000"]);
+            let gateway = self.director.gateway();
+            match gateway
+                .run_step(name, incarnation, step, no_progress())
+                .await
+            {
+                Ok(result) => {
+                    assert_eq!(result.outcome, Outcome::Changed, "{id}");
+                    break;
+                }
+                Err(error) => assert!(Instant::now() < deadline, "{id}: {error:?}"),
+            }
+            gateway
+                .wait_connected(name, incarnation, deadline)
+                .await
+                .unwrap();
+        }
+        assert_eq!(self.machine.steps.begun(id), 1, "{id} ran more than once");
+        let count = |ends: &Ends| ends.director.gateway().counters().total(Total::Heartbeats);
+        let before = count(self);
+        self.until("heartbeats", |ends| count(ends) > before + 5)
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_cable_that_loses_a_third_costs_time_alone() {
+    let cable = Cable::new("loss", "1500");
+    let third = "meta l4proto udp numgen random mod 100 < 30 drop";
+    let ends = Ends::start(&cable, Some(third)).await;
+    for number in 0..3 {
+        ends.works(&format!("lossy/{number}")).await;
+    }
+    ends.machine.stop().await;
+}
+
+#[tokio::test]
+async fn a_cable_of_1280_bytes_carries_the_link() {
+    let cable = Cable::new("narrow", "1280");
+    let ends = Ends::start(&cable, None).await;
+    ends.works("narrow").await;
+    let sessions = ends.director.gateway().counters().total(Total::Sessions);
+    assert_eq!(sessions, 1, "the connection was lost");
+    ends.machine.stop().await;
+}
+
+#[tokio::test]
+async fn a_cable_cut_in_one_direction_is_noticed_and_comes_back() {
+    let cable = Cable::new("cut", "1500");
+    let ends = Ends::start(&cable, None).await;
+    ends.works("before").await;
+    for (number, deaf) in [&cable.near, &cable.far].into_iter().enumerate() {
+        Cable::drops(deaf, Some("meta l4proto udp drop"));
+        ends.until("the end of the session", |ends| !ends.is_connected())
+            .await;
+        Cable::drops(deaf, None);
+        ends.until("the session to come back", Ends::is_connected)
+            .await;
+        ends.works(&format!("healed/{number}")).await;
+    }
+    ends.machine.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_gets_another_address_keeps_its_connection() {
+    let cable = Cable::new("moved", "1500");
+    let ends = Ends::start(&cable, None).await;
+    ends.works("before").await;
+    let view = || {
+        ends.director
+            .gateway()
+            .connected()
+            .remove(&ends.machine.name)
+    };
+    let since = view().unwrap().since;
+    let address = |verb: &str, address: &str| {
+        let address = format!("{address}/24");
+        run(
+            "ip",
+            &["-n", &cable.far, "address", verb, &address, "dev", "cable"],
+        );
+    };
+    // The other way round, the kernel takes the second address of the subnet away with the first.
+    address("del", AGENT);
+    address("add", MOVED);
+    wait_for("the new address", || {
+        (view()?.address.ip().to_string() == MOVED).then_some(())
+    })
+    .await;
+    ends.works("after").await;
+    assert_eq!(view().unwrap().since, since, "the connection was lost");
+    let sessions = ends.director.gateway().counters().total(Total::Sessions);
+    assert_eq!(sessions, 1, "the connection was lost");
+    ends.machine.stop().await;
+}
