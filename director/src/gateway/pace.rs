@@ -74,6 +74,30 @@ impl Wave {
     }
 }
 
+/// What agents are told, look by look.
+#[derive(Debug, Default)]
+struct Pacer {
+    /// The pace of a fleet that stays as it is.
+    settled: Option<Tune2>,
+    wave: Wave,
+    /// How many there were at the last look.
+    before: usize,
+}
+
+impl Pacer {
+    /// The pace of now, for a fleet of this many agents.
+    fn look(&mut self, base: Tune2, fleet: usize, budget: Duration) -> Tune2 {
+        let settled = pace(base, self.settled.unwrap_or(base), fleet, budget);
+        let arrived = fleet.saturating_sub(self.before);
+        (self.settled, self.before) = (Some(settled), fleet);
+        if !self.wave.see(arrived, budget) {
+            return settled;
+        }
+        let longest = HEARTBEAT_INTERVAL_PACED_MAX.as_millis() as u32;
+        at(base, longest.max(settled.heartbeat_interval_ms))
+    }
+}
+
 /// Heartbeats at this interval, and reports in the same measure.
 fn at(base: Tune2, chosen: u32) -> Tune2 {
     if chosen <= base.heartbeat_interval_ms {
@@ -115,22 +139,14 @@ pub(crate) fn host_budget() -> Duration {
 pub(super) async fn keep(gateway: Weak<Shared>, budget: Duration) {
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut settled, mut wave, mut before) = (None, Wave::default(), 0);
+    let mut pacer = Pacer::default();
     loop {
         looks.tick().await;
         let Some(shared) = gateway.upgrade() else {
             return;
         };
         let (now, fleet) = (shared.pace(), shared.sessions.len());
-        let base = shared.config.tune;
-        let rest = pace(base, settled.unwrap_or(base), fleet, budget);
-        let next = if wave.see(fleet.saturating_sub(before), budget) {
-            let longest = HEARTBEAT_INTERVAL_PACED_MAX.as_millis() as u32;
-            at(base, longest.max(rest.heartbeat_interval_ms))
-        } else {
-            rest
-        };
-        (settled, before) = (Some(rest), fleet);
+        let next = pacer.look(shared.config.tune, fleet, budget);
         if next == now {
             continue;
         }
@@ -228,6 +244,20 @@ mod tests {
         }
         assert!(!wave.see(40, CORE), "it is over");
         assert!(!wave.see(500, CORE));
+    }
+
+    #[test]
+    fn a_fleet_beats_rarely_from_its_first_wave_until_it_is_there() {
+        let base = Tune2::default();
+        let mut pacer = Pacer::default();
+        let mut look = |fleet| pacer.look(base, fleet, CORE).heartbeat_interval_ms;
+        assert_eq!(look(300), 500, "a few clusters");
+        for fleet in [1500, 4000, 7350, 7350, 7350, 9900] {
+            assert_eq!(look(fleet), 1500, "{fleet}");
+        }
+        let quiet: Vec<u32> = (0..WAVE_LOOKS).map(|_| look(10_000)).collect();
+        assert_eq!(quiet, [1500, 1500, 1500, 1500, 1500]);
+        assert_eq!(look(10_000), 500, "as a fleet of this size, and no slower");
     }
 
     #[test]
