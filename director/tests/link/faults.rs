@@ -10,14 +10,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::net::UdpSocket;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::Instant;
 
 use windlass_common::clock::Clock;
 use windlass_common::limits::{AGENT_CERTIFICATE_LIFE, HEARTBEAT_INTERVAL};
-use windlass_common::step::Outcome;
 use windlass_director::gateway::{Event, Total};
 
-use crate::world::{Director, Machine, exec, no_progress, wait_for};
+use crate::world::{Director, Machine, runs_once, wait_for, wait_long};
 
 /// What a path does to the datagrams of one direction.
 #[derive(Debug, Clone, Copy, Default)]
@@ -226,32 +224,8 @@ impl Far {
         }
     }
 
-    /// Runs a step to its end, over as many connections as it takes, and counts how often it was begun.
     async fn step(&self, id: &str) {
-        let deadline = Instant::now() + LONG;
-        loop {
-            let (name, incarnation) = (&self.machine.name, self.machine.incarnation);
-            let step = exec(id, &["print", "20"]);
-            let ran = self
-                .director
-                .gateway()
-                .run_step(name, incarnation, step, no_progress())
-                .await;
-            match ran {
-                Ok(result) => {
-                    assert_eq!(result.outcome, Outcome::Changed, "{id}");
-                    assert_eq!(result.id.0, id);
-                    break;
-                }
-                Err(error) => assert!(Instant::now() < deadline, "{id}: {error:?}"),
-            }
-            self.director
-                .gateway()
-                .wait_connected(name, incarnation, deadline)
-                .await
-                .unwrap();
-        }
-        assert_eq!(self.machine.steps.begun(id), 1, "{id} ran more than once");
+        runs_once(&self.director, &self.machine, id, 20).await;
     }
 
     /// All that a link is for.
@@ -271,20 +245,6 @@ impl Far {
             (count(Total::Renewals) > before).then_some(())
         })
         .await;
-    }
-}
-
-/// Longest wait behind a bad path.
-const LONG: Duration = Duration::from_secs(60);
-
-async fn wait_long<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + LONG;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited {LONG:?} for {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

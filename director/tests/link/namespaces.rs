@@ -7,23 +7,18 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
-use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
-use tokio::time::Instant;
-use windlass_common::step::Outcome;
 use windlass_director::gateway::Total;
 
-use crate::world::{Director, Machine, exec, no_progress, wait_for};
+use crate::world::{Director, Machine, runs_once, wait_for, wait_long};
 
 const DIRECTOR: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 const AGENT: &str = "10.99.0.2";
 const MOVED: &str = "10.99.0.3";
-/// Longest wait behind a bad path.
-const LONG: Duration = Duration::from_secs(60);
 
-/// Runs a program of the host, which has to succeed.
-fn run(program: &str, arguments: &[&str]) {
+/// Runs a program of the host, which has to succeed; returns what it printed.
+fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .output()
@@ -33,6 +28,7 @@ fn run(program: &str, arguments: &[&str]) {
         output.status.success(),
         "{program} {arguments:?}, which takes root: {said}"
     );
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Two namespaces with a cable between them, gone when this is dropped.
@@ -87,6 +83,16 @@ impl Cable {
         let all = format!("table inet wl {{ }}; delete table inet wl; {rules}");
         run("ip", &["netns", "exec", end, "nft", &all]);
     }
+
+    /// Packets that were dropped at an end by a rule that counts them.
+    fn dropped(end: &str) -> u64 {
+        let shown = run(
+            "ip",
+            &["netns", "exec", end, "nft", "list", "table", "inet", "wl"],
+        );
+        let (_, counted) = shown.split_once("counter packets ").unwrap();
+        counted.split(' ').next().unwrap().parse().unwrap()
+    }
 }
 
 impl Drop for Cable {
@@ -124,8 +130,7 @@ impl Ends {
             machine,
             _dir: dir,
         };
-        ends.until("the connection", |ends| ends.is_connected())
-            .await;
+        ends.comes_back().await;
         ends
     }
 
@@ -133,51 +138,33 @@ impl Ends {
         !self.director.gateway().connected().is_empty()
     }
 
-    async fn until(&self, what: &str, so: impl Fn(&Ends) -> bool) {
-        let deadline = Instant::now() + LONG;
-        while !so(self) {
-            assert!(Instant::now() < deadline, "waited {LONG:?} for {what}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    async fn comes_back(&self) {
+        wait_long("the session", || self.is_connected().then_some(())).await;
+    }
+
+    async fn ends(&self) {
+        wait_long("its end", || (!self.is_connected()).then_some(())).await;
     }
 
     /// A step runs once with output of some packets, and heartbeats go on.
     async fn works(&self, id: &str) {
-        let (name, incarnation) = (&self.machine.name, self.machine.incarnation);
-        let deadline = Instant::now() + LONG;
-        loop {
-            let step = exec(id, &["print", "2000"]);
-            let gateway = self.director.gateway();
-            match gateway
-                .run_step(name, incarnation, step, no_progress())
-                .await
-            {
-                Ok(result) => {
-                    assert_eq!(result.outcome, Outcome::Changed, "{id}");
-                    break;
-                }
-                Err(error) => assert!(Instant::now() < deadline, "{id}: {error:?}"),
-            }
-            gateway
-                .wait_connected(name, incarnation, deadline)
-                .await
-                .unwrap();
-        }
-        assert_eq!(self.machine.steps.begun(id), 1, "{id} ran more than once");
-        let count = |ends: &Ends| ends.director.gateway().counters().total(Total::Heartbeats);
-        let before = count(self);
-        self.until("heartbeats", |ends| count(ends) > before + 5)
-            .await;
+        runs_once(&self.director, &self.machine, id, 2000).await;
+        let count = || self.director.gateway().counters().total(Total::Heartbeats);
+        let before = count();
+        wait_long("heartbeats", || (count() > before + 5).then_some(())).await;
     }
 }
 
 #[tokio::test]
 async fn a_cable_that_loses_a_third_costs_time_alone() {
     let cable = Cable::new("loss", "1500");
-    let third = "meta l4proto udp numgen random mod 100 < 30 drop";
+    let third = "meta l4proto udp numgen random mod 100 < 30 counter drop";
     let ends = Ends::start(&cable, Some(third)).await;
     for number in 0..3 {
         ends.works(&format!("lossy/{number}")).await;
+    }
+    for end in [&cable.near, &cable.far] {
+        assert!(Cable::dropped(end) > 0, "nothing was lost at {end}");
     }
     ends.machine.stop().await;
 }
@@ -199,11 +186,9 @@ async fn a_cable_cut_in_one_direction_is_noticed_and_comes_back() {
     ends.works("before").await;
     for (number, deaf) in [&cable.near, &cable.far].into_iter().enumerate() {
         Cable::drops(deaf, Some("meta l4proto udp drop"));
-        ends.until("the end of the session", |ends| !ends.is_connected())
-            .await;
+        ends.ends().await;
         Cable::drops(deaf, None);
-        ends.until("the session to come back", Ends::is_connected)
-            .await;
+        ends.comes_back().await;
         ends.works(&format!("healed/{number}")).await;
     }
     ends.machine.stop().await;

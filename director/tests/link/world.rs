@@ -39,16 +39,51 @@ use windlass_director::store::{Records as Vault, Sealer, Sqlite};
 /// Longest wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Longest wait behind a bad path.
+const LONG: Duration = Duration::from_secs(60);
+
 /// Looks again and again until `look` finds what it is after.
-pub(crate) async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) async fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    wait(PATIENCE, what, look).await
+}
+
+/// The same behind a bad path.
+pub(crate) async fn wait_long<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    wait(LONG, what, look).await
+}
+
+async fn wait<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} for {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Runs a step that prints so many lines to its end, over as many connections as it takes; it runs once.
+pub(crate) async fn runs_once(director: &Director, machine: &Machine, id: &str, lines: u32) {
+    let deadline = Instant::now() + LONG;
+    let (gateway, name) = (director.gateway(), &machine.name);
+    loop {
+        let step = exec(id, &["print", &lines.to_string()]);
+        let ran = gateway.run_step(name, machine.incarnation, step, no_progress());
+        match ran.await {
+            Ok(result) => {
+                assert_eq!(result.outcome, Outcome::Changed, "{id}");
+                assert_eq!(result.id.0, id);
+                break;
+            }
+            Err(error) => assert!(Instant::now() < deadline, "{id}: {error:?}"),
+        }
+        gateway
+            .wait_connected(name, machine.incarnation, deadline)
+            .await
+            .unwrap();
+    }
+    assert_eq!(machine.steps.begun(id), 1, "{id} ran more than once");
 }
 
 pub(crate) fn director_id() -> DirectorId {

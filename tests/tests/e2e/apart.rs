@@ -16,6 +16,7 @@ use windlass_tests::world::World;
 use crate::changes::newest_task;
 use crate::lifecycle::{SHARED, healthy, items, shared_cluster, with_world};
 use crate::reach::tar;
+use crate::repair::judged_since;
 use crate::workloads::{IMAGE, echo, name};
 
 const ROUTELESS: &str = "far";
@@ -211,14 +212,6 @@ fn known(world: &World) -> Result<Vec<Known>> {
         .collect()
 }
 
-/// What a machine was judged to be since a moment, in milliseconds.
-fn judged_since(world: &World, machine: &str, began: u64) -> Result<Vec<Value>> {
-    let why = world.json(&["node", "why", machine])?;
-    let history = why["case"]["history"].as_array().context("a history")?;
-    let since = |judged: &&Value| judged["atMs"].as_u64() >= Some(began);
-    Ok(history.iter().filter(since).cloned().collect())
-}
-
 /// The director dies, and every machine reboots: pods, Services and the API are served again, through the endpoint that
 /// they always had. A director that starts after it finds all agents, and nothing to do.
 pub(crate) fn without_a_director() -> Result<()> {
@@ -274,7 +267,7 @@ pub(crate) fn without_a_director() -> Result<()> {
         ensure!(world.director_pid().is_err(), "a director had a part in it");
 
         let began = Instant::now();
-        let began_ms = u64::try_from(Timestamp::now().as_millisecond())?;
+        let began_ms = Timestamp::now().as_millisecond();
         world.run(&["director", "start"])?;
         for known in &before {
             let machine = &known.machine;

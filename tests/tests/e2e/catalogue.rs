@@ -6,9 +6,10 @@
 //! Zombies ([`crate::zombie`]), poison and operators ([`crate::repair`]), two members of three that are gone
 //! ([`crate::restore`]), a director that is restored ([`crate::director_restore`]).
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use windlass_tests::host::{self, Stopped};
 use windlass_tests::kubectl::Kubectl;
@@ -18,7 +19,9 @@ use windlass_tests::world::{World, required};
 use crate::changes::deploy;
 use crate::etcd::voting;
 use crate::lifecycle::{healthy, items};
-use crate::repair::{LONG, Outgoing, incarnation, reborn, repair_of, verdict, why, world};
+use crate::repair::{
+    LONG, Outgoing, incarnation, judged_since, reborn, repair_of, verdict, why, world,
+};
 
 const CLUSTER: &str = "three";
 const NODES: usize = 6;
@@ -44,7 +47,7 @@ struct Fault {
     what: &'static str,
     began: Instant,
     /// The same by the clock that verdicts are written down with, Unix milliseconds.
-    began_ms: u128,
+    began_ms: i64,
     times: Vec<(&'static str, f64)>,
 }
 
@@ -53,10 +56,7 @@ impl Fault {
         Fault {
             what,
             began: Instant::now(),
-            began_ms: SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_millis(),
+            began_ms: Timestamp::now().as_millisecond(),
             times: Vec::new(),
         }
     }
@@ -150,27 +150,35 @@ impl Site {
     /// Waits until the machine was judged so since the fault began; that may be over by then.
     fn judged(&self, fault: &mut Fault, machine: &str, wanted: &str) -> Result<()> {
         until(&format!("{machine} is {wanted}"), LONG, || {
-            let said = why(&self.world, machine)?;
-            let history = said["case"]["history"].as_array();
-            let judged = history.into_iter().flatten().any(|change| {
-                let at = change["atMs"].as_u64().unwrap_or(0);
-                change["verdict"] == wanted && u128::from(at) >= fault.began_ms
-            });
-            Ok(judged.then_some(()))
+            let judged = judged_since(&self.world, machine, fault.began_ms)?;
+            let so = judged.iter().any(|judged| judged["verdict"] == wanted);
+            Ok(so.then_some(()))
         })?;
         fault.now("judged");
+        Ok(())
+    }
+
+    /// Waits until the newest repair has done this with a machine; `last` is one of before.
+    fn repaired_as_far_as(&self, machine: &str, verb: &str, last: Option<&Value>) -> Result<()> {
+        let key = format!("machine/{machine}/{verb}");
+        until(&key, LONG, || {
+            let newest = repair_of(&self.world, CLUSTER)?;
+            let task = newest.filter(|task| Some(&task["id"]) != last);
+            Ok(task.and_then(|task| (task["steps"][&key]["state"] == "Succeeded").then_some(())))
+        })
+    }
+
+    /// Nobody has made a machine anew, whatever else was done.
+    fn is_the_same(&self, machine: &str, before: u64) -> Result<()> {
+        let now = incarnation(&self.world, machine)?;
+        ensure!(now == before, "{machine} was replaced: {before}, now {now}");
         Ok(())
     }
 
     /// Follows a replacement step by step.
     fn replaced(&self, fault: &mut Fault, machine: &str, before: u64) -> Result<()> {
         for (verb, stage) in [("fence", "fenced"), ("create", "made")] {
-            until(stage, LONG, || {
-                let task = repair_of(&self.world, CLUSTER)?;
-                let steps = task.map(|task| task["steps"].clone()).unwrap_or_default();
-                let key = format!("machine/{machine}/{verb}");
-                Ok((steps[&key]["state"] == "Succeeded").then_some(()))
-            })?;
+            self.repaired_as_far_as(machine, verb, None)?;
             fault.now(stage);
         }
         let now = reborn(&self.world, machine, before)?;
@@ -232,11 +240,7 @@ impl Site {
         self.suspected(&mut fault, machine)?;
         self.judged(&mut fault, machine, "nodeHung")?;
         self.over(fault, machine)?;
-        ensure!(
-            incarnation(&self.world, machine)? == before,
-            "it was replaced, not restarted"
-        );
-        Ok(())
+        self.is_the_same(machine, before)
     }
 
     fn cut_from_the_director(&mut self) -> Result<()> {
@@ -250,11 +254,7 @@ impl Site {
         drop(cut);
         fault.now("healed");
         self.over(fault, WORKER)?;
-        ensure!(
-            incarnation(&self.world, WORKER)? == before,
-            "it was replaced although it serves"
-        );
-        Ok(())
+        self.is_the_same(WORKER, before)
     }
 
     /// From outside it is as one that hangs: it is restarted, and its network with it.
@@ -266,11 +266,7 @@ impl Site {
         self.judged(&mut fault, CUT_OFF, "nodeHung")?;
         self.over(fault, CUT_OFF)?;
         drop(cut);
-        ensure!(
-            incarnation(&self.world, CUT_OFF)? == before,
-            "it was replaced, not restarted"
-        );
-        Ok(())
+        self.is_the_same(CUT_OFF, before)
     }
 
     fn cut_all_from_the_director(&mut self) -> Result<()> {
@@ -324,11 +320,7 @@ impl Site {
             })?;
         }
         self.over(fault, WORKER)?;
-        ensure!(
-            incarnation(&self.world, WORKER)? == before,
-            "it was replaced"
-        );
-        Ok(())
+        self.is_the_same(WORKER, before)
     }
 
     fn runtime_hangs(&mut self) -> Result<()> {
@@ -370,12 +362,7 @@ impl Site {
         let cut = self.world.cut(&[self.address(LAST)?])?;
         self.world.delete_behind(LAST)?;
         let mut fault = Fault::begins("worker killed, replacement not heard of");
-        until("the replacement is made", LONG, || {
-            let task = repair_of(&self.world, CLUSTER)?.filter(|task| task["id"] != last);
-            let steps = task.map(|task| task["steps"].clone()).unwrap_or_default();
-            let key = format!("machine/{LAST}/create");
-            Ok((steps[&key]["state"] == "Succeeded").then_some(()))
-        })?;
+        self.repaired_as_far_as(LAST, "create", Some(&last))?;
         fault.now("made");
         self.still("it is waited for")?;
         let seen = self.world.json(&["node", "show", LAST])?;

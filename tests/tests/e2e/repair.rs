@@ -49,6 +49,14 @@ pub(crate) fn verdict(world: &World, machine: &str, wanted: &str) -> Result<Dura
     Ok(began.elapsed())
 }
 
+/// What a machine was judged to be since a moment, Unix milliseconds.
+pub(crate) fn judged_since(world: &World, machine: &str, began_ms: i64) -> Result<Vec<Value>> {
+    let said = why(world, machine)?;
+    let history = said["case"]["history"].as_array().context("a history")?;
+    let since = |judged: &&Value| judged["atMs"].as_i64() >= Some(began_ms);
+    Ok(history.iter().filter(since).cloned().collect())
+}
+
 /// Waits until another incarnation of a machine is in service; returns it.
 pub(crate) fn reborn(world: &World, machine: &str, before: u64) -> Result<u64> {
     until(&format!("{machine} is replaced and Ready"), LONG, || {
