@@ -202,6 +202,7 @@ fn case(number: u32, machines: u32) -> Result<Case, NameError> {
             labels: digest,
             refit: None,
             because: None,
+            reboot: None,
         };
         desired.insert(name, wanted);
     }

@@ -168,6 +168,7 @@ fn machine(number: usize) -> Result<Machine, NameError> {
         serving: true,
         joined: None,
         condemned: false,
+        reboot: None,
         keep: None,
         fenced: false,
         departed: Vec::new(),

@@ -136,6 +136,10 @@ pub struct Machine {
     /// What it is to become; absent while it is as it should be.
     #[serde(default)]
     pub wanted: Option<Wanted>,
+    /// That it is to be restarted by its provider, as the repair of a machine that still serves; absent once it was, or
+    /// once nothing is wrong with it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reboot: Option<Reboot>,
     /// How this incarnation is kept when another follows it; absent when nobody wants to look into it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
@@ -147,6 +151,19 @@ pub struct Machine {
 
 fn yes() -> bool {
     true
+}
+
+/// How a machine is restarted by its provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Reboot {
+    /// How often it had been started when that was ordered: one more shows that it was done.
+    pub boots: u64,
+    /// Whether its pods are asked to leave first. They are not where its kubelet or containerd is known not to work:
+    /// nobody would end them, and they would hold up what mends that.
+    pub drain: bool,
+    /// Whether its agent is lost, so that nothing can be asked of it before.
+    pub silent: bool,
 }
 
 /// How far a machine is that joins the etcd of a cluster that was there before it, or has left it.
@@ -281,7 +298,7 @@ impl Machine {
         }
         self.condemned = down;
         self.wanted = Some(self.as_it_is());
-        self.keep = None;
+        (self.keep, self.reboot) = (None, None);
     }
 
     /// Wants it to stay as it is after all.
@@ -345,6 +362,7 @@ impl Machine {
                 self.fitted = None;
                 self.staged.clear();
                 self.components.clear();
+                self.reboot = None;
             }
             Some(Wanted::Refitted {
                 stemcell,

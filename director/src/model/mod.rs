@@ -38,7 +38,7 @@ pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault, MadeFrom};
 pub use freeze::Freeze;
 pub use machine::{
     AgentView, Joined, Keep, Machine, MachineFilter, MachineHealth, MachinePhase, MachineRole,
-    MachineView, Wanted,
+    MachineView, Reboot, Wanted,
 };
 pub use operator::{Caller, Operator, Role};
 pub use overview::{ClusterOverview, TaskOverview};

@@ -457,6 +457,14 @@ pub enum Action {
     },
     /// Delete Node objects of machines that there are no more, and have API servers refuse them.
     SettleNodes,
+    /// Have the provider restart the machine, unless it was started since.
+    RebootMachine {
+        /// The machine.
+        #[schema(value_type = String)]
+        machine: MachineName,
+        /// How often it had been started when this was ordered.
+        boots: u64,
+    },
 }
 
 impl Action {
@@ -497,6 +505,7 @@ impl Action {
             | Self::RestoreMember { machine, .. }
             | Self::SetMemberAside { machine }
             | Self::RestartKubelet { machine }
+            | Self::RebootMachine { machine, .. }
             | Self::RenewCertificates { machine }
             | Self::UpgradeAgent { machine, .. } => Some(machine),
             Self::EnsureEndpoint
@@ -562,6 +571,7 @@ impl Action {
             Self::RestoreMember { .. } => "restore-member",
             Self::SetMemberAside { .. } => "set-member-aside",
             Self::RestartKubelet { .. } => "restart-kubelet",
+            Self::RebootMachine { .. } => "reboot-machine",
             Self::SettleNodes => "settle-nodes",
         }
     }

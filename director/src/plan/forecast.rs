@@ -37,7 +37,13 @@ pub fn forecast(
     };
     let (replaced, created): (Vec<_>, Vec<_>) = made.iter().cloned().partition(|m| later(&m));
     let goes_on = |machine: &MachineName| !made.contains(machine);
-    let mut restarted = of(|action| matches!(action, Action::StartComponents { .. }));
+    let mut restarted = of(|action| {
+        matches!(
+            action,
+            Action::StartComponents { .. } | Action::RebootMachine { .. }
+        )
+    });
+    restarted.dedup();
     restarted.retain(goes_on);
     let mut deleted = of(|action| matches!(action, Action::DeleteMachine { .. }));
     deleted.retain(goes_on);
@@ -144,7 +150,7 @@ impl<'a> Walk<'a> {
     /// What there is while a step is carried out that takes something down, and after one that brings it up.
     fn take(&mut self, action: &'a Action) {
         match action {
-            Action::StopComponents { machine } => {
+            Action::StopComponents { machine } | Action::RebootMachine { machine, .. } => {
                 self.running.remove(machine);
                 self.servers.remove(machine);
             }

@@ -154,6 +154,7 @@ impl<'a> Checker<'a> {
                 let problem = "nobody ordered a restore";
                 self.fail(&step.key, Invariant::EtcdQuorum, problem);
             }
+            Action::RebootMachine { machine, boots } => self.reboot(step, machine, *boots),
             Action::AddMember { machine } => self.add_member(step, machine),
             Action::StartMember { machine } => self.start_member(step, machine),
             Action::PromoteMember { machine } => {
@@ -464,10 +465,48 @@ impl<'a> Checker<'a> {
         let moved = Action::MoveLeader {
             machine: machine.clone(),
         };
-        if !observed.outside.contains(machine) && !self.has_before(step, &moved) {
+        // Of one whose agent is lost nobody can ask that.
+        let reboot = self.wanted(machine).and_then(|wanted| wanted.reboot);
+        let asked = !reboot.is_some_and(|reboot| reboot.silent);
+        if asked && !observed.outside.contains(machine) && !self.has_before(step, &moved) {
             let problem = "it may lead etcd still";
             self.fail(&step.key, Invariant::EtcdQuorum, problem);
         }
+    }
+
+    /// A machine is restarted that goes on and is to be; drained before, out of the endpoint, and not leading etcd.
+    fn reboot(&mut self, step: &PlanStep, machine: &MachineName, boots: u64) {
+        let wanted = self.wanted(machine);
+        let Some(reboot) = wanted.and_then(|wanted| wanted.reboot) else {
+            let problem = "nobody wants it restarted";
+            return self.fail(&step.key, Invariant::StepEnds, problem);
+        };
+        if reboot.boots != boots {
+            let problem = "it is not the restart that was ordered";
+            self.fail(&step.key, Invariant::StepEnds, problem);
+        }
+        let found = self.observed.machines.get(machine);
+        let stays = |(wanted, found): (&DesiredMachine, &ObservedMachine)| {
+            found.complete && wanted.incarnation == found.incarnation
+        };
+        if !wanted.zip(found).is_some_and(stays) {
+            let problem = "what is restarted goes on, and it does not";
+            self.fail(&step.key, Invariant::OneIncarnation, problem);
+        }
+        let serves = found.filter(|found| found.available());
+        if let Some(found) = serves.filter(|_| reboot.drain) {
+            let (machine, node) = (machine.clone(), found.node.clone());
+            if !self.has_before(step, &Action::Drain { machine, node }) {
+                let problem = "it serves, and is not drained before";
+                self.fail(&step.key, Invariant::PodBudgets, problem);
+            }
+        }
+        let member = wanted.is_some_and(DesiredMachine::control_plane);
+        if serves.is_some() && member && !reboot.silent {
+            let machine = machine.clone();
+            self.needs(step, &Action::StopComponents { machine });
+        }
+        self.out_of_endpoint(step, machine);
     }
 
     /// Whether etcd does not know a machine by then.

@@ -30,6 +30,7 @@ struct Life {
     /// Whether it is taken away, and not only its components restarted.
     leaves: bool,
     stop: Option<usize>,
+    reboot: Option<usize>,
     start: Option<usize>,
     answers: Option<usize>,
 }
@@ -110,6 +111,11 @@ impl<'a> Checker<'a> {
                 }
                 Action::StopComponents { .. } => {
                     first(&mut life.stop);
+                    first(&mut life.down);
+                    life.leaves = true;
+                }
+                Action::RebootMachine { .. } => {
+                    first(&mut life.reboot);
                     first(&mut life.down);
                     life.leaves = true;
                 }
@@ -208,7 +214,7 @@ impl<'a> Checker<'a> {
             .filter(|name| self.serves(name))
             .filter_map(|name| {
                 let life = lives.get(*name)?;
-                let from = life.stop.or(life.delete).or(life.start)?;
+                let from = life.stop.or(life.delete).or(life.reboot).or(life.start)?;
                 let removed = |change: &Change<'_>| {
                     !change.joins && change.machine == *name && self.order.precedes(change.at, from)
                 };
@@ -388,13 +394,18 @@ impl<'a> Checker<'a> {
             .collect();
         let leaves = |name: &MachineName| lives.get(name).is_some_and(|life| life.leaves);
         let restarts = !names.iter().any(|name| self.serves(name) && leaves(name));
-        let opened = |name: &MachineName| lives.get(name).is_some_and(|life| life.open.is_some());
+        // Opened before it is taken; one that is restarted is opened after, and missed until then.
+        let opened = |name: &MachineName| {
+            let before = |life: &Life| life.open.is_some() && life.reboot.is_none();
+            lives.get(name).is_some_and(before)
+        };
         let taken: Vec<Outage<'_>> = names
             .iter()
             .filter(|name| serves(name) || (self.serves(name) && opened(name)))
             .filter_map(|name| {
                 let life = lives.get(*name)?;
-                let (from, to) = (life.down?, life.up);
+                let opened = life.reboot.and(life.open);
+                let (from, to) = (life.down?, opened.or(life.up));
                 Some(Outage { name, from, to })
             })
             .collect();

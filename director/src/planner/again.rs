@@ -35,6 +35,7 @@ pub fn condemn_within(machine: &mut Machine, machines: &[Machine]) {
         return;
     }
     machine.condemned = true;
+    machine.reboot = None;
     let members = machines.iter().filter(|m| m.role.is_control_plane());
     let oldest = members.filter_map(Machine::api_minor).min();
     match &machine.wanted {
@@ -102,6 +103,7 @@ struct Part<'a> {
     drain: Option<&'a PlanStep>,
     fence: Option<&'a PlanStep>,
     delete: Option<&'a PlanStep>,
+    reboot: Option<&'a PlanStep>,
 }
 
 impl Part<'_> {
@@ -128,6 +130,9 @@ fn parts(task: &Task) -> BTreeMap<&MachineName, Part<'_>> {
             Action::Fence { machine } => parts.entry(machine).or_default().fence = Some(step),
             Action::DeleteMachine { machine } => {
                 parts.entry(machine).or_default().delete = Some(step);
+            }
+            Action::RebootMachine { machine, .. } => {
+                parts.entry(machine).or_default().reboot = Some(step);
             }
             _ => {}
         }
@@ -160,7 +165,7 @@ pub fn spared(task: &Task, machines: &[Machine]) -> BTreeSet<MachineName> {
 }
 
 /// Whether what is left of a task's plan still fits its machines: none was condemned that it would drain or does
-/// not touch, and none has come back that it was about to shut out. `aim` is where its change leads, `held` are those
+/// not touch, none is to be restarted of which it does not know, and none has come back that it was about to shut out. `aim` is where its change leads, `held` are those
 /// that an operator keeps.
 pub fn fits(task: &Task, aim: Aim<'_>, machines: &[Machine], held: &BTreeSet<MachineName>) -> bool {
     let changes = matches!(task.kind, TaskKind::UpdateCluster | TaskKind::RepairCluster);
@@ -169,13 +174,16 @@ pub fn fits(task: &Task, aim: Aim<'_>, machines: &[Machine], held: &BTreeSet<Mac
     }
     let parts = parts(task);
     let fits = |machine: &Machine| {
-        let dead = machine.condemned && !machine.fenced && !held.contains(&machine.name);
+        let held = held.contains(&machine.name);
+        let dead = machine.condemned && !machine.fenced && !held;
+        let reboots = machine.reboot.is_some() && !held;
         let Some(part) = parts.get(&machine.name) else {
-            return !dead;
+            return !dead && !reboots;
         };
+        let rebooted = part.goes(task) || part.reboot.is_some();
         let drained = part.drain.is_none_or(|step| done(task, step));
         let at_once = part.goes(task) && drained;
-        !part.came_back(task, machine) && (!dead || at_once)
+        !part.came_back(task, machine) && (!dead || at_once) && (!reboots || rebooted)
     };
     let complete = || task.current().steps.iter().all(|step| done(task, step));
     let behind = || {

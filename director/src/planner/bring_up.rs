@@ -36,9 +36,17 @@ pub(super) fn bring_up(
         takedown::stop(name, false, &after, steps);
         after = vec![machine_key(name, "stop-components")];
     }
-    let agent = prepare(site, name, &after, steps)?;
+    let reboots = takedown::reboot(site, name, &after, steps);
+    if reboots {
+        after = vec![machine_key(name, "reboot")];
+    }
+    let mut agent = prepare(site, name, &after, steps)?;
+    // What was stopped before a reboot is known to run once it was told to.
+    agent.start |= reboots && steps.has(&machine_key(name, "stop-components"));
     if agent.start {
         start_up(site, name, agent, &after, steps);
+    } else if reboots {
+        await_agent(name, agent.mount, &after, steps);
     }
     Ok(())
 }
@@ -367,6 +375,8 @@ pub(super) fn await_control_plane(name: &MachineName, steps: &mut Steps) {
 }
 
 pub(super) fn await_node(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
+    let reboots = steps.has(&machine_key(name, "reboot"));
+    let back = reboots.then(|| machine_key(name, "await-agent"));
     steps.add(
         machine_key(name, "await-node"),
         Action::AwaitNode {
@@ -384,6 +394,8 @@ pub(super) fn await_node(site: &Site<'_>, name: &MachineName, steps: &mut Steps)
             // The director's right to look at nodes is one of the add-ons.
             addons_key(),
             endpoint_key(),
-        ],
+        ]
+        .into_iter()
+        .chain(back),
     );
 }

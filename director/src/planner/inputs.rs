@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use serde_json::json;
 use windlass_common::cluster::{ClusterSpec, KubeletSettings, MachineSize, UpdateStrategy};
-use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName, ZoneName};
+use windlass_common::id::{
+    ClusterName, Digest, DiskName, MachineName, NodeName, PoolName, ZoneName,
+};
 
 use super::{
     Budget, Desired, DesiredMachine, DesiredState, Observed, ObservedDisk, ObservedMachine, Refit,
@@ -298,13 +300,20 @@ pub fn present(
             labels: configuration.labels,
             refit,
             because,
+            reboot: machine.reboot,
         };
         (machine.name.clone(), desired)
     });
+    // A pool has one machine to spare for what is restarted, as for every repair.
+    let repairs = |pool: &PoolName| {
+        let restarted = wanted.iter().filter(|m| m.role.pool() == Some(pool));
+        u32::from(restarted.into_iter().any(|m| m.reboot.is_some()))
+    };
     let budgets = cluster.spec.pools.iter().map(|(name, pool)| {
         let update = pool.update;
+        let max_unavailable = update.max_unavailable.at_most(pool.count);
         let budget = Budget {
-            max_unavailable: update.max_unavailable.at_most(pool.count),
+            max_unavailable: max_unavailable.max(repairs(name)),
             canaries: update.canaries,
         };
         (name.clone(), budget)

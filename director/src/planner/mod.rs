@@ -56,7 +56,7 @@ use windlass_common::id::{
 };
 
 use crate::kubernetes::facts::minor_of;
-use crate::model::{Goal, Plan, PlanStep};
+use crate::model::{Goal, Plan, PlanStep, Reboot};
 use steps::Steps;
 
 pub(crate) use steps::machine_key;
@@ -136,6 +136,9 @@ pub struct DesiredMachine {
     /// Why it is made anew although it was to be changed in place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
+    /// That it is restarted by its provider, as the repair of a machine that serves; never in its records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reboot: Option<Reboot>,
 }
 
 /// What a machine gets in place.
@@ -485,7 +488,7 @@ pub fn narrow(
         if machines.contains(name) {
             continue;
         }
-        (machine.refit, machine.because) = (None, None);
+        (machine.refit, machine.because, machine.reboot) = (None, None, None);
         let found = observed.machines.get(name);
         let up = found.is_some_and(ObservedMachine::available) && !down.contains(name);
         if let Some(found) = found {
@@ -540,6 +543,7 @@ fn as_found(found: &ObservedMachine) -> DesiredMachine {
         labels: found.labelled.unwrap_or(unknown),
         refit: None,
         because: None,
+        reboot: None,
     }
 }
 

@@ -24,7 +24,7 @@ use super::bring_up::{await_control_plane, await_node, bring_up};
 use super::steps::{Steps, addons_key, api_key, checkpoint_key, endpoint_key, machine_key};
 use super::{Budget, DesiredMachine, Observed, ObservedMachine, PlanError, takedown};
 use crate::kubernetes::facts::minor_of;
-use crate::model::{Action, Disruption, Invariant, StepKey};
+use crate::model::{Action, Disruption, Invariant, Reboot, StepKey};
 
 /// What a machine needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub(super) enum Need {
     Replace,
     /// It serves, and its components run with another configuration.
     Restart,
+    /// It serves, and is restarted by its provider.
+    Reboot,
 }
 
 /// The cluster as the planner sees it.
@@ -155,6 +157,12 @@ impl<'a> Site<'a> {
         wanted.is_none() || wanted > now.min().flatten()
     }
 
+    /// How a machine that goes on is restarted, if it is.
+    pub(super) fn reboot(&self, name: &MachineName) -> Option<Reboot> {
+        let wanted = self.machines.get(name)?;
+        wanted.reboot.filter(|_| self.stays(name))
+    }
+
     /// Whether the incarnation that there is goes on.
     pub(super) fn stays(&self, name: &MachineName) -> bool {
         let wanted = self.machines.get(name).map(|m| m.incarnation);
@@ -225,10 +233,12 @@ fn need(
     Ok(if !found.available() {
         // What is as it should be and only stands still is not ours to start: that takes a verdict.
         let complete = found.incarnation == wanted.incarnation && found.complete && found.ready;
-        let done = complete && found.started == Some(wanted.components);
+        let done = complete && found.started == Some(wanted.components) && wanted.reboot.is_none();
         if done { Need::Nothing } else { Need::Make }
     } else if found.incarnation != wanted.incarnation {
         Need::Replace
+    } else if wanted.reboot.is_some() {
+        Need::Reboot
     } else if found.started != Some(wanted.components) || (wanted.disk.is_some() && !found.mounted)
     {
         Need::Restart
@@ -306,8 +316,10 @@ fn fresh(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
         .collect();
     await_control_planes(site, !wanting.is_empty(), steps);
     apply_addons(site, machine_key(site.first, "await-control-plane"), steps);
+    open_nodes(site, steps);
     for name in wanting {
         await_node(site, name, steps);
+        takedown::reopen(site, name, steps);
     }
     Ok(())
 }
@@ -345,7 +357,8 @@ fn established(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
 /// Opens nodes that a drain has closed and that stay after all.
 fn open_nodes(site: &Site<'_>, steps: &mut Steps) {
     for (name, found) in &site.observed.machines {
-        if found.cordoned && site.stays(name) {
+        // One that is restarted is opened once it is back.
+        if found.cordoned && site.stays(name) && site.reboot(name).is_none() {
             steps.add(
                 machine_key(name, "uncordon"),
                 Action::Uncordon {
@@ -441,6 +454,7 @@ fn prune_routes(site: &Site<'_>, steps: &mut Steps) {
                 checkpoint_key(GONE),
                 machine_key(name, "add-routes"),
                 machine_key(name, "start"),
+                machine_key(name, "reboot"),
             ],
         );
     }

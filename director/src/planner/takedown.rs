@@ -84,7 +84,9 @@ pub(super) fn control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<Vec<St
     // What an earlier plan has begun with is out of service already.
     let untouched =
         |name: &MachineName| !site.observed.out_of_endpoint.contains(name) && !cordoned(site, name);
-    let mut order = members(site, Need::Replace);
+    // What works badly goes first.
+    let mut order = members(site, Need::Reboot);
+    order.extend(members(site, Need::Replace));
     order.extend(members(site, Need::Restart));
     order.sort_by_key(|name| untouched(name));
     for name in order {
@@ -122,7 +124,7 @@ fn quorum(site: &Site<'_>, name: &MachineName) -> Result<(), PlanError> {
 struct Crew<'a> {
     make: Vec<&'a MachineName>,
     change: Vec<&'a MachineName>,
-    /// Of them, those that are replaced.
+    /// Of them, those that are replaced or rebooted: their pods end.
     replace: usize,
     remove: Vec<&'a MachineName>,
     /// Nodes that are opened again.
@@ -178,14 +180,14 @@ fn crews<'a>(site: &Site<'a>) -> BTreeMap<&'a PoolName, Crew<'a>> {
         crew.count += 1;
         match site.needs[name] {
             Need::Make => crew.make.push(name),
-            Need::Replace => {
+            Need::Replace | Need::Reboot => {
                 crew.change.push(name);
                 crew.replace += 1;
             }
             Need::Restart => crew.change.push(name),
             Need::Nothing => {}
         }
-        if site.stays(name) && cordoned(site, name) {
+        if site.stays(name) && cordoned(site, name) && site.reboot(name).is_none() {
             crew.open.push(name);
         }
     }
@@ -223,16 +225,20 @@ fn in_lanes(
     let begun = |name: &MachineName| cordoned(site, name) && !crew.open.contains(&name);
     let leaves = |name: &MachineName| !site.machines.contains_key(name);
     let zone = |name: &MachineName| site.observed.zones.get(name);
-    order.sort_by_key(|name| (!begun(name), leaves(name), zone(name)));
+    // So does what works badly, which is no canary of a change.
+    let repaired = |name: &MachineName| site.reboot(name).is_some();
+    order.sort_by_key(|name| (!begun(name), !repaired(name), leaves(name), zone(name)));
     let budget = site.budgets.get(pool).copied().unwrap_or_default();
     let mut lanes: VecDeque<Vec<StepKey>> = vec![Vec::new(); lanes(pool, crew, budget)?].into();
     // More may have been begun with than may be down at once now: then no other is begun with before they are back.
     let begun = order.iter().filter(|name| begun(name)).count();
     let begun_done = format!("{pool}-begun");
     let in_excess = begun > lanes.len();
-    let canaries = usize::try_from(budget.canaries)
-        .unwrap_or(usize::MAX)
-        .min(crew.change.len());
+    let repairs = order.iter().filter(|name| repaired(name)).count();
+    let canaries = match usize::try_from(budget.canaries).unwrap_or(usize::MAX) {
+        0 => 0,
+        canaries => canaries.saturating_add(repairs).min(crew.change.len()),
+    };
     gate.extend(crew.open.iter().map(|name| machine_key(name, "uncordon")));
     let mut ends: Vec<StepKey> = Vec::new();
     let proven = format!("{pool}-canaries");
@@ -313,22 +319,33 @@ fn change(
     let member = site.machines[name].control_plane();
     let alone = member && site.members == 1;
     let replace = site.needs[name] == Need::Replace;
+    let reboot = site.reboot(name);
+    let silent = reboot.is_some_and(|reboot| reboot.silent);
     let mut gate = after.to_vec();
     if stage(site, name, &gate, steps) {
         gate = vec![machine_key(name, "stage")];
     }
-    if replace {
+    if replace || reboot.is_some_and(|reboot| reboot.drain) {
         drain(site, name, &gate, steps);
         gate = vec![machine_key(name, "drain")];
     }
-    let saved = member.then(|| save_snapshot(site, name, &gate, steps));
+    // One that is restarted keeps its disk, and may not be able to save anything.
+    let saves = member && reboot.is_none();
+    let saved = saves.then(|| save_snapshot(site, name, &gate, steps));
     if member && !alone {
         leave_endpoint(name, &gate, steps);
         gate = vec![machine_key(name, "leave-endpoint")];
-        move_leader(name, &gate, steps);
-        gate = vec![machine_key(name, "move-leader")];
+        if !silent {
+            move_leader(name, &gate, steps);
+            gate = vec![machine_key(name, "move-leader")];
+        }
     }
-    if replace {
+    if reboot.is_some() {
+        if member && !silent {
+            stop(name, alone, &gate, steps);
+            gate = vec![machine_key(name, "stop-components")];
+        }
+    } else if replace {
         if member {
             gate.extend(saved.flatten());
             stop(name, alone, &gate, steps);
@@ -378,8 +395,66 @@ fn await_gates(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
 }
 
 /// The steps after which a machine that changed is done with.
-fn done(name: &MachineName) -> [StepKey; 3] {
-    ["await-node", "join-endpoint", "await-gates"].map(|verb| machine_key(name, verb))
+fn done(name: &MachineName) -> [StepKey; 4] {
+    ["await-node", "join-endpoint", "await-gates", "uncordon"].map(|verb| machine_key(name, verb))
+}
+
+/// Has the provider restart a machine, where that is wanted. Returns whether it is.
+pub(super) fn reboot(
+    site: &Site<'_>,
+    name: &MachineName,
+    after: &[StepKey],
+    steps: &mut Steps,
+) -> bool {
+    let Some(reboot) = site.reboot(name) else {
+        return false;
+    };
+    let only_member = site.members == 1 && site.machines[name].control_plane();
+    let drained = steps.has(&machine_key(name, "drain"));
+    let (state, disrupts) = match (only_member, drained) {
+        (true, _) => (
+            "the only API server: the API is down until it is back",
+            Disruption::Api,
+        ),
+        (false, true) => ("drained", Disruption::Nothing),
+        (false, false) if reboot.drain => ("not in service", Disruption::Pods),
+        (false, false) => (
+            "not drained, since nobody on it would end its pods",
+            Disruption::Pods,
+        ),
+    };
+    steps.add(
+        machine_key(name, "reboot"),
+        Action::RebootMachine {
+            machine: name.clone(),
+            boots: reboot.boots,
+        },
+        &format!("reboot {name} ({state}): milder remedies did not mend it"),
+        Invariant::Budget,
+        disrupts,
+        after.iter().cloned(),
+    );
+    true
+}
+
+/// Opens the node of a machine that was restarted, if it was us who closed it.
+pub(super) fn reopen(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
+    let Some(found) = site.found(name).filter(|_| site.reboot(name).is_some()) else {
+        return;
+    };
+    if found.cordoned || steps.has(&machine_key(name, "drain")) {
+        steps.add(
+            machine_key(name, "uncordon"),
+            Action::Uncordon {
+                machine: name.clone(),
+                node: found.node.clone(),
+            },
+            "it was closed to be restarted, and is back",
+            Invariant::StepEnds,
+            Disruption::Nothing,
+            [machine_key(name, "await-node"), api_shown_by(site)],
+        );
+    }
 }
 
 /// A machine that serves goes for good.
@@ -396,6 +471,7 @@ fn into_service(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
         join(site, name, steps);
     }
     await_node(site, name, steps);
+    reopen(site, name, steps);
 }
 
 /// Puts a machine's API server back into the endpoint, if it is out of it.

@@ -72,7 +72,7 @@ pub const ATTEMPTS_MAX: usize = 32;
 pub struct Attempt {
     /// Which.
     pub rung: Rung,
-    /// When it was begun, Unix milliseconds.
+    /// When it was begun, or a reboot by a task was carried out, Unix milliseconds.
     pub at_ms: u64,
 }
 
@@ -210,6 +210,22 @@ impl Case {
             rung,
             at_ms: now_ms,
         });
+    }
+
+    /// Notes that the remedy that was begun last is carried out now, if it is this one: time to show begins now. Returns
+    /// whether it is.
+    pub fn carried_out(&mut self, rung: Rung, now_ms: u64) -> bool {
+        let last = self.attempts.last_mut();
+        let Some(last) = last.filter(|last| last.rung == rung) else {
+            return false;
+        };
+        last.at_ms = last.at_ms.max(now_ms);
+        true
+    }
+
+    /// Notes that the remedy that was begun last was not carried out after all, if it is this one.
+    pub fn not_tried(&mut self, rung: Rung) {
+        self.attempts.pop_if(|last| last.rung == rung);
     }
 
     /// When the last replacement was ordered, Unix milliseconds.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use windlass_common::cluster::KubeletSettings;
 use windlass_common::id::{ClusterName, Digest, MachineName, NodeName};
 
-use crate::model::{Action, Certified, Cluster, Joined, Machine, MachinePhase, Stage};
+use crate::model::{Action, Certified, Cluster, Joined, Machine, MachinePhase, Stage, Timestamp};
+use crate::resurrector::{CaseRecord, Rung};
 use crate::store::{Commit, Kind, Record, Records, StoreError};
 
 /// A change of the records.
@@ -63,6 +64,10 @@ pub enum RecordChange {
     Stopping(MachineName),
     /// Its API server and controllers are about to be stopped; its member of etcd goes on.
     StoppingApi(MachineName),
+    /// Its provider is about to restart it.
+    Rebooting(MachineName),
+    /// Its provider has restarted it, or it needs that no more: what was done gets time to show from now on.
+    Rebooted(MachineName),
     /// It is about to be shut out.
     Fencing(MachineName),
     /// It came back before it was shut out, and stays for now.
@@ -150,6 +155,8 @@ pub(super) async fn apply(
             | RecordChange::MemberRemoved(name)
             | RecordChange::Stopping(name)
             | RecordChange::StoppingApi(name)
+            | RecordChange::Rebooting(name)
+            | RecordChange::Rebooted(name)
             | RecordChange::Fencing(name)
             | RecordChange::Returned(name)
             | RecordChange::NodeDropped(name, _)
@@ -167,6 +174,14 @@ pub(super) async fn apply(
         }
     }
     for change in changes {
+        if let RecordChange::Rebooted(name) = change
+            && let Some(mut case) = records.get::<CaseRecord>(name.as_str()).await?
+        {
+            let now = Timestamp::now().unix_ms();
+            if case.case.carried_out(Rung::Reboot, now) {
+                commit.put(&case)?;
+            }
+        }
         // A machine that is made anew makes new keys.
         if let RecordChange::MachineCreated(name) | RecordChange::MachineDeleted(name) = change {
             commit.delete_value(Kind::Certificates, name.as_str());
@@ -218,14 +233,16 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         RecordChange::Certified(_, certified) => record.certified = Some(*certified),
         RecordChange::Heartbeat(_, heartbeat) => record.heartbeat.clone_from(heartbeat),
         RecordChange::Started(_, digest) => {
-            if record.phase == MachinePhase::Ready {
-                // It has joined, whatever its Node was told.
-                record.labelled.get_or_insert(Digest::of(b"not known"));
-            }
+            not_ready(record);
             not_alone(record);
             record.started = Some(*digest);
             record.phase = MachinePhase::Configured;
         }
+        RecordChange::Rebooting(_) => {
+            not_ready(record);
+            record.phase = record.phase.min(MachinePhase::Configured);
+        }
+        RecordChange::Rebooted(_) => record.reboot = None,
         RecordChange::ProxyRestarted(_) => record.proxy_restarted = true,
         RecordChange::Emulates(_, minor) => record.emulates = *minor,
         RecordChange::NodeReady(_, digest) => {
@@ -297,6 +314,13 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
 fn depart(record: &mut Machine) {
     if record.may_have_joined() && !record.departed.contains(&record.node_name) {
         record.departed.push(record.node_name.clone());
+    }
+}
+
+/// One that was in service has joined, whatever its Node was told.
+fn not_ready(record: &mut Machine) {
+    if record.phase == MachinePhase::Ready {
+        record.labelled.get_or_insert(Digest::of(b"not known"));
     }
 }
 

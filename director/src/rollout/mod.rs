@@ -412,6 +412,7 @@ fn limit(action: &Action) -> Duration {
         | Action::StopApi { .. }
         | Action::StopMember { .. }
         | Action::RestartKubelet { .. }
+        | Action::RebootMachine { .. }
         | Action::SettleNodes
         | Action::Fence { .. } => 180,
         Action::AwaitControlPlane { .. }
@@ -483,6 +484,7 @@ fn may_be_dropped(action: &Action) -> bool {
         | Action::CreateMachine { .. }
         | Action::AttachDisk { .. }
         | Action::Fence { .. }
+        | Action::RebootMachine { .. }
         | Action::DeleteMachine { .. }
         | Action::DeleteDisk { .. }
         | Action::DeleteEndpoint

@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! * A machine that was begun with is finished: no machine is left drained, stopped or half made.
-//! * No other machine is begun with, and no data is destroyed. One that died meanwhile is repaired all the same.
+//! * No other machine is begun with, and no data is destroyed. One that died meanwhile, or works badly, is repaired all the
+//!   same.
 
 use std::collections::BTreeSet;
 
@@ -19,8 +20,10 @@ pub(super) fn goes_on(plan: &Plan, task: &Task, step: &PlanStep) -> bool {
     let Some(machine) = step.action.machine() else {
         return false;
     };
-    // What has died since is repaired: a pause is for the change.
-    let repaired = |action: &Action| task.again.is_some() && matches!(action, Action::Fence { .. });
+    // What has died since is repaired, and what works badly restarted: a pause is for the change.
+    let repairs =
+        |action: &Action| matches!(action, Action::Fence { .. } | Action::RebootMachine { .. });
+    let repaired = |action: &Action| task.again.is_some() && repairs(action);
     let mut of_machine = plan.steps.iter();
     of_machine.any(|other| {
         other.action.machine() == Some(machine)
@@ -81,6 +84,7 @@ fn begins(action: &Action) -> bool {
         | Action::UpgradeAgent { .. }
         | Action::RenewCertificates { .. }
         | Action::Fence { .. }
+        | Action::RebootMachine { .. }
         | Action::DeleteMachine { .. }
         | Action::DeleteDisk { .. }
         | Action::DeleteEndpoint

@@ -181,6 +181,7 @@ fn machine(name: &MachineName) -> Machine {
         serving: true,
         joined: None,
         condemned: false,
+        reboot: None,
         keep: None,
         fenced: false,
         departed: Vec::new(),

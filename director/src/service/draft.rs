@@ -274,6 +274,7 @@ pub(super) fn machine(
         serving: true,
         joined: None,
         condemned: false,
+        reboot: None,
         keep: None,
         fenced: false,
         departed: Vec::new(),

@@ -260,6 +260,7 @@ mod tests {
             cordoned: false,
             serving: true,
             condemned: false,
+            reboot: None,
             keep: None,
             fenced: false,
             departed: Vec::new(),

@@ -175,6 +175,7 @@ mod tests {
             labels: Digest::of(b"labels"),
             refit: None,
             because: None,
+            reboot: None,
         };
         (name, machine)
     }

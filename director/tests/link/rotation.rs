@@ -47,6 +47,7 @@ fn record(of: &MachineIdentity) -> model::Machine {
         serving: true,
         joined: None,
         condemned: false,
+        reboot: None,
         keep: None,
         fenced: false,
         departed: Vec::new(),

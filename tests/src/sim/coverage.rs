@@ -122,6 +122,8 @@ const GROW: Place =
 /// Components that are changed in place.
 const REFIT: Place =
     Place::Elsewhere("director/src/rollout/tests/refit.rs, tests/tests/e2e/refit.rs");
+/// Machines that serve and are restarted.
+const REBOOT: Place = Place::Elsewhere("director/src/rollout/tests/reboot.rs");
 /// Real requests, and real files of an agent.
 const REAL: Place = Place::Elsewhere("tests/tests/e2e");
 
@@ -173,6 +175,7 @@ kinds! {
     SetMemberAside "set-member-aside" RESTORE, false;
     RestartKubelet "restart-kubelet" RESTORE, false;
     SettleNodes "settle-nodes" RESTORE, false;
+    RebootMachine "reboot-machine" REBOOT, false;
 }
 
 /// Whether each point of a kind of step is met seldom.

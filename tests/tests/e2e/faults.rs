@@ -10,8 +10,9 @@ use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
-use crate::lifecycle::healthy;
-use crate::repair::{LONG, incarnation, verdict, why, world};
+use crate::changes::deploy;
+use crate::lifecycle::{healthy, items};
+use crate::repair::{LONG, incarnation, repair_of, verdict, why, world};
 
 const CONTROL: &str = "fault-cp-0";
 const HUNG: &str = "fault-workers-0";
@@ -82,6 +83,7 @@ pub(crate) fn borne_or_healed() -> Result<()> {
     // systemd has ended what was stopped.
     drop(hung);
     disk_full(&world, &disk, began)?;
+    agent_hangs(&world, &kubectl)?;
     for machine in [CONTROL, HUNG, KILLED] {
         verdict(&world, machine, "healthy")?;
         ensure!(incarnation(&world, machine)? == 1, "{machine} was replaced");
@@ -195,6 +197,58 @@ fn agent_killed_again_and_again(world: &World) -> Result<()> {
     let tried = tried(world, KILLED)?;
     ensure!(tried.is_empty(), "tried: {tried:?}");
     Ok(())
+}
+
+/// The agent hangs and its kubelet goes on: pods leave the machine by the director's own right, it is restarted, and
+/// its node is opened again.
+fn agent_hangs(world: &World, kubectl: &Kubectl) -> Result<()> {
+    deploy(kubectl, 4)?;
+    let node = format!("{KILLED}-i1");
+    ensure!(!pods_on(kubectl, &node)?.is_empty(), "nothing to drain");
+    let hung = Stopped::process(process(KILLED, "windlass-agent")?)?;
+    let began = Instant::now();
+    let since = |what: &str| {
+        let seconds = began.elapsed().as_secs_f64();
+        eprintln!("  agent hangs, {what}: {seconds:.1} s");
+    };
+    verdict(world, KILLED, "agentLost")?;
+    since("judged");
+    let step = |verb: &str| format!("machine/{KILLED}/{verb}");
+    let done = |verb: &str| {
+        until(&step(verb), LONG, || {
+            let task = repair_of(world, "fault")?;
+            Ok(task.filter(|task| task["steps"][step(verb)]["state"] == "Succeeded"))
+        })
+    };
+    done("drain")?;
+    since("drained");
+    let left = pods_on(kubectl, &node)?;
+    ensure!(left.is_empty(), "pods were left on {node}: {left:?}");
+    done("reboot")?;
+    since("restarted");
+    let task = done("uncordon")?;
+    since("in service");
+    // The reboot has ended what was stopped.
+    drop(hung);
+    ensure!(task["operator"] == "resurrector", "{task:#}");
+    verdict_now(world, KILLED, "healthy")?;
+    healthy(kubectl, 3)?;
+    kubectl.pods_ready("app=web", 4)?;
+    let tried = tried(world, KILLED)?;
+    ensure!(tried == ["reboot"], "tried: {tried:?}");
+    let seen = kubectl.get(&["node", &node])?;
+    ensure!(seen["spec"]["unschedulable"] != true, "{node} is closed");
+    Ok(())
+}
+
+/// Pods of the workload that are on a node.
+fn pods_on(kubectl: &Kubectl, node: &str) -> Result<Vec<String>> {
+    let field = format!("spec.nodeName={node}");
+    let found = kubectl.get(&["pods", "-l", "app=web", "--field-selector", &field])?;
+    let names = items(&found)?.iter();
+    Ok(names
+        .filter_map(|pod| Some(pod["metadata"]["name"].as_str()?.to_owned()))
+        .collect())
 }
 
 /// One machine uses all of its memory: the kernel ends what does, and the others notice nothing.

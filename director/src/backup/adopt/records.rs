@@ -196,6 +196,7 @@ fn added(difference: &MachineDifference, view: &MachineView, now: Timestamp) -> 
         labelled: None,
         cordoned: false,
         condemned: false,
+        reboot: None,
         keep: None,
         fenced: false,
         serving: true,

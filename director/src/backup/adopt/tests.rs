@@ -103,6 +103,7 @@ fn machine(text: &str, incarnation: u32, last: u8) -> Machine {
         labelled: Some(Digest::of(b"c")),
         cordoned: false,
         condemned: false,
+        reboot: None,
         keep: None,
         fenced: false,
         serving: true,

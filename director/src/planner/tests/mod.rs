@@ -9,6 +9,7 @@ mod forecast;
 mod legs;
 mod membership;
 mod properties;
+mod reboot;
 mod renewal;
 mod restore;
 mod zones;
@@ -53,6 +54,7 @@ fn machine(text: &str, control_plane: bool) -> (MachineName, DesiredMachine) {
         labels: Digest::of(b"labels"),
         refit: None,
         because: None,
+        reboot: None,
     };
     (name(text), machine)
 }
@@ -225,6 +227,12 @@ fn execute(desired: &Desired, observed: &mut Observed, action: &Action) {
             assert!(observed.machines[machine].started.is_some());
             observed.out_of_endpoint.remove(machine);
         }
+        Action::RebootMachine { machine, boots } => {
+            assert_eq!(wanted(machine).reboot.unwrap().boots, *boots);
+            let found = observed.machines.get_mut(machine).unwrap();
+            assert!(found.complete);
+            found.ready = false;
+        }
         Action::StopComponents { machine } => {
             let found = observed.machines.get_mut(machine).unwrap();
             // Whether it did stop is not written down.
@@ -316,14 +324,14 @@ fn delete(observed: &mut Observed, machine: &MachineName) {
     }
 }
 
-/// Carries a plan out, choosing by `choices` which ready step comes next, for at most `most` steps.
+/// Carries a plan out, choosing by `choices` which ready step comes next, for at most `most` steps. Returns what was done.
 fn carry_out(
     desired: &Desired,
     observed: &mut Observed,
     plan: &Plan,
     choices: &[usize],
     most: usize,
-) {
+) -> BTreeSet<StepKey> {
     let mut done: BTreeSet<StepKey> = BTreeSet::new();
     let before = Before::new(desired, observed);
     for turn in 0..most {
@@ -344,6 +352,7 @@ fn carry_out(
         before.guard(desired, observed, &step.key);
         done.insert(step.key.clone());
     }
+    done
 }
 
 /// How a cluster was before a plan: what is less already is not made less.

@@ -4,6 +4,7 @@
 use super::change::{gone, machines, reborn};
 use super::membership::resize;
 use super::*;
+use crate::model::Reboot;
 
 /// What happens to one machine of a cluster in service.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +45,20 @@ struct Case {
     canaries: u32,
     /// Zones of the workers, by turns; none is in one where there are none.
     zones: Vec<Option<&'static str>>,
+    /// Which of the machines there were are restarted besides, by turns.
+    reboots: Vec<Option<Reboot>>,
+}
+
+fn reboot() -> impl Strategy<Value = Option<Reboot>> {
+    let how = (any::<bool>(), any::<bool>());
+    prop::option::weighted(
+        0.3,
+        how.prop_map(|(drain, silent)| Reboot {
+            boots: 1,
+            drain,
+            silent,
+        }),
+    )
 }
 
 prop_compose! {
@@ -60,9 +75,10 @@ prop_compose! {
             prop_oneof![1 => Just(None), 3 => Just(Some("a")), 3 => Just(Some("b")), 2 => Just(Some("c"))],
             0..5,
         ),
+        reboots in prop::collection::vec(reboot(), 0..6),
     ) -> Case {
         Case {
-            members, workers, control_plane, members_after, joining, newer, max_unavailable, canaries, zones,
+            members, workers, control_plane, members_after, joining, newer, max_unavailable, canaries, zones, reboots,
         }
     }
 }
@@ -145,6 +161,14 @@ fn build(case: &Case) -> (Desired, Observed) {
         let of = name(&format!("c-w-{i}"));
         observed.zones.extend(zone.map(|zone| (of, zone)));
     }
+    let there = |(name, wanted): &(&MachineName, &mut DesiredMachine)| {
+        let found = observed.machines.get(*name);
+        found.is_some_and(|found| found.incarnation == wanted.incarnation)
+    };
+    let stay = machines(&mut desired).iter_mut().filter(there);
+    for ((_, wanted), reboot) in stay.zip(case.reboots.iter().cycle()) {
+        wanted.reboot = *reboot;
+    }
     if let DesiredState::Present { budgets, .. } = &mut desired.state {
         let budget = Budget {
             max_unavailable: case.max_unavailable,
@@ -173,7 +197,11 @@ fn is_as_it_should_be(desired: &Desired, observed: &Observed) {
         assert_eq!(found.started, Some(wanted.components));
         assert_eq!(found.emulates, wanted.emulates);
         assert_eq!(found.configured, Some(wanted.configuration));
-        assert!(found.ready && !found.cordoned && (wanted.disk.is_none() || found.mounted));
+        let serves = found.ready && !found.cordoned;
+        assert!(
+            serves && (wanted.disk.is_none() || found.mounted),
+            "{name}: {found:?}"
+        );
     }
     assert_eq!(keys(&plan(desired, observed).unwrap()), [""; 0]);
 }
@@ -187,7 +215,7 @@ proptest! {
         choices in prop::collection::vec(any::<usize>(), 1..60),
         stops in prop::collection::vec(0usize..60, 0..5),
     ) {
-        let (desired, mut observed) = build(&case);
+        let (mut desired, mut observed) = build(&case);
         for most in stops.into_iter().chain([usize::MAX]) {
             let plan = match plan(&desired, &observed) {
                 Ok(plan) => plan,
@@ -196,7 +224,12 @@ proptest! {
                 Err(error) => panic!("{error}"),
             };
             prop_assert_eq!(check(&plan, &desired, &observed), Ok(()));
-            carry_out(&desired, &mut observed, &plan, &choices, most);
+            let done = carry_out(&desired, &mut observed, &plan, &choices, most);
+            for step in plan.steps.iter().filter(|step| done.contains(&step.key)) {
+                if let Action::RebootMachine { machine, .. } = &step.action {
+                    machines(&mut desired).get_mut(machine).unwrap().reboot = None;
+                }
+            }
         }
         is_as_it_should_be(&desired, &observed);
     }
@@ -215,6 +248,7 @@ proptest! {
         // that join stay or go together, and one that has left does not come back.
         let mut back = desired.clone();
         let wanted = machines(&mut back);
+        wanted.values_mut().for_each(|wanted| wanted.reboot = None);
         let new = |(name, wanted): &(&MachineName, &DesiredMachine)| {
             let found = observed.machines.get(*name);
             wanted.incarnation == Incarnation::FIRST && found.is_none_or(|f| f.labelled.is_none())

@@ -4,6 +4,7 @@ mod again;
 mod drains;
 mod legs;
 mod pause;
+mod reboot;
 mod refit;
 mod renewal;
 mod restore;
@@ -283,6 +284,7 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
             serving: true,
             joined: None,
             condemned: false,
+            reboot: None,
             keep: None,
             fenced: false,
             departed: Vec::new(),

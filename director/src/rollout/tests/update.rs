@@ -38,7 +38,7 @@ impl Rig {
     }
 
     /// A cluster in service, and the order to make the data disk of its control plane larger.
-    async fn order_growth(&self) -> TaskId {
+    pub(super) async fn order_growth(&self) -> TaskId {
         let create = self.order_create().await;
         self.run(&create, usize::MAX, Stop::No).await.unwrap();
         let director = self.immortal().await;

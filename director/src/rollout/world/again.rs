@@ -31,7 +31,7 @@ impl World {
         Ok(again::fits(task, Aim::of(&cluster), &machines, &held))
     }
 
-    async fn held(&self) -> Result<BTreeSet<MachineName>, EffectError> {
+    pub(super) async fn held(&self) -> Result<BTreeSet<MachineName>, EffectError> {
         let cases: Vec<CaseRecord> = self.records.list().await?;
         let held = cases.into_iter().filter(CaseRecord::held);
         Ok(held.map(|case| case.machine).collect())
@@ -77,6 +77,10 @@ impl World {
                 .filter(|m| m.condemned && !held.contains(&m.name));
             let mut names = again::replaced(task);
             names.extend(dead.map(|m| m.name.clone()));
+            let reboots = machines
+                .iter()
+                .filter(|m| m.reboot.is_some() && !held.contains(&m.name));
+            names.extend(reboots.map(|m| m.name.clone()));
             let down = self.down(&machines).await?;
             planner::narrow(&mut desired, &mut observed, &names, &down);
         }
@@ -110,7 +114,7 @@ impl World {
     }
 
     /// Machines of a cluster that serve nobody, by verdict.
-    pub(super) async fn down(
+    pub(crate) async fn down(
         &self,
         machines: &[Machine],
     ) -> Result<BTreeSet<MachineName>, EffectError> {

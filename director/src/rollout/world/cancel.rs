@@ -49,6 +49,7 @@ impl World {
         for machine in &mut machines {
             let before = machine.clone();
             machine.wanted = give_up(machine, &observed, all);
+            machine.reboot = None;
             // Whether it serves anybody is judged anew.
             machine.condemned &= machine.wanted.is_some();
             machine.keep.take_if(|_| machine.wanted.is_none());

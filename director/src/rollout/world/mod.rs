@@ -29,6 +29,7 @@ mod legs;
 mod machines;
 mod node;
 mod precondition;
+mod reboot;
 mod refit;
 mod registry;
 mod rehearse;
@@ -156,6 +157,7 @@ impl Effects for World {
                 | Action::RestoreMember { .. }
                 | Action::SetMemberAside { .. }
                 | Action::RestartKubelet { .. }
+                | Action::RebootMachine { .. }
                 | Action::SettleNodes
                 | Action::RenewCertificates { .. }
                 | Action::SpreadTrust
@@ -300,6 +302,9 @@ impl World {
             }
             Action::RestartKubelet { machine } => {
                 self.restart_kubelet(context, machine, order).await
+            }
+            Action::RebootMachine { machine, boots } => {
+                self.reboot(context, machine, *boots, order).await
             }
             Action::SettleNodes => self.settle_nodes(context, order).await,
             Action::RenewCertificates { machine } => self.renew(context, machine, order).await,

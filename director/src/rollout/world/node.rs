@@ -228,7 +228,7 @@ impl World {
         let emulates = context.machine_facts(name)?.emulates;
         done.records
             .push(RecordChange::Emulates(name.clone(), emulates));
-        if !restarted {
+        if !restarted && !self.rebooted(name, order).await? {
             // It runs on, so what it has said last counts.
             let heartbeat = RecordChange::Heartbeat(name.clone(), None);
             done.records.push(heartbeat);

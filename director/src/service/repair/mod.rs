@@ -1,8 +1,9 @@
 //! The resurrector's loop: watches machines, has those that do not work judged, and heals them.
 //!
 //! Decisions are [`crate::resurrector`]'s; here they are fed and carried out. Units are restarted by the
-//! machine's agent, machines by the provider; a replacement is changed desired state, planned and carried out
-//! like every other change, by a task of its own that touches nothing but the machines it names.
+//! machine's agent, machines that are down by the provider. A replacement, and the restart of a machine that serves, is
+//! changed desired state, planned and carried out like every other change, by a task of its own that touches nothing but
+//! the machines it names.
 //!
 //! # Invariants
 //! * Machines that work cost nothing: witnesses are asked about suspects only, a bounded number at a time.
@@ -10,8 +11,9 @@
 //! * The machine's record names its next incarnation in the same commit that writes the remedy down and makes
 //!   the task, so that there is a task for each replacement that was tried, and one only.
 //! * A cluster has one task at a time. A machine that serves nobody is replaced by the change or repair that
-//!   runs, as the next thing it does; what still serves waits for the end of it. Milder remedies wait only for a
-//!   task that has the machine itself in hand.
+//!   runs, as the next thing it does, and one that serves is restarted by it, in its turn; to replace what still
+//!   serves waits for the end of it. Milder remedies wait only for a task that has the machine itself in hand.
+//! * A restart that is wanted of a machine is forgotten once nothing is wrong with it any more.
 //! * A director whose clock jumped, or that stood still, watches first, as after its start. While it does, nothing is
 //!   concluded from silence: agents are on their way back.
 //!
@@ -24,6 +26,7 @@
 
 mod deaths;
 mod operators;
+mod reboot;
 mod remedy;
 mod replace;
 mod sight;
@@ -50,8 +53,8 @@ use crate::gateway::Gateway;
 use crate::model::{Machine, Timestamp};
 use crate::resurrector::witness::{Gathered, Witnesses};
 use crate::resurrector::{
-    ACTOR, CaseRecord, Evidence, Lease, Link, Mode, Outlook, Peers, Power, Verdict, Watch, Work,
-    decide, in_doubt, verdict,
+    ACTOR, CaseRecord, Evidence, Lease, Link, Mode, Outlook, Peers, Power, Rung, Verdict, Watch,
+    Work, decide, in_doubt, verdict,
 };
 use crate::store::{Commit, StoreError};
 
@@ -260,7 +263,7 @@ async fn round(director: Arc<Inner>) -> ServiceResult<bool> {
     let fleet = sight.fleet(&acting, silent, since_ms, !provider_silent);
     let mut outlooks = decide(&sight.cases(), &fleet, now, &repairs.config.policy);
     let stopped = stopped::pools(&fleet, &repairs.config.policy.guard);
-    let orders = remedy::orders(&mut outlooks, &sight, repairs, now);
+    let orders = remedy::orders(&mut outlooks, &sight, &director, now);
     {
         let mut board = repairs.board();
         board.looked_at_ms = now;
@@ -345,7 +348,7 @@ async fn judge(
     let policy = &director.repairs.config.policy;
     let watched: Vec<Machine> = sight.watched().cloned().collect();
     let mut wrote = false;
-    for machine in watched {
+    for mut machine in watched {
         let evidence = gathered.get(&machine.name).map(|g| g.evidence);
         let seen = evidence.unwrap_or(NOT_SUSPECTED);
         let found = sight.case(&machine).cloned();
@@ -380,9 +383,15 @@ async fn judge(
             tracing::warn!(machine = %machine.name, ?death, "a replacement died young");
             record.tell_death(death);
         }
-        if new || died {
+        // A restart that was to come is not needed any more.
+        let spared = verdict == Verdict::Healthy && machine.reboot.take().is_some();
+        if new || died || spared {
             wrote = true;
             let mut commit = Commit::default();
+            if spared {
+                record.case.not_tried(Rung::Reboot);
+                commit.put(&machine)?;
+            }
             commit.put(&record)?;
             let (dead_before, _) = sight.died_in_pool_of(&machine);
             let known_before = sight.put(record.clone());

@@ -1,4 +1,4 @@
-//! Remedies: units through the agent, restarts through the provider, replacements as tasks.
+//! Remedies: units through the agent, restarts through the provider; replacements, and restarts of what serves, as tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use windlass_common::error::ErrorChain;
 use windlass_common::id::{ClusterName, MachineName};
 use windlass_common::step::{Outcome, Service, Step, StepId, StepRequest, UnitGoal, UnitState};
 
+use super::now_ms;
 use super::replace::ReplaceOrder;
 use super::sight::Sight;
-use super::{Repairs, now_ms};
 use crate::health::{Mends, counting, failing_units, mends, of_session};
-use crate::model::{Caller, Machine, Role, Timestamp};
+use crate::model::{Caller, Machine, Role, Task, Timestamp};
 use crate::resurrector::{ACTOR, Begun, CaseRecord, Outlook, Rung};
 use crate::service::draft::random_u32;
 use crate::service::kept::KeepWish;
@@ -33,6 +33,8 @@ const RUNTIME: [&str; 2] = ["containerd.service", "kubelet.service"];
 pub(super) enum Order {
     /// To one machine, by its agent or the provider.
     One(MachineName, Rung),
+    /// A restart by a task, after its pods have left it.
+    InTurn(MachineName),
     /// Replacements in one cluster, by one task.
     Replace(ClusterName, BTreeSet<MachineName>),
 }
@@ -41,10 +43,10 @@ pub(super) enum Order {
 pub(super) fn orders(
     outlooks: &mut BTreeMap<MachineName, Outlook>,
     sight: &Sight,
-    repairs: &Repairs,
+    director: &Inner,
     now: u64,
 ) -> Vec<Order> {
-    let failed = repairs.board().failed.clone();
+    let failed = director.repairs.board().failed.clone();
     let mut orders = Vec::new();
     let mut replaced: BTreeMap<ClusterName, BTreeSet<MachineName>> = BTreeMap::new();
     for (name, outlook) in outlooks {
@@ -62,8 +64,18 @@ pub(super) fn orders(
             };
             continue;
         }
+        let in_turn = rung == Rung::Reboot
+            && sight.leaves_in_turn(machine, || fails_to_run_pods(director, machine));
+        if in_turn && let Some(task) = sight.closed(machine) {
+            let why = format!("{task} works on its cluster; the restart follows it");
+            *outlook = Outlook::Refused { rung, why };
+            continue;
+        }
         if rung != Rung::Replace {
-            orders.push(Order::One(name.clone(), rung));
+            orders.push(match in_turn {
+                true => Order::InTurn(name.clone()),
+                false => Order::One(name.clone(), rung),
+            });
             continue;
         }
         if let Some(task) = sight.tasks.get(&machine.cluster)
@@ -96,36 +108,50 @@ pub(super) async fn carry_out(director: Arc<Inner>, sight: &Sight, order: Order,
                 return;
             };
             if let Err(error) = begin(&director, &machine, record, rung, now).await {
-                failed(&director, &[name], &error);
+                failed(&director, &[name].into(), &error);
             }
         }
+        Order::InTurn(name) => {
+            let names = [name.clone()].into();
+            place(director.clone(), names, async move {
+                director.restart_in_turn(&name, &actor()).await
+            });
+        }
         Order::Replace(cluster, names) => {
-            director
-                .repairs
-                .board()
-                .acting
-                .extend(names.iter().cloned());
-            // Orders are placed one at a time, and some take long: the loop goes on meanwhile.
-            tokio::spawn(async move {
+            place(director.clone(), names.clone(), async move {
                 let keep = director.repairs.config.forensics.keep;
                 let order = ReplaceOrder {
                     accept_downtime: false,
                     keep: if keep { KeepWish::Policy } else { KeepWish::No },
                 };
-                let ordered = director.replace(&cluster, &names, &order, &actor()).await;
-                if let Err(error) = ordered {
-                    let names: Vec<_> = names.iter().cloned().collect();
-                    failed(&director, &names, &error);
-                }
-                director
-                    .repairs
-                    .board()
-                    .acting
-                    .retain(|name| !names.contains(name));
-                director.repairs.wake.notify_one();
+                director.replace(&cluster, &names, &order, &actor()).await
             });
         }
     }
+}
+
+/// Has an order about machines placed. Orders are placed one at a time, and some take long: the loop goes on meanwhile.
+fn place(
+    director: Arc<Inner>,
+    names: BTreeSet<MachineName>,
+    ordered: impl Future<Output = ServiceResult<Task>> + Send + 'static,
+) {
+    director
+        .repairs
+        .board()
+        .acting
+        .extend(names.iter().cloned());
+    tokio::spawn(async move {
+        if let Err(error) = ordered.await {
+            failed(&director, &names, &error);
+        }
+        director
+            .repairs
+            .board()
+            .acting
+            .retain(|name| !names.contains(name));
+        director.repairs.wake.notify_one();
+    });
 }
 
 /// The resurrector as somebody who orders.
@@ -137,7 +163,7 @@ fn actor() -> Caller {
     }
 }
 
-fn failed(director: &Inner, names: &[MachineName], error: &ServiceError) {
+fn failed(director: &Inner, names: &BTreeSet<MachineName>, error: &ServiceError) {
     let why = ErrorChain(error).to_string();
     let until_ms = now_ms() + u64::try_from(AGAIN.as_millis()).unwrap_or(u64::MAX);
     let mut board = director.repairs.board();
@@ -250,6 +276,12 @@ async fn reboot(director: &Inner, machine: &Machine, down: bool) -> Result<(), S
     let done = director.provider.reboot_machine(&machine.name, grace).await;
     done.map(drop)
         .map_err(|error| ErrorChain(&error).to_string())
+}
+
+/// Whether what runs a machine's pods is known not to work: nobody would end them, and a drain would wait in vain.
+pub(super) fn fails_to_run_pods(director: &Inner, machine: &Machine) -> bool {
+    let failing = failing(director, machine);
+    failing.iter().any(|unit| RUNTIME.contains(&unit.as_str()))
 }
 
 fn failing(director: &Inner, machine: &Machine) -> Vec<String> {

@@ -164,6 +164,31 @@ impl Sight {
             && self.verdict(machine).is_down()
     }
 
+    /// The task that works on a machine's cluster and takes no repairs in.
+    pub(super) fn closed(&self, machine: &Machine) -> Option<&TaskId> {
+        let task = self.tasks.get(&machine.cluster)?;
+        (!self.open.contains(&machine.cluster)).then_some(task)
+    }
+
+    /// Whether a machine that is to be restarted serves, so that its pods leave it first. Where its pods cannot leave,
+    /// only a member of etcd has something to hand over, and only while nobody else works on its cluster. The API of a
+    /// cluster whose only control-plane machine it is would be needed for that, and is what suffers.
+    pub(super) fn leaves_in_turn(
+        &self,
+        machine: &Machine,
+        fails_to_run_pods: impl FnOnce() -> bool,
+    ) -> bool {
+        let member = machine.role.is_control_plane();
+        let beside = |other: &&Machine| {
+            other.cluster == machine.cluster
+                && other.role.is_control_plane()
+                && other.name != machine.name
+        };
+        let alone = member && !self.machines.values().any(|other| beside(&other));
+        let free = !self.tasks.contains_key(&machine.cluster);
+        !self.verdict(machine).is_down() && !alone && ((member && free) || !fails_to_run_pods())
+    }
+
     /// Everything that the guards look at. Machines that are ignored are as if they were not there.
     pub(super) fn fleet(
         &self,

@@ -12,14 +12,16 @@ use windlass_common::limits::{HEARTBEAT_INTERVAL, suspect_after};
 
 use crate::config::{Config, Forensics, Identity};
 use crate::gateway::Gateway;
-use crate::model::{AuditFilter, ClusterPhase, Machine, MachinePhase, Timestamp};
+use crate::model::{
+    AuditFilter, ClusterPhase, Machine, MachinePhase, StepKey, TaskKind, TaskState, Timestamp,
+};
 use crate::provider::{Power as VmPower, Provider};
 use crate::resurrector::witness::{
     Gathered, LEASE_DEADLINE, LinkChange, POWER_DEADLINE, POWER_EARLY, PROBE_DEADLINE, Witnesses,
 };
 use crate::resurrector::{
-    CauseKind, Evidence, GuardPolicy, HoldKind, LadderPolicy, Lease, Link, Mode, Outlook, Peers,
-    Policy, Power, Work,
+    ACTOR, CauseKind, Evidence, GuardPolicy, HoldKind, LadderPolicy, Lease, Link, Mode, Outlook,
+    Peers, Policy, Power, Rung, Work,
 };
 use crate::rollout::tests::sim::Life;
 use crate::rollout::world::Agents;
@@ -61,7 +63,11 @@ impl Witnesses for Seers {
             Gathered {
                 evidence: Evidence {
                     link: self.link(machine),
-                    peers: Peers::Nobody,
+                    // While a machine runs, its kubelet does.
+                    peers: match power {
+                        Power::Running => Peers::Kubelet,
+                        Power::Stopped | Power::Absent | Power::Unknown => Peers::Nobody,
+                    },
                     lease: Lease::Unknown,
                     power,
                     work: Work::Well,
@@ -88,6 +94,7 @@ pub(in crate::service) async fn impatient(rig: &Rig, forensics: Forensics) -> Di
             replace_first_ms: 1,
             replace_cap_ms: 1,
             reboot_ms: 1,
+            agent_lost_ms: 1,
             ..LadderPolicy::default()
         },
         guard: GuardPolicy {
@@ -303,5 +310,50 @@ async fn three_that_die_of_different_causes_stop_it_and_none_is_named() {
         .map(|death| death.step.is_some())
         .collect();
     assert_eq!(steps, [true, false, true], "{:?}", case.deaths);
+    director.shutdown().await;
+}
+
+/// The worker's agent is lost while its kubelet goes on.
+fn lose_agent(rig: &Rig) {
+    let mut state = rig.sim.state.lock().unwrap();
+    state.machines.get_mut(&worker()).unwrap().connected = false;
+}
+
+fn boots(rig: &Rig) -> u64 {
+    rig.sim.state.lock().unwrap().machines[&worker()].view.boots
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_serves_is_drained_by_a_task_before_it_is_restarted() {
+    let rig = Rig::new().await;
+    let director = impatient(&rig, Forensics::default()).await;
+    lose_agent(&rig);
+    let restarted = async {
+        while boots(&rig) < 2 {
+            tokio::time::sleep(TOLD).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, restarted)
+        .await
+        .expect("in time");
+    serves(&director, 1).await;
+    let tasks = director.tasks().await.unwrap();
+    let task = &tasks[0];
+    assert_eq!(
+        (task.kind, task.state, task.operator.as_str()),
+        (TaskKind::RepairCluster, TaskState::Succeeded, ACTOR)
+    );
+    for verb in ["drain", "reboot", "await-agent", "uncordon"] {
+        let key = StepKey(format!("machine/demo-w-0/{verb}"));
+        assert!(task.steps.contains_key(&key), "{verb}: {task:?}");
+    }
+    // One restart by one task, and nothing is left of the wish.
+    assert_eq!((boots(&rig), tasks.len()), (2, 2));
+    let machine = director.machine(&worker()).await.unwrap().machine;
+    assert_eq!((machine.reboot, machine.cordoned), (None, false));
+    let case = director.node_why(&worker()).await.unwrap().case.unwrap();
+    let tried: Vec<Rung> = case.case.attempts.iter().map(|tried| tried.rung).collect();
+    assert_eq!(tried, [Rung::Reboot]);
+    assert_eq!(case.begun, None);
     director.shutdown().await;
 }

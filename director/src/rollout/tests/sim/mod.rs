@@ -72,7 +72,7 @@ pub(crate) struct Vm {
     /// What was asked under which id, and what came of it: the agent's journal.
     journal: BTreeMap<String, (Step, StepResult)>,
     /// Whether its agent was ever let in.
-    connected: bool,
+    pub(crate) connected: bool,
     pub(crate) mounted: bool,
     /// What its member of etcd refuses, DER.
     pub(crate) refuses: Option<Vec<u8>>,

@@ -164,8 +164,14 @@ impl Provider for Life {
         name: &'a MachineName,
         _grace: Duration,
     ) -> ProviderFuture<'a, MachineView> {
-        // One that has lost its power has lost it for good.
-        Box::pin(self.effect(move |state| Ok(state.machines[name].view.clone())))
+        Box::pin(self.effect(move |state| {
+            let vm = state.machines.get_mut(name).unwrap();
+            // One that has lost its power has lost it for good.
+            if vm.view.power == Power::Running {
+                vm.view.boots += 1;
+            }
+            Ok(vm.view.clone())
+        }))
     }
 
     fn set_aside(&self, request: SetAside) -> ProviderFuture<'_, Option<KeptView>> {
