@@ -9,6 +9,7 @@
 mod contract;
 mod drains;
 mod evictions;
+mod fencing;
 mod hazards;
 mod machine;
 
@@ -203,6 +204,7 @@ fn one_control_plane_serves_and_says_no_to_everybody_else() {
     drains::drains_leave_what_is_not_theirs(&director, &bootstrap);
     let server = pki::director_identity(&pki, name, now).unwrap();
     let servers = [endpoint_client(&cluster, &pki, &server)];
+    fencing::a_gone_incarnation_writes_nothing(&machine, &cluster, &pki, (&director, &bootstrap));
     hazards::hazards_are_found(control, (&director, &servers), &bootstrap, &kubectl);
     contract::evictions_are_answered_as_the_simulated_ones(control, &bootstrap, kubectl);
     kube_proxy_programs_services(&mut machine);

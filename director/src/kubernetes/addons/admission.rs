@@ -1,22 +1,36 @@
-//! Node identities whose incarnation is gone are refused when they write.
+//! Identities of machines whose incarnation is gone are refused when they write.
 //!
-//! A kubelet's certificate cannot be revoked at an API server. Its user is the name of its node, which carries
-//! the incarnation: so a list of the newest incarnation that is gone, one entry a machine, and a policy that
-//! compares, refuse a machine that comes back after it was replaced. The list is written before a Node is
-//! deleted, so that no zombie can make it again.
+//! A certificate cannot be revoked at an API server. A kubelet's user is the name of its node, which carries the
+//! incarnation; the other clients on a machine (kube-proxy, controller manager, scheduler, and the API server as the
+//! caller of kubelets) have users that are the same on every machine, and its node's name in a group
+//! ([`MACHINE_GROUP_PREFIX`]). So a list of the newest incarnation that is gone, one entry a machine, and a policy that
+//! compares, refuse a machine that comes back after it was replaced. The list is written before a Node is deleted, so
+//! that no zombie can make it again. To lead is to write a Lease, and to act as a controller is to ask for the token of
+//! its service account, which is a write as well: an old controller manager or scheduler does neither.
 //!
 //! # Invariants
 //! * The list has one entry a machine name, so that it is bounded by the names a cluster ever used.
-//! * The policy looks at node identities only. A list that is missing bars nobody: without it a cluster works on.
+//! * The policy looks at identities of machines only. A list that is missing bars nobody: without it a cluster works on.
 //! * Applying these objects leaves the entries as they are: they are not part of what is applied.
 //!
 //! # Not here
-//! Reading: admission does not see it. What a node may read follows its pods, and those are gone with its Node.
+//! * Reading: admission does not see it. What a node may read follows its pods, and those are gone with its Node. Who
+//!   holds the old key of a controller manager may read what that may, Secrets among it.
+//! * What kubelets are asked directly, with the old key with which an API server calls them: they ask the API server
+//!   whether its user may, and reviews of access are exempt from admission.
+//! * Service accounts. Every controller manager has the one key that signs their tokens, and tokens name no machine: a
+//!   token that was given out counts until it expires (an hour for those of controllers), and whoever copied the key
+//!   signs more. It is nowhere but on machines of the control plane and in the director.
+//! * Certificates that were issued before they named their machine, until they are renewed; what they are told from is
+//!   the user then, which is everybody's.
+//!
+//! For all four the remedy is to replace authorities and key, `windlass cluster rotate-ca NAME`, when a machine or its
+//! disk came into other hands. One that is merely started again is told to stop, and cannot write.
 
 use serde_json::{Value, json};
 use windlass_common::id::MachineName;
 
-use super::super::pki::DIRECTOR_USER;
+use super::super::pki::{DIRECTOR_USER, MACHINE_GROUP_PREFIX};
 use super::SYSTEM_NAMESPACE;
 
 /// The ConfigMap with the list: machine and newest incarnation of it that is gone.
@@ -74,11 +88,17 @@ pub fn admission_objects() -> Vec<Value> {
 }
 
 fn policy(api: &str) -> Value {
-    let machine = "variables.node.substring(0, variables.at)";
-    let incarnation = "variables.node.substring(variables.at + 2)";
-    let current = format!(
-        "variables.at < 0 || !has(params.data) || !({machine} in params.data) \
-         || int({incarnation}) > int(params.data[{machine}])"
+    let (user, group) = ("system:node:", MACHINE_GROUP_PREFIX);
+    let is_kubelet = format!("request.userInfo.username.startsWith('{user}')");
+    let kubelet = format!("request.userInfo.username.substring({})", user.len());
+    let groups = "(has(request.userInfo.groups) ? request.userInfo.groups : [])";
+    let is_group = format!("group.startsWith('{group}')");
+    let in_group = format!("group.substring({})", group.len());
+    let machine = "node.substring(0, node.lastIndexOf('-i'))";
+    let incarnation = "node.substring(node.lastIndexOf('-i') + 2)";
+    let is_gone = format!(
+        "node.lastIndexOf('-i') >= 0 && {machine} in params.data \
+         && int({incarnation}) <= int(params.data[{machine}])"
     );
     json!({
         "apiVersion": api,
@@ -94,17 +114,28 @@ fn policy(api: &str) -> Value {
                 "resources": ["*/*"],
             }]},
             "matchConditions": [{
-                "name": "a-node",
-                "expression": "request.userInfo.username.startsWith('system:node:')",
+                "name": "a-machine",
+                "expression": format!("{is_kubelet} || {groups}.exists(group, {is_group})"),
             }],
             "variables": [
-                {"name": "node", "expression": "request.userInfo.username.substring(12)"},
-                {"name": "at", "expression": "variables.node.lastIndexOf('-i')"},
+                {
+                    "name": "nodes",
+                    "expression": format!(
+                        "({is_kubelet} ? [{kubelet}] : []) \
+                         + {groups}.filter(group, {is_group}).map(group, {in_group})"
+                    ),
+                },
+                {
+                    "name": "gone",
+                    "expression": format!(
+                        "has(params.data) ? variables.nodes.filter(node, {is_gone}) : []"
+                    ),
+                },
             ],
             "validations": [{
-                "expression": current,
+                "expression": "size(variables.gone) == 0",
                 "messageExpression":
-                    "variables.node + ' was replaced: its machine has to be switched off'",
+                    "variables.gone[0] + ' was replaced: its machine has to be switched off'",
                 "reason": "Forbidden",
             }],
         },

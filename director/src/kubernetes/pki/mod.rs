@@ -83,6 +83,9 @@ pub const CLUSTER_VIEWERS_GROUP: &str = "windlass:cluster-viewers";
 pub const DIRECTOR_USER: &str = "windlass:director";
 /// User as which the director has Secrets written again, and which may do nothing else.
 pub const REWRITER_USER: &str = "windlass:secret-rewriter";
+/// What the group of a machine's clients of the API server begins with; the name of its node follows. Their users are
+/// those that Kubernetes' own roles are bound to, and the same on every machine.
+pub const MACHINE_GROUP_PREFIX: &str = "windlass:node:";
 /// User as which API servers call kubelets; an add-on binds it to `system:kubelet-api-admin`.
 pub const KUBELET_CALLER_USER: &str = "windlass:apiserver-kubelet-client";
 /// Common name that etcd members demand of one another, so that a client's certificate of the same

@@ -5,12 +5,15 @@
 //!   and of the `kubernetes` Service, and never of another machine.
 //! * A client profile serves nothing and a server profile authenticates nobody, but for the three that
 //!   say why below.
+//! * Every client of the API server names its machine and incarnation: the kubelet by its user, all others by a group,
+//!   so that `addons/admission.rs` can tell a machine that was replaced from its successor. No role is bound to that
+//!   group.
 
 use std::net::Ipv4Addr;
 
 use super::super::CLUSTER_DOMAIN;
 use super::super::facts::{ClusterFacts, MachineFacts, Role};
-use super::{ETCD_PEER_NAME, FRONT_PROXY_NAME, KUBELET_CALLER_USER};
+use super::{ETCD_PEER_NAME, FRONT_PROXY_NAME, KUBELET_CALLER_USER, MACHINE_GROUP_PREFIX};
 
 /// Where key and certificate files are on a machine.
 pub(super) const PKI_DIRECTORY: &str = "/etc/kubernetes/pki";
@@ -191,6 +194,8 @@ impl Profile {
     /// What the certificate of `machine` says.
     pub fn names(self, cluster: &ClusterFacts, machine: &MachineFacts) -> CertificateNames {
         let node = machine.node_name.as_str();
+        let of_machine =
+            |user| CertificateNames::member(user, &format!("{MACHINE_GROUP_PREFIX}{node}"));
         let localhost = || (vec!["localhost".to_owned()], vec![Ipv4Addr::LOCALHOST]);
         let own_and_localhost = || {
             (
@@ -207,9 +212,9 @@ impl Profile {
                 vec![node.to_owned()],
                 vec![machine.address],
             ),
-            Profile::KubeProxy => CertificateNames::client("system:kube-proxy"),
+            Profile::KubeProxy => of_machine("system:kube-proxy"),
             Profile::ApiServer => api_server(cluster, machine),
-            Profile::ApiServerKubeletClient => CertificateNames::client(KUBELET_CALLER_USER),
+            Profile::ApiServerKubeletClient => of_machine(KUBELET_CALLER_USER),
             Profile::ApiServerEtcdClient => CertificateNames::client("windlass:apiserver"),
             Profile::EtcdServer => {
                 let (dns_names, addresses) = own_and_localhost();
@@ -222,12 +227,11 @@ impl Profile {
             Profile::FrontProxyClient => CertificateNames::client(FRONT_PROXY_NAME),
             Profile::ControllerManager => {
                 let (dns_names, addresses) = localhost();
-                CertificateNames::client("system:kube-controller-manager")
-                    .serving(dns_names, addresses)
+                of_machine("system:kube-controller-manager").serving(dns_names, addresses)
             }
             Profile::Scheduler => {
                 let (dns_names, addresses) = localhost();
-                CertificateNames::client("system:kube-scheduler").serving(dns_names, addresses)
+                of_machine("system:kube-scheduler").serving(dns_names, addresses)
             }
         }
     }

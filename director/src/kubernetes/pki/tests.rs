@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384};
+use windlass_common::id::Incarnation;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::pem::{Pem, parse_x509_pem};
@@ -152,6 +153,7 @@ fn certificates_carry_the_names_of_the_table() {
     let machine = &cluster.machines[0];
     let certificates = issue(&cluster, machine, &pki);
     let node = "demo-control-0-i1";
+    let group = "windlass:node:demo-control-0-i1";
     let api = "kubernetes kubernetes.default kubernetes.default.svc \
                kubernetes.default.svc.cluster.local localhost demo.windlass.internal 127.0.0.1 \
                10.96.0.1 10.88.0.2 10.88.0.10";
@@ -160,15 +162,15 @@ fn certificates_carry_the_names_of_the_table() {
     let cases = [
         ("kubelet-client",           format!("system:node:{node}"),            "system:nodes", true,  false, ""),
         ("kubelet-server",           format!("system:node:{node}"),            "",             false, true,  "demo-control-0-i1 10.88.0.10"),
-        ("kube-proxy",               "system:kube-proxy".into(),               "",             true,  false, ""),
+        ("kube-proxy",               "system:kube-proxy".into(),               group,          true,  false, ""),
         ("apiserver",                "kube-apiserver".into(),                  "",             false, true,  api),
-        ("apiserver-kubelet-client", "windlass:apiserver-kubelet-client".into(), "",           true,  false, ""),
+        ("apiserver-kubelet-client", "windlass:apiserver-kubelet-client".into(), group,        true,  false, ""),
         ("apiserver-etcd-client",    "windlass:apiserver".into(),              "",             true,  false, ""),
         ("etcd-server",              node.into(),                              "",             false, true,  own),
         ("etcd-peer",                "windlass:etcd-peer".into(),              "",             true,  true,  own),
         ("front-proxy-client",       "front-proxy-client".into(),              "",             true,  false, ""),
-        ("kube-controller-manager",  "system:kube-controller-manager".into(),  "",             true,  true,  "localhost 127.0.0.1"),
-        ("kube-scheduler",           "system:kube-scheduler".into(),           "",             true,  true,  "localhost 127.0.0.1"),
+        ("kube-controller-manager",  "system:kube-controller-manager".into(),  group,          true,  true,  "localhost 127.0.0.1"),
+        ("kube-scheduler",           "system:kube-scheduler".into(),           group,          true,  true,  "localhost 127.0.0.1"),
     ];
     assert_eq!(cases.len(), certificates.len());
     for (name, common_name, organization, client, server, names) in cases {
@@ -184,6 +186,30 @@ fn certificates_carry_the_names_of_the_table() {
         let names: BTreeSet<String> = names.split_whitespace().map(str::to_owned).collect();
         assert_eq!(seen.names, names, "{name}");
         assert_eq!(seen.life_s, 365 * 24 * 3600 + 300, "{name}");
+    }
+}
+
+/// What a client of the API server may write follows its incarnation: none may be nobody's.
+#[test]
+fn every_client_of_the_api_server_names_its_incarnation() {
+    let pki = pki();
+    let mut cluster = cluster(1, 1, HostTraits::default());
+    for machine in &mut cluster.machines {
+        machine.node_name = machine.name.node_name(Incarnation(12)).unwrap();
+    }
+    for machine in &cluster.machines {
+        let node = machine.node_name.as_str();
+        let certificates = issue(&cluster, machine, &pki);
+        for profile in Profile::of(&machine.role) {
+            let pem = pem(&certificates[profile.name()]);
+            let seen = see(&pem.parse_x509().unwrap());
+            if !seen.client || profile.authority() != AuthorityName::Kubernetes {
+                continue;
+            }
+            let named = seen.common_name == format!("system:node:{node}")
+                || seen.organizations == [format!("{MACHINE_GROUP_PREFIX}{node}")];
+            assert!(named, "{profile:?} of {node}");
+        }
     }
 }
 
@@ -294,6 +320,12 @@ proptest! {
                 prop_assert!(!seen.names.contains("evil.example"));
                 prop_assert!(!foreign.contains(&seen.common_name.replace("system:node:", "")));
                 prop_assert!(!seen.organizations.contains(&"system:masters".to_owned()));
+                let mut groups = seen.organizations.iter();
+                let own = groups.all(|group| match group.strip_prefix(MACHINE_GROUP_PREFIX) {
+                    Some(of) => of == machine.node_name.as_str(),
+                    None => true,
+                });
+                prop_assert!(own);
             }
         }
     }
