@@ -243,8 +243,8 @@ fn peer_address(settings: &Settings) -> SocketAddr {
 }
 
 /// Stops what acts for this machine in its cluster once the director has said that a later incarnation of it is there:
-/// pods run elsewhere, and the API server takes nothing from its node; what controls a cluster has credentials that
-/// name no machine, so that only its end keeps it from acting. Units that are started again are stopped again after
+/// pods run elsewhere, and the API server takes nothing from its node and its controllers. What these may read, and what
+/// an API server may ask of kubelets, only their end keeps them from. Units that are started again are stopped again after
 /// the next start of the agent.
 async fn give_way(host: &Host, units: &Units, mut told: watch::Receiver<bool>) {
     if told.wait_for(|replaced| *replaced).await.is_err() || host.root() != Path::new("/") {

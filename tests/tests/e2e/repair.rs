@@ -13,7 +13,7 @@ use windlass_tests::world::World;
 
 use crate::changes;
 use crate::lifecycle::{healthy, items};
-use crate::zombie::{EtcdKeys, Zombie, boots_again};
+use crate::zombie::{Controllers, EtcdKeys, Zombie, boots_again, control_plane_boots_again};
 
 const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 /// Patience for a whole repair on a busy host.
@@ -569,7 +569,7 @@ impl Drop for Outgoing {
 }
 
 /// What acts for a control-plane machine in its cluster, in the order of its start.
-const ACTS: [&str; 5] = [
+pub(crate) const ACTS: [&str; 5] = [
     "etcd",
     "kube-apiserver",
     "kube-scheduler",
@@ -602,6 +602,7 @@ pub(crate) fn control_plane() -> Result<()> {
     let members = members.into_iter().collect::<Result<Vec<_>>>()?;
     let addresses: Vec<String> = members.iter().map(|(_, address)| address.clone()).collect();
     let zombie = Zombie::of("heal-cp-1", "heal-cp-1-i1", &kubectl)?;
+    let controllers = Controllers::of("heal-cp-1", &kubectl)?;
     let old = EtcdKeys::of("heal-cp-1")?;
     old.open(&addresses)
         .context("its keys count as long as it is current")?;
@@ -617,6 +618,9 @@ pub(crate) fn control_plane() -> Result<()> {
     old.are_refused(&world, &members)?;
     EtcdKeys::of("heal-cp-1")?.open(&addresses)?;
     zombie.is_refused(&world, &kubectl, &addresses[0])?;
+    controllers.are_refused()?;
+    Controllers::of("heal-cp-1", &kubectl).context("its successor's controllers")?;
+    workloads(&kubectl)?;
     zombie.gives_way(&world, "heal-cp-1", &ACTS)?;
     healthy(&kubectl, 4)?;
     verdict(&world, "heal-cp-1", "healthy")?;
@@ -624,7 +628,31 @@ pub(crate) fn control_plane() -> Result<()> {
     verdict(&world, "heal-cp-2", "nodeHung")?;
     verdict(&world, "heal-cp-2", "healthy")?;
     healthy(&kubectl, 4)?;
+    // Not the one that was told before: its journal says so.
+    kept_member(&world, &kubectl, "heal-cp-0", &members[1])?;
+    healthy(&kubectl, 4)?;
     disks_grow(&world, &kubectl, "heal", 3)
+}
+
+/// A control-plane machine is made anew, and its old disk boots again beside its successor. `other` is another member.
+fn kept_member(
+    world: &World,
+    kubectl: &Kubectl,
+    machine: &str,
+    (other, address): &(&str, String),
+) -> Result<()> {
+    let keep = ["--keep", "--reason", "why does it die"];
+    world.run(&[&["node", "recreate", machine, "--yes", "--wait"][..], &keep].concat())?;
+    healthy(kubectl, 4)?;
+    let all = world.json(&["node", "kept", "list"])?;
+    let [kept] = items(&all)?.as_slice() else {
+        anyhow::bail!("kept: {all:#}");
+    };
+    let member = EtcdKeys::of(other)?;
+    control_plane_boots_again(world, kubectl, machine, kept, (&member, address))?;
+    let name = kept["name"].as_str().context("it has a name")?;
+    world.run(&["node", "kept", "delete", name, "--yes"])?;
+    Ok(())
 }
 
 /// Data disks of a control plane grow, and etcd goes on with what it had on the machines that there were.

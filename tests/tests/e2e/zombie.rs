@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use windlass_tests::damage::Revenant;
 use windlass_tests::host;
 use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
-use crate::repair::{incarnation, verdict};
+use crate::repair::{ACTS, incarnation, verdict};
 
 /// What a machine could prove its identity with, copied while it still ran.
 pub(crate) struct Zombie {
@@ -26,9 +27,13 @@ pub(crate) struct Zombie {
 
 /// With what API servers refuse the kubelet of a machine that was replaced.
 const REFUSAL: &str = "was replaced";
+/// The namespace of what controls a cluster.
+const SYSTEM: &str = "kube-system";
 /// Its kubelet's identity, in its own file system.
 const CERTIFICATE: &str = "etc/kubernetes/pki/kubelet-client.crt";
 const KEY: &str = "etc/kubernetes/pki/kubelet-client.key";
+/// Where identities are, in its own file system.
+const PKI: &str = "etc/kubernetes/pki";
 /// Its agent's settings and identity.
 const SETTINGS: &str = "etc/windlass/settings.json";
 const IDENTITY: &str = "var/lib/windlass/identity";
@@ -46,7 +51,7 @@ impl Zombie {
         identity(&from, root.path())?;
         let program = root.path().join("windlass-agent");
         copy(Path::new(&format!("/proc/{agent}/exe")), &program)?;
-        let kubectl = kubelets(operator, root.path())?;
+        let kubectl = as_client(operator, root.path(), "kubelet-client")?;
         kubectl
             .run(&["annotate", "node", node, "zombie=not-yet"])
             .context("its kubelet may write as long as it is current")?;
@@ -177,6 +182,79 @@ impl Zombie {
     }
 }
 
+/// What the controllers of a control-plane machine could prove themselves with, copied while it still ran.
+pub(crate) struct Controllers {
+    /// Their keys and certificates, and what is written with them.
+    root: tempfile::TempDir,
+    /// The API as each of them.
+    clients: Vec<(&'static str, Kubectl)>,
+}
+
+/// The controllers that lead by a Lease, which has their name.
+const LEADERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
+
+impl Controllers {
+    /// Copies the keys of a machine's controllers, and shows that they may write as long as it is not replaced.
+    pub(crate) fn of(machine: &str, operator: &Kubectl) -> Result<Controllers> {
+        let agents = host::machine_processes(machine, "windlass-agent")?;
+        let agent = agents.first().context("its agent runs")?;
+        let from = PathBuf::from(format!("/proc/{agent}/root")).join(PKI);
+        let root = tempfile::tempdir()?;
+        let mut clients = Vec::new();
+        for leader in LEADERS {
+            for file in [format!("{leader}.crt"), format!("{leader}.key")] {
+                copy(&from.join(&file), &root.path().join(PKI).join(&file))?;
+            }
+            clients.push((leader, as_client(operator, root.path(), leader)?));
+        }
+        let controllers = Controllers { root, clients };
+        for (leader, kubectl) in &controllers.clients {
+            let lease = controllers.lease(&format!("{leader}-of-test"))?;
+            kubectl
+                .run(&["create", "--validate=false", "-f", &lease])
+                .with_context(|| format!("{leader} may write as long as it is current"))?;
+            let lease = format!("{leader}-of-test");
+            operator.run(&["-n", SYSTEM, "delete", "lease", &lease])?;
+        }
+        Ok(controllers)
+    }
+
+    /// A file with a Lease.
+    fn lease(&self, name: &str) -> Result<String> {
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": name, "namespace": SYSTEM},
+            "spec": {"holderIdentity": "zombie", "leaseDurationSeconds": 15}});
+        let file = self.root.path().join("lease.json");
+        fs::write(&file, lease.to_string())?;
+        Ok(file.to_string_lossy().into_owned())
+    }
+
+    /// They make nothing, do not lead, and get no token to act with.
+    pub(crate) fn are_refused(&self) -> Result<()> {
+        for (leader, kubectl) in &self.clients {
+            let new = self.lease(&format!("{leader}-of-test"))?;
+            let made = kubectl.refused(&["create", "--validate=false", "-f", &new])?;
+            let own = self.lease(leader)?;
+            let led = until("it tries to lead", Duration::from_secs(30), || {
+                let said = kubectl.refused(&["replace", "--validate=false", "-f", &own])?;
+                // The one that leads has written in between.
+                Ok((!said.contains("has been modified")).then_some(said))
+            })?;
+            for said in [made, led] {
+                ensure!(
+                    said.contains(REFUSAL),
+                    "{leader} is refused for another reason: {said}"
+                );
+            }
+        }
+        let (_, manager) = &self.clients[0];
+        let token = ["-n", SYSTEM, "create", "token", "deployment-controller"];
+        let said = manager.refused(&token)?;
+        ensure!(said.contains(REFUSAL), "refused for another reason: {said}");
+        Ok(())
+    }
+}
+
 /// A worker that was replaced and kept boots again from its old disk, `kept`: it is told to give way and does, its
 /// kubelet is refused where nobody stops it, and its successor is not touched.
 pub(crate) fn boots_again(
@@ -184,6 +262,68 @@ pub(crate) fn boots_again(
     operator: &Kubectl,
     machine: &str,
     kept: &Value,
+) -> Result<()> {
+    revives(world, operator, machine, kept, &["kubelet"], |_| Ok(()))
+}
+
+/// The same of a control-plane machine, and what controls its cluster is stopped. Where nobody stops that, it leads
+/// nothing, and etcd has the members that it had.
+pub(crate) fn control_plane_boots_again(
+    world: &World,
+    operator: &Kubectl,
+    machine: &str,
+    kept: &Value,
+    member: (&EtcdKeys, &str),
+) -> Result<()> {
+    let (etcd, address) = member;
+    let before = etcd.members(address)?;
+    revives(world, operator, machine, kept, &ACTS, |revenant| {
+        let start = ["systemctl", "start", "--no-block"];
+        revenant.run(&[&start[..], &LEADERS, &["etcd", "kube-apiserver"]].concat())?;
+        for leader in LEADERS {
+            let config = format!("--kubeconfig=/etc/kubernetes/{leader}.kubeconfig");
+            let kubectl = "/opt/windlass/components/kubectl/current/kubectl";
+            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "metadata": {"name": "of-a-zombie", "namespace": SYSTEM}});
+            let create =
+                format!("echo '{lease}' | {kubectl} {config} create --validate=false -f - 2>&1");
+            let said = revenant.run(&["sh", "-c", &create])?;
+            ensure!(said.contains(REFUSAL), "{leader} at its console: {said}");
+        }
+        leads_nothing(operator, revenant)?;
+        let after = etcd.members(address)?;
+        ensure!(before == after, "members were {before}, and are {after}");
+        Ok(())
+    })
+}
+
+/// A scheduler that runs on although its machine was replaced tries to lead once nobody does, and is refused.
+fn leads_nothing(operator: &Kubectl, revenant: &Revenant) -> Result<()> {
+    let lease = ["-n", SYSTEM, "patch", "lease", "kube-scheduler"];
+    let released = r#"{"spec":{"holderIdentity":""}}"#;
+    let release = [&lease[..], &["--type=merge", "-p", released]].concat();
+    let journal = || revenant.run(&["journalctl", "--unit", "kube-scheduler", "--output", "cat"]);
+    let led = || Ok::<_, anyhow::Error>(journal()?.matches("successfully acquired lease").count());
+    let before = led()?;
+    let patience = Duration::from_secs(120);
+    until("its scheduler tries to lead", patience, || {
+        // It looks every few seconds, and others are quick.
+        operator.run(&release)?;
+        Ok(journal()?.contains(REFUSAL).then_some(()))
+    })?;
+    ensure!(led()? == before, "its scheduler leads");
+    Ok(())
+}
+
+/// Boots what is kept of a machine beside its successor. `acts` is what it has to stop, and `more` is done at its
+/// console once its agent is ended, too.
+fn revives(
+    world: &World,
+    operator: &Kubectl,
+    machine: &str,
+    kept: &Value,
+    acts: &[&str],
+    more: impl FnOnce(&Revenant) -> Result<()>,
 ) -> Result<()> {
     let patience = Duration::from_secs(120);
     let place = kept["place"].as_str().context("it is somewhere")?;
@@ -197,12 +337,16 @@ pub(crate) fn boots_again(
         revenant.run(&["journalctl", "--unit", unit, "--output", "cat"])
     };
     until("its agent is told that it was replaced", patience, || {
-        let told = journal("windlass-agent")?.contains("was replaced by a later incarnation");
-        let kubelet = revenant.run(&["systemctl", "is-active", "kubelet"])?;
-        Ok((told && kubelet.trim() == "inactive").then_some(()))
+        let said = journal("windlass-agent")?;
+        let told = said.contains("was replaced by a later incarnation")
+            && said.matches("stopped: this machine was replaced").count() >= acts.len();
+        let active = revenant.run(&[&["systemctl", "is-active"][..], acts].concat())?;
+        let mut states = active.lines();
+        let stopped = states.all(|state| matches!(state, "inactive" | "failed"));
+        Ok((told && stopped).then_some(()))
     })?;
     let since = |what: &str| eprintln!("  {what}: {:.1} s", began.elapsed().as_secs_f64());
-    since("old disk booted, and its kubelet stopped");
+    since("old disk booted, and what acts for it stopped");
     // One whose agent does not run either.
     revenant.run(&["systemctl", "stop", "windlass-agent"])?;
     let refusals = || Ok::<_, anyhow::Error>(journal("kubelet")?.matches(REFUSAL).count());
@@ -212,6 +356,7 @@ pub(crate) fn boots_again(
         Ok((refusals()? > before).then_some(()))
     })?;
     since("its kubelet started by hand, and refused");
+    more(&revenant)?;
     let nodes = operator.get(&["nodes"])?.to_string();
     ensure!(
         !nodes.contains(&format!("\"{node}\"")),
@@ -261,6 +406,11 @@ impl EtcdKeys {
 
     /// Reads what API servers store, through the member at an address.
     fn read(&self, address: &str, client: &str) -> Result<Output> {
+        let get = ["get", "/registry/namespaces/default", "--keys-only"];
+        self.ask(address, client, &get)
+    }
+
+    fn ask(&self, address: &str, client: &str, question: &[&str]) -> Result<Output> {
         let file = |name: &str| self.root.path().join(name);
         Command::new(file("etcdctl"))
             .arg(format!("--endpoints=https://{address}:2379"))
@@ -271,9 +421,17 @@ impl EtcdKeys {
             .arg("--key")
             .arg(file(&format!("{client}.key")))
             .args(["--dial-timeout=3s", "--command-timeout=3s"])
-            .args(["get", "/registry/namespaces/default", "--keys-only"])
+            .args(question)
             .output()
             .context("cannot run etcdctl")
+    }
+
+    /// The members as the one at an address has them.
+    pub(crate) fn members(&self, address: &str) -> Result<String> {
+        let output = self.ask(address, ETCD_CLIENTS[0], &["member", "list"])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{address}: {said}");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Members at these addresses let them in.
@@ -339,15 +497,16 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The operator's way to the API, with the kubelet's certificate in the place of the operator's.
-fn kubelets(operator: &Kubectl, root: &Path) -> Result<Kubectl> {
+/// The operator's way to the API, with the certificate of a machine's `client` in the place of the operator's. Its files
+/// are in a copy of the machine's file system.
+fn as_client(operator: &Kubectl, root: &Path, client: &str) -> Result<Kubectl> {
     let text = operator.run(&["config", "view", "--raw", "-o", "json"])?;
     let mut config: Value = serde_json::from_str(&text)?;
     config["users"][0]["user"] = json!({
-        "client-certificate": root.join(CERTIFICATE),
-        "client-key": root.join(KEY),
+        "client-certificate": root.join(PKI).join(format!("{client}.crt")),
+        "client-key": root.join(PKI).join(format!("{client}.key")),
     });
-    let kubeconfig = root.join("kubeconfig");
+    let kubeconfig = root.join(format!("{client}.kubeconfig"));
     fs::write(&kubeconfig, config.to_string())?;
     Ok(Kubectl {
         kubeconfig,
