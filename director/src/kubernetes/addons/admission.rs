@@ -21,8 +21,8 @@
 //! * Service accounts. Every controller manager has the one key that signs their tokens, and tokens name no machine: a
 //!   token that was given out counts until it expires (an hour for those of controllers), and whoever copied the key
 //!   signs more. It is nowhere but on machines of the control plane and in the director.
-//! * Certificates that were issued before they named their machine, until they are renewed; what they are told from is
-//!   the user then, which is everybody's.
+//! * Certificates that were issued before they named their machine, until they are renewed: their user is that of every
+//!   machine.
 //!
 //! For all four the remedy is to replace authorities and key, `windlass cluster rotate-ca NAME`, when a machine or its
 //! disk came into other hands. One that is merely started again is told to stop, and cannot write.
