@@ -1,4 +1,5 @@
-//! Directors and agents die in the middle of a create; the cluster comes up all the same.
+//! Directors and agents die in the middle of a create; the cluster comes up all the same. Each scenario has a director
+//! of its own.
 
 use std::time::{Duration, Instant};
 
@@ -8,106 +9,103 @@ use windlass_tests::host;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
-use crate::lifecycle::{healthy, items, with_world};
+use crate::lifecycle::{healthy, items};
 
 /// The Kubernetes version before the newest one.
 const OLDER: &str = "1.36.3";
 
 pub(crate) fn director_five_times() -> Result<()> {
-    with_world(|world| {
-        let task = start_create(world, "crash", "1")?;
-        let mut progress = 0;
-        for crash in 1..=5 {
-            // Each crash comes as soon as more of the plan is done than at the one before, or in the
-            // middle of a step that takes longer than this.
-            let since = Instant::now();
-            let seen = until("the create goes on", Duration::from_secs(60), || {
-                let seen = world.json(&["task", "show", &task])?;
-                let moved = steps_done(&seen) > progress;
-                Ok((moved || since.elapsed() > Duration::from_millis(700)).then_some(seen))
-            })?;
-            ensure!(
-                seen["state"] == "Running",
-                "crash {crash} came too late: {}",
-                seen["state"]
-            );
-            progress = steps_done(&seen);
-            world.crash_director()?;
-        }
-        let ended = world.task_ended(&task, Duration::from_secs(180))?;
-        ensure!(ended["state"] == "Succeeded", "task: {ended:#}");
-        let kubectl = world.kubectl("crash")?;
-        healthy(&kubectl, 2)?;
-        let machines = world.json(&["node", "list", "--cluster", "crash"])?;
-        ensure!(items(&machines)?.len() == 2, "machines: {machines}");
-        world.run(&["cluster", "delete", "crash", "--yes", "--wait"])?;
-        Ok(())
-    })
+    let world = &World::start("crash")?;
+    let task = start_create(world, "crash", "1")?;
+    let mut progress = 0;
+    for crash in 1..=5 {
+        // Each crash comes as soon as more of the plan is done than at the one before, or in the
+        // middle of a step that takes longer than this.
+        let since = Instant::now();
+        let seen = until("the create goes on", Duration::from_secs(60), || {
+            let seen = world.json(&["task", "show", &task])?;
+            let moved = steps_done(&seen) > progress;
+            Ok((moved || since.elapsed() > Duration::from_millis(700)).then_some(seen))
+        })?;
+        ensure!(
+            seen["state"] == "Running",
+            "crash {crash} came too late: {}",
+            seen["state"]
+        );
+        progress = steps_done(&seen);
+        world.crash_director()?;
+    }
+    let ended = world.task_ended(&task, Duration::from_secs(180))?;
+    ensure!(ended["state"] == "Succeeded", "task: {ended:#}");
+    let kubectl = world.kubectl("crash")?;
+    healthy(&kubectl, 2)?;
+    let machines = world.json(&["node", "list", "--cluster", "crash"])?;
+    ensure!(items(&machines)?.len() == 2, "machines: {machines}");
+    world.run(&["cluster", "delete", "crash", "--yes", "--wait"])?;
+    Ok(())
 }
 
 pub(crate) fn agent_during_configure() -> Result<()> {
-    with_world(|world| {
-        // The older of the two minors, so that both are seen to come up.
-        let task = world.json(&[
-            "cluster",
-            "create",
-            "agents",
-            "--workers",
-            "1",
-            "--kubernetes-version",
-            OLDER,
-        ])?;
-        let task = task["id"].as_str().context("a task has an id")?.to_owned();
-        let mut cut_off: Vec<(String, usize)> = Vec::new();
-        while cut_off.len() < 2 {
-            let seen = kill_while_configuring("agents-", &cut_off)?;
-            cut_off.push(seen);
-        }
-        let ended = world.task_ended(&task, Duration::from_secs(180))?;
-        ensure!(ended["state"] == "Succeeded", "task: {ended:#}");
-        for (hostname, before) in &cut_off {
-            let agents = host::machine_processes(hostname, "windlass-agent")?;
-            let agent = agents.first().context("the agent runs again")?;
-            let now = configuration_files(*agent);
-            ensure!(
-                *before < now,
-                "{hostname} had all of its {now} files when its agent died"
-            );
-        }
-        let kubectl = world.kubectl("agents")?;
-        healthy(&kubectl, 2)?;
-        let version: Value = serde_json::from_str(&kubectl.run(&["get", "--raw", "/version"])?)?;
+    let world = &World::start("agent")?;
+    // The older of the two minors, so that both are seen to come up.
+    let task = world.json(&[
+        "cluster",
+        "create",
+        "agents",
+        "--workers",
+        "1",
+        "--kubernetes-version",
+        OLDER,
+    ])?;
+    let task = task["id"].as_str().context("a task has an id")?.to_owned();
+    let mut cut_off: Vec<(String, usize)> = Vec::new();
+    while cut_off.len() < 2 {
+        let seen = kill_while_configuring("agents-", &cut_off)?;
+        cut_off.push(seen);
+    }
+    let ended = world.task_ended(&task, Duration::from_secs(180))?;
+    ensure!(ended["state"] == "Succeeded", "task: {ended:#}");
+    for (hostname, before) in &cut_off {
+        let agents = host::machine_processes(hostname, "windlass-agent")?;
+        let agent = agents.first().context("the agent runs again")?;
+        let now = configuration_files(*agent);
         ensure!(
-            version["gitVersion"] == format!("v{OLDER}"),
-            "API server: {version}"
+            *before < now,
+            "{hostname} had all of its {now} files when its agent died"
         );
-        world.run(&["cluster", "delete", "agents", "--yes", "--wait"])?;
-        Ok(())
-    })
+    }
+    let kubectl = world.kubectl("agents")?;
+    healthy(&kubectl, 2)?;
+    let version: Value = serde_json::from_str(&kubectl.run(&["get", "--raw", "/version"])?)?;
+    ensure!(
+        version["gitVersion"] == format!("v{OLDER}"),
+        "API server: {version}"
+    );
+    world.run(&["cluster", "delete", "agents", "--yes", "--wait"])?;
+    Ok(())
 }
 
 pub(crate) fn cancel() -> Result<()> {
-    with_world(|world| {
-        let task = start_create(world, "cancel", "1")?;
-        until("machines are there", Duration::from_secs(60), || {
-            Ok((steps_done(&world.json(&["task", "show", &task])?) > 2).then_some(()))
-        })?;
-        world.run(&["task", "cancel", &task])?;
-        let ended = world.task_ended(&task, Duration::from_secs(60))?;
-        ensure!(ended["state"] == "Cancelled", "task: {ended:#}");
-        let left: Vec<_> = world
-            .traces()?
-            .into_iter()
-            .filter(|trace| trace.contains("cancel-"))
-            .collect();
-        ensure!(left.is_empty(), "left behind:\n{}", left.join("\n"));
-        let clusters = world.json(&["cluster", "list"])?;
-        ensure!(
-            !clusters.to_string().contains("\"cancel\""),
-            "clusters: {clusters}"
-        );
-        Ok(())
-    })
+    let world = &World::start("undo")?;
+    let task = start_create(world, "cancel", "1")?;
+    until("machines are there", Duration::from_secs(60), || {
+        Ok((steps_done(&world.json(&["task", "show", &task])?) > 2).then_some(()))
+    })?;
+    world.run(&["task", "cancel", &task])?;
+    let ended = world.task_ended(&task, Duration::from_secs(60))?;
+    ensure!(ended["state"] == "Cancelled", "task: {ended:#}");
+    let left: Vec<_> = world
+        .traces()?
+        .into_iter()
+        .filter(|trace| trace.contains("cancel-"))
+        .collect();
+    ensure!(left.is_empty(), "left behind:\n{}", left.join("\n"));
+    let clusters = world.json(&["cluster", "list"])?;
+    ensure!(
+        !clusters.to_string().contains("\"cancel\""),
+        "clusters: {clusters}"
+    );
+    Ok(())
 }
 
 /// Kills an agent of these machines the moment the first file of its configuration appears; returns

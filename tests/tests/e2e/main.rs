@@ -145,15 +145,6 @@ fn with_a_shared_director() -> Vec<Trial> {
             apart::without_a_route,
         ),
         trial(
-            "a_create_survives_five_crashes_of_the_director",
-            crashes::director_five_times,
-        ),
-        trial(
-            "a_create_survives_a_killed_agent",
-            crashes::agent_during_configure,
-        ),
-        trial("a_cancelled_create_cleans_up", crashes::cancel),
-        trial(
             "three_control_plane_machines_share_one_etcd",
             lifecycle::highly_available,
         ),
@@ -164,10 +155,6 @@ fn with_a_shared_director() -> Vec<Trial> {
         ),
         // The same restore as of a cluster that is gone, with three members.
         long("restores_go_back_to_a_snapshot", restore::from_a_snapshot),
-        trial(
-            "a_cluster_that_is_gone_is_made_again_from_its_backup",
-            restore::made_again,
-        ),
         // Two machines are lost and made anew: a control plane of three, twice.
         long(
             "restores_begin_again_with_the_last_member",
@@ -246,6 +233,19 @@ fn with_directors_of_their_own() -> Vec<Trial> {
         long(
             "a_control_plane_of_three_is_patched_in_place",
             refit::of_three,
+        ),
+        trial(
+            "a_create_survives_five_crashes_of_the_director",
+            crashes::director_five_times,
+        ),
+        trial(
+            "a_create_survives_a_killed_agent",
+            crashes::agent_during_configure,
+        ),
+        trial("a_cancelled_create_cleans_up", crashes::cancel),
+        trial(
+            "a_cluster_that_is_gone_is_made_again_from_its_backup",
+            restore::made_again,
         ),
         trial("a_reset_leaves_nothing_on_the_host", lifecycle::reset),
     ]

@@ -96,70 +96,69 @@ pub(crate) fn from_a_snapshot() -> Result<()> {
 /// A cluster that is gone with all its disks is made again from its backup; its director dies on the way. Credentials
 /// of before are good for it, its Secrets are readable, its workload runs on nodes that the backup does not know.
 pub(crate) fn made_again() -> Result<()> {
-    with_world(|world| {
-        let create = ["cluster", "create", "gone", "--workers", "1", "--wait"];
-        world.run(&create)?;
-        let kubectl = world.kubectl("gone")?;
-        healthy(&kubectl, 2)?;
-        keep_a_secret(&kubectl)?;
-        deploy(&kubectl, 1)?;
-        let backup = world.json(&["cluster", "backup", "gone"])?;
-        let backup = backup["name"].as_str().context("a backup has a name")?;
-        let restore = ["cluster", "restore", "gone", "--from-backup", backup];
-        refused(
-            world,
-            &[&restore[..], &["--as", "gone"]].concat(),
-            "there is a cluster gone already",
-        )?;
-        let drill = world.json(&["cluster", "backups", "drill", "gone", backup])?;
-        let read = &drill["end"]["census"];
-        ensure!(
-            read["secrets"].as_u64() > Some(0) && read["deployments"].as_u64() > Some(1),
-            "{drill:#}"
-        );
-        eprintln!(
-            "drill: backup {} ms old, control plane back in {} ms",
-            drill["ageMs"], drill["end"]["tookMs"]
-        );
-        let scratch = drill["scratch"].as_str().context("a drill has a cluster")?;
-        until("the drill's cluster is gone", LONG, || {
-            let clusters = world.json(&["cluster", "list"])?;
-            let named = |cluster: &Value| cluster["spec"]["name"] == scratch;
-            Ok((!items(&clusters)?.iter().any(named)).then_some(()))
-        })?;
-        world.run(&["cluster", "delete", "gone", "--yes", "--wait"])?;
+    let world = &World::start("made")?;
+    let create = ["cluster", "create", "gone", "--workers", "1", "--wait"];
+    world.run(&create)?;
+    let kubectl = world.kubectl("gone")?;
+    healthy(&kubectl, 2)?;
+    keep_a_secret(&kubectl)?;
+    deploy(&kubectl, 1)?;
+    let backup = world.json(&["cluster", "backup", "gone"])?;
+    let backup = backup["name"].as_str().context("a backup has a name")?;
+    let restore = ["cluster", "restore", "gone", "--from-backup", backup];
+    refused(
+        world,
+        &[&restore[..], &["--as", "gone"]].concat(),
+        "there is a cluster gone already",
+    )?;
+    let drill = world.json(&["cluster", "backups", "drill", "gone", backup])?;
+    let read = &drill["end"]["census"];
+    ensure!(
+        read["secrets"].as_u64() > Some(0) && read["deployments"].as_u64() > Some(1),
+        "{drill:#}"
+    );
+    eprintln!(
+        "drill: backup {} ms old, control plane back in {} ms",
+        drill["ageMs"], drill["end"]["tookMs"]
+    );
+    let scratch = drill["scratch"].as_str().context("a drill has a cluster")?;
+    until("the drill's cluster is gone", LONG, || {
+        let clusters = world.json(&["cluster", "list"])?;
+        let named = |cluster: &Value| cluster["spec"]["name"] == scratch;
+        Ok((!items(&clusters)?.iter().any(named)).then_some(()))
+    })?;
+    world.run(&["cluster", "delete", "gone", "--yes", "--wait"])?;
 
-        let plan = world.json(&[&restore[..], &["--dry-run"]].concat())?;
-        let losses = plan["restore"]["losses"].as_array();
-        ensure!(losses.is_some_and(|losses| !losses.is_empty()), "{plan:#}");
-        let task = world.json(&restore)?;
-        ensure!(task["kind"] == "createCluster", "{task:#}");
-        let task = task["id"].as_str().context("a task has an id")?.to_owned();
-        ended(world, &task)?;
-        world.crash_director()?;
-        let show = ["cluster", "show", "gone"];
-        until("its data is restored", LONG, || {
-            let seen = world.json(&show)?;
-            let done = seen["madeFrom"]["restored"] == true && seen["task"].is_null();
-            Ok(done.then_some(()))
-        })?;
+    let plan = world.json(&[&restore[..], &["--dry-run"]].concat())?;
+    let losses = plan["restore"]["losses"].as_array();
+    ensure!(losses.is_some_and(|losses| !losses.is_empty()), "{plan:#}");
+    let task = world.json(&restore)?;
+    ensure!(task["kind"] == "createCluster", "{task:#}");
+    let task = task["id"].as_str().context("a task has an id")?.to_owned();
+    ended(world, &task)?;
+    world.crash_director()?;
+    let show = ["cluster", "show", "gone"];
+    until("its data is restored", LONG, || {
+        let seen = world.json(&show)?;
+        let done = seen["madeFrom"]["restored"] == true && seen["task"].is_null();
+        Ok(done.then_some(()))
+    })?;
 
-        healthy(&kubectl, 2)?;
-        the_secret_is_kept(&kubectl)?;
-        let nodes = kubectl.run(&["get", "nodes", "-o", "name"])?;
-        let mut nodes: Vec<&str> = nodes.lines().collect();
-        nodes.sort_unstable();
-        ensure!(
-            nodes == ["node/gone-cp-1-i1", "node/gone-workers-1-i1"],
-            "{nodes:?}"
-        );
-        kubectl.run(&["scale", "deployment/web", "--replicas=2"])?;
-        kubectl.pods_ready("app=web", 2)?;
-        done(world, "gone")?;
-        world.json(&["cluster", "backup", "gone"])?;
-        world.run(&["cluster", "delete", "gone", "--yes", "--wait"])?;
-        Ok(())
-    })
+    healthy(&kubectl, 2)?;
+    the_secret_is_kept(&kubectl)?;
+    let nodes = kubectl.run(&["get", "nodes", "-o", "name"])?;
+    let mut nodes: Vec<&str> = nodes.lines().collect();
+    nodes.sort_unstable();
+    ensure!(
+        nodes == ["node/gone-cp-1-i1", "node/gone-workers-1-i1"],
+        "{nodes:?}"
+    );
+    kubectl.run(&["scale", "deployment/web", "--replicas=2"])?;
+    kubectl.pods_ready("app=web", 2)?;
+    done(world, "gone")?;
+    world.json(&["cluster", "backup", "gone"])?;
+    world.run(&["cluster", "delete", "gone", "--yes", "--wait"])?;
+    Ok(())
 }
 
 /// Two of three control-plane machines are lost with their disks: nothing is done before an operator has seen what
