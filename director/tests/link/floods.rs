@@ -1,5 +1,6 @@
 //! Floods of hostile peers leave nothing behind: after four times as many of them a director holds as much memory as
-//! after the first ones, and a machine beside them has not noticed.
+//! after the first ones, and a machine beside them has not noticed. Of ten thousand hellos that come at once and go no
+//! further, each is counted once, few are logged, and the memory and places that they take are bounded.
 //!
 //! The director is a process of its own, this executable again, whose allocator counts; it is asked over a socket in
 //! a directory that both know.
@@ -11,25 +12,34 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use windlass_common::id::{Digest, DirectorId};
-use windlass_common::limits::{FRAME_BYTES_MAX, HANDSHAKES_BYTES_MAX, STRANGERS_MAX};
+use windlass_common::limits::{
+    FRAME_BYTES_MAX, HANDSHAKES_BYTES_MAX, HANDSHAKES_MAX, HANDSHAKES_WAITING_MAX, KNOCK_AGAIN,
+    LOG_INTERVAL, LOG_LINES_PER_REASON, STRANGERS_MAX,
+};
 use windlass_common::pki::{MachineIdentity, PrivateKey};
 use windlass_common::report::Report;
 use windlass_common::secret::{Secret, SecretBytes};
 use windlass_common::transport::Close;
 use windlass_common::wire::frame;
 use windlass_common::wire::message::{ArtifactRequest, Body};
+use windlass_director::gateway::Reason;
 use windlass_director::pki::DirectorCa;
 
 use crate::certificates::{agent, connect, fate};
 use crate::half_open::HalfOpen;
+use crate::hellos::Hellos;
 use crate::hostile::{closed, garbage, greeted, header};
+use crate::log::Log;
 use crate::tokens::enroll;
-use crate::world::{Director, Neighbour, PATIENCE, director_id, identity, wait_for};
+use crate::world::{
+    Director, Machine, Neighbour, PATIENCE, director_id, identity, wait_for, wait_long,
+};
 
 /// Peers of the first flood; the second has four times as many.
 const FEW: usize = 24;
@@ -53,16 +63,24 @@ const MORE_BYTES_MAX: i64 = 2 * (HANDSHAKES_BYTES_MAX / STRANGERS_MAX) as i64;
 const DIRECTORY: &str = "WINDLASS_TEST_FLOODED";
 /// Asks whether the neighbour has noticed anything.
 const UNHARMED: &str = "unharmed";
-/// What it runs.
-const TEST: &str = "floods::floods_leave_no_memory_behind";
+/// Where the settings of one more machine are, in that directory.
+const ANOTHER: &str = "another.json";
+/// Hellos of the flood that is made of them alone.
+const HELLOS: usize = 10_000;
+/// What may be held in addition once as many have come again and are over: a hundred bytes for each.
+const AFTER_HELLOS_BYTES_MAX: i64 = 100 * HELLOS as i64;
 
 /// The system's allocator, which counts.
 struct Counting;
 
 static HELD: AtomicI64 = AtomicI64::new(0);
+/// The most that was held.
+static PEAK: AtomicI64 = AtomicI64::new(0);
 
 fn count(bytes: usize, sign: i64) {
-    HELD.fetch_add(sign * bytes as i64, Ordering::Relaxed);
+    let change = sign * bytes as i64;
+    let held = HELD.fetch_add(change, Ordering::Relaxed) + change;
+    PEAK.fetch_max(held, Ordering::Relaxed);
 }
 
 #[expect(unsafe_code, reason = "an allocator is unsafe to implement")]
@@ -134,32 +152,113 @@ fn hostile(number: usize) -> MachineIdentity {
     identity(&format!("hostile-{}", number % FEW), 1)
 }
 
+fn run(future: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(future);
+}
+
 #[test]
 fn floods_leave_no_memory_behind() {
-    let run = |future: std::pin::Pin<Box<dyn Future<Output = ()>>>| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        runtime.unwrap().block_on(future);
-    };
+    const TEST: &str = "floods::floods_leave_no_memory_behind";
     if let Some(dir) = std::env::var_os(DIRECTORY) {
-        run(Box::pin(async move { be_flooded(Path::new(&dir)).await }));
-        return;
+        // What is logged would be held too.
+        return run(be_flooded(Path::new(&dir), &Log::default()));
     }
     let floods = std::sync::Mutex::new(FLOODS.iter());
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(kind) = { floods.lock().unwrap().next() } {
-                    run(Box::pin(flooded(*kind)));
+                    run(flooded(TEST, *kind));
                 }
             });
         }
     });
 }
 
-/// The director's process: answers each line with what it holds, until there is nobody who asks.
-async fn be_flooded(dir: &Path) {
+#[test]
+fn ten_thousand_hellos_at_once_find_a_bound_and_keep_nobody_out() {
+    const TEST: &str = "floods::ten_thousand_hellos_at_once_find_a_bound_and_keep_nobody_out";
+    if let Some(dir) = std::env::var_os(DIRECTORY) {
+        let (log, _logging) = Log::of_this_thread();
+        return run(be_flooded(Path::new(&dir), &log));
+    }
+    // The other machine runs while a thread waits for the director's process.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(hellos(TEST));
+}
+
+/// What the director's process says of itself.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Seen {
+    held: i64,
+    /// The most that was held since it was asked before.
+    peak: i64,
+    handshakes: usize,
+    waiting: usize,
+    sessions: usize,
+    /// Handshakes that did not come to their end in time, or gave way, and first packets that were turned away.
+    full: u64,
+    timed_out: u64,
+    /// Refusals for any other reason.
+    others: u64,
+    /// Lines about those two, and how many of them are in a line with others.
+    lines: u64,
+    further: u64,
+    /// Everything in its log.
+    all_lines: u64,
+}
+
+/// The reasons for which a hello that goes no further is refused.
+const GOES_NO_FURTHER: [Reason; 2] = [Reason::HandshakesFull, Reason::HandshakeTimeout];
+
+impl Seen {
+    fn of(director: &Director, log: &Log) -> Seen {
+        let counters = director.gateway().counters();
+        let [full, timed_out] = GOES_NO_FURTHER.map(|reason| counters.refused(reason));
+        let held = HELD.load(Ordering::Relaxed);
+        Seen {
+            held,
+            peak: PEAK.swap(held, Ordering::Relaxed),
+            handshakes: counters.handshakes,
+            waiting: counters.waiting,
+            sessions: counters.sessions,
+            full,
+            timed_out,
+            others: director.refused_but_for(None) - full - timed_out,
+            lines: GOES_NO_FURTHER
+                .map(|reason| log.refusals(reason))
+                .iter()
+                .sum(),
+            further: GOES_NO_FURTHER
+                .map(|reason| log.further_refusals(reason))
+                .iter()
+                .sum(),
+            all_lines: log.lines(&[]),
+        }
+    }
+
+    fn goes_no_further(&self) -> u64 {
+        self.full + self.timed_out
+    }
+
+    fn served_another(&self) -> bool {
+        self.sessions == 2
+    }
+
+    /// Whether no peer but the neighbour is there.
+    fn rests(&self) -> bool {
+        self.handshakes + self.waiting == 0 && self.sessions == 1
+    }
+}
+
+/// The director's process: answers each line with what it has come to, until there is nobody who asks.
+async fn be_flooded(dir: &Path, log: &Log) {
     let director = Director::start().await;
     for number in 0..FEW {
         director.records.make_current(&hostile(number));
@@ -174,6 +273,8 @@ async fn be_flooded(dir: &Path) {
         .unwrap()
         .insert(digest, file);
     let neighbour = Neighbour::boot(&director, &dir.join("neighbour")).await;
+    let another = serde_json::to_vec(&director.settings("another", 1)).unwrap();
+    std::fs::write(dir.join(ANOTHER), another).unwrap();
     std::fs::write(dir.join("ca"), director.ca.to_pem().expose()).unwrap();
     let mut said = UnixStream::connect(dir.join("ask")).unwrap();
     writeln!(said, "{}", director.address).unwrap();
@@ -192,9 +293,8 @@ async fn be_flooded(dir: &Path) {
             UNHARMED => neighbour.unharmed(&director).await,
             _ => drop(neighbour.beats(&director).await),
         }
-        let counters = director.gateway().counters();
-        let busy = counters.handshakes + counters.waiting + counters.sessions - 1;
-        writeln!(said, "{} {busy}", HELD.load(Ordering::Relaxed)).unwrap();
+        let seen = serde_json::to_string(&Seen::of(&director, log)).unwrap();
+        writeln!(said, "{seen}").unwrap();
     }
 }
 
@@ -213,10 +313,10 @@ impl Drop for Flooded {
 }
 
 impl Flooded {
-    async fn start(dir: &Path) -> Flooded {
+    async fn start(test: &str, dir: &Path) -> Flooded {
         let listener = UnixListener::bind(dir.join("ask")).unwrap();
         let process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", TEST, "--nocapture"])
+            .args(["--exact", test, "--nocapture"])
             .env(DIRECTORY, dir)
             .stdout(Stdio::null())
             .spawn()
@@ -237,38 +337,118 @@ impl Flooded {
 
     /// The bytes it holds, if no peer but the neighbour is there.
     fn held(&mut self) -> Option<i64> {
-        self.ask("held")
+        let seen = self.ask("held");
+        seen.rests().then_some(seen.held)
     }
 
-    /// The same, once a step has run on the neighbour.
-    fn unharmed(&mut self) -> Option<i64> {
-        self.ask(UNHARMED)
-    }
-
-    fn ask(&mut self, what: &str) -> Option<i64> {
+    fn ask(&mut self, what: &str) -> Seen {
         writeln!(self.heard.get_mut(), "{what}").unwrap();
         let mut line = String::new();
         self.heard.read_line(&mut line).unwrap();
-        let (held, busy) = line
-            .trim()
-            .split_once(' ')
-            .expect("the director's process has ended: what it said is above");
-        (busy == "0").then(|| held.parse().unwrap())
+        serde_json::from_str(&line)
+            .expect("the director's process has ended: what it said is above")
     }
 }
 
-async fn flooded(kind: Flood) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut flooded = Flooded::start(dir.path()).await;
-    kind.flood(&flooded.director, 0..FEW).await;
-    flooded.unharmed();
-    let mut after_few = i64::MAX;
+/// The least that the director holds while no peer but the neighbour is there.
+async fn rested(flooded: &mut Flooded) -> i64 {
+    let mut least = i64::MAX;
     for _ in 0..LOOKS {
         let rests = wait_for("the director to rest", || flooded.held());
-        after_few = rests.await.min(after_few);
+        least = rests.await.min(least);
     }
+    least
+}
+
+async fn hellos(test: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut flooded = Flooded::start(test, dir.path()).await;
+    // Tables and queues are as large after as many as they become.
+    Hellos::new(&flooded.director).say(HELLOS);
+    let after_few = rested(&mut flooded).await;
+    let before = flooded.ask(UNHARMED);
+    let began = Instant::now();
+    let mut hellos = Hellos::new(&flooded.director);
+    let (half, half_is_said) = std::sync::mpsc::channel();
+    let saying = thread::spawn(move || {
+        hellos.say(HELLOS / 2);
+        // Nobody hears it where the test has failed.
+        let _ = half.send(());
+        hellos.say(HELLOS - HELLOS / 2);
+        hellos
+    });
+    let (mut peak, mut looks) = (0, 0);
+    let mut look = |flooded: &mut Flooded| {
+        let seen = flooded.ask(UNHARMED);
+        peak = seen.peak.max(peak);
+        looks += 1;
+        assert!(seen.handshakes <= HANDSHAKES_MAX, "{seen:?}");
+        assert!(seen.waiting <= HANDSHAKES_WAITING_MAX, "{seen:?}");
+        seen
+    };
+    let comes = wait_for("half of the hellos", || {
+        look(&mut flooded);
+        half_is_said.try_recv().ok().map(|()| Instant::now())
+    })
+    .await;
+    let settings = std::fs::read(dir.path().join(ANOTHER)).unwrap();
+    let settings = serde_json::from_slice(&settings).unwrap();
+    let another = Machine::boot(settings, &dir.path().join("another"));
+    wait_for("another machine to be served", || {
+        look(&mut flooded).served_another().then_some(())
+    })
+    .await;
+    let came = comes.elapsed();
+    another.stop().await;
+    let open = tokio::task::spawn_blocking(|| saying.join().unwrap())
+        .await
+        .unwrap();
+    // Each is over, and has a line or is counted in that of others.
+    let mut over = Seen::default();
+    wait_long("the last hello to be over", || {
+        over = look(&mut flooded);
+        (over.rests() && over.lines + over.further == over.goes_no_further()).then_some(())
+    })
+    .await;
+    drop(open);
+    let intervals = began.elapsed().as_secs() / LOG_INTERVAL.as_secs() + 1;
+    let refused = over.goes_no_further() - before.goes_no_further();
+    // A machine that is turned away as well knocks again.
+    let knocks = (came.as_millis() / KNOCK_AGAIN.as_millis()) as u64 + 2;
+    let once = HELLOS as u64..=HELLOS as u64 + knocks;
+    assert!(once.contains(&refused), "{refused}: {before:?}, {over:?}");
+    assert_eq!(over.others, 0, "{over:?}");
+    // For each of two reasons, and in the interval that had begun.
+    let lines_max = 2 * u64::from(LOG_LINES_PER_REASON) * (intervals + 1);
+    assert!(
+        over.lines - before.lines <= lines_max,
+        "{before:?}, {over:?}"
+    );
+    // Summaries, and what is said of the machine that came.
+    let all_max = lines_max + 2 * (intervals + 1) + 10;
+    let all = over.all_lines - before.all_lines;
+    assert!(all <= all_max, "{before:?}, {over:?}");
+    assert!(peak - after_few <= HANDSHAKES_BYTES_MAX as i64, "{peak}");
+    let held = rested(&mut flooded).await;
+    eprintln!(
+        "  {looks} looks at the neighbour, another machine came in {came:?}; {} bytes more at most, {} for good",
+        peak - after_few,
+        held - after_few
+    );
+    assert!(
+        held <= after_few + AFTER_HELLOS_BYTES_MAX,
+        "{after_few} bytes before {HELLOS} hellos, {held} after them"
+    );
+}
+
+async fn flooded(test: &str, kind: Flood) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut flooded = Flooded::start(test, dir.path()).await;
+    kind.flood(&flooded.director, 0..FEW).await;
+    flooded.ask(UNHARMED);
+    let after_few = rested(&mut flooded).await;
     kind.flood(&flooded.director, FEW..5 * FEW).await;
-    flooded.unharmed();
+    flooded.ask(UNHARMED);
     let mut held = 0;
     let less = wait_for("what is left of the flood to go", || {
         held = flooded.held()?;

@@ -129,7 +129,7 @@ impl Stranger {
 }
 
 /// RFC 9000, 17.2.5: a long header of type 3.
-fn is_retry(datagram: &[u8]) -> bool {
+pub(crate) fn is_retry(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0xf0 == 0xf0)
 }
 

@@ -43,8 +43,22 @@ impl Log {
         self.lines(&["peer refused", &format!("reason=\"{}\"", reason.name())])
     }
 
+    /// Refusals for this reason that have no line of their own, by the lines that give their number.
+    pub(crate) fn further_refusals(&self, reason: Reason) -> u64 {
+        let bytes = self.0.lock().unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        let named = format!("reason=\"{}\"", reason.name());
+        let further = |line: &&str| line.contains("further peers refused") && line.contains(&named);
+        let counts = text.lines().filter(further).map(|line| {
+            let (_, count) = line.split_once("count=").unwrap();
+            let count = count.split_whitespace().next().unwrap();
+            count.parse::<u64>().unwrap()
+        });
+        counts.sum()
+    }
+
     /// How many lines have all of these.
-    fn lines(&self, words: &[&str]) -> u64 {
+    pub(crate) fn lines(&self, words: &[&str]) -> u64 {
         let bytes = self.0.lock().unwrap();
         let text = String::from_utf8_lossy(&bytes);
         let has_all = |line: &&str| words.iter().all(|words| line.contains(words));

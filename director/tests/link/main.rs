@@ -16,6 +16,7 @@ mod floods;
 mod forge;
 mod half_open;
 mod health;
+mod hellos;
 mod hostile;
 mod lapsed;
 mod log;

@@ -1,5 +1,6 @@
-//! Handshakes that are begun and left: strangers with addresses of their own, who prove them when asked and
-//! then say no more.
+//! Handshakes that are begun and left: strangers with addresses of their own, who prove them when asked, and say no
+//! more once they are answered. One that repeated itself would begin anew each time that its handshake has given way
+//! to another one: three quarters of the director's places would be taken by those that had one already.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -100,7 +101,8 @@ fn stranger(number: usize) -> Result<(quinn::Endpoint, Arc<Deaf>)> {
     Ok((endpoint, deaf))
 }
 
-/// A socket that lets the question for an address through, and notes who was answered otherwise.
+/// A socket that lets the question for an address through, notes who was answered otherwise, and brings nothing of
+/// those any more.
 struct Deaf {
     inner: Arc<dyn AsyncUdpSocket>,
     answered: Mutex<HashSet<Vec<u8>>>,
@@ -113,11 +115,18 @@ impl Deaf {
     }
 
     fn note(&self, datagram: &[u8]) {
-        if let Some(id) = destination(datagram) {
+        if let Some((id, _)) = ids(datagram) {
             let answered = self.answered.lock();
             let mut answered = answered.unwrap_or_else(PoisonError::into_inner);
             answered.insert(id.to_vec());
         }
+    }
+
+    /// Whether the one that says this was answered.
+    fn says_no_more(&self, datagram: &[u8]) -> bool {
+        let answered = self.answered.lock();
+        let answered = answered.unwrap_or_else(PoisonError::into_inner);
+        ids(datagram).is_some_and(|(_, id)| answered.contains(id))
     }
 }
 
@@ -126,11 +135,14 @@ fn is_retry(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0xf0 == 0xf0)
 }
 
-/// The destination connection id of a long header (RFC 9000, 17.2).
-fn destination(datagram: &[u8]) -> Option<&[u8]> {
-    let (first, length) = (datagram.first()?, datagram.get(5)?);
-    let id = datagram.get(6..6 + usize::from(*length))?;
-    (first & 0x80 != 0).then_some(id)
+/// Whom a long header (RFC 9000, 17.2) is for, and who says it: the connection ids.
+fn ids(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (first, rest) = (datagram.first()?, datagram.get(5..)?);
+    let (length, rest) = rest.split_first()?;
+    let (destination, rest) = rest.split_at_checked(usize::from(*length))?;
+    let (length, rest) = rest.split_first()?;
+    let source = rest.get(..usize::from(*length))?;
+    (first & 0x80 != 0).then_some((destination, source))
 }
 
 impl fmt::Debug for Deaf {
@@ -145,6 +157,10 @@ impl AsyncUdpSocket for Deaf {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        // What leaves at once is of one connection.
+        if self.says_no_more(transmit.contents) {
+            return Ok(());
+        }
         self.inner.try_send(transmit)
     }
 
