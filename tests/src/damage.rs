@@ -39,6 +39,39 @@ impl World {
         Ok(())
     }
 
+    /// Which incarnation of a machine there is on the platform, whatever its director says.
+    pub fn made_behind(&self, machine: &str) -> Result<Option<u64>> {
+        let provider = self.provider()?;
+        let name = MachineName::new(machine)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        let view = runtime.block_on(provider.machine(&name))?;
+        Ok(view.map(|view| u64::from(view.incarnation.0)))
+    }
+
+    /// Gives a machine a disk that its director knows nothing of, with a file system at `point`.
+    pub fn mount_behind(&self, machine: &str, disk: &str, bytes: u64, point: &str) -> Result<()> {
+        let provider = self.provider()?;
+        let (name, disk) = (MachineName::new(machine)?, DiskName::new(disk)?);
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(provider.create_disk(&disk, bytes))?;
+        let attached = runtime.block_on(provider.attach_disk(&name, &disk))?;
+        let device = attached.device.display();
+        let script =
+            format!("mkfs.ext4 -q -m 0 {device} && mkdir -p {point} && mount {device} {point}");
+        self.run(&["node", "exec", machine, "--", "sh", "-c", &script])?;
+        Ok(())
+    }
+
+    /// Takes such a disk away again.
+    pub fn unmount_behind(&self, machine: &str, disk: &str, point: &str) -> Result<()> {
+        self.run(&["node", "exec", machine, "--", "umount", point])?;
+        let provider = self.provider()?;
+        let (name, disk_name) = (MachineName::new(machine)?, DiskName::new(disk)?);
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(provider.detach_disk(&name, &disk_name))?;
+        self.delete_disk_behind(disk)
+    }
+
     fn provider(&self) -> Result<LocalProvider> {
         let (_, config) = self.config()?;
         Ok(LocalProvider::new(LocalConfig {

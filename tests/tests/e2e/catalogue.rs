@@ -3,8 +3,8 @@
 //! `fault-times.json` beside the stemcells.
 //!
 //! # Not here
-//! Zombies ([`crate::zombie`]), poison and operators ([`crate::repair`]), two members of three that are gone
-//! ([`crate::restore`]), a director that is restored ([`crate::director_restore`]).
+//! Zombies ([`crate::zombie`]), poison and operators ([`crate::repair`]), a director that is
+//! restored ([`crate::director_restore`]).
 
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,12 @@ use windlass_tests::world::{World, required};
 
 use crate::changes::deploy;
 use crate::etcd::voting;
+use crate::faults::is;
 use crate::lifecycle::{healthy, items};
 use crate::repair::{
     LONG, Outgoing, incarnation, judged_since, reborn, repair_of, verdict, why, world,
 };
+use crate::restore;
 
 const CLUSTER: &str = "three";
 const NODES: usize = 6;
@@ -98,6 +100,8 @@ pub(crate) fn on_three_and_three() -> Result<()> {
     site.runtime_hangs()?;
     site.director_dies_meanwhile()?;
     site.replacement_does_not_come_up()?;
+    site.disk_is_full()?;
+    site.majority_is_gone()?;
     site.keep()?;
     let delete = ["cluster", "delete", CLUSTER, "--yes", "--wait"];
     site.world.run(&delete).map(drop)
@@ -379,6 +383,150 @@ impl Site {
         let now = reborn(&self.world, LAST, before)?;
         ensure!(now == before + 1, "replaced again: {before}, {now}");
         self.over(fault, LAST)
+    }
+
+    /// What no restart mends is shown and left to an operator; neighbours and workload notice nothing.
+    fn disk_is_full(&mut self) -> Result<()> {
+        const POINT: &str = "/srv";
+        const DISK: &str = "three-srv";
+        let before = incarnation(&self.world, LAST)?;
+        let tried = self.tried(LAST)?;
+        self.world.mount_behind(LAST, DISK, 64 << 20, POINT)?;
+        is(&self.world, LAST, ("disk-space", POINT), "good")?;
+        let mut fault = Fault::begins("worker's disk full");
+        // It fails for want of space once there is none.
+        let fill = ["dd", "if=/dev/zero", "of=/srv/filler", "bs=1M"];
+        let on_it = ["node", "exec", LAST, "--"];
+        self.world.output(&[&on_it[..], &fill].concat())?;
+        is(&self.world, LAST, ("disk-space", POINT), "bad")?;
+        self.judged(&mut fault, LAST, "degraded")?;
+        self.still("nothing is restarted for it")?;
+        let said = why(&self.world, LAST)?;
+        ensure!(said["outlook"]["kind"] == "stay", "{said:#}");
+        ensure!(self.tried(LAST)? == tried, "something was tried: {said:#}");
+        healthy(&self.kubectl, NODES)?;
+        self.neighbours_are_well(LAST, &fault)?;
+        let filler = ["rm", "/srv/filler"];
+        self.world.run(&[&on_it[..], &filler].concat())?;
+        fault.now("healed");
+        verdict(&self.world, LAST, "healthy")?;
+        self.over(fault, LAST)?;
+        self.world.unmount_behind(LAST, DISK, POINT)?;
+        self.is_the_same(LAST, before)
+    }
+
+    /// What was tried with a machine so far.
+    fn tried(&self, machine: &str) -> Result<Vec<Value>> {
+        let said = why(&self.world, machine)?;
+        let attempts = said["case"]["case"]["attempts"].as_array();
+        Ok(attempts.cloned().unwrap_or_default())
+    }
+
+    /// Nobody else was judged to be anything but healthy since a fault began.
+    fn neighbours_are_well(&self, machine: &str, fault: &Fault) -> Result<()> {
+        let listed = self.world.json(&["node", "list", "--cluster", CLUSTER])?;
+        for other in items(&listed)? {
+            let name = other["name"].as_str().context("a name")?;
+            if name == machine {
+                continue;
+            }
+            let judged = judged_since(&self.world, name, fault.began_ms)?;
+            let well = judged.iter().all(|judged| judged["verdict"] == "healthy");
+            ensure!(well, "{name} was judged: {judged:#?}");
+        }
+        Ok(())
+    }
+
+    /// The workload's pods, and how often their containers were started.
+    fn pods(&self) -> Result<Vec<Value>> {
+        let pods = self.kubectl.get(&["pods", "-l", "app=web"])?;
+        let alive = |pod: &Value| {
+            let containers = &pod["status"]["containerStatuses"];
+            json!([pod["metadata"]["uid"], containers[0]["restartCount"]])
+        };
+        Ok(items(&pods)?.iter().map(alive).collect())
+    }
+
+    /// Two of three members are gone with their disks: nothing is done before somebody has seen what is lost, and what
+    /// runs goes on.
+    fn majority_is_gone(&mut self) -> Result<()> {
+        let lost = ["three-cp-0", "three-cp-2"];
+        let pods = self.pods()?;
+        let last = repair_of(&self.world, CLUSTER)?.context("there were repairs")?["id"].clone();
+        let mut before = Vec::new();
+        for machine in lost {
+            before.push(incarnation(&self.world, machine)?);
+            let shown = self.world.json(&["node", "show", machine])?;
+            let disk = shown["dataDisk"].as_str().context("a member has a disk")?;
+            self.world.delete_behind(machine)?;
+            self.world.delete_disk_behind(disk)?;
+        }
+        let mut fault = Fault::begins("two of three members gone with their disks");
+        for machine in lost {
+            self.judged(&mut fault, machine, "machineGone")?;
+        }
+        // One after the other would be made anew: the first is refused for want of a majority, the second waits for it.
+        until("the way out is named", LONG, || {
+            for machine in lost {
+                let said = why(&self.world, machine)?["outlook"].to_string();
+                if said.contains("restore") && said.contains("--from-member") {
+                    return Ok(Some(()));
+                }
+            }
+            Ok(None)
+        })?;
+        let restore = ["cluster", "restore", CLUSTER, "--from-member"];
+        let plan = until("the last member sees no leader", LONG, || {
+            let dry = [&restore[..], &["--dry-run", "--json"]].concat();
+            let output = self.world.output(&dry)?;
+            let plan = output.status.success().then_some(output.stdout);
+            Ok(plan
+                .map(|json| serde_json::from_slice::<Value>(&json))
+                .transpose()?)
+        })?;
+        fault.now("loss shown");
+        let first = restore::members(&plan)?
+            .first()
+            .context("they are ranked")?;
+        ensure!(
+            first["machine"] == MEMBER
+                && first["fate"] == "begins"
+                && first["revision"].as_u64() > Some(0),
+            "{plan:#}"
+        );
+        let losses = plan["restore"]["losses"].to_string();
+        ensure!(lost.iter().all(|lost| losses.contains(lost)), "{losses}");
+        restore::refused(&self.world, &restore, "--accept-loss")?;
+        self.still("nothing is done without consent")?;
+        for (machine, before) in lost.iter().zip(&before) {
+            self.is_the_same(machine, *before)?;
+            ensure!(
+                self.world.made_behind(machine)?.is_none(),
+                "{machine} was made"
+            );
+        }
+        let newest = repair_of(&self.world, CLUSTER)?.context("there were repairs")?;
+        ensure!(newest["id"] == last, "something was replaced: {newest:#}");
+        let hash = plan["hash"].as_str().context("a plan has a hash")?;
+        let approved = [&restore[..], &["--plan", hash, "--accept-loss"]].concat();
+        let task = self.world.json(&approved)?;
+        fault.now("approved");
+        restore::ended(
+            &self.world,
+            task["id"].as_str().context("a task has an id")?,
+        )?;
+        fault.now("Ready");
+        let voting = voting(&self.world, CLUSTER)?;
+        ensure!(voting.len() == 3, "all have a vote: {voting:?}");
+        for (machine, before) in lost.iter().zip(&before) {
+            let now = incarnation(&self.world, machine)?;
+            ensure!(now == before + 1, "{machine}: {before}, then {now}");
+            verdict(&self.world, machine, "healthy")?;
+        }
+        self.over(fault, MEMBER)?;
+        let now = self.pods()?;
+        ensure!(now == pods, "pods did not run on: {pods:?}, {now:?}");
+        Ok(())
     }
 
     fn keep(&self) -> Result<()> {

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use windlass_tests::host;
 use windlass_tests::kubectl::Kubectl;
@@ -36,13 +37,17 @@ pub(crate) fn why(world: &World, machine: &str) -> Result<Value> {
     world.json(&["node", "why", machine])
 }
 
-/// Waits until a machine is healthy, or until it was judged to be something else, which may be over soon.
+/// How long the damage may have taken that a machine is judged for: what it was judged to be before that is of another one.
+const DAMAGE_MS: i64 = 10_000;
+
+/// Waits until a machine is healthy, or until it is judged to be something else for what was done to it just now, which
+/// may be over soon.
 pub(crate) fn verdict(world: &World, machine: &str, wanted: &str) -> Result<Duration> {
     let began = Instant::now();
+    let since_ms = Timestamp::now().as_millisecond() - DAMAGE_MS;
     until(&format!("{machine} is {wanted}"), LONG, || {
         let said = why(world, machine)?;
-        let judged = said["case"]["history"].as_array();
-        let was = judged.into_iter().flatten().any(|j| j["verdict"] == wanted);
+        let was = judgements(&said, since_ms).any(|judged| judged["verdict"] == wanted);
         let is = said["verdict"] == wanted;
         Ok((is || (was && wanted != "healthy")).then_some(()))
     })?;
@@ -52,9 +57,13 @@ pub(crate) fn verdict(world: &World, machine: &str, wanted: &str) -> Result<Dura
 /// What a machine was judged to be since a moment, Unix milliseconds.
 pub(crate) fn judged_since(world: &World, machine: &str, began_ms: i64) -> Result<Vec<Value>> {
     let said = why(world, machine)?;
-    let history = said["case"]["history"].as_array().context("a history")?;
-    let since = |judged: &&Value| judged["atMs"].as_i64() >= Some(began_ms);
-    Ok(history.iter().filter(since).cloned().collect())
+    Ok(judgements(&said, began_ms).cloned().collect())
+}
+
+/// Those of a machine's history, in which nothing is while nothing was ever wrong with it.
+fn judgements(said: &Value, since_ms: i64) -> impl Iterator<Item = &Value> {
+    let history = said["case"]["history"].as_array().into_iter().flatten();
+    history.filter(move |judged| judged["atMs"].as_i64() >= Some(since_ms))
 }
 
 /// Waits until another incarnation of a machine is in service; returns it.

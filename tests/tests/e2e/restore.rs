@@ -222,7 +222,7 @@ pub(crate) fn from_the_last_member() -> Result<()> {
     done(&world, "qloss")
 }
 
-fn members(plan: &Value) -> Result<&Vec<Value>> {
+pub(crate) fn members(plan: &Value) -> Result<&Vec<Value>> {
     plan["restore"]["members"]
         .as_array()
         .context("a restore has members")
@@ -242,7 +242,7 @@ fn snapshot(world: &World, machine: &str) -> Result<PathBuf> {
 }
 
 /// A command fails, and says this.
-fn refused(world: &World, arguments: &[&str], why: &str) -> Result<()> {
+pub(crate) fn refused(world: &World, arguments: &[&str], why: &str) -> Result<()> {
     let output = world.output(arguments)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(
@@ -252,7 +252,7 @@ fn refused(world: &World, arguments: &[&str], why: &str) -> Result<()> {
     Ok(())
 }
 
-fn ended(world: &World, task: &str) -> Result<()> {
+pub(crate) fn ended(world: &World, task: &str) -> Result<()> {
     let task = world.task_ended(task, LONG)?;
     if task["state"] != "Succeeded" {
         bail!("the restore: {task:#}");
