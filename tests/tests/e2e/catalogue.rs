@@ -3,7 +3,7 @@
 //! `fault-times.json` beside the stemcells.
 //!
 //! # Not here
-//! Zombies ([`crate::zombie`]), poison and operators ([`crate::repair`]), a director that is
+//! Zombies ([`crate::zombie`]), replacements that come up and die, and operators ([`crate::repair`]), a director that is
 //! restored ([`crate::director_restore`]).
 
 use std::time::{Duration, Instant};
@@ -36,6 +36,10 @@ const LAST: &str = "three-workers-0";
 const MEMBER: &str = "three-cp-1";
 /// How long nothing may happen where nothing is to happen: longer than any patience of this director.
 const STILL: Duration = Duration::from_secs(40);
+/// A pool of its own, for what has a pool stopped.
+const SPARE: &str = "three-spare-0";
+/// How long a replacement may take to be given up, or to be made after a pause.
+const GIVEN_UP: Duration = Duration::from_secs(400);
 
 /// The cluster that suffers, and how long what took.
 struct Site {
@@ -101,6 +105,7 @@ pub(crate) fn on_three_and_three() -> Result<()> {
     site.director_dies_meanwhile()?;
     site.replacement_does_not_come_up()?;
     site.disk_is_full()?;
+    site.replacements_never_come_up()?;
     site.majority_is_gone()?;
     site.keep()?;
     let delete = ["cluster", "delete", CLUSTER, "--yes", "--wait"];
@@ -435,6 +440,109 @@ impl Site {
             ensure!(well, "{name} was judged: {judged:#?}");
         }
         Ok(())
+    }
+
+    /// Orders another number of machines for the pool of those that are spare.
+    fn spare(&self, count: usize) -> Result<()> {
+        let mut spec = self.world.json(&["cluster", "show", CLUSTER])?["spec"].clone();
+        spec["pools"]["spare"]["count"] = json!(count);
+        let file = self.world.dir().join("spare.json");
+        std::fs::write(&file, spec.to_string())?;
+        let file = file.to_string_lossy().into_owned();
+        let apply = ["cluster", "apply", "-f", &file, "--wait"];
+        self.world.run(&apply).map(drop)
+    }
+
+    /// A machine is made, is gone before anything is heard of it, and is made again after a pause; then its pool is left
+    /// to an operator, with what the dead have in common, while others are replaced as before.
+    fn replacements_never_come_up(&mut self) -> Result<()> {
+        // More than the three minutes that the rollout waits for an agent, so that the pause is seen.
+        self.world
+            .configure(&[("replace_first_s", "200"), ("poison_after", "2")])?;
+        self.spare(1)?;
+        healthy(&self.kubectl, NODES + 1)?;
+        verdict(&self.world, SPARE, "healthy")?;
+        // Nothing is heard of any of them before it is gone.
+        let cut = self.world.cut(&[self.address(SPARE)?])?;
+        self.world.delete_behind(SPARE)?;
+        let mut fault = Fault::begins("replacements that never come up");
+        let mut last = None;
+        for (incarnation, made, given_up) in
+            [(2, "made", "given up"), (3, "made again", "given up again")]
+        {
+            // Not before the director has it: it would go on making what is taken away from under it.
+            let task = until("it is made", GIVEN_UP, || {
+                let newest = repair_of(&self.world, CLUSTER)?;
+                let of_it = |task: &Value| {
+                    let step = &task["steps"][format!("machine/{SPARE}/create")];
+                    step["state"] == "Succeeded" && last.as_ref() != Some(&task["id"])
+                };
+                Ok(newest.filter(of_it))
+            })?;
+            last = Some(task["id"].clone());
+            fault.now(made);
+            self.world.delete_behind(SPARE)?;
+            let said = until("it is given up, and the pause runs", GIVEN_UP, || {
+                let said = why(&self.world, SPARE)?;
+                let of_it = said["case"]["incarnation"] == incarnation;
+                let waits = said["outlook"]["why"]
+                    .to_string()
+                    .contains("the pause grows");
+                Ok((of_it && waits).then_some(said))
+            })?;
+            fault.now(given_up);
+            let tried = self.tried(SPARE)?;
+            let last = tried.last().context("it was replaced")?["atMs"].as_u64();
+            let until_ms = said["outlook"]["until_ms"].as_u64();
+            // 200 s, and twice as long.
+            let pause = last.map(|at| at + 200_000 * (incarnation - 1));
+            ensure!(
+                pause.is_some() && until_ms == pause,
+                "{said:#}, tried: {tried:#?}"
+            );
+        }
+        let shown = self.world.json(&["cluster", "show", CLUSTER])?;
+        let stopped = &shown["stoppedPools"][0];
+        ensure!(
+            stopped["role"]["pool"] == "spare"
+                && stopped["died"] == 2
+                && stopped["kind"] == "step"
+                && stopped["why"].to_string().contains("await-agent"),
+            "{stopped:#}"
+        );
+        // Without a pause it would be replaced at once.
+        self.world.configure(&[("replace_first_s", "20")])?;
+        let told = until("the pool is left to an operator", LONG, || {
+            let outlook = &why(&self.world, SPARE)?["outlook"];
+            let told = outlook["why"].to_string();
+            let refused = outlook["kind"] == "refused" && told.contains("replacements died");
+            Ok(refused.then_some(told))
+        })?;
+        ensure!(told.contains("await-agent"), "no cause is named: {told}");
+        fault.now("left to an operator");
+        // Others are replaced meanwhile.
+        let before = incarnation(&self.world, CUT_OFF)?;
+        self.world.delete_behind(CUT_OFF)?;
+        let now = reborn(&self.world, CUT_OFF, before)?;
+        ensure!(now == before + 1, "{CUT_OFF}: {before}, then {now}");
+        verdict(&self.world, CUT_OFF, "healthy")?;
+        ensure!(
+            incarnation(&self.world, SPARE)? == 3 && self.world.made_behind(SPARE)?.is_none(),
+            "{SPARE} was made once more"
+        );
+        drop(cut);
+        self.world.run(&["node", "release", SPARE])?;
+        fault.now("healed");
+        let now = reborn(&self.world, SPARE, 3)?;
+        ensure!(now == 4, "{SPARE} was replaced more than once: {now}");
+        fault.now("Ready");
+        verdict(&self.world, SPARE, "healthy")?;
+        healthy(&self.kubectl, NODES + 1)?;
+        let shown = self.world.json(&["cluster", "show", CLUSTER])?;
+        ensure!(shown["stoppedPools"] == json!([]), "{shown:#}");
+        self.spare(0)?;
+        self.world.configure(&[("poison_after", "3")])?;
+        self.over(fault, LAST)
     }
 
     /// The workload's pods, and how often their containers were started.
