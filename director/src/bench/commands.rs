@@ -9,7 +9,7 @@ use windlass_common::id::Epoch;
 use windlass_common::pki::MachineIdentity;
 use windlass_common::step::{Exec, Step, StepId, StepRequest};
 
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, unwatched};
 
 use super::protocol::TargetAnswer;
 
@@ -45,12 +45,7 @@ pub(super) async fn measure(
             let began = Instant::now();
             let request = request(epoch, number);
             let result = gateway
-                .run_step(
-                    &machine.machine,
-                    machine.incarnation,
-                    request,
-                    mpsc::channel(1).0,
-                )
+                .run_step(&machine.machine, machine.incarnation, request, unwatched())
                 .await;
             if result.is_ok() {
                 // The receiver waits for every sender.

@@ -71,6 +71,7 @@ pub(crate) use pace::{SETTLES_WITHIN, host_budget};
 pub use probe::{About, Found, ProbeError};
 pub(crate) use server::widen;
 pub use session::Tunnel;
+pub use step::unwatched;
 pub use stream::{SessionInput, SessionOutput};
 pub use tickets::{TicketCounts, Tickets};
 
@@ -500,7 +501,8 @@ impl Gateway {
 
     /// Sends a step to a machine and waits for its result.
     ///
-    /// Progress goes to `progress`; when nobody receives it any more it is dropped, the step goes on.
+    /// Progress goes to `progress`; when nobody receives it any more it is dropped, the step goes on. The result waits for
+    /// who receives it: where nobody does it is [`unwatched`].
     /// Dropping the future cancels the step: the agent stops it where it may be stopped, kills its
     /// processes and writes down what became of it (an agent of protocol 1 goes on). A connection that
     /// breaks cancels nothing. On [`DeliveryError::Lost`] the same request

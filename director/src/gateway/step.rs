@@ -45,6 +45,11 @@ impl Drop for Order {
     }
 }
 
+/// Where progress goes that nobody watches. A receiver that is kept and never read would hold the step's result up.
+pub fn unwatched() -> mpsc::Sender<Progress> {
+    mpsc::channel(1).0
+}
+
 /// Sends a step and waits for its result, for the step's deadline and a grace.
 pub(super) async fn run(
     session: &Session,

@@ -18,7 +18,7 @@ use windlass_tests::world::{World, required};
 
 use crate::changes::deploy;
 use crate::etcd::voting;
-use crate::faults::is;
+use crate::faults::{end_agent, is};
 use crate::lifecycle::{healthy, items};
 use crate::repair::{
     LONG, Outgoing, incarnation, judged_since, reborn, repair_of, verdict, why, world,
@@ -33,6 +33,7 @@ const REPLICAS: usize = 4;
 const WORKER: &str = "three-workers-1";
 const CUT_OFF: &str = "three-workers-2";
 const LAST: &str = "three-workers-0";
+const FIRST: &str = "three-cp-0";
 const MEMBER: &str = "three-cp-1";
 /// How long nothing may happen where nothing is to happen: longer than any patience of this director.
 const STILL: Duration = Duration::from_secs(40);
@@ -96,6 +97,19 @@ pub(crate) fn on_three_and_three() -> Result<()> {
     site.data_is_gone()?;
     site.machine_hangs("worker frozen", WORKER)?;
     site.machine_hangs("control-plane machine frozen", MEMBER)?;
+    site.agent_ends(
+        "worker's agent ended",
+        LAST,
+        &["drain", "reboot", "uncordon"],
+    )?;
+    let hands_over = [
+        "drain",
+        "leave-endpoint",
+        "reboot",
+        "join-endpoint",
+        "uncordon",
+    ];
+    site.agent_ends("control-plane machine's agent ended", FIRST, &hands_over)?;
     site.cut_from_the_director()?;
     site.cut_from_everything()?;
     site.cut_all_from_the_director()?;
@@ -248,6 +262,27 @@ impl Site {
         let mut fault = Fault::begins(what);
         self.suspected(&mut fault, machine)?;
         self.judged(&mut fault, machine, "nodeHung")?;
+        self.over(fault, machine)?;
+        self.is_the_same(machine, before)
+    }
+
+    /// What serves is drained before it is restarted, and one of a control plane leaves the endpoint.
+    fn agent_ends(
+        &mut self,
+        what: &'static str,
+        machine: &str,
+        verbs: &[&'static str],
+    ) -> Result<()> {
+        let before = incarnation(&self.world, machine)?;
+        let last = repair_of(&self.world, CLUSTER)?.context("there were repairs")?["id"].clone();
+        end_agent(&self.world, machine)?;
+        let mut fault = Fault::begins(what);
+        self.suspected(&mut fault, machine)?;
+        self.judged(&mut fault, machine, "agentLost")?;
+        for verb in verbs {
+            self.repaired_as_far_as(machine, verb, Some(&last))?;
+            fault.now(verb);
+        }
         self.over(fault, machine)?;
         self.is_the_same(machine, before)
     }

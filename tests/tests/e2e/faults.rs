@@ -83,7 +83,7 @@ pub(crate) fn borne_or_healed() -> Result<()> {
     // systemd has ended what was stopped.
     drop(hung);
     disk_full(&world, &disk, began)?;
-    agent_hangs(&world, &kubectl)?;
+    agent_ends(&world, &kubectl)?;
     for machine in [CONTROL, HUNG, KILLED] {
         verdict(&world, machine, "healthy")?;
         ensure!(incarnation(&world, machine)? == 1, "{machine} was replaced");
@@ -199,17 +199,17 @@ fn agent_killed_again_and_again(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// The agent hangs and its kubelet goes on: pods leave the machine by the director's own right, it is restarted, and
+/// The agent has ended and its kubelet goes on: pods leave the machine by the director's own right, it is restarted, and
 /// its node is opened again.
-fn agent_hangs(world: &World, kubectl: &Kubectl) -> Result<()> {
+fn agent_ends(world: &World, kubectl: &Kubectl) -> Result<()> {
     deploy(kubectl, 4)?;
     let node = format!("{KILLED}-i1");
     ensure!(!pods_on(kubectl, &node)?.is_empty(), "nothing to drain");
-    let hung = Stopped::process(process(KILLED, "windlass-agent")?)?;
+    end_agent(world, KILLED)?;
     let began = Instant::now();
     let since = |what: &str| {
         let seconds = began.elapsed().as_secs_f64();
-        eprintln!("  agent hangs, {what}: {seconds:.1} s");
+        eprintln!("  agent ended, {what}: {seconds:.1} s");
     };
     verdict(world, KILLED, "agentLost")?;
     since("judged");
@@ -228,8 +228,6 @@ fn agent_hangs(world: &World, kubectl: &Kubectl) -> Result<()> {
     since("restarted");
     let task = done("uncordon")?;
     since("in service");
-    // The reboot has ended what was stopped.
-    drop(hung);
     ensure!(task["operator"] == "resurrector", "{task:#}");
     verdict_now(world, KILLED, "healthy")?;
     healthy(kubectl, 3)?;
@@ -239,6 +237,18 @@ fn agent_hangs(world: &World, kubectl: &Kubectl) -> Result<()> {
     let seen = kubectl.get(&["node", &node])?;
     ensure!(seen["spec"]["unschedulable"] != true, "{node} is closed");
     Ok(())
+}
+
+/// Has the agent of a machine end for good: it is started again with the machine. One that hangs or dies is started again by
+/// systemd at once.
+pub(crate) fn end_agent(world: &World, machine: &str) -> Result<()> {
+    let end = ["systemctl", "stop", "--no-block", "windlass-agent.service"];
+    // Whoever it is that answers is ended by it.
+    world.output(&[&["node", "exec", machine, "--"][..], &end].concat())?;
+    until("the agent has ended", Duration::from_secs(60), || {
+        let left = host::machine_processes(machine, "windlass-agent")?;
+        Ok(left.is_empty().then_some(()))
+    })
 }
 
 /// Pods of the workload that are on a node.

@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use windlass_common::error::ErrorChain;
 use windlass_common::id::ClusterName;
@@ -26,6 +25,7 @@ use windlass_common::step::{Step, StepId, StepRequest};
 use super::context::ClusterContext;
 use super::node::succeeded;
 use super::{EffectError, StepOrder, World};
+use crate::gateway::unwatched;
 use crate::kubernetes::pki::{ClusterPki, PkiError, Revocations};
 use crate::kubernetes::render;
 use crate::model::{Cluster, ClusterPhase, Machine, MachinePhase, Revision};
@@ -275,10 +275,9 @@ impl World {
         self.agents
             .wait_connected(name, incarnation, Instant::now() + ELSEWHERE)
             .await?;
-        let (progress, _unseen) = mpsc::channel(1);
         let result = self
             .agents
-            .run_step(name, incarnation, request, progress)
+            .run_step(name, incarnation, request, unwatched())
             .await?;
         succeeded(machine, result).map(drop)
     }

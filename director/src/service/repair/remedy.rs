@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use windlass_common::error::ErrorChain;
 use windlass_common::id::{ClusterName, MachineName};
 use windlass_common::step::{Outcome, Service, Step, StepId, StepRequest, UnitGoal, UnitState};
@@ -12,6 +11,7 @@ use windlass_common::step::{Outcome, Service, Step, StepId, StepRequest, UnitGoa
 use super::now_ms;
 use super::replace::ReplaceOrder;
 use super::sight::Sight;
+use crate::gateway::unwatched;
 use crate::health::{Mends, counting, failing_units, mends, of_session};
 use crate::model::{Caller, Machine, Role, Task, Timestamp};
 use crate::resurrector::{ACTOR, Begun, CaseRecord, Outlook, Rung};
@@ -334,11 +334,10 @@ async fn restart(director: &Inner, machine: &Machine, units: &[String]) -> Resul
         }),
         labels: Default::default(),
     };
-    // Nobody watches: what it does is in the machine's journal.
-    let (progress, _nobody) = mpsc::channel(1);
+    // What it does is in the machine's journal.
     let agents = &director.world.agents;
     let result = agents
-        .run_step(&machine.name, machine.incarnation, request, progress)
+        .run_step(&machine.name, machine.incarnation, request, unwatched())
         .await
         .map_err(|error| ErrorChain(&error).to_string())?;
     match result.outcome {

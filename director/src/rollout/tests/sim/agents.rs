@@ -201,10 +201,10 @@ impl Agents for Life {
         machine: &'a MachineName,
         incarnation: Incarnation,
         request: StepRequest,
-        _progress: mpsc::Sender<Progress>,
+        progress: mpsc::Sender<Progress>,
     ) -> AgentFuture<'a, StepResult> {
         self.assert_intent(&request);
-        Box::pin(self.effect(move |state| {
+        let effect = self.effect(move |state| {
             let failing = state
                 .fail_once
                 .iter()
@@ -288,7 +288,15 @@ impl Agents for Life {
                 });
             }
             Ok(result)
-        }))
+        });
+        Box::pin(async move {
+            for message in ["it begins", "it ends"] {
+                let told = Progress::Stage(message.to_owned());
+                // Nobody has to listen.
+                let _ = progress.send(told).await;
+            }
+            effect.await
+        })
     }
 
     fn open_tunnel<'a>(
