@@ -26,7 +26,7 @@ use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::id::Epoch;
 use windlass_common::journal::{DirStorage, JournalError};
 use windlass_common::limits::PEER_PORT;
-use windlass_common::report::{Heartbeat, Report, Vitals};
+use windlass_common::report::{FileSystems, Heartbeat, Report, Vitals};
 use windlass_common::settings::Settings;
 use windlass_common::step::{StepId, StepRequest};
 use windlass_common::wire::message::{CAPABILITIES, Tune2};
@@ -151,12 +151,14 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (tune, tuned) = watch::channel(Tune2::default());
     let (replaced, told) = watch::channel(false);
     let (looked, found) = watch::channel(Arc::<Conditions>::default());
+    let (used, file_systems) = watch::channel(Arc::<FileSystems>::default());
     let agent = Arc::new(Agent {
         boot_id: observer.boot().id.clone(),
         gauge: Gauge::new(&host),
         runner: Runner::new(context),
         reports,
         conditions: found,
+        file_systems,
         replaced,
         seen: observer.seen(),
         tune,
@@ -168,7 +170,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let changed = agent.runner.changed();
     let background = async {
         tokio::join!(
-            conditions::run(host.clone(), watched_receiver.clone(), looked),
+            conditions::run(host.clone(), watched_receiver.clone(), looked, used),
             unit_watch::run(watched_receiver, states),
             observer.run(states_receiver, tuned, changed),
             agent.runner.restore(),
@@ -323,6 +325,7 @@ struct Agent {
     runner: Runner,
     reports: watch::Receiver<Arc<Report>>,
     conditions: watch::Receiver<Arc<Conditions>>,
+    file_systems: watch::Receiver<Arc<FileSystems>>,
     replaced: watch::Sender<bool>,
     seen: watch::Receiver<Arc<Report>>,
     tune: watch::Sender<Tune2>,
@@ -355,6 +358,10 @@ impl Handler for Agent {
 
     fn conditions(&self) -> Option<watch::Receiver<Arc<Conditions>>> {
         Some(self.conditions.clone())
+    }
+
+    fn file_systems(&self) -> Option<watch::Receiver<Arc<FileSystems>>> {
+        Some(self.file_systems.clone())
     }
 
     fn heartbeat(&self) -> Heartbeat {

@@ -27,4 +27,5 @@ pub mod stemcell;
 pub mod step;
 pub mod tls;
 pub mod transport;
+pub mod vital;
 pub mod wire;

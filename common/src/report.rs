@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::Epoch;
 
 /// Whose a value is: in a system container some files of the kernel show the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// The machine's own.
@@ -16,7 +16,20 @@ pub enum Scope {
     Host,
 }
 
-/// Usage of a machine.
+impl Scope {
+    /// Both.
+    pub const ALL: [Scope; 2] = [Scope::Machine, Scope::Host];
+
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::Machine => "machine",
+            Scope::Host => "host",
+        }
+    }
+}
+
+/// Usage of a machine. Where each figure is read, and in what it is counted: [`crate::vital`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vitals {
     /// Memory in use, bytes, with its limit and whose it is.
@@ -37,6 +50,36 @@ pub struct Vitals {
     pub load1_centi: u32,
     /// Whose the load average is.
     pub load_scope: Scope,
+}
+
+/// File systems that one machine tells of: the one at its root, and eight more.
+pub const FILE_SYSTEMS_MAX: usize = 9;
+
+/// Use of one mounted file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSystem {
+    /// Where it is mounted.
+    pub point: String,
+    /// Bytes used.
+    pub used_bytes: u64,
+    /// Size in bytes.
+    pub total_bytes: u64,
+    /// Inodes used.
+    pub inodes_used: u64,
+    /// Inodes there are; 0 where they are made as they are needed.
+    pub inodes_total: u64,
+    /// Whose it is: a directory of the host's file system is as full as the host makes it.
+    pub scope: Scope,
+}
+
+/// The file systems of a machine; each one replaces the one before. Since protocol version 2; a director that does
+/// not know it skips it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FileSystems {
+    /// Agent's wall clock at the look, milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// At most [`FILE_SYSTEMS_MAX`], that of the root first.
+    pub file_systems: Vec<FileSystem>,
 }
 
 /// State of one systemd unit, in systemd's own words.

@@ -15,7 +15,9 @@ use windlass_common::condition::{Condition, Conditions, State};
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
 use windlass_common::probe::Nonce;
-use windlass_common::report::{Heartbeat, Report, Scope, UnitReport, Vitals};
+use windlass_common::report::{
+    FileSystem, FileSystems, Heartbeat, Report, Scope, UnitReport, Vitals,
+};
 use windlass_common::secret::{Secret, SecretBytes};
 use windlass_common::step::*;
 use windlass_common::wire::frame::Frame;
@@ -92,6 +94,7 @@ fn every_kind_is_encoded_as_it_was_when_it_was_published() {
     control(&mut golden);
     probes(&mut golden);
     conditions(&mut golden);
+    file_systems(&mut golden);
     streams(&mut golden);
     steps(&mut golden);
     for (kind, name) in KINDS {
@@ -145,6 +148,24 @@ fn conditions(golden: &mut Golden) {
             condition("disk-space", State::Good, Scope::Machine),
             condition("disk-inodes", State::Bad, Scope::Host),
             condition("etcd", State::Unknown, Scope::Machine),
+        ],
+    });
+}
+
+fn file_systems(golden: &mut Golden) {
+    let file_system = |point: &str, inodes_total, scope| FileSystem {
+        point: point.to_owned(),
+        used_bytes: 1 << 33,
+        total_bytes: 1 << 35,
+        inodes_used: 70_000,
+        inodes_total,
+        scope,
+    };
+    golden.pin(FileSystems {
+        at_unix_ms: 1_795_000_000_500,
+        file_systems: vec![
+            file_system("/", 1 << 20, Scope::Host),
+            file_system("/var/lib/etcd", 0, Scope::Machine),
         ],
     });
 }

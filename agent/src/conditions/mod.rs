@@ -1,7 +1,8 @@
 //! Conditions: looks at what units cannot show, and says what is not as it should be.
 //!
 //! Every five seconds each thing is looked at, all at once, each with a limit. What fails for fifteen seconds in
-//! every look is bad. A change is published at once, and all of it every half minute.
+//! every look is bad. A change is published at once, and all of it every half minute. With it goes how much of each file
+//! system is used.
 //!
 //! # Invariants
 //! * Only what the machine is told to run is asked: a kubelet that should not run is not missed.
@@ -28,24 +29,26 @@ use windlass_common::condition::{
     CNI, CONDITIONS_MAX, CONTAINERD, Conditions, ETCD, ETCD_ALARM, KUBELET, LOOK_INTERVAL_MS,
     LOOK_LIMIT_MS,
 };
-use windlass_common::report::Scope;
+use windlass_common::report::{FileSystem, FileSystems, Scope};
 
 use crate::host::Host;
 use crate::report::now_unix_ms;
 use crate::steps::blocking;
 use crate::units::watch::Watched;
 
+use self::disks::Found;
 use self::kernel::KernelLog;
 use self::track::{Look, Seen, Tracks};
 
 /// All is said again after this long, changed or not, so that its age says something.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// Looks until the sender of `watched` is gone; publishes to `conditions`.
+/// Looks until the sender of `watched` is gone; publishes to `conditions`, and what is used to `file_systems`.
 pub(crate) async fn run(
     host: Host,
     watched: watch::Receiver<Watched>,
     conditions: watch::Sender<Arc<Conditions>>,
+    file_systems: watch::Sender<Arc<FileSystems>>,
 ) {
     let mut tracks = Tracks::default();
     let mut kernel = KernelLog::open(&host);
@@ -62,15 +65,26 @@ pub(crate) async fn run(
         if let Some(log) = &mut kernel {
             looks.push(log.look());
         }
-        looks.extend(files(&host).await);
+        let files = files(&host).await;
+        looks.extend(files.looks);
         looks.truncate(CONDITIONS_MAX);
         let now = Conditions {
             at_unix_ms: now_unix_ms(),
             conditions: tracks.take(looks, now_unix_ms()),
         };
-        if differs(&conditions.borrow(), &now) || said.elapsed() >= AGAIN {
+        let used = FileSystems {
+            at_unix_ms: now.at_unix_ms,
+            file_systems: files.file_systems,
+        };
+        let known = !used.file_systems.is_empty();
+        let others = known && !same(&file_systems.borrow().file_systems, &used.file_systems);
+        if others || differs(&conditions.borrow(), &now) || said.elapsed() >= AGAIN {
             said = Instant::now();
             conditions.send_replace(Arc::new(now));
+            // The last word on those that cannot be looked at grows old, and its age shows.
+            if known {
+                file_systems.send_replace(Arc::new(used));
+            }
         }
     }
 }
@@ -83,6 +97,12 @@ fn differs(old: &Conditions, new: &Conditions) -> bool {
             .collect()
     };
     states(old) != states(new)
+}
+
+/// Whether they are the same file systems of the same owners, however full.
+fn same(old: &[FileSystem], new: &[FileSystem]) -> bool {
+    let which = |one: &FileSystem| (one.point.clone(), one.scope);
+    old.iter().map(which).eq(new.iter().map(which))
 }
 
 /// Asks every program that should run for an answer.
@@ -155,15 +175,19 @@ async fn limited(asked: impl Future<Output = Result<String, String>>) -> Seen {
 }
 
 /// Looks at file systems and at what the kernel counts, off the loop: one whose server hangs would hold up everything.
-async fn files(host: &Host) -> Vec<Look> {
+async fn files(host: &Host) -> Found {
     let of = host.clone();
-    let look = move || Ok([pressure::look(&of), disks::look(&of)].concat());
+    let look = move || {
+        let mut found = disks::look(&of);
+        found.looks = [pressure::look(&of), found.looks].concat();
+        Ok(found)
+    };
     match timeout(limit(), blocking(look)).await {
-        Ok(Ok(looks)) => looks,
+        Ok(Ok(found)) => found,
         // The last word on them grows old, and its age shows.
         Ok(Err(_)) | Err(_) => {
             tracing::warn!("file systems cannot be looked at");
-            Vec::new()
+            Found::default()
         }
     }
 }

@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use windlass_common::clock::{Clock, later};
-use windlass_common::condition::Conditions;
 use windlass_common::error::ErrorClass;
 use windlass_common::limits::{FRAME_BYTES_MAX, HELLO_TIMEOUT, LINK_IDLE_TIMEOUT, TURN_TIMEOUT};
 use windlass_common::pki::{MachineIdentity, RequestError};
@@ -441,11 +440,8 @@ async fn tell(
     if let Some(announcement) = &mut announcement {
         announcement.mark_changed();
     }
-    let looked = context.handler.conditions();
-    let mut conditions = looked.filter(|_| since(Conditions::KIND) <= protocol);
-    if let Some(conditions) = &mut conditions {
-        conditions.mark_changed();
-    }
+    let mut conditions = spoken(context.handler.conditions(), protocol);
+    let mut file_systems = spoken(context.handler.file_systems(), protocol);
     let mut pause = context.clock.now();
     loop {
         let said = tokio::select! {
@@ -458,6 +454,7 @@ async fn tell(
             }
             Some(answer) = probed.recv() => frame::write(&mut send, &answer).await,
             found = looked_at(&mut conditions) => frame::write(&mut send, &*found).await,
+            used = looked_at(&mut file_systems) => frame::write(&mut send, &*used).await,
             held = announced(&mut announcement) => frame::write(&mut send, &held).await,
             () = renewal.due(context.clock, pause) => {
                 pause = later(context.clock.now(), RENEWAL_PAUSE);
@@ -475,12 +472,22 @@ async fn tell(
     }
 }
 
-/// The conditions of the machine, when they are said anew. Cancellation safe.
-async fn looked_at(conditions: &mut Option<watch::Receiver<Arc<Conditions>>>) -> Arc<Conditions> {
-    if let Some(conditions) = conditions
-        && conditions.changed().await.is_ok()
+/// What somebody looks at, told once on connecting; nothing where this `protocol` has no word for it.
+fn spoken<T: Body>(
+    looked: Option<watch::Receiver<Arc<T>>>,
+    protocol: u16,
+) -> Option<watch::Receiver<Arc<T>>> {
+    let mut looked = looked.filter(|_| since(T::KIND) <= protocol)?;
+    looked.mark_changed();
+    Some(looked)
+}
+
+/// What was seen of the machine, when it is said anew. Cancellation safe.
+async fn looked_at<T>(looked: &mut Option<watch::Receiver<Arc<T>>>) -> Arc<T> {
+    if let Some(looked) = looked
+        && looked.changed().await.is_ok()
     {
-        return conditions.borrow_and_update().clone();
+        return looked.borrow_and_update().clone();
     }
     // Nobody looks, or nobody looks any more.
     std::future::pending().await

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use windlass_common::condition::Conditions;
 use windlass_common::id::Epoch;
-use windlass_common::report::{Heartbeat, Report, Vitals};
+use windlass_common::report::{FileSystems, Heartbeat, Report, Vitals};
 use windlass_common::step::{Progress, StepId, StepRequest, StepResult};
 use windlass_common::wire::message::Tune2;
 
@@ -34,6 +34,11 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The newest conditions, if somebody looks at them; each change is sent.
     fn conditions(&self) -> Option<watch::Receiver<Arc<Conditions>>> {
+        None
+    }
+
+    /// What is used of each file system, if somebody looks at them; each change is sent.
+    fn file_systems(&self) -> Option<watch::Receiver<Arc<FileSystems>>> {
         None
     }
 

@@ -12,7 +12,7 @@ use crate::id::{ClusterName, Digest, Epoch, Incarnation, MachineName};
 use crate::limits::{
     HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL_MS, REPORT_INTERVAL, REPORT_INTERVAL_MS,
 };
-use crate::report::{Heartbeat, Report};
+use crate::report::{FileSystems, Heartbeat, Report};
 use crate::secret::Secret;
 use crate::step::{self, Progress, StepId, StepResult};
 
@@ -99,6 +99,8 @@ bodies! {
     0x0130 => step::Etcd,
     0x0138 => step::EtcdData,
     0x0140 => step::Evict,
+    // With `frame::OPTIONAL`: whoever does not know it goes on without.
+    0x8023 => FileSystems,
 }
 
 /// The oldest protocol version that has a kind: what is newer than the version agreed on is not sent.

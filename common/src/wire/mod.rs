@@ -16,8 +16,8 @@
 //! | session, protocol 2 | director | `FollowLogs`, `OpenShell` or `WatchVitals` | `SessionOpen` or `Refusal`; then `SessionOutput` or `VitalsSample` up, `SessionInput` and `SessionResize` down, `SessionEnd` up |
 //! | tunnel | director | `TunnelRequest` | `TunnelOpen` or `Refusal`, then raw bytes both ways |
 //!
-//! With protocol 2, `ArtifactsHeld`, `ProbeAnswer` and `Conditions` go up the control stream, `ArtifactGrant` and `ProbeAsk`
-//! down it.
+//! With protocol 2, `ArtifactsHeld`, `ProbeAnswer`, `Conditions` and `FileSystems` go up the control stream, `ArtifactGrant`
+//! and `ProbeAsk` down it.
 //!
 //! Heartbeats are datagrams: one frame each. They go first, then the control stream, then steps, then
 //! the rest; and no stream takes another's window, so that health is never queued behind work.

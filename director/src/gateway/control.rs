@@ -18,7 +18,7 @@ use windlass_common::limits::{
 };
 use windlass_common::pki::{Leaf, MachineIdentity};
 use windlass_common::rate::{Allowance, Pace, Rate};
-use windlass_common::report::{Heartbeat, Report};
+use windlass_common::report::{FileSystems, Heartbeat, Report};
 use windlass_common::transport::{self, Close, Priority};
 use windlass_common::wire::frame::{self, Frame, FrameError, OPTIONAL};
 use windlass_common::wire::message::{
@@ -378,7 +378,7 @@ async fn listen(
             Err(error) => return broken(&session.connection, error),
         };
         let passed = frames.pass().and_then(|()| match frame.kind {
-            Report::KIND | Conditions::KIND => reports.pass(),
+            Report::KIND | Conditions::KIND | FileSystems::KIND => reports.pass(),
             RenewRequest::KIND => renewals.pass(),
             _ => Ok(()),
         });
@@ -397,6 +397,9 @@ async fn listen(
             Conditions::KIND => frame
                 .body()
                 .map(|conditions| took_conditions(shared, session, conditions)),
+            FileSystems::KIND => frame
+                .body()
+                .map(|said| session.file_systems(said, shared.config.clock.now())),
             ArtifactsHeld::KIND => frame
                 .body()
                 .map(|held| shared.artifacts.held(session, held)),

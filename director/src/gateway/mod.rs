@@ -58,7 +58,7 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, Digest, Incarnation, MachineName};
 use windlass_common::limits;
 use windlass_common::pki::MachineIdentity;
-use windlass_common::report::{Heartbeat, Report};
+use windlass_common::report::{FileSystems, Heartbeat, Report};
 use windlass_common::step::{Progress, StepRequest, StepResult};
 use windlass_common::wire::message::{Body, Hello, OutOfRange, Tune2, TunnelTarget, since};
 use windlass_common::wire::probe::ProbeAsk;
@@ -243,6 +243,8 @@ pub struct SessionView {
     pub report: Option<(Timestamp, Arc<Report>)>,
     /// What it said of its conditions last, and when that arrived.
     pub conditions: Option<(Timestamp, Arc<Conditions>)>,
+    /// What it said of its file systems last, and when that arrived; agents of earlier releases say nothing.
+    pub file_systems: Option<(Timestamp, Arc<FileSystems>)>,
     /// Whether it missed so many heartbeats that it may be dead; see [`limits::suspect_after`].
     pub suspect: bool,
 }

@@ -12,7 +12,7 @@ use windlass_common::condition::{CONDITIONS_MAX, Conditions, shown};
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
 use windlass_common::limits::{CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE, EVENTS_QUEUE, SESSIONS_MAX};
 use windlass_common::pki::MachineIdentity;
-use windlass_common::report::{Heartbeat, Report};
+use windlass_common::report::{FILE_SYSTEMS_MAX, FileSystems, Heartbeat, Report};
 use windlass_common::transport::Close;
 use windlass_common::wire::codec;
 use windlass_common::wire::frame::{Frame, FrameError};
@@ -56,6 +56,7 @@ struct Seen {
     /// As it came: decoded it is six times as large, and looked at once in a hundred times.
     report: Option<(Timestamp, Box<[u8]>)>,
     conditions: Option<(Timestamp, Arc<Conditions>)>,
+    file_systems: Option<(Timestamp, Arc<FileSystems>)>,
     pulse: Pulse,
 }
 
@@ -80,6 +81,7 @@ impl Session {
                 heartbeat: None,
                 report: None,
                 conditions: None,
+                file_systems: None,
                 pulse: Pulse::new(Instant::now(), beats_every(tune)),
             }),
             standing: Mutex::new(Standing::new(generation)),
@@ -253,6 +255,15 @@ impl Session {
         lock(&self.seen).conditions = Some((now, Arc::new(conditions)));
     }
 
+    /// Takes what the agent says of its file systems, cut in the same way.
+    pub(super) fn file_systems(&self, mut said: FileSystems, now: Timestamp) {
+        said.file_systems.truncate(FILE_SYSTEMS_MAX);
+        for one in &mut said.file_systems {
+            one.point = shown(&one.point);
+        }
+        lock(&self.seen).file_systems = Some((now, Arc::new(said)));
+    }
+
     /// What is known of the agent's certificate and roots.
     pub(super) fn standing(&self) -> MutexGuard<'_, Standing> {
         lock(&self.standing)
@@ -275,6 +286,7 @@ impl Session {
             trust: self.standing().view(),
             report,
             conditions: seen.conditions.clone(),
+            file_systems: seen.file_systems.clone(),
             suspect: seen.pulse.is_suspect(),
         }
     }

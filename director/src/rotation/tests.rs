@@ -143,6 +143,7 @@ fn view(name: &MachineName, agent: &Agent) -> SessionView {
         },
         report: None,
         conditions: None,
+        file_systems: None,
         suspect: false,
     }
 }

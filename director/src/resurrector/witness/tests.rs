@@ -190,6 +190,7 @@ fn session(report_age_s: u64, failing: bool, counted: u16) -> SessionView {
         },
         report: Some((at(report_age_s), Arc::new(report))),
         conditions: None,
+        file_systems: None,
         suspect: false,
     }
 }
