@@ -12,6 +12,8 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
+use windlass_common::report::Scope;
+
 use super::ApiState;
 use super::problem::Problem;
 use crate::gate::Gate;
@@ -121,7 +123,7 @@ struct ClusterCounts {
 fn exposition(
     gateway: &CounterView,
     verdicts: &BTreeMap<Verdict, u64>,
-    conditions: &BTreeMap<&'static str, u64>,
+    conditions: &BTreeMap<(&'static str, Scope), u64>,
     clusters: ClusterCounts,
     api: &Refusals,
     own: &Own,
@@ -181,12 +183,18 @@ fn exposition(
     );
     let conditions: Vec<_> = conditions
         .iter()
-        .map(|(name, count)| (format!("{{condition=\"{name}\"}}"), *count))
+        .map(|((name, scope), count)| {
+            let scope = scope.name();
+            (
+                format!("{{condition=\"{name}\",scope=\"{scope}\"}}"),
+                *count,
+            )
+        })
         .collect();
     family(
         "windlass_machines_with_condition",
         "gauge",
-        "Connected machines that a condition speaks against, by condition.",
+        "Connected machines of which a condition is bad, by condition and whose it is: the host's speaks against none.",
         &conditions,
     );
     for (name, what, count) in [
@@ -323,7 +331,12 @@ mod tests {
             }
         }
         let verdicts = [(Verdict::NodeHung, 2)].into();
-        let conditions = [("disk-space", 4), ("kubelet", 0)].into();
+        let conditions = [
+            (("disk-space", Scope::Machine), 4),
+            (("disk-space", Scope::Host), 6),
+            (("kubelet", Scope::Machine), 0),
+        ]
+        .into();
         let care = ClusterCounts {
             backups: BackupCounts {
                 failing: 1,
@@ -375,7 +388,8 @@ mod tests {
             "windlass_director_last_backup_timestamp_seconds 1800000000",
             "windlass_director_backups_failed_total 2",
             "windlass_machines{verdict=\"MachineGone\"} 0",
-            "windlass_machines_with_condition{condition=\"disk-space\"} 4",
+            "windlass_machines_with_condition{condition=\"disk-space\",scope=\"machine\"} 4",
+            "windlass_machines_with_condition{condition=\"disk-space\",scope=\"host\"} 6",
         ] {
             assert!(samples.contains(&wanted), "{wanted}");
         }
@@ -395,6 +409,7 @@ mod tests {
                 .any(|verdict| verdict.to_string() == quoted)
                 || windlass_common::condition::NAMES.contains(&quoted)
                 || ["machine", "authority"].contains(&quoted)
+                || Scope::ALL.iter().any(|scope| scope.name() == quoted)
                 || Reason::ALL.iter().any(|reason| reason.name() == quoted);
             assert!(known, "{quoted} is no label's value");
         }

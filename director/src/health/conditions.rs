@@ -40,7 +40,12 @@ pub struct ConditionView {
 impl ConditionView {
     /// Whether it speaks against its machine.
     pub fn counts(&self) -> bool {
-        self.state == State::Bad && self.scope == Scope::Machine && self.age_ms <= AGE_MAX_MS
+        self.is_bad() && self.scope == Scope::Machine
+    }
+
+    /// Whether it is bad now, whosever it is.
+    pub(crate) fn is_bad(&self) -> bool {
+        self.state == State::Bad && self.age_ms <= AGE_MAX_MS
     }
 
     /// For people: what is wrong.

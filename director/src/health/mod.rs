@@ -4,6 +4,7 @@
 //! Verdicts from independent witnesses, and repair: a silent agent is shown as lost, and nothing is done.
 
 mod conditions;
+mod vitals;
 
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use crate::model::{AgentView, Machine, MachineHealth, MachineView, Timestamp};
 
 pub use conditions::ConditionView;
 pub(crate) use conditions::{Mends, mends, of_session};
+pub use vitals::{VitalView, measured};
+pub(crate) use vitals::{of_vitals, root_scope};
 
 /// A suspect that is silent for this long is shown as lost.
 const SILENT: Duration = Duration::from_secs(5);
@@ -26,6 +29,7 @@ pub fn view(machine: Machine, session: Option<&SessionView>, now: Timestamp) -> 
         .map(|(_, report)| (**report).clone());
     let suspect = session.is_some_and(|session| session.suspect);
     let conditions = session.map_or_else(Vec::new, |session| of_session(session, now));
+    let measured = session.map_or_else(Vec::new, |session| measured(session, now));
     let health = health(&machine, &agent, suspect, report.as_ref(), &conditions);
     MachineView {
         machine,
@@ -34,6 +38,7 @@ pub fn view(machine: Machine, session: Option<&SessionView>, now: Timestamp) -> 
         verdict: None,
         hold: None,
         report,
+        measured,
         conditions,
     }
 }
@@ -88,8 +93,13 @@ pub(crate) fn failing_units(report: &Report) -> impl Iterator<Item = (&String, &
 
 /// The conditions that speak against a machine, and that this release knows what to do about.
 pub(crate) fn counting(conditions: &[ConditionView]) -> impl Iterator<Item = &ConditionView> {
+    bad(conditions).filter(|one| one.counts())
+}
+
+/// The same, and those of its host, which speak against no machine.
+pub(crate) fn bad(conditions: &[ConditionView]) -> impl Iterator<Item = &ConditionView> {
     let known = |one: &&ConditionView| mends(&one.name) != Mends::Nothing;
-    conditions.iter().filter(|one| one.counts()).filter(known)
+    conditions.iter().filter(|one| one.is_bad()).filter(known)
 }
 
 /// The same, with systemd's word for each.

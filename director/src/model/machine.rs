@@ -13,7 +13,7 @@ use windlass_common::id::{
 use windlass_common::report::Report;
 
 use super::{Certified, Revision, Timestamp};
-use crate::health::ConditionView;
+use crate::health::{ConditionView, VitalView};
 use crate::kubernetes::facts::minor_of;
 use crate::resurrector::{HoldKind, Verdict};
 
@@ -443,6 +443,9 @@ pub struct MachineView {
     /// The agent's last report.
     #[schema(value_type = Option<Object>)]
     pub report: Option<Report>,
+    /// Its figures, each with unit, source, owner and age.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measured: Vec<VitalView>,
     /// What was looked at beyond its units.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<ConditionView>,

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windlass_common::report::Vitals;
 
+use crate::health::VitalView;
+
 /// One line of the stream that watching usage answers with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(
@@ -21,6 +23,9 @@ pub enum Usage {
         /// What its agent saw; CPU time grows from its boot on.
         #[schema(value_type = Object)]
         vitals: Vitals,
+        /// The same, each with unit, source, owner and age.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        measured: Vec<VitalView>,
     },
     /// A machine cannot be watched, or not any more.
     Away {

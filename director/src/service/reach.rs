@@ -19,7 +19,8 @@ use windlass_common::wire::session::{
 };
 
 use super::{Inner, NodeEvent, ServiceError, ServiceResult};
-use crate::gateway::{DeliveryError, SessionInput, SessionOutput};
+use crate::gateway::{DeliveryError, Gateway, SessionInput, SessionOutput};
+use crate::health;
 use crate::model::{Caller, Machine, Usage};
 use crate::store::{Act, Commit, Records};
 
@@ -167,7 +168,7 @@ impl Inner {
                     .open_session(&machine.name, machine.incarnation, &request)
                     .await;
                 match opened {
-                    Ok((input, output)) => samples(machine.name, input, output),
+                    Ok((input, output)) => samples(gateway, machine, (input, output)),
                     Err(error) => {
                         let message = ErrorChain(&error).to_string();
                         let machine = machine.name.to_string();
@@ -330,13 +331,14 @@ fn event(frame: &Frame) -> NodeEvent {
 }
 
 fn samples(
-    machine: MachineName,
-    input: SessionInput,
-    output: SessionOutput,
+    gateway: Gateway,
+    of: Machine,
+    (input, output): (SessionInput, SessionOutput),
 ) -> BoxStream<'static, Usage> {
-    let state = Some((machine.to_string(), input, output));
+    let state = Some((gateway, of, input, output));
     stream::unfold(state, |state| async {
-        let (machine, input, mut output) = state?;
+        let (gateway, of, input, mut output) = state?;
+        let machine = of.name.to_string();
         let sample = match output.next().await {
             Ok(frame) => frame
                 .body::<VitalsSample>()
@@ -345,12 +347,15 @@ fn samples(
         };
         Some(match sample {
             Ok(VitalsSample { at_unix_ms, vitals }) => {
+                let session = gateway.session(&of.name, of.incarnation);
+                let root = session.as_ref().and_then(health::root_scope);
                 let usage = Usage::Sample {
-                    machine: machine.clone(),
+                    machine,
                     at_unix_ms,
+                    measured: health::of_vitals(&vitals, root, 0),
                     vitals,
                 };
-                (usage, Some((machine, input, output)))
+                (usage, Some((gateway, of, input, output)))
             }
             Err(message) => (Usage::Away { machine, message }, None),
         })

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{Epoch, Incarnation};
+use windlass_common::report::Scope;
 use windlass_common::step::{
     ClientFiles, Configure, Evict, EvictHow, EvictPod, FileContent, FileSpec, Outcome, Payload,
     Progress, Step, StepId, StepRequest, StepResult,
@@ -20,6 +21,8 @@ use windlass_common::step::{
 use windlass_common::wire::PROTOCOL;
 use windlass_common::wire::message::{Detail, Tune2};
 use windlass_director::gateway::DeliveryError;
+use windlass_director::health;
+use windlass_director::model::Timestamp;
 
 use crate::world::{Director, Machine, exec, machine_name, no_progress, wait_for};
 
@@ -296,6 +299,52 @@ async fn an_agent_of_either_protocol_is_served_in_full_and_sent_nothing_newer() 
     assert_eq!(again.outcome, Outcome::Changed, "{again:?}");
     assert_eq!(view(&director).unwrap().protocol, protocol());
     drop(agent);
+}
+
+/// Of a system container: its root is a directory of its host, and its data disk is mounted as a whole.
+const MOUNTED: &str = "\
+719 686 0:45 / / rw,relatime shared:110 - overlay overlay rw,lowerdir=/s/rootfs,upperdir=/m/upper,workdir=/m/work
+751 719 7:2 / /var/lib/etcd rw,noatime shared:155 - ext4 /dev/loop2 rw
+";
+
+/// Whose each disk is that is shown of the machine.
+fn disks(director: &Director) -> Option<Vec<(String, Option<Scope>)>> {
+    let session = director
+        .gateway()
+        .connected()
+        .remove(&machine_name("demo-cp-0"))?;
+    session.report.as_ref()?;
+    let measured = health::measured(&session, Timestamp::now());
+    for one in &measured {
+        assert!(!one.source.is_empty(), "{one:?}");
+    }
+    let disks = measured.into_iter().filter(|one| one.name == "disk");
+    Some(disks.map(|one| (one.subject, one.scope)).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_says_whose_its_file_systems_are_or_nobody_knows() {
+    let director = Director::start().await;
+    let root = machine(&director);
+    for (path, content) in [
+        ("proc/self/mountinfo", MOUNTED),
+        ("run/systemd/container", "oci\n"),
+        ("var/lib/etcd/member", ""),
+    ] {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    let _agent = Agent::start(root.path());
+    let wanted = match protocol() {
+        // It reports, and has no word for it.
+        ..2 => vec![("/".to_owned(), None)],
+        _ => vec![
+            ("/".to_owned(), Some(Scope::Host)),
+            ("/var/lib/etcd".to_owned(), Some(Scope::Machine)),
+        ],
+    };
+    wait_for("its disks", || (disks(&director)? == wanted).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -71,6 +71,7 @@ pub(crate) fn borne_or_healed() -> Result<()> {
     }
     is(&world, CONTROL, ("etcd", ""), "good")?;
     is(&world, CONTROL, ("etcd-alarm", ""), "good")?;
+    figures_say_whose_they_are(&world)?;
 
     let judged = judged(&world)?;
     out_of_memory(&world, &kubectl)?;
@@ -90,6 +91,31 @@ pub(crate) fn borne_or_healed() -> Result<()> {
     }
     healthy(&kubectl, 3)?;
     change_meets_a_dead_machine(&world, &kubectl)
+}
+
+/// A system container's root directory is on its host's disk, and its data disk its own.
+fn figures_say_whose_they_are(world: &World) -> Result<()> {
+    let disk = |measured: &[Value], point: &str| {
+        let mut disks = measured.iter().filter(|one| one["name"] == "disk");
+        disks.find(|one| one["subject"] == point).cloned()
+    };
+    let measured = until("file systems are told of", LONG, || {
+        let seen = world.json(&["node", "show", CONTROL])?;
+        let measured = seen["measured"].as_array().cloned().unwrap_or_default();
+        Ok(disk(&measured, "/var/lib/etcd").map(|_| measured))
+    })?;
+    for (point, scope) in [("/", "host"), ("/var/lib/etcd", "machine")] {
+        let one = disk(&measured, point).context("a disk")?;
+        ensure!(one["scope"] == scope, "{one:#}");
+        ensure!(one["source"] == format!("statvfs {point}"), "{one:#}");
+    }
+    for one in &measured {
+        let told = ["value", "unit", "source", "scope", "ageMs"].iter();
+        let missing: Vec<_> = told.filter(|field| one[**field].is_null()).collect();
+        ensure!(missing.is_empty(), "{missing:?} missing: {one:#}");
+    }
+    eprintln!("{}", world.run(&["node", "show", CONTROL])?);
+    Ok(())
 }
 
 /// A change takes a machine that hangs first, and shuts it out where others are drained. Its name is given to

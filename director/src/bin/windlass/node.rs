@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use windlass_common::condition::State;
 use windlass_common::error::ErrorClass;
 use windlass_common::report::Scope;
+use windlass_common::vital::Unit;
 use windlass_director::api::{NodeOutput, RecreateNode, Source};
 use windlass_director::client::{Client, Lines};
-use windlass_director::health::ConditionView;
+use windlass_director::health::{ConditionView, VitalView};
 use windlass_director::model::{MachineHealth, MachineView};
 use windlass_director::resurrector::HoldKind;
 use windlass_director::resurrector::witness::Judgement;
@@ -214,25 +215,6 @@ fn describe(view: &MachineView) -> String {
     let Some(report) = &view.report else {
         return pairs(rows);
     };
-    let vitals = &report.vitals;
-    let mib = |bytes: u64| bytes >> 20;
-    rows.push(("Up", duration(report.uptime_s.saturating_mul(1000))));
-    rows.push((
-        "Memory",
-        format!(
-            "{} of {} MiB",
-            mib(vitals.memory_used_bytes),
-            mib(vitals.memory_total_bytes)
-        ),
-    ));
-    rows.push((
-        "Disk",
-        format!(
-            "{} of {} MiB",
-            mib(vitals.disk_used_bytes),
-            mib(vitals.disk_total_bytes)
-        ),
-    ));
     let units = report.units.iter().map(|(name, unit)| {
         vec![
             name.clone(),
@@ -242,13 +224,46 @@ fn describe(view: &MachineView) -> String {
         ]
     });
     let units = table(&["UNIT", "STATE", "SUBSTATE", "RESTARTS"], units);
-    let mut text = format!("{}\n\n{units}", pairs(rows));
+    let mut text = pairs(rows);
+    if !view.measured.is_empty() {
+        let rows = view.measured.iter().map(vital);
+        let heads = ["VITAL", "VALUE", "WHOSE", "AGE", "SOURCE"];
+        text = format!("{text}\n\n{}", table(&heads, rows));
+    }
+    text = format!("{text}\n\n{units}");
     if !view.conditions.is_empty() {
         let rows = view.conditions.iter().map(condition);
         let heads = ["CONDITION", "STATE", "SAYS", "WHOSE", "AGE"];
         text = format!("{text}\n\n{}", table(&heads, rows));
     }
     text
+}
+
+fn vital(one: &VitalView) -> Vec<String> {
+    let name = match one.subject.as_str() {
+        "" => one.name.clone(),
+        subject => format!("{} {subject}", one.name),
+    };
+    vec![
+        name,
+        amount(one),
+        one.scope.map_or("-", Scope::name).to_owned(),
+        duration(one.age_ms),
+        one.source.clone(),
+    ]
+}
+
+/// A figure as people read it.
+fn amount(one: &VitalView) -> String {
+    match (one.unit, one.total) {
+        (Unit::Bytes, Some(total)) => top::share(one.value, total),
+        (Unit::Bytes, None) => format!("{} MiB", one.value >> 20),
+        (Unit::Milliseconds, _) => duration(one.value),
+        (Unit::Seconds, _) => duration(one.value.saturating_mul(1000)),
+        (Unit::Hundredths, _) => format!("{}.{:02}", one.value / 100, one.value % 100),
+        (Unit::Count, Some(total)) => format!("{} of {total}", one.value),
+        (Unit::Count, None) => one.value.to_string(),
+    }
 }
 
 fn condition(one: &ConditionView) -> Vec<String> {
@@ -261,15 +276,11 @@ fn condition(one: &ConditionView) -> Vec<String> {
         State::Bad => "BAD",
         State::Unknown => "unknown",
     };
-    let whose = match one.scope {
-        Scope::Machine => "machine",
-        Scope::Host => "host",
-    };
     vec![
         name,
         state.to_owned(),
         one.says.clone(),
-        whose.to_owned(),
+        one.scope.name().to_owned(),
         duration(one.age_ms),
     ]
 }
@@ -423,4 +434,49 @@ async fn stream(session: &Session, client: &Client, mut lines: Lines) -> Result<
     Err(Failure::failed(
         "the director ended the answer in the middle; what the command did is not known",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_is_shown_with_its_unit_and_whose_it_is() {
+        let shown = |subject: &str, value, total, unit, scope| {
+            vital(&VitalView {
+                name: "it".to_owned(),
+                subject: subject.to_owned(),
+                value,
+                total,
+                unit,
+                source: "statvfs /".to_owned(),
+                scope,
+                age_ms: 1_500,
+            })
+        };
+        let of_disk = shown("/", 1 << 30, Some(4 << 30), Unit::Bytes, Some(Scope::Host));
+        let wanted = [
+            "it /",
+            "1024 of 4096 MiB (25%)",
+            "host",
+            "1.5s",
+            "statvfs /",
+        ];
+        assert_eq!(of_disk, wanted);
+        let of_older = shown("/", 1, Some(2), Unit::Count, None);
+        assert_eq!(of_older[1..3], ["1 of 2", "-"]);
+        #[rustfmt::skip] // one case per line
+        let cases = [
+            (142,     None,    Unit::Hundredths,   "1.42"),
+            (1_605,   None,    Unit::Hundredths,   "16.05"),
+            (90_000,  None,    Unit::Milliseconds, "1m30s"),
+            (3_600,   None,    Unit::Seconds,      "1h00m"),
+            (5 << 20, None,    Unit::Bytes,        "5 MiB"),
+            (7,       None,    Unit::Count,        "7"),
+        ];
+        for (value, total, unit, wanted) in cases {
+            let shown = shown("", value, total, unit, Some(Scope::Machine));
+            assert_eq!(shown[..3], ["it", wanted, "machine"]);
+        }
+    }
 }

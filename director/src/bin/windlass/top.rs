@@ -8,7 +8,9 @@ use hyper::Method;
 use serde::Serialize;
 use serde_json::Value;
 use windlass_common::report::{Scope, Vitals};
+use windlass_common::vital::Vital;
 use windlass_director::client::{Client, Lines};
+use windlass_director::health::VitalView;
 use windlass_director::model::{MachineView, Usage};
 
 use crate::Session;
@@ -27,6 +29,9 @@ struct Row {
     /// Share of one core, in percent.
     cpu_percent: Option<f64>,
     vitals: Option<Vitals>,
+    /// The same, each with unit, source and owner.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    measured: Vec<VitalView>,
     /// Why there is nothing.
     away: Option<String>,
 }
@@ -115,6 +120,7 @@ enum Seen {
     Sample {
         at_unix_ms: u64,
         vitals: Vitals,
+        measured: Vec<VitalView>,
         cpu_percent: Option<f64>,
     },
     Away(String),
@@ -128,6 +134,7 @@ impl Board {
                 machine,
                 at_unix_ms,
                 vitals,
+                measured,
             } => {
                 let cpu_percent = match self.seen.get(&machine) {
                     Some(Seen::Sample {
@@ -140,6 +147,7 @@ impl Board {
                 let seen = Seen::Sample {
                     at_unix_ms,
                     vitals,
+                    measured,
                     cpu_percent,
                 };
                 self.seen.insert(machine.clone(), seen);
@@ -169,18 +177,21 @@ impl Board {
         let row = |(machine, seen): (&String, &Seen)| match seen {
             Seen::Sample {
                 vitals,
+                measured,
                 cpu_percent,
                 ..
             } => Row {
                 machine: machine.clone(),
                 cpu_percent: *cpu_percent,
                 vitals: Some(vitals.clone()),
+                measured: measured.clone(),
                 away: None,
             },
             Seen::Away(message) => Row {
                 machine: machine.clone(),
                 cpu_percent: None,
                 vitals: None,
+                measured: Vec::new(),
                 away: Some(message.clone()),
             },
         };
@@ -211,7 +222,10 @@ impl Board {
                     share(vitals.memory_used_bytes, vitals.memory_total_bytes),
                     vitals.memory_scope,
                 ),
-                share(vitals.disk_used_bytes, vitals.disk_total_bytes),
+                marked(
+                    share(vitals.disk_used_bytes, vitals.disk_total_bytes),
+                    disk_scope(&row.measured),
+                ),
                 marked(format!("{load:.2}"), vitals.load_scope),
                 String::new(),
             ]
@@ -228,6 +242,12 @@ fn cpu_percent((before, was): (u64, u64), (at, is): (u64, u64)) -> Option<f64> {
     Some(used as f64 * 100.0 / passed as f64)
 }
 
+/// Whose the root's file system is; the machine's own where nobody says so.
+fn disk_scope(measured: &[VitalView]) -> Scope {
+    let mut disks = measured.iter().filter(|one| one.name == Vital::Disk.name());
+    disks.find_map(|one| one.scope).unwrap_or(Scope::Machine)
+}
+
 fn marked(text: String, scope: Scope) -> String {
     match scope {
         Scope::Machine => text,
@@ -235,7 +255,7 @@ fn marked(text: String, scope: Scope) -> String {
     }
 }
 
-fn share(used: u64, total: u64) -> String {
+pub(crate) fn share(used: u64, total: u64) -> String {
     let percent = if total == 0 {
         0.0
     } else {
@@ -276,10 +296,21 @@ mod tests {
             load1_centi: 150,
             load_scope: Scope::Host,
         };
+        let disk = VitalView {
+            name: "disk".to_owned(),
+            subject: "/".to_owned(),
+            value: vitals.disk_used_bytes,
+            total: Some(vitals.disk_total_bytes),
+            unit: Vital::Disk.unit(),
+            source: "statvfs /".to_owned(),
+            scope: Some(Scope::Host),
+            age_ms: 0,
+        };
         Usage::Sample {
             machine: machine.to_owned(),
             at_unix_ms,
             vitals,
+            measured: vec![disk],
         }
     }
 
@@ -300,9 +331,9 @@ mod tests {
         assert!(board.take(sample("a", 4000, 300), &expected));
         assert_eq!(
             board.text(),
-            "MACHINE   CPU     MEMORY                  DISK                     LOAD\n\
-             a         10.0%   512 of 1024 MiB (50%)   1024 of 4096 MiB (25%)   1.50 host\n\
-             b         -       -                       -                        -           gone"
+            "MACHINE   CPU     MEMORY                  DISK                          LOAD\n\
+             a         10.0%   512 of 1024 MiB (50%)   1024 of 4096 MiB (25%) host   1.50 host\n\
+             b         -       -                       -                             -           gone"
         );
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::stream::BoxStream;
 use windlass_common::condition::NAMES;
 use windlass_common::id::{ClusterName, MachineName};
+use windlass_common::report::Scope;
 use windlass_common::step::Collect;
 
 use crate::health;
@@ -139,17 +140,19 @@ impl Director {
         self.inner.repairs.verdicts()
     }
 
-    /// How many connected machines a condition speaks against, by its name; every name is there.
-    pub fn conditions(&self) -> BTreeMap<&'static str, u64> {
+    /// How many connected machines say that a condition is bad, by its name and whose it is; all are there. What is
+    /// the host's speaks against none of them.
+    pub fn conditions(&self) -> BTreeMap<(&'static str, Scope), u64> {
         let now = Timestamp::now();
-        let mut counts: BTreeMap<_, _> = NAMES.into_iter().map(|name| (name, 0)).collect();
+        let scopes = |name| Scope::ALL.map(|scope| ((name, scope), 0));
+        let mut counts: BTreeMap<_, _> = NAMES.into_iter().flat_map(scopes).collect();
         for session in self.inner.gateway.connected().values() {
             let conditions = health::of_session(session, now);
-            let bad: BTreeSet<&str> = health::counting(&conditions)
-                .map(|one| one.name.as_str())
+            let bad: BTreeSet<(&str, Scope)> = health::bad(&conditions)
+                .map(|one| (one.name.as_str(), one.scope))
                 .collect();
-            for (name, count) in &mut counts {
-                *count += u64::from(bad.contains(name));
+            for ((name, scope), count) in &mut counts {
+                *count += u64::from(bad.contains(&(*name, *scope)));
             }
         }
         counts
