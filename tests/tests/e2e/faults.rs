@@ -114,7 +114,6 @@ fn figures_say_whose_they_are(world: &World) -> Result<()> {
         let missing: Vec<_> = told.filter(|field| one[**field].is_null()).collect();
         ensure!(missing.is_empty(), "{missing:?} missing: {one:#}");
     }
-    eprintln!("{}", world.run(&["node", "show", CONTROL])?);
     Ok(())
 }
 
