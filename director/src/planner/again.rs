@@ -62,6 +62,16 @@ pub fn condemn_within(machine: &mut Machine, machines: &[Machine]) {
     }
 }
 
+/// The machines of a cluster for a repair that restarts some of them: of these nothing else is wanted now, whatever a
+/// change that has not come to its end wanted of them.
+pub fn as_they_are(machines: &[Machine]) -> Vec<Machine> {
+    let mut machines = machines.to_vec();
+    for machine in machines.iter_mut().filter(|m| m.reboot.is_some()) {
+        machine.wanted = None;
+    }
+    machines
+}
+
 /// Gives up the replacement of a machine that came back, if it was to become nothing but itself.
 pub fn spare(machine: &mut Machine) {
     if machine.wanted == Some(machine.as_it_is()) {

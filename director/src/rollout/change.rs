@@ -348,7 +348,7 @@ fn reset(record: &mut Machine) {
     record.cordoned = false;
     record.condemned = false;
     record.fenced = false;
-    record.keep = None;
+    (record.keep, record.reboot) = (None, None);
 }
 
 /// Deletes everything kept about a cluster except its tasks and the audit log.

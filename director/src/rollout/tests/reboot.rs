@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::model::{Machine, Reboot, StepKey, StepRecord};
-use crate::planner::machine_key;
+use crate::planner::{again, machine_key};
 use crate::resurrector::{CaseRecord, Hold, HoldKind, Rung, Verdict};
 
 fn worker() -> MachineName {
@@ -211,4 +211,50 @@ async fn a_change_that_runs_takes_a_restart_in_whoever_dies() {
         taken_in += usize::from(wanted.into_inner());
     }
     assert!(taken_in > 1);
+}
+
+/// What an update that has failed wanted of it is not what its repair makes of it.
+#[tokio::test(start_paused = true)]
+async fn one_of_which_a_change_that_failed_wants_more_is_restarted_and_stays_what_it_is() {
+    let rig = Rig::new();
+    let create = rig.order_create().await;
+    rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+    let director = rig.immortal().await;
+    let cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
+    let mut machines = director.records.machines_of("demo").await.unwrap();
+    let left = machines.iter_mut().find(|m| m.name == worker()).unwrap();
+    left.wanted = Some(left.as_it_is());
+    let mut commit = Commit::default();
+    rig.wanted_again(&mut machines, true, &mut commit);
+    let desired = director
+        .world
+        .desired(&cluster, &again::as_they_are(&machines));
+    let desired = desired.unwrap();
+    let task = order(&director, TaskKind::RepairCluster, &desired, commit, 2).await;
+    let over = rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+    assert_eq!(over.state, TaskState::Succeeded, "{:?}", over.error);
+    assert_eq!(rig.boots(), 2);
+    let found: Option<Machine> = director.records.get(worker().as_str()).await.unwrap();
+    let found = found.unwrap();
+    assert_eq!((found.incarnation, found.reboot), (Incarnation(1), None));
+    assert!(found.wanted.is_some(), "the change is still to be ended");
+}
+
+/// The provider has lost one that was to be restarted: the change goes on, and is not planned again and again.
+#[tokio::test(start_paused = true)]
+async fn one_that_is_gone_when_its_turn_comes_is_not_waited_for() {
+    let rig = Rig::new();
+    let task = rig.order_growth().await;
+    assert!(rig.run(&task, 6, Stop::No).await.is_none());
+    let director = rig.immortal().await;
+    let mut machines = director.records.machines_of("demo").await.unwrap();
+    let mut commit = Commit::default();
+    rig.wanted_again(&mut machines, true, &mut commit);
+    director.records.commit(commit).await.unwrap();
+    rig.sim.state.lock().unwrap().machines.remove(&worker());
+    let over = rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+    assert_eq!(over.state, TaskState::Succeeded, "{:?}", over.error);
+    assert_eq!(over.rounds, 1);
+    let found: Option<Machine> = director.records.get(worker().as_str()).await.unwrap();
+    assert_eq!(found.unwrap().reboot, None);
 }

@@ -53,9 +53,16 @@ impl World {
         // What an operator ordered stands, dead or not.
         let ordered = task.kind == TaskKind::RepairCluster && task.operator != ACTOR;
         let spared = again::spared(task, &machines);
+        let found = self.observe(name).await?.machines;
+        let there = |machine: &Machine| {
+            let found = found.get(&machine.name);
+            found.is_some_and(|found| found.incarnation == machine.incarnation && found.complete)
+        };
         let mut commit = Commit::default();
         for machine in &mut machines {
             let before = machine.clone();
+            // What is not there is made, or made anew, and not restarted.
+            machine.reboot = machine.reboot.filter(|_| there(machine));
             if spared.contains(&machine.name) && !ordered {
                 again::spare(machine);
             }
@@ -65,7 +72,10 @@ impl World {
             }
         }
         self.records.commit(commit).await?;
-        let machines = self.records.machines_of(name.as_str()).await?;
+        let mut machines = self.records.machines_of(name.as_str()).await?;
+        if task.kind == TaskKind::RepairCluster {
+            machines = again::as_they_are(&machines);
+        }
         let (mut desired, mut observed) = (
             self.desired(&cluster, &machines)?,
             self.observe(name).await?,

@@ -85,6 +85,7 @@ impl Inner {
             false => found,
         };
         let machines: Vec<Machine> = machines.into_iter().map(as_wanted).collect();
+        let machines = again::as_they_are(&machines);
         let (mut desired, mut observed) = self.state(&cluster, &machines).await?;
         let down = self.world.down(&machines).await?;
         let names = BTreeSet::from([name.clone()]);
