@@ -45,7 +45,9 @@ impl Inner {
         let found: Option<CaseRecord> = self.records.get(name.as_str()).await?;
         let case = found.filter(|record| record.incarnation == machine.incarnation);
         let case = case.ok_or_else(|| ServiceError::Conflict {
-            message: format!("nothing is known against machine {name} any more"),
+            message: format!(
+                "nothing is known against machine {name} any more; it is judged again"
+            ),
         })?;
         let asked = self.provider.machine(name).await;
         let view = asked.map_err(|error| {
@@ -53,7 +55,9 @@ impl Inner {
             ServiceError::of(error.class(), &what, error)
         })?;
         let view = view.ok_or_else(|| ServiceError::Conflict {
-            message: format!("the provider has no machine {name} any more"),
+            message: format!(
+                "the provider has no machine {name} any more; it is replaced once that is judged"
+            ),
         })?;
         machine.reboot = Some(Reboot {
             boots: view.boots,
@@ -63,7 +67,10 @@ impl Inner {
         if let Some(task) = self.unfinished(&cluster).await? {
             if !again::takes_repairs(&task) {
                 return Err(ServiceError::Conflict {
-                    message: format!("{} works on cluster {}", task.id, task.cluster),
+                    message: format!(
+                        "{} works on cluster {}; wait for it, or cancel it",
+                        task.id, task.cluster
+                    ),
                 });
             }
             let mut commit = Commit::default();
@@ -76,7 +83,10 @@ impl Inner {
         }
         if !sight::serves(cluster.phase) {
             return Err(ServiceError::Conflict {
-                message: format!("cluster {} is {}", cluster.spec.name, cluster.phase),
+                message: format!(
+                    "cluster {} is {} and was not in service; create it again, or delete it",
+                    cluster.spec.name, cluster.phase
+                ),
             });
         }
         let machines = self.records.machines_of(cluster.spec.name.as_str()).await?;
