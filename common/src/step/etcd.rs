@@ -90,6 +90,16 @@ pub struct EtcdReport {
     pub members: Vec<EtcdMemberReport>,
 }
 
+impl EtcdReport {
+    /// Whether the member that was asked leads.
+    pub fn leads(&self) -> bool {
+        self.members.iter().any(|member| {
+            let leader = member.status.as_ref().is_some_and(|status| status.leader);
+            leader && member.id == self.member_id
+        })
+    }
+}
+
 /// One member in a report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -149,4 +159,8 @@ pub struct EtcdSnapshot {
     /// Version of etcd whose format it has; empty when it does not say so.
     #[serde(default)]
     pub format: String,
+    /// Whether it was restored as a trial and held the same. Not where the machine lacked the room for that, nor by
+    /// agents that know of no trial.
+    #[serde(default)]
+    pub restored: bool,
 }

@@ -54,6 +54,7 @@ pub(super) fn manifest(name: &str, snapshot: &[u8]) -> Manifest {
             bytes: snapshot.len() as u64,
             digest: Digest::of(snapshot),
             format: "3.6.0".to_owned(),
+            restored: true,
         },
     }
 }

@@ -31,18 +31,18 @@ pub struct Death {
     pub kubernetes_version: String,
     /// Names of units and conditions that spoke against it.
     pub troubles: BTreeSet<String>,
-    /// The step of its making that failed, or was tried again.
+    /// The step of its making that failed, that was tried again, or that it was in when its task ended.
     pub step: Option<FailedStep>,
 }
 
-/// A step that failed.
+/// A step that was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FailedStep {
     /// What it was to do, for example `create-machine`.
     pub name: String,
-    /// Why it failed, at most [`ERROR_MAX`] characters.
-    pub error: String,
+    /// Why it failed, at most [`ERROR_MAX`] characters; none where another machine's failure ended its task before.
+    pub error: Option<String>,
 }
 
 /// What several deaths share, the most telling first.
@@ -55,6 +55,8 @@ pub enum Factor {
         /// Why it failed, as one of them says.
         error: String,
     },
+    /// They were in the same step; of some nobody knows more, since the failure of another one ended their task.
+    Stage(String),
     /// The same unit or condition spoke against them.
     Trouble(String),
     /// The same stemcell, which no machine of the pool has that works.
@@ -69,6 +71,7 @@ impl fmt::Display for Factor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Factor::Step { name, error } => write!(f, "step {name} failed: {error}"),
+            Factor::Stage(name) => write!(f, "they did not get beyond step {name}"),
             Factor::Trouble(name) => write!(f, "{name} did not work"),
             Factor::Stemcell(version) => {
                 write!(
@@ -93,7 +96,7 @@ impl fmt::Display for Factor {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum CauseKind {
-    /// The same step of their making failed alike.
+    /// The same step of their making failed alike, or was as far as they got.
     Step,
     /// The same unit or condition spoke against them.
     Trouble,
@@ -140,7 +143,7 @@ impl Cause {
     /// What sort it is.
     pub fn kind(&self) -> CauseKind {
         let kinds = self.shared.iter().map(|(factor, _)| match factor {
-            Factor::Step { .. } => CauseKind::Step,
+            Factor::Step { .. } | Factor::Stage(_) => CauseKind::Step,
             Factor::Trouble(_) => CauseKind::Trouble,
             Factor::Stemcell(_) => CauseKind::Stemcell,
             Factor::Kubernetes(_) => CauseKind::Kubernetes,
@@ -174,6 +177,12 @@ pub fn common(deaths: &[(&MachineName, &Death)], working: &BTreeSet<(String, Str
     let mut counts: BTreeMap<Key, (usize, Factor)> = BTreeMap::new();
     let stemcells: BTreeSet<&String> = working.iter().map(|(stemcell, _)| stemcell).collect();
     let versions: BTreeSet<&String> = working.iter().map(|(_, version)| version).collect();
+    // Where one failed before the others could, all were in it.
+    let steps = deaths.iter().filter_map(|(_, death)| death.step.as_ref());
+    let stages: BTreeSet<&String> = steps
+        .filter(|step| step.error.is_none())
+        .map(|step| &step.name)
+        .collect();
     for (machine, death) in deaths {
         let mut factors = vec![Factor::Verdict(death.verdict)];
         factors.extend(death.troubles.iter().cloned().map(Factor::Trouble));
@@ -186,7 +195,8 @@ pub fn common(deaths: &[(&MachineName, &Death)], working: &BTreeSet<(String, Str
             factors.push(Factor::Kubernetes(version.clone()));
         }
         if let Some(FailedStep { name, error }) = death.step.clone() {
-            factors.push(Factor::Step { name, error });
+            factors.extend(stages.contains(&name).then(|| Factor::Stage(name.clone())));
+            factors.extend(error.map(|error| Factor::Step { name, error }));
         }
         for factor in factors {
             let key = match &factor {
@@ -238,7 +248,7 @@ mod tests {
             troubles: troubles.iter().map(|name| (*name).to_owned()).collect(),
             step: step.map(|(name, error)| FailedStep {
                 name: name.to_owned(),
-                error: error.to_owned(),
+                error: Some(error.to_owned()).filter(|error| !error.is_empty()),
             }),
         }
     }
@@ -260,6 +270,7 @@ mod tests {
             ("step, not error", vec![death("a", &[], full), death("a", &[], Some(("create-machine", "denied")))], "a", vec![(gone, 2)]),
             ("most",       vec![death("a", &[], full), death("a", &[], full_too), death("a", &[], net)], "a", vec![(gone, 3), (told_full, 2)]),
             ("half",       vec![death("a", &[], full), death("a", &[], full_too), death("a", &[], net), death("a", &[], net)], "a", vec![(gone, 4)]),
+            ("ended before", vec![death("a", &[], net), death("a", &[], Some(("await-agent", "")))], "a", vec![("they did not get beyond step await-agent", 2), (gone, 2)]),
             ("condition",  vec![death("a", &["kubelet"], None), death("a", &["etcd", "kubelet"], None)], "a", vec![("kubelet did not work", 2), (gone, 2)]),
             ("stemcell",   vec![death("b", &[], None), death("b", &[], None)], "a", vec![(bad_stemcell, 2), (gone, 2)]),
             ("of all",     vec![death("b", &[], None), death("b", &[], None)], "b", vec![(gone, 2)]),

@@ -62,6 +62,7 @@ pub(crate) fn entry(name: &str, archive: &[u8]) -> BackupEntry {
             bytes: 2,
             digest: Digest::of(b"db"),
             format: "3.6.0".to_owned(),
+            restored: true,
         },
     };
     BackupEntry {

@@ -664,7 +664,10 @@ impl Body {
 
     /// A replacement is there, or dies of a curse.
     fn come_up(&mut self, curse: Option<CauseKind>, dice: &mut Dice) {
-        let failed = |name: String, error: String| FailedStep { name, error };
+        let failed = |name: String, error: String| FailedStep {
+            name,
+            error: Some(error),
+        };
         let pardoned = std::mem::take(&mut self.pardoned);
         (self.stemcell, self.cursed) = ("good", curse.filter(|_| !pardoned).map(|_| false));
         self.truth = match curse {

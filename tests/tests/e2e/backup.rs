@@ -173,6 +173,7 @@ fn ordered(world: &World, kubectl: &Kubectl) -> Result<String> {
         said["totalKey"] == manifest.snapshot.keys,
         "{said} {manifest:?}"
     );
+    ensure!(manifest.snapshot.restored, "{manifest:?}");
     let data = std::fs::read(&snapshot)?;
     ensure!(
         holds(&data, b"/registry/secrets/default/kept"),

@@ -3,8 +3,8 @@
 //! `fault-times.json` beside the stemcells.
 //!
 //! # Not here
-//! Zombies ([`crate::zombie`]), replacements that come up and die, and operators ([`crate::repair`]), a director that is
-//! restored ([`crate::director_restore`]).
+//! Replacements that come up and die, and operators ([`crate::repair`]), a director that is restored
+//! ([`crate::director_restore`]).
 
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,10 @@ use crate::etcd::voting;
 use crate::faults::{end_agent, is};
 use crate::lifecycle::{healthy, items};
 use crate::repair::{
-    LONG, Outgoing, incarnation, judged_since, reborn, repair_of, verdict, why, world,
+    ACTS, LONG, Outgoing, incarnation, judged_since, reborn, repair_of, verdict, why, world,
 };
 use crate::restore;
+use crate::zombie::{Controllers, EtcdKeys, Zombie, boots_again, control_plane_boots_again};
 
 const CLUSTER: &str = "three";
 const NODES: usize = 6;
@@ -35,6 +36,7 @@ const CUT_OFF: &str = "three-workers-2";
 const LAST: &str = "three-workers-0";
 const FIRST: &str = "three-cp-0";
 const MEMBER: &str = "three-cp-1";
+const THIRD: &str = "three-cp-2";
 /// How long nothing may happen where nothing is to happen: longer than any patience of this director.
 const STILL: Duration = Duration::from_secs(40);
 /// A pool of its own, for what has a pool stopped.
@@ -119,6 +121,8 @@ pub(crate) fn on_three_and_three() -> Result<()> {
     site.director_dies_meanwhile()?;
     site.replacement_does_not_come_up()?;
     site.disk_is_full()?;
+    site.worker_comes_back()?;
+    site.member_comes_back()?;
     site.replacements_never_come_up()?;
     site.majority_is_gone()?;
     site.keep()?;
@@ -228,7 +232,7 @@ impl Site {
 
     /// A member's disk goes with its machine: it is removed from etcd, and joins again.
     fn data_is_gone(&mut self) -> Result<()> {
-        let machine = "three-cp-2";
+        let machine = THIRD;
         let members = voting(&self.world, CLUSTER)?;
         let before = incarnation(&self.world, machine)?;
         let shown = self.world.json(&["node", "show", machine])?;
@@ -477,6 +481,67 @@ impl Site {
         Ok(())
     }
 
+    /// A worker is replaced, its keys are tried at each door, and its old disk boots again beside its successor.
+    fn worker_comes_back(&mut self) -> Result<()> {
+        let node = format!("{WORKER}-i{}", incarnation(&self.world, WORKER)?);
+        let zombie = Zombie::of(WORKER, &node, &self.kubectl)?;
+        let mut fault = Fault::begins("replaced worker comes back");
+        let kept = self.replaced_and_kept(WORKER)?;
+        fault.now("replaced");
+        zombie.is_refused(&self.world, &self.kubectl, &self.address(MEMBER)?)?;
+        zombie.gives_way(&self.world, WORKER, &["kubelet"])?;
+        fault.now("keys refused");
+        boots_again(&self.world, &self.kubectl, WORKER, &kept)?;
+        fault.now("old disk harmless");
+        self.forgets(&kept)?;
+        self.over(fault, WORKER)
+    }
+
+    /// The same of a member, whose controllers and keys of etcd are refused, too.
+    fn member_comes_back(&mut self) -> Result<()> {
+        let node = format!("{MEMBER}-i{}", incarnation(&self.world, MEMBER)?);
+        let zombie = Zombie::of(MEMBER, &node, &self.kubectl)?;
+        let controllers = Controllers::of(MEMBER, &self.kubectl)?;
+        let old = EtcdKeys::of(MEMBER)?;
+        let mut fault = Fault::begins("replaced control-plane machine comes back");
+        let kept = self.replaced_and_kept(MEMBER)?;
+        fault.now("replaced");
+        let other = self.address(FIRST)?;
+        zombie.is_refused(&self.world, &self.kubectl, &other)?;
+        controllers.are_refused()?;
+        let mut members = Vec::new();
+        for member in [FIRST, MEMBER, THIRD] {
+            members.push((member, self.address(member)?));
+        }
+        old.are_refused(&self.world, &members)?;
+        zombie.gives_way(&self.world, MEMBER, &ACTS)?;
+        fault.now("keys refused");
+        let beside = (&EtcdKeys::of(FIRST)?, other.as_str());
+        control_plane_boots_again(&self.world, &self.kubectl, MEMBER, &kept, beside)?;
+        fault.now("old disk harmless");
+        self.forgets(&kept)?;
+        self.over(fault, MEMBER)
+    }
+
+    /// Replaces a machine, and keeps what it was.
+    fn replaced_and_kept(&self, machine: &str) -> Result<Value> {
+        let recreate = ["node", "recreate", machine, "--yes", "--wait", "--keep"];
+        let why = ["--reason", "it is to come back"];
+        self.world.run(&[&recreate[..], &why].concat())?;
+        healthy(&self.kubectl, NODES)?;
+        let all = self.world.json(&["node", "kept", "list"])?;
+        let [kept] = items(&all)?.as_slice() else {
+            anyhow::bail!("kept: {all:#}");
+        };
+        Ok(kept.clone())
+    }
+
+    fn forgets(&self, kept: &Value) -> Result<()> {
+        let name = kept["name"].as_str().context("it has a name")?;
+        let delete = ["node", "kept", "delete", name, "--yes"];
+        self.world.run(&delete).map(drop)
+    }
+
     /// Orders another number of machines for the pool of those that are spare.
     fn spare(&self, count: usize) -> Result<()> {
         let mut spec = self.world.json(&["cluster", "show", CLUSTER])?["spec"].clone();
@@ -491,7 +556,7 @@ impl Site {
     /// A machine is made, is gone before anything is heard of it, and is made again after a pause; then its pool is left
     /// to an operator, with what the dead have in common, while others are replaced as before.
     fn replacements_never_come_up(&mut self) -> Result<()> {
-        // More than the three minutes that the rollout waits for an agent, so that the pause is seen.
+        // More than the rollout waits for an agent, so that the pause is seen.
         self.world
             .configure(&[("replace_first_s", "200"), ("poison_after", "2")])?;
         self.spare(1)?;
@@ -593,7 +658,7 @@ impl Site {
     /// Two of three members are gone with their disks: nothing is done before somebody has seen what is lost, and what
     /// runs goes on.
     fn majority_is_gone(&mut self) -> Result<()> {
-        let lost = ["three-cp-0", "three-cp-2"];
+        let lost = [FIRST, THIRD];
         let pods = self.pods()?;
         let last = repair_of(&self.world, CLUSTER)?.context("there were repairs")?["id"].clone();
         let mut before = Vec::new();

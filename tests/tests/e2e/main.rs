@@ -218,7 +218,7 @@ fn with_directors_of_their_own() -> Vec<Trial> {
             "faults_are_borne_healed_or_left_to_an_operator",
             faults::borne_or_healed,
         ),
-        // Sixteen faults, one after the other, on six machines.
+        // Twenty faults, one after the other, on six machines.
         long(
             "each_fault_is_borne_by_three_and_three",
             catalogue::on_three_and_three,

@@ -104,6 +104,10 @@ pub(crate) fn made_again() -> Result<()> {
     keep_a_secret(&kubectl)?;
     deploy(&kubectl, 1)?;
     let backup = world.json(&["cluster", "backup", "gone"])?;
+    ensure!(
+        backup["snapshot"]["restored"] == true,
+        "its snapshot was not restored as a trial: {backup:#}"
+    );
     let backup = backup["name"].as_str().context("a backup has a name")?;
     let restore = ["cluster", "restore", "gone", "--from-backup", backup];
     refused(

@@ -306,7 +306,7 @@ fn discard(disk: &Path, what: &str) -> Result<(), EtcdError> {
     remove(&disk.join(REMOVED))
 }
 
-fn remove(directory: &Path) -> Result<(), EtcdError> {
+pub(super) fn remove(directory: &Path) -> Result<(), EtcdError> {
     match fs::remove_dir_all(directory) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(file("remove", directory, source))

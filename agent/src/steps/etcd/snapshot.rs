@@ -1,8 +1,9 @@
 //! Snapshots of the keyspace on the machine's data disk.
 //!
-//! A snapshot appears under its name once it is whole and verified; its name says what it holds, so that
-//! taking the same one twice leaves one. They lie beside etcd's own directory, on the disk that survives the
-//! machine. One that is being sent ([`open`]) is read to its end, also when it is removed meanwhile.
+//! A snapshot appears under its name once it is whole and verified: read through, its digest compared, and restored as
+//! a trial where there is room; its name says what it holds, so that taking the same one twice leaves one. They lie
+//! beside etcd's own directory, on the disk that survives the machine. One that is being sent ([`open`]) is read to its
+//! end, also when it is removed meanwhile.
 
 use std::fs;
 use std::io::{self, Read};
@@ -14,7 +15,7 @@ use windlass_common::limits::{CHUNK_BYTES, SNAPSHOT_BYTES_MAX};
 use windlass_common::step::{EtcdSnapshot, OutputStream};
 
 use super::parse::SnapshotStatus;
-use super::{Context, EtcdError, Failure, Local, Run, parsed, run_program};
+use super::{Context, EtcdError, Failure, Local, Run, data, parsed, run_program};
 use crate::host::Host;
 
 /// Where they are.
@@ -23,6 +24,10 @@ const DIRECTORY: &str = "/var/lib/etcd/snapshots";
 const SEAL_BYTES: u64 = 32;
 /// etcd's database comes in pages of a multiple of this, bytes.
 const PAGE_BYTES: u64 = 512;
+/// Where a snapshot is restored as a trial: on the machine's own disk, since etcd waits for each write on the other.
+const TRIAL: &str = "/var/lib/windlass/etcd-trial";
+/// What restored data takes beside the database, bytes: a segment of its log, and room for whoever else writes.
+const TRIAL_BESIDE: u64 = 128 << 20;
 /// The one that is being saved.
 const UNFINISHED: &str = "unfinished.db";
 /// How long saving may take: 8 GiB at 30 MB/s.
@@ -51,6 +56,7 @@ pub(super) async fn take(
     let status = verify(local, &unfinished).await?;
     let path = directory.join(UNFINISHED);
     let (bytes, digest) = run.blocking(move || Ok(read_through(&path)?)).await?;
+    let restored = restore_as_a_trial(context, run, local, &unfinished, &status, bytes).await?;
     let snapshot = EtcdSnapshot {
         name: name(&status),
         revision: status.revision,
@@ -59,6 +65,7 @@ pub(super) async fn take(
         bytes,
         digest,
         format: status.version,
+        restored,
     };
     let name = snapshot.name.clone();
     run.changed(format!(
@@ -132,6 +139,66 @@ pub(super) async fn verify(local: &Local<'_>, path: &str) -> Result<SnapshotStat
         });
     }
     parsed("etcdutl snapshot status", &output.stdout)
+}
+
+/// Makes data of a snapshot as a restore would, looks whether it holds the same, and removes it. Without the room for
+/// it nothing is made, which is said; returns whether it was tried.
+async fn restore_as_a_trial(
+    context: &Context,
+    run: &Run,
+    local: &Local<'_>,
+    snapshot: &str,
+    status: &SnapshotStatus,
+    bytes: u64,
+) -> Result<bool, Failure> {
+    let place = context.host.path(TRIAL);
+    let parent = place.parent().unwrap_or(&place).to_owned();
+    let (before, after) = (place.clone(), place.clone());
+    // An agent that has died in the middle has left it.
+    let free = run.blocking(move || {
+        data::remove(&before)?;
+        Ok(free_bytes(&parent)?)
+    });
+    let (free, takes) = (free.await?, bytes.saturating_add(TRIAL_BESIDE));
+    if free < takes {
+        run.changed(format!(
+            "the snapshot was not restored as a trial, which takes {takes} bytes of the machine's own disk: {free} \
+             are free"
+        ));
+        return Ok(false);
+    }
+    let place = place.to_string_lossy().into_owned();
+    let tried = trial(local, snapshot, &place, status).await;
+    run.blocking(move || Ok(data::remove(&after)?)).await?;
+    tried?;
+    Ok(true)
+}
+
+async fn trial(
+    local: &Local<'_>,
+    snapshot: &str,
+    place: &str,
+    status: &SnapshotStatus,
+) -> Result<(), EtcdError> {
+    let program = format!("{}/etcdutl", local.directory);
+    let data = format!("--data-dir={place}");
+    let output = run_program(&[&program, "snapshot", "restore", snapshot, &data]).await?;
+    let unusable = |said| EtcdError::Unusable {
+        what: format!("snapshot {}", name(status)),
+        said,
+    };
+    if !output.status.success() {
+        return Err(unusable(super::last_line(&output.stderr)));
+    }
+    let made = verify(local, &format!("{place}/member/snap/db")).await?;
+    let holds = |status: &SnapshotStatus| (status.revision, status.total_key);
+    if holds(&made) == holds(status) {
+        return Ok(());
+    }
+    Err(unusable(format!(
+        "restored, it has {} keys at revision {}, and not {} at {}",
+        made.total_key, made.revision, status.total_key, status.revision
+    )))
 }
 
 /// Sorts as revisions do.

@@ -347,11 +347,15 @@ fn show(session: &Session, client: &Client, answer: &Value) -> Result<ExitCode, 
             (
                 "Snapshot",
                 format!(
-                    "revision {}, hash {:08x}, {} keys, {} MiB",
+                    "revision {}, hash {:08x}, {} keys, {} MiB, {}",
                     of.snapshot.revision,
                     of.snapshot.hash,
                     of.snapshot.keys,
-                    mib(of.snapshot.bytes)
+                    mib(of.snapshot.bytes),
+                    match of.snapshot.restored {
+                        true => "restored as a trial",
+                        false => "not restored as a trial",
+                    }
                 ),
             ),
             (

@@ -179,7 +179,10 @@ fn past(record: &CaseRecord) -> String {
         let rows = record.deaths.iter().map(|death| {
             let troubles: Vec<_> = death.troubles.iter().map(String::as_str).collect();
             let step = death.step.as_ref();
-            let step = step.map(|step| format!("{}: {}", step.name, step.error));
+            let step = step.map(|step| match &step.error {
+                Some(error) => format!("{}: {error}", step.name),
+                None => format!("{}: its task ended", step.name),
+            });
             vec![
                 ago(death.at_ms),
                 death.incarnation.to_string(),
@@ -353,7 +356,7 @@ mod tests {
             troubles: Default::default(),
             step: Some(FailedStep {
                 name: "create-machine".to_owned(),
-                error: "no room".to_owned(),
+                error: Some("no room".to_owned()),
             }),
         });
         let text = describe(&why);

@@ -25,6 +25,11 @@ pub(super) const PROGRESS_QUEUE: usize = 64;
 /// How long it counts that other members of etcd were seen to serve: a machine that stands still must not stop its own
 /// when it goes on. The unit that takes longest to stop, etcd's, has half of it.
 const LOOK_COUNTS: Duration = Duration::from_secs(60);
+/// How often the provider is asked for a machine whose agent is awaited.
+const GONE_LOOK: Duration = Duration::from_secs(5);
+/// How long a machine has to be gone for its agent not to be awaited any more: whoever repairs it judges so sooner, and
+/// has the task go on with its successor.
+const GONE_FOR: Duration = Duration::from_secs(30);
 
 impl World {
     pub(super) async fn await_agent(
@@ -37,13 +42,39 @@ impl World {
         let deadline = Instant::now() + limit;
         self.let_in(machine);
         self.keep_token(machine, limit).await?;
-        self.agents
-            .wait_connected(name, machine.incarnation, deadline)
-            .await?;
+        tokio::select! {
+            biased;
+            connected = self.agents.wait_connected(name, machine.incarnation, deadline) => connected?,
+            () = self.gone(name) => return Err(EffectError::new(
+                ErrorClass::Operator,
+                format!(
+                    "waited for the agent of machine {name}, which the provider has not had for {} s; find out who \
+                     deletes its machines, and order the change again to have it made anew",
+                    GONE_FOR.as_secs()
+                ),
+            )),
+        }
         Ok(Done {
             changes: Vec::new(),
             records: vec![RecordChange::AgentConnected(name.clone())],
         })
+    }
+
+    /// Returns once the provider has said for [`GONE_FOR`] that it has no such machine. One that does not answer says
+    /// nothing.
+    async fn gone(&self, name: &MachineName) {
+        let mut since = None;
+        loop {
+            tokio::time::sleep(GONE_LOOK).await;
+            since = match self.provider.machine(name).await {
+                Ok(Some(_)) => None,
+                Ok(None) => Some(since.unwrap_or_else(Instant::now)),
+                Err(_) => since,
+            };
+            if since.is_some_and(|since: Instant| since.elapsed() >= GONE_FOR) {
+                return;
+            }
+        }
     }
 
     /// One that was to go may have been shut out already, and its removal have failed: what is to be told anything is

@@ -57,6 +57,8 @@ pub(crate) struct State {
     pub(crate) refuse_once: BTreeSet<&'static str>,
     /// Why the next machines are not made, one each.
     pub(crate) create_faults: VecDeque<&'static str>,
+    /// Machines that are gone as soon as they are made, once.
+    pub(crate) vanish_once: BTreeSet<&'static str>,
     /// Steps that fail once, by the end of their id.
     pub(crate) fail_once: BTreeSet<&'static str>,
     /// Steps whose answer is lost once after they were done, by the end of their id.
@@ -173,6 +175,8 @@ impl Life {
             "/proxy-still",
             "/healthy",
             "/saved",
+            "/leads",
+            "/hold",
         ]
         .iter()
         .find_map(|part| {

@@ -75,7 +75,9 @@ impl Provider for Life {
                 kubelet: String::new(),
                 api_flags: Default::default(),
             };
-            state.machines.insert(request.name, vm);
+            if !state.vanish_once.remove(request.name.as_str()) {
+                state.machines.insert(request.name, vm);
+            }
             Ok(view)
         }))
     }
