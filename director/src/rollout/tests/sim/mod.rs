@@ -175,8 +175,6 @@ impl Life {
             "/proxy-still",
             "/healthy",
             "/saved",
-            "/leads",
-            "/hold",
         ]
         .iter()
         .find_map(|part| {
