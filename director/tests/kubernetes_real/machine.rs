@@ -233,6 +233,12 @@ impl Machine<'_> {
         }
     }
 
+    /// Puts a file in the place of one that is there, as an agent does it, where who watches it in the machine sees it.
+    pub(crate) fn replace(&self, path: &str, text: &str) {
+        let script = "printf %s \"$2\" > \"$1.new\" && mv \"$1.new\" \"$1\"";
+        self.run("sh", &["-ec", script, "sh", path, text]);
+    }
+
     fn write(&self, path: &str, mode: u32, bytes: &[u8]) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -132,7 +132,8 @@ fn prepare(
         let mut revocations = Revocations::default();
         let name = cluster.spec.name.as_str();
         revocations.settle(pki, name, Timestamp::now()).unwrap();
-        machine.configure(&render::revocations_step(revocations.list().unwrap()));
+        let list = revocations.list().unwrap();
+        machine.configure(&render::revocations_step(list, &revocations.clients()));
     }
     configure
 }

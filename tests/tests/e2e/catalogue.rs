@@ -501,14 +501,14 @@ impl Site {
     fn member_comes_back(&mut self) -> Result<()> {
         let node = format!("{MEMBER}-i{}", incarnation(&self.world, MEMBER)?);
         let zombie = Zombie::of(MEMBER, &node, &self.kubectl)?;
-        let controllers = Controllers::of(MEMBER, &self.kubectl)?;
+        let other = self.address(FIRST)?;
+        let controllers = Controllers::of(MEMBER, &self.kubectl, &other)?;
         let old = EtcdKeys::of(MEMBER)?;
         let mut fault = Fault::begins("replaced control-plane machine comes back");
         let kept = self.replaced_and_kept(MEMBER)?;
         fault.now("replaced");
-        let other = self.address(FIRST)?;
         zombie.is_refused(&self.world, &self.kubectl, &other)?;
-        controllers.are_refused()?;
+        controllers.are_refused(&other)?;
         let mut members = Vec::new();
         for member in [FIRST, MEMBER, THIRD] {
             members.push((member, self.address(member)?));

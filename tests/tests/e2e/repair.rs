@@ -611,7 +611,7 @@ pub(crate) fn control_plane() -> Result<()> {
     let members = members.into_iter().collect::<Result<Vec<_>>>()?;
     let addresses: Vec<String> = members.iter().map(|(_, address)| address.clone()).collect();
     let zombie = Zombie::of("heal-cp-1", "heal-cp-1-i1", &kubectl)?;
-    let controllers = Controllers::of("heal-cp-1", &kubectl)?;
+    let controllers = Controllers::of("heal-cp-1", &kubectl, &addresses[0])?;
     let old = EtcdKeys::of("heal-cp-1")?;
     old.open(&addresses)
         .context("its keys count as long as it is current")?;
@@ -627,8 +627,8 @@ pub(crate) fn control_plane() -> Result<()> {
     old.are_refused(&world, &members)?;
     EtcdKeys::of("heal-cp-1")?.open(&addresses)?;
     zombie.is_refused(&world, &kubectl, &addresses[0])?;
-    controllers.are_refused()?;
-    Controllers::of("heal-cp-1", &kubectl).context("its successor's controllers")?;
+    controllers.are_refused(&addresses[0])?;
+    Controllers::of("heal-cp-1", &kubectl, &addresses[0]).context("its successor's controllers")?;
     workloads(&kubectl)?;
     zombie.gives_way(&world, "heal-cp-1", &ACTS)?;
     healthy(&kubectl, 4)?;

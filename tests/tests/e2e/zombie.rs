@@ -25,8 +25,8 @@ pub(crate) struct Zombie {
     kubectl: Kubectl,
 }
 
-/// With what API servers refuse the kubelet of a machine that was replaced.
-const REFUSAL: &str = "was replaced";
+/// With what API servers refuse what a machine writes that was replaced, and with what whatever one of a control plane asks.
+const REFUSALS: [&str; 2] = ["was replaced", "was-replaced"];
 /// The namespace of what controls a cluster.
 const SYSTEM: &str = "kube-system";
 /// Its kubelet's identity, in its own file system.
@@ -115,7 +115,7 @@ impl Zombie {
             let said = self
                 .kubectl
                 .refused(&["create", "--validate=false", "-f", &path])?;
-            ensure!(said.contains(REFUSAL), "refused for another reason: {said}");
+            ensure!(is_refusal(&said), "refused for another reason: {said}");
         }
         let nodes = operator.get(&["nodes"])?;
         ensure!(
@@ -193,9 +193,13 @@ pub(crate) struct Controllers {
 /// The controllers that lead by a Lease, which has their name.
 const LEADERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
 
+/// As whom its API server calls kubelets.
+const CALLER: &str = "apiserver-kubelet-client";
+
 impl Controllers {
     /// Copies the keys of a machine's controllers, and shows that they may write as long as it is not replaced.
-    pub(crate) fn of(machine: &str, operator: &Kubectl) -> Result<Controllers> {
+    /// The kubelet at an address answers its API server.
+    pub(crate) fn of(machine: &str, operator: &Kubectl, kubelet: &str) -> Result<Controllers> {
         let agents = host::machine_processes(machine, "windlass-agent")?;
         let agent = agents.first().context("its agent runs")?;
         let from = PathBuf::from(format!("/proc/{agent}/root")).join(PKI);
@@ -207,6 +211,9 @@ impl Controllers {
             }
             clients.push((leader, as_client(operator, root.path(), leader)?));
         }
+        for file in [format!("{CALLER}.crt"), format!("{CALLER}.key")] {
+            copy(&from.join(&file), &root.path().join(PKI).join(&file))?;
+        }
         let controllers = Controllers { root, clients };
         for (leader, kubectl) in &controllers.clients {
             let lease = controllers.lease(&format!("{leader}-of-test"))?;
@@ -216,6 +223,8 @@ impl Controllers {
             let lease = format!("{leader}-of-test");
             operator.run(&["-n", SYSTEM, "delete", "lease", &lease])?;
         }
+        let code = controllers.calls(kubelet, "/pods")?;
+        ensure!(code == "200", "a kubelet says to its API server {code}");
         Ok(controllers)
     }
 
@@ -229,8 +238,9 @@ impl Controllers {
         Ok(file.to_string_lossy().into_owned())
     }
 
-    /// They make nothing, do not lead, and get no token to act with.
-    pub(crate) fn are_refused(&self) -> Result<()> {
+    /// They make nothing, do not lead, get no token to act with, and read nothing; and the kubelet at an address, which
+    /// answered their API server before, does not.
+    pub(crate) fn are_refused(&self, kubelet: &str) -> Result<()> {
         for (leader, kubectl) in &self.clients {
             let new = self.lease(&format!("{leader}-of-test"))?;
             let made = kubectl.refused(&["create", "--validate=false", "-f", &new])?;
@@ -242,7 +252,7 @@ impl Controllers {
             })?;
             for said in [made, led] {
                 ensure!(
-                    said.contains(REFUSAL),
+                    is_refusal(&said),
                     "{leader} is refused for another reason: {said}"
                 );
             }
@@ -250,8 +260,30 @@ impl Controllers {
         let (_, manager) = &self.clients[0];
         let token = ["-n", SYSTEM, "create", "token", "deployment-controller"];
         let said = manager.refused(&token)?;
-        ensure!(said.contains(REFUSAL), "refused for another reason: {said}");
+        ensure!(is_refusal(&said), "refused for another reason: {said}");
+        let secrets = ["get", "secrets", "--all-namespaces"];
+        let said = manager.refused(&secrets).context("it reads Secrets")?;
+        ensure!(is_refusal(&said), "refused for another reason: {said}");
+        // Another path than before: a kubelet remembers for five minutes whom it let in where.
+        let code = self.calls(kubelet, "/metrics")?;
+        ensure!(code == "403", "a kubelet answers its API server: {code}");
         Ok(())
+    }
+
+    /// What the kubelet at an address says to the API server.
+    fn calls(&self, address: &str, path: &str) -> Result<String> {
+        let file = |end: &str| self.root.path().join(PKI).join(format!("{CALLER}.{end}"));
+        let output = Command::new("curl")
+            .args(["--silent", "--insecure", "--max-time", "10"])
+            .args(["--output", "/dev/null", "--write-out", "%{http_code}"])
+            .arg("--cert")
+            .arg(file("crt"))
+            .arg("--key")
+            .arg(file("key"))
+            .arg(format!("https://{address}:10250{path}"))
+            .output()
+            .context("cannot run curl")?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
@@ -288,7 +320,7 @@ pub(crate) fn control_plane_boots_again(
             let create =
                 format!("echo '{lease}' | {kubectl} {config} create --validate=false -f - 2>&1");
             let said = revenant.run(&["sh", "-c", &create])?;
-            ensure!(said.contains(REFUSAL), "{leader} at its console: {said}");
+            ensure!(is_refusal(&said), "{leader} at its console: {said}");
         }
         leads_nothing(operator, revenant)?;
         let after = etcd.members(address)?;
@@ -309,7 +341,7 @@ fn leads_nothing(operator: &Kubectl, revenant: &Revenant) -> Result<()> {
     until("its scheduler tries to lead", patience, || {
         // It looks every few seconds, and others are quick.
         operator.run(&release)?;
-        Ok(journal()?.contains(REFUSAL).then_some(()))
+        Ok(is_refusal(&journal()?).then_some(()))
     })?;
     ensure!(led()? == before, "its scheduler leads");
     Ok(())
@@ -349,7 +381,11 @@ fn revives(
     since("old disk booted, and what acts for it stopped");
     // One whose agent does not run either.
     revenant.run(&["systemctl", "stop", "windlass-agent"])?;
-    let refusals = || Ok::<_, anyhow::Error>(journal("kubelet")?.matches(REFUSAL).count());
+    let refusals = || {
+        let said = journal("kubelet")?;
+        let of = REFUSALS.iter().map(|refusal| said.matches(refusal).count());
+        Ok::<_, anyhow::Error>(of.sum::<usize>())
+    };
     let before = refusals()?;
     revenant.run(&["systemctl", "start", "--no-block", "kubelet"])?;
     until("API servers refuse its kubelet", patience, || {
@@ -476,6 +512,10 @@ impl EtcdKeys {
         let each = addresses.iter().map(String::as_str);
         each.flat_map(|address| ETCD_CLIENTS.map(|client| (address, client)))
     }
+}
+
+fn is_refusal(said: &str) -> bool {
+    REFUSALS.iter().any(|refusal| said.contains(refusal))
 }
 
 /// Copies what makes an agent the agent of a machine from one root directory to another.

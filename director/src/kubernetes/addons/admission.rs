@@ -14,17 +14,15 @@
 //! * Applying these objects leaves the entries as they are: they are not part of what is applied.
 //!
 //! # Not here
-//! * Reading: admission does not see it. What a node may read follows its pods, and those are gone with its Node. Who
-//!   holds the old key of a controller manager may read what that may, Secrets among it.
-//! * What kubelets are asked directly, with the old key with which an API server calls them: they ask the API server
-//!   whether its user may, and reviews of access are exempt from admission.
+//! * Reading: admission does not see it. What a node may read follows its pods, and those are gone with its Node. Clients of
+//!   control-plane machines, and what calls kubelets, are denied by their certificates (`super::super::pki::Revocations`).
 //! * Service accounts. Every controller manager has the one key that signs their tokens, and tokens name no machine: a
 //!   token that was given out counts until it expires (an hour for those of controllers), and whoever copied the key
 //!   signs more. It is nowhere but on machines of the control plane and in the director.
 //! * Certificates that were issued before they named their machine, until they are renewed: their user is that of every
 //!   machine.
 //!
-//! For all four the remedy is to replace authorities and key, `windlass cluster rotate-ca NAME`, when a machine or its
+//! For the last two the remedy is to replace authorities and key, `windlass cluster rotate-ca NAME`, when a machine or its
 //! disk came into other hands. One that is merely started again is told to stop, and cannot write.
 
 use serde_json::{Value, json};

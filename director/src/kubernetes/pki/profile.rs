@@ -191,6 +191,23 @@ impl Profile {
         }
     }
 
+    /// Whether it is shown to API servers and kubelets, as who comes to them.
+    pub fn is_api_client(self) -> bool {
+        match self {
+            Profile::KubeletClient
+            | Profile::KubeProxy
+            | Profile::ApiServerKubeletClient
+            | Profile::ControllerManager
+            | Profile::Scheduler => true,
+            Profile::KubeletServer
+            | Profile::ApiServer
+            | Profile::ApiServerEtcdClient
+            | Profile::EtcdServer
+            | Profile::EtcdPeer
+            | Profile::FrontProxyClient => false,
+        }
+    }
+
     /// What the certificate of `machine` says.
     pub fn names(self, cluster: &ClusterFacts, machine: &MachineFacts) -> CertificateNames {
         let node = machine.node_name.as_str();

@@ -1,23 +1,28 @@
-//! Which certificates of its authority a cluster's etcd refuses: a ledger of what was issued, and the list that
-//! members read.
+//! Which certificates of its control-plane machines a cluster refuses: a ledger of what was issued, the list that members
+//! of etcd read, and the list of clients that API servers read.
 //!
-//! A control-plane machine that was replaced keeps its keys of etcd: peer, server and the API server's client key. It is
-//! proven off before it is replaced; this is for the one that is started again by somebody, and for copies of its keys.
-//! Members read the list at each handshake (`--client-crl-file`, `--peer-crl-file`), so that it changes without a
+//! A control-plane machine that was replaced keeps its keys: of etcd peer, server and the API server's client key, and
+//! those with which its components are clients of API servers and of kubelets. It is proven off before it is replaced;
+//! this is for the one that is started again by somebody, and for copies of its keys.
+//! Members read their list at each handshake (`--client-crl-file`, `--peer-crl-file`), so that it changes without a
 //! restart. They compare serial numbers, and look neither at who signed the list nor at when the next is due (etcd 3.5
 //! and 3.6, `client/pkg/transport/listener_tls.go`): one list serves the authorities of both generations while a
-//! rotation has them side by side, and is signed by the one that signs certificates.
+//! rotation has them side by side, and is signed by the one that signs certificates. API servers know who comes with a
+//! certificate by its fingerprint (`authentication.kubernetes.io/credential-id`, since Kubernetes 1.32), and pass that on
+//! where they are asked by kubelets: [`Revocations::clients`] are fingerprints, and not names, which a machine that is made
+//! anew may have again.
 //!
 //! # Invariants
 //! * Revoked is what an incarnation was given that is gone, and never what the incarnation in service was given: one
 //!   that is renewed keeps its earlier certificates.
 //! * What was revoked stays so until it expires, whoever is called by its machine's name later. The one exception is a
 //!   machine that was about to be shut out and turned out to serve ([`Revocations::pardon`]).
-//! * The ledger holds only what has not expired, and 8192 certificates at most.
-//! * Same list, same bytes: it is signed once and kept, with a number that grows with each change.
+//! * The ledger holds only what has not expired, and 6144 certificates at most.
+//! * Same lists, same bytes: etcd's is signed once and kept, with a number that grows with each change of either.
 //!
 //! # Not here
-//! Certificates that were issued before there was a ledger, to incarnations that were gone by then: these are refused
+//! The certificate with which API servers speak to aggregated ones for any user: they take users from who has it, and
+//! neither list is asked. Workers, whose kubelets read what follows their pods. Certificates that were issued before there was a ledger, to incarnations that were gone by then: these are refused
 //! once they expire, or once a rotation has replaced the authorities. How the list reaches machines
 //! (`rollout/world/revocation.rs`).
 
@@ -35,9 +40,12 @@ use x509_parser::pem::parse_x509_pem;
 use super::profile::{AuthorityName, Profile};
 use super::{Authority, Certificates, ClusterPki, PkiError};
 
-/// Certificates that the ledger of one cluster holds. Each machine of a control plane is given three a time, so these
-/// are 2 700 replacements a year. A list of that many is 300 KiB, a third of what a step may carry.
-const ISSUED_MAX: usize = 8192;
+/// Certificates that the ledger of one cluster holds. Each machine of a control plane is given eight a time, so these
+/// are 768 replacements and renewals a year. Lists of that many are 160 KiB, less than a fifth of what a step may carry,
+/// and an expression of API servers may have 100 000 characters.
+const ISSUED_MAX: usize = 6144;
+/// Grows with what members are told besides, so that all are told again.
+const TELLS: &str = "2";
 
 /// The ledger of one cluster, and its list. Its machines are those of the control plane.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -51,7 +59,7 @@ pub struct Revocations {
     told: BTreeMap<MachineName, Told>,
 }
 
-/// A certificate of the etcd authority.
+/// A certificate that somebody has to be told of, once it counts no more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Issued {
@@ -59,6 +67,9 @@ struct Issued {
     incarnation: Incarnation,
     /// Base64 of the number, big-endian and without leading zeros.
     serial: String,
+    /// SHA-256 of a certificate for API servers, hex; absent with one of the etcd authority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    client: Option<String>,
     /// Seconds since 1970.
     expires_at_s: i64,
     /// Seconds since 1970; absent as long as it is accepted.
@@ -71,7 +82,7 @@ struct Issued {
 struct List {
     /// The authority that signed it: digest of its certificate.
     signer: Digest,
-    /// What it says: digest of its serial numbers.
+    /// What it and the list of clients say: digest of the serial numbers in both.
     says: Digest,
     /// DER, Base64.
     der: String,
@@ -90,12 +101,12 @@ impl Revocations {
         self.number
     }
 
-    /// Certificates that are refused.
-    pub fn refused(&self) -> usize {
-        self.revoked().count()
+    /// SHA-256 of each certificate that API servers refuse, hex, in order.
+    pub fn clients(&self) -> BTreeSet<&str> {
+        self.revoked().filter_map(|i| i.client.as_deref()).collect()
     }
 
-    /// The list, DER.
+    /// The list of etcd, DER.
     ///
     /// # Errors
     /// [`PkiError::Damaged`]: there is none, or it is no Base64.
@@ -115,9 +126,16 @@ impl Revocations {
         certificates: &Certificates,
     ) {
         for (name, pem) in certificates {
-            let of = Profile::named(name).map(Profile::authority);
-            let Some((serial, expires_at_s)) =
-                read(pem).filter(|_| of == Some(AuthorityName::Etcd))
+            let is_client = match Profile::named(name) {
+                Some(profile) if profile.authority() == AuthorityName::Etcd => false,
+                Some(profile) if profile.is_api_client() => true,
+                _ => continue,
+            };
+            let Some(Read {
+                serial,
+                fingerprint,
+                expires_at_s,
+            }) = read(pem)
             else {
                 continue;
             };
@@ -126,6 +144,7 @@ impl Revocations {
                     machine: machine.clone(),
                     incarnation,
                     serial,
+                    client: is_client.then_some(fingerprint),
                     expires_at_s,
                     revoked_at_s: None,
                 });
@@ -178,7 +197,8 @@ impl Revocations {
         let authority = pki.authority(AuthorityName::Etcd);
         let signer = Digest::of(authority.certificate_pem.as_bytes());
         let serials: BTreeSet<&str> = self.revoked().map(|i| i.serial.as_str()).collect();
-        let says = Digest::of(Vec::from_iter(serials).join(",").as_bytes());
+        let said = format!("{TELLS};{}", Vec::from_iter(serials).join(","));
+        let says = Digest::of(said.as_bytes());
         let current = |list: &List| list.signer == signer && list.says == says;
         if self.list.as_ref().is_some_and(current) {
             return Ok(surplus);
@@ -245,7 +265,8 @@ impl Revocations {
         number: u64,
         now: Timestamp,
     ) -> Result<Vec<u8>, rcgen::Error> {
-        let revoked = self.revoked().map(|issued| {
+        let of_etcd = self.revoked().filter(|issued| issued.client.is_none());
+        let revoked = of_etcd.map(|issued| {
             let serial = BASE64.decode(&issued.serial);
             let serial = serial.map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
             Ok(RevokedCertParams {
@@ -268,7 +289,7 @@ impl Authority {
         revoked_certs: Vec<RevokedCertParams>,
         now: Timestamp,
     ) -> Result<Vec<u8>, rcgen::Error> {
-        let (_, expires_at_s) =
+        let Read { expires_at_s, .. } =
             read(&self.certificate_pem).ok_or(rcgen::Error::CouldNotParseCertificate)?;
         let now_s = now.as_second();
         let params = CertificateRevocationListParams {
@@ -283,14 +304,25 @@ impl Authority {
     }
 }
 
-/// Serial number and end of the first certificate of a PEM chain.
-fn read(pem: &str) -> Option<(String, i64)> {
+/// What is kept of a certificate.
+struct Read {
+    serial: String,
+    /// SHA-256 of all of it, hex.
+    fingerprint: String,
+    expires_at_s: i64,
+}
+
+/// The first certificate of a PEM chain.
+fn read(pem: &str) -> Option<Read> {
     let (_, pem) = parse_x509_pem(pem.as_bytes()).ok()?;
     let certificate = pem.parse_x509().ok()?;
     let serial = certificate.raw_serial();
     let zeros = serial.iter().take_while(|byte| **byte == 0).count();
-    let expires_at_s = certificate.validity().not_after.timestamp();
-    Some((BASE64.encode(&serial[zeros..]), expires_at_s))
+    Some(Read {
+        serial: BASE64.encode(&serial[zeros..]),
+        fingerprint: Digest::of(&pem.contents).hex(),
+        expires_at_s: certificate.validity().not_after.timestamp(),
+    })
 }
 
 fn moment(seconds: i64) -> OffsetDateTime {

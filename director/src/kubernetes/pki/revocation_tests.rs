@@ -55,6 +55,14 @@ fn serials(certificates: &Certificates) -> BTreeSet<Vec<u8>> {
     certificates.iter().filter(etcd).map(of).collect()
 }
 
+/// Fingerprint of the certificate that API servers see.
+fn client(certificates: &Certificates) -> String {
+    let pem = &certificates[Profile::KubeletClient.name()];
+    let (_, pem) = parse_x509_pem(pem.as_bytes()).unwrap();
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &pem.contents);
+    digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// What the list says, checked against the authority that has to have signed it.
 fn listed(revocations: &Revocations, signer: &Authority) -> BTreeSet<Vec<u8>> {
     let der = revocations.list().unwrap();
@@ -104,7 +112,12 @@ fn what_a_gone_incarnation_was_given_is_refused_and_nothing_else() {
     revocations.settle(&pki, "demo", later(2)).unwrap();
     let gone: BTreeSet<_> = &serials(&old) | &serials(&renewed);
     assert_eq!(listed(&revocations, &pki.etcd), gone);
-    assert_eq!((revocations.number(), revocations.refused()), (2, 4));
+    assert_eq!((revocations.number(), gone.len()), (2, 4));
+    let clients = [client(&old), client(&renewed)];
+    assert_eq!(
+        revocations.clients(),
+        clients.iter().map(String::as_str).collect()
+    );
 
     // The same again is the same list, to the byte.
     let list = revocations.list().unwrap();
@@ -128,6 +141,7 @@ fn a_name_that_is_given_again_does_not_bring_old_keys_back() {
     revocations.keep(&[(machine("a"), Incarnation(1))].into(), later(1));
     revocations.settle(&pki, "demo", later(1)).unwrap();
     assert_eq!(listed(&revocations, &pki.etcd), serials(&old));
+    assert_eq!(revocations.clients(), [client(&old).as_str()].into());
 }
 
 #[test]
@@ -141,6 +155,7 @@ fn one_that_turned_out_to_serve_is_accepted_again() {
     revocations.pardon(&machine("a"), Incarnation(2));
     revocations.settle(&pki, "demo", later(2)).unwrap();
     assert_eq!(listed(&revocations, &pki.etcd), serials(&first));
+    assert_eq!(revocations.clients(), [client(&first).as_str()].into());
 }
 
 #[test]
@@ -150,7 +165,8 @@ fn what_has_expired_is_forgotten() {
     revocations.note(&machine("a"), Incarnation(1), &given(&pki, now()));
     revocations.revoke(&machine("a"), Incarnation(1), now());
     revocations.settle(&pki, "demo", later(29)).unwrap();
-    assert_eq!(revocations.refused(), 2);
+    assert_eq!(listed(&revocations, &pki.etcd).len(), 2);
+    assert_eq!(revocations.clients().len(), 1);
     revocations.settle(&pki, "demo", later(31)).unwrap();
     assert!(revocations.issued.is_empty());
     assert_eq!(listed(&revocations, &pki.etcd), BTreeSet::new());
@@ -202,6 +218,7 @@ fn a_ledger_that_is_full_forgets_what_expires_first_of_what_is_refused() {
         machine: machine("a"),
         incarnation: Incarnation(1),
         serial: BASE64.encode(serial.to_be_bytes()),
+        client: None,
         expires_at_s,
         revoked_at_s,
     };
@@ -222,4 +239,30 @@ fn a_ledger_that_is_full_forgets_what_expires_first_of_what_is_refused() {
     assert!(left(0xfffe), "one that is in use");
     assert!(!left(0xffff), "the one that expires first");
     assert!(revocations.list().unwrap().len() < 400 << 10);
+}
+
+/// A ledger of a release that told members of etcd alone: its list is made anew, so that all are told again.
+#[test]
+fn a_ledger_of_etcd_alone_has_its_members_told_again() {
+    let (pki, name, first) = (pki(), machine("a"), Incarnation(1));
+    let given = given(&pki, now());
+    let mut revocations = Revocations::default();
+    revocations.note(&name, first, &given);
+    revocations.settle(&pki, "demo", now()).unwrap();
+    revocations.tell(&name, first, 1);
+    let mut earlier = serde_json::to_value(&revocations).unwrap();
+    earlier["list"]["says"] = serde_json::to_value(Digest::of(b"")).unwrap();
+    let issued = earlier["issued"].as_array_mut().unwrap();
+    issued.retain(|issued| issued.get("client").is_none());
+    assert_eq!(issued.len(), 2);
+
+    let mut revocations: Revocations = serde_json::from_value(earlier).unwrap();
+    revocations.settle(&pki, "demo", now()).unwrap();
+    assert!(!revocations.knows(&name, first));
+    // What is in use is noted once it is refused.
+    revocations.note(&name, first, &given);
+    revocations.revoke(&name, first, now());
+    revocations.settle(&pki, "demo", now()).unwrap();
+    assert_eq!(listed(&revocations, &pki.etcd), serials(&given));
+    assert_eq!(revocations.clients(), [client(&given).as_str()].into());
 }

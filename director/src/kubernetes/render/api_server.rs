@@ -1,4 +1,6 @@
-//! The API server: flags, audit policy, encryption at rest, anonymous access.
+//! The API server: flags, audit policy, encryption at rest, anonymous access, whom it refuses.
+
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 
@@ -6,9 +8,10 @@ use super::super::facts::{ClusterFacts, MachineFacts};
 use super::super::pki::{EncryptionKey, FRONT_PROXY_NAME, Profile};
 use super::super::{API_PORT, CLUSTER_DOMAIN, ETCD_CLIENT_PORT};
 use super::flags::{Flags, emulation};
+use super::kubeconfig::{Credentials, Kubeconfig, Server, Source};
 use super::{
-    ETCD_CA_PATH, FRONT_PROXY_CA_PATH, KUBERNETES_CA_PATH, SERVICE_ACCOUNT_KEY_PATH,
-    SERVICE_ACCOUNT_PUBLIC_PATH, yaml,
+    AUTHORIZATION_PATH, ETCD_CA_PATH, FRONT_PROXY_CA_PATH, KUBERNETES_CA_PATH,
+    SERVICE_ACCOUNT_KEY_PATH, SERVICE_ACCOUNT_PUBLIC_PATH, yaml,
 };
 
 /// `EncryptionConfiguration`; holds the key.
@@ -17,11 +20,15 @@ pub(super) const ENCRYPTION_PATH: &str = "/etc/kubernetes/encryption.yaml";
 pub(super) const AUDIT_POLICY_PATH: &str = "/etc/kubernetes/audit-policy.yaml";
 /// `AuthenticationConfiguration`.
 pub(super) const AUTHENTICATION_PATH: &str = "/etc/kubernetes/authentication.yaml";
+/// Kubeconfig that leads to nobody.
+pub(super) const NOBODY_PATH: &str = "/etc/kubernetes/nobody.kubeconfig";
 
 /// How long an API server serves on after it was told to end: it is out of the endpoint by then, where it is one of
 /// several or is to become it, and takes itself out of the Service `kubernetes` at once, but kube-proxies have to hear
 /// of it, and clients to come to the end of their connections. Its unit gives it 10 s in all.
 const SHUTDOWN_DELAY: &str = "5s";
+
+const SHA256_BYTES: usize = 32;
 
 const AUDIT_LOG_PATH: &str = "/var/log/kubernetes/audit.log";
 
@@ -51,7 +58,7 @@ pub(super) fn flags(cluster: &ClusterFacts, machine: &MachineFacts) -> Flags {
             "service-cluster-ip-range",
             cluster.spec.network.service_cidr,
         )
-        .set("authorization-mode", "Node,RBAC")
+        .set("authorization-config", AUTHORIZATION_PATH)
         .set("enable-admission-plugins", "NodeRestriction")
         .set("audit-policy-file", AUDIT_POLICY_PATH)
         .set("audit-log-path", AUDIT_LOG_PATH)
@@ -215,6 +222,116 @@ pub(super) fn authentication() -> String {
             conditions: paths.map(|path| Condition { path }).into(),
         },
     })
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AuthorizationConfiguration {
+    api_version: &'static str,
+    kind: &'static str,
+    authorizers: Vec<Authorizer>,
+}
+
+#[derive(Serialize)]
+struct Authorizer {
+    r#type: &'static str,
+    name: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook: Option<Webhook>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Webhook {
+    timeout: &'static str,
+    subject_access_review_version: &'static str,
+    match_condition_subject_access_review_version: &'static str,
+    failure_policy: &'static str,
+    connection_info: ConnectionInfo,
+    match_conditions: [MatchCondition; 1],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ConnectionInfo {
+    r#type: &'static str,
+    kube_config_file: &'static str,
+}
+
+#[derive(Serialize)]
+struct MatchCondition {
+    expression: String,
+}
+
+/// `AuthorizationConfiguration`: who comes with one of these certificates (SHA-256, hex) is denied whatever it asks; about
+/// all others Node and RBAC decide, as ever. Denied is by a webhook that nobody serves, that is asked about these alone,
+/// and whose failure denies: no other authorizer denies some. Kubelets ask API servers with the certificate's
+/// fingerprint, and so refuse the same.
+pub(super) fn authorization(clients: &BTreeSet<&str>) -> String {
+    let plain = |r#type, name| Authorizer {
+        r#type,
+        name,
+        webhook: None,
+    };
+    let gone = (!clients.is_empty()).then(|| Authorizer {
+        r#type: "Webhook",
+        name: "gone-machines",
+        webhook: Some(Webhook {
+            timeout: "1s",
+            subject_access_review_version: "v1",
+            match_condition_subject_access_review_version: "v1",
+            failure_policy: "Deny",
+            connection_info: ConnectionInfo {
+                r#type: "KubeConfigFile",
+                kube_config_file: NOBODY_PATH,
+            },
+            match_conditions: [MatchCondition {
+                expression: has_one_of(clients),
+            }],
+        }),
+    });
+    let rest = [plain("Node", "node"), plain("RBAC", "rbac")];
+    yaml(&AuthorizationConfiguration {
+        api_version: "apiserver.config.k8s.io/v1",
+        kind: "AuthorizationConfiguration",
+        authorizers: gone.into_iter().chain(rest).collect(),
+    })
+}
+
+/// Whether a request comes with one of these certificates, in CEL. An evaluation that fails denies, so none does, whatever
+/// others write there who are no certificate. 64 bits of each: nobody chooses them, and the expression may not be long.
+fn has_one_of(clients: &BTreeSet<&str>) -> String {
+    const KEY: &str = "authentication.kubernetes.io/credential-id";
+    const PREFIX: &str = "X509SHA256=";
+    const DIGITS: usize = 16;
+    let (start, end, whole) = (
+        PREFIX.len(),
+        PREFIX.len() + DIGITS,
+        PREFIX.len() + 2 * SHA256_BYTES,
+    );
+    let list: Vec<String> = clients
+        .iter()
+        .map(|client| format!("'{}'", client.get(..DIGITS).unwrap_or(client)))
+        .collect();
+    format!(
+        "'{KEY}' in request.extra && request.extra['{KEY}'].exists(id, id.startsWith('{PREFIX}') \
+         && size(id) == {whole} && id.substring({start}, {end}) in [{}])",
+        list.join(",")
+    )
+}
+
+/// Kubeconfig of the webhook that denies: the first port, which nothing serves. A client that is denied is shown the URL.
+pub(super) fn nobody() -> String {
+    Kubeconfig {
+        cluster: "nobody",
+        user: "nobody",
+        server: Server::Url(
+            "https://127.0.0.1:1/this-machine-was-replaced-switch-it-off".to_owned(),
+        ),
+        authority: Source::Path(KUBERNETES_CA_PATH.to_owned()),
+        credentials: Credentials::Nobody,
+    }
+    .render()
 }
 
 #[derive(Serialize)]

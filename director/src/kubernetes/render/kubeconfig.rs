@@ -58,6 +58,8 @@ pub enum Credentials {
         /// Key.
         key: String,
     },
+    /// None.
+    Nobody,
     /// Base64 of the PEM.
     Inline {
         /// Certificate.
@@ -103,7 +105,7 @@ struct NamedUser<'a> {
     user: User<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 #[serde(rename_all = "kebab-case")]
 struct User<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,6 +144,7 @@ impl Kubeconfig<'_> {
                 client_certificate_data: None,
                 client_key_data: None,
             },
+            Credentials::Nobody => User::default(),
             Credentials::Inline { certificate, key } => User {
                 client_certificate: None,
                 client_key: None,

@@ -33,6 +33,7 @@ mod network;
 mod self_fence;
 mod services;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use windlass_common::cluster::ClusterSpec;
@@ -58,7 +59,7 @@ pub use self::services::{
 
 /// Grows with every change of what is rendered from the same facts, so that machines that were configured
 /// by an older director are seen to differ.
-pub const REVISION: u32 = 3;
+pub const REVISION: u32 = 4;
 /// Where Kubernetes' configuration is on a machine.
 pub const KUBERNETES_DIRECTORY: &str = "/etc/kubernetes";
 /// Certificate of the `kubernetes` authority.
@@ -68,6 +69,9 @@ pub const ETCD_CA_PATH: &str = "/etc/kubernetes/pki/etcd-ca.crt";
 /// Certificates of the `etcd` authority that are refused, DER: read at each handshake. Where it is missing, members
 /// refuse everybody.
 pub const ETCD_CRL_PATH: &str = "/etc/kubernetes/pki/etcd.crl";
+/// `AuthorizationConfiguration`: whom the API server refuses, whatever it is asked, and who decides about all others. Read
+/// again when it changes. Where it is missing, API servers do not start.
+pub const AUTHORIZATION_PATH: &str = "/etc/kubernetes/authorization.yaml";
 /// Certificate of the `front-proxy` authority.
 pub const FRONT_PROXY_CA_PATH: &str = "/etc/kubernetes/pki/front-proxy-ca.crt";
 /// Verifies service account tokens.
@@ -314,10 +318,12 @@ pub fn certificates_step(machine: &MachineFacts, certificates: &Certificates) ->
     }
 }
 
-/// The list of what a control-plane machine's member of etcd refuses, and nothing else. Not part of
-/// [`configure_step`], since it changes on its own, and nothing is restarted for it.
-pub fn revocations_step(list: Vec<u8>) -> Configure {
+/// What a control-plane machine's member of etcd refuses, DER, and the clients that its API server refuses, each by the
+/// SHA-256 of its certificate; nothing else. Not part of [`configure_step`], since it changes on its own, and nothing is
+/// restarted for it.
+pub fn revocations_step(list: Vec<u8>, clients: &BTreeSet<&str>) -> Configure {
     let mut files = Files::default();
+    files.text(AUTHORIZATION_PATH, api_server::authorization(clients));
     // Not secret, but no text: only secrets are bytes in a step that agents of all releases know.
     let list = FileContent::Secret(SecretBytes::new(list));
     files.push(ETCD_CRL_PATH.to_owned(), 0o644, list);
@@ -416,6 +422,7 @@ fn control_plane_files(
         api_server::AUTHENTICATION_PATH,
         api_server::authentication(),
     );
+    files.text(api_server::NOBODY_PATH, api_server::nobody());
     files.env(
         machine,
         "kube-apiserver",

@@ -361,3 +361,25 @@ fn a_control_plane_that_emulates_tells_its_three_components_and_no_other() {
     let worker = &plain.machines[1];
     assert_eq!(configure(&plain, worker), configure(&emulating, worker));
 }
+
+#[test]
+fn api_servers_deny_certificates_and_nobody_where_there_are_none() {
+    let text = |clients: &BTreeSet<&str>| {
+        let step = revocations_step(b"of etcd".to_vec(), clients);
+        let paths: Vec<&str> = step.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(paths, [AUTHORIZATION_PATH, ETCD_CRL_PATH]);
+        content(&step.files[0])
+    };
+    let (one, other) = ("0123456789abcdef".repeat(4), "f".repeat(64));
+    let some = text(&[one.as_str(), other.as_str()].into());
+    let files = [
+        ("nobody.yaml".to_owned(), text(&BTreeSet::new())),
+        ("some.yaml".to_owned(), some),
+    ];
+    check_golden("authorization", &BTreeMap::from(files));
+
+    // Five of the eight certificates that a ledger holds of a machine; API servers take expressions of 100 000 characters.
+    let many: Vec<String> = (0..6144 / 8 * 5).map(|i| format!("{i:064x}")).collect();
+    let many = text(&many.iter().map(String::as_str).collect());
+    assert!(many.len() < 80_000, "{}", many.len());
+}

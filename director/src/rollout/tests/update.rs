@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 use windlass_common::cluster::KubeletSettings;
-use windlass_common::id::NodeName;
+use windlass_common::id::{Digest, NodeName};
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
@@ -115,6 +115,8 @@ impl Rig {
             let refused = refused(state.machines[&machine.name].refuses.as_ref().unwrap());
             let gone = usize::try_from(machine.incarnation.0 - 1).unwrap();
             assert!(refused.len() >= 3 * gone, "{refused:?}");
+            let denies = state.machines[&machine.name].denies.as_ref().unwrap();
+            assert_eq!(denies.contains("type: Webhook"), gone > 0, "{denies}");
             let certificates = self
                 .sim
                 .store
@@ -125,6 +127,12 @@ impl Rig {
                 let (_, pem) = parse_x509_pem(pem.as_bytes()).unwrap();
                 let serial = pem.parse_x509().unwrap().raw_serial().to_vec();
                 assert!(!refused.contains(&serial), "{name} of {}", machine.name);
+                let fingerprint = Digest::of(&pem.contents).hex();
+                assert!(
+                    !denies.contains(&fingerprint[..16]),
+                    "{name} of {}",
+                    machine.name
+                );
             }
         }
         (cluster, machines)

@@ -307,8 +307,7 @@ impl World {
         let record: Option<Machine> = self.records.get(machine.as_str()).await?;
         if let Some(mut back) = self.came_back(machine).await? {
             if let Some(record) = record.filter(|record| record.fenced) {
-                back.changes
-                    .extend(self.accept_at_etcd(&record, order).await?);
+                back.changes.extend(self.accept_keys(&record, order).await?);
             }
             return Ok(back);
         }
@@ -340,7 +339,7 @@ impl World {
         };
         let mut changes = vec![format!("machine {machine} is off: {proof}")];
         if let Some(record) = &record {
-            changes.extend(self.refuse_at_etcd(record, order).await?);
+            changes.extend(self.refuse_keys(record, order).await?);
         }
         Ok(Done {
             changes,
@@ -426,7 +425,7 @@ impl World {
         self.provider.delete_machine(machine).await?;
         changes.push(format!("machine {machine} is gone"));
         if let Some(record) = &record {
-            changes.extend(self.refuse_at_etcd(record, order).await?);
+            changes.extend(self.refuse_keys(record, order).await?);
         }
         Ok(Done {
             changes,

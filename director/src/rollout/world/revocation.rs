@@ -1,8 +1,10 @@
-//! What members of etcd refuse: written down with what is issued and with what is shut out, and told to members.
+//! What members of etcd and API servers refuse: written down with what is issued and with what is shut out, and told to
+//! the machines that they are on.
 //!
 //! # Invariants
 //! * What is issued is in the ledger in the commit that writes the certificates down, before a machine sees them.
-//! * A machine has a list before etcd starts on it: members without one refuse everybody.
+//! * A machine has its lists before etcd and its API server start on it: members without one refuse everybody, and API
+//!   servers without one do not start.
 //! * What a control-plane machine was given is refused before its successor is made, by each member whose agent
 //!   answers. The others are told once they do ([`World::keep_refusing`]), and hold nothing up: that it is off is proven
 //!   by then, and a cluster that lacks one machine must not wait for another.
@@ -11,7 +13,7 @@
 //! The step is done again: what is revoked already stays so, and a list that is written twice is the same.
 //!
 //! # Not here
-//! Connections that are open: whoever is shut out was proven off, and nothing that is started later goes on with them.
+//! Connections and watches that are open: whoever is shut out was proven off, and nothing that is started later goes on with them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +22,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use windlass_common::error::ErrorChain;
 use windlass_common::id::ClusterName;
-use windlass_common::step::{Step, StepId, StepRequest};
+use windlass_common::step::{Configure, Step, StepId, StepRequest};
 
 use super::context::ClusterContext;
 use super::node::succeeded;
@@ -69,7 +71,7 @@ impl World {
             if forgotten > 0 {
                 tracing::warn!(
                     %cluster, forgotten,
-                    "too many certificates of etcd were issued: those that expire first are not refused any more; \
+                    "too many certificates were issued: those that expire first are not refused any more; \
                      rotate the cluster's authorities"
                 );
             }
@@ -87,7 +89,7 @@ impl World {
         }
     }
 
-    /// Gives a machine of the control plane the list, before what reads it starts.
+    /// Gives a machine of the control plane the lists, before what reads them starts.
     pub(super) async fn tell_refused(
         &self,
         context: &ClusterContext,
@@ -100,7 +102,7 @@ impl World {
         let cluster = &context.cluster.spec.name;
         let ledger = self.revise(cluster, &context.pki, |_, _| {}).await?;
         let number = ledger.number();
-        let step = Step::Configure(render::revocations_step(list(&ledger)?));
+        let step = Step::Configure(lists(&ledger)?);
         // A number has one content: sent again, a step of one name says the same.
         let suffix = format!("/refuses-{number}");
         self.send(machine, order, &suffix, step).await?;
@@ -111,8 +113,8 @@ impl World {
         Ok(())
     }
 
-    /// Has etcd refuse what a machine was given that is proven off or gone. Returns what came of it.
-    pub(super) async fn refuse_at_etcd(
+    /// Has etcd and API servers refuse what a machine was given that is proven off or gone. Returns what came of it.
+    pub(super) async fn refuse_keys(
         &self,
         record: &Machine,
         order: &StepOrder,
@@ -128,8 +130,8 @@ impl World {
         .await
     }
 
-    /// Has etcd accept again a machine that was about to be shut out and serves.
-    pub(super) async fn accept_at_etcd(
+    /// Has etcd and API servers accept again a machine that was about to be shut out and serves.
+    pub(super) async fn accept_keys(
         &self,
         record: &Machine,
         order: &StepOrder,
@@ -155,7 +157,7 @@ impl World {
             // A machine can be shut out and removed without them; they may be why it is.
             Err(error) => {
                 return Ok(vec![format!(
-                    "its keys of etcd are not revoked, since the secrets of cluster {} cannot be read: {error}",
+                    "its keys are not revoked, since the secrets of cluster {} cannot be read: {error}",
                     record.cluster
                 )]);
             }
@@ -175,10 +177,10 @@ impl World {
             .await?;
         let mut said = Vec::new();
         if !spread.told.is_empty() {
-            said.push(format!("{} {verb} of etcd", spread.told.join(", ")));
+            said.push(format!("{} {verb}", spread.told.join(", ")));
         }
         for (name, why) in spread.left {
-            said.push(format!("{name} will {verb} of etcd later: {why}"));
+            said.push(format!("{name} will {verb} later: {why}"));
         }
         Ok(said)
     }
@@ -214,12 +216,12 @@ impl World {
             .spread(cluster, &pki, &ledger, None, |_| id.clone())
             .await?;
         for (machine, why) in spread.left {
-            tracing::warn!(%cluster, machine, why, "a member of etcd has an old list of what it refuses");
+            tracing::warn!(%cluster, machine, why, "a machine has an old list of what etcd and its API server refuse");
         }
         Ok(())
     }
 
-    /// Sends the list to each member that serves and does not know it, but to the machine that it is about.
+    /// Sends the lists to each member that serves and does not know it, but to the machine that it is about.
     async fn spread(
         &self,
         cluster: &ClusterName,
@@ -229,7 +231,7 @@ impl World {
         id: impl Fn(u64) -> StepId,
     ) -> Result<Spread, EffectError> {
         let number = ledger.number();
-        let list = list(ledger)?;
+        let lists = lists(ledger)?;
         let machines = self.records.machines_of(cluster.as_str()).await?;
         let due: Vec<&Machine> = machines
             .iter()
@@ -242,7 +244,7 @@ impl World {
                 id: id(number),
                 epoch: self.birth.epoch.get(),
                 deadline_ms: u64::try_from(WRITE_LIMIT.as_millis()).unwrap_or(u64::MAX),
-                step: Step::Configure(render::revocations_step(list.clone())),
+                step: Step::Configure(lists.clone()),
             };
             self.tell(machine, request)
         }))
@@ -307,8 +309,9 @@ fn serves(machine: &Machine) -> bool {
     machine.role.is_control_plane() && machine.phase >= MachinePhase::Configured && !machine.fenced
 }
 
-fn list(ledger: &Revocations) -> Result<Vec<u8>, EffectError> {
-    ledger
+fn lists(ledger: &Revocations) -> Result<Configure, EffectError> {
+    let of_etcd = ledger
         .list()
-        .map_err(|error: PkiError| EffectError::of(error.class(), &error))
+        .map_err(|error: PkiError| EffectError::of(error.class(), &error))?;
+    Ok(render::revocations_step(of_etcd, &ledger.clients()))
 }

@@ -13,7 +13,7 @@ use windlass_common::step::{
 use super::{BROKEN, BROKEN_VERSION, Life, Vm};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::client::ByteStream;
-use crate::kubernetes::render::ETCD_CRL_PATH;
+use crate::kubernetes::render::{AUTHORIZATION_PATH, ETCD_CRL_PATH};
 use crate::provider::Power;
 use crate::rollout::world::{AgentFuture, Agents};
 use crate::stemcell::tests::OWN_VERSION;
@@ -75,6 +75,7 @@ impl Vm {
                         unreachable!("a list is no text")
                     };
                     self.refuses = Some(bytes.expose().to_vec());
+                    self.denies = text(AUTHORIZATION_PATH);
                     return Payload::None;
                 }
                 // A renewal of certificates writes nothing else.
@@ -127,6 +128,11 @@ impl Vm {
                 assert!(
                     !etcd || self.refuses.is_some(),
                     "etcd would refuse everybody"
+                );
+                let served = names("kube-apiserver.service");
+                assert!(
+                    !served || self.denies.is_some(),
+                    "an API server would not start"
                 );
                 self.started = true;
                 self.serves = names("kube-apiserver.service");

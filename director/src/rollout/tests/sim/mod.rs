@@ -78,6 +78,8 @@ pub(crate) struct Vm {
     pub(crate) mounted: bool,
     /// What its member of etcd refuses, DER.
     pub(crate) refuses: Option<Vec<u8>>,
+    /// What its API server reads of whom it denies.
+    pub(crate) denies: Option<String>,
     pub(crate) configured: bool,
     pub(crate) started: bool,
     /// Whether its API server runs.

@@ -64,6 +64,7 @@ impl Provider for Life {
                 connected: false,
                 mounted: false,
                 refuses: None,
+                denies: None,
                 configured: false,
                 started: false,
                 serves: false,
