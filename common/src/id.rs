@@ -1,9 +1,10 @@
 //! Typed names and numbers: what a thing is called decides where it may be used.
 //!
-//! Names are parsed once, at the edge; a value of these types is always valid.
+//! Names are parsed once, at the edge; a value of these types is always valid, and its clones share the text.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -53,14 +54,14 @@ macro_rules! dns_label {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Parses a name; see [`NameError`] for what is allowed.
             pub fn new(value: impl Into<String>) -> Result<Self, NameError> {
                 let value = value.into();
                 check_label($what, &value, $max)?;
-                Ok(Self(value))
+                Ok(Self(value.into()))
             }
 
             /// The name as text.
@@ -91,7 +92,7 @@ macro_rules! dns_label {
 
         impl From<$name> for String {
             fn from(value: $name) -> String {
-                value.0
+                value.0.as_ref().to_owned()
             }
         }
     };
