@@ -71,7 +71,7 @@ impl Default for BackupSpec {
 }
 
 /// What is allowed in order to get a node empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DrainSpec {
     /// How long a drain waits for PodDisruptionBudgets, seconds, 1 to 14400.
@@ -94,7 +94,7 @@ pub struct DrainSpec {
 }
 
 /// What happens to pods that are still on a node when its drain has no time left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum OnTimeout {
     /// The drain fails and names who blocks it.

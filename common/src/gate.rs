@@ -10,7 +10,7 @@ pub const GATE_TIMEOUT_MAX_SECONDS: u32 = 3600;
 pub const GATE_DELAY_MAX_SECONDS: u32 = 3600;
 
 /// Something that has to be so before a change goes on from one machine to the next.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GateSpec {
     /// Unique in the cluster; a DNS label.
@@ -21,7 +21,7 @@ pub struct GateSpec {
 }
 
 /// What a gate looks at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum GateCheck {
     /// A URL that has to answer.
@@ -33,7 +33,7 @@ pub enum GateCheck {
 }
 
 /// A URL that has to answer 200, asked by the director.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpGate {
     /// `http://host:port/path`.
@@ -45,7 +45,7 @@ pub struct HttpGate {
 }
 
 /// An instant query of Prometheus, or of whoever speaks its HTTP API.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PromqlGate {
     /// Who is asked.
@@ -66,7 +66,7 @@ pub struct PromqlGate {
 }
 
 /// Where Prometheus is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PromqlServer {
     /// `http://host:port`, with a path where one stands in front of `/api/v1`; asked by the director.
@@ -76,7 +76,7 @@ pub enum PromqlServer {
 }
 
 /// A port of a Service of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServicePort {
     /// Its namespace.
@@ -95,7 +95,7 @@ impl ServicePort {
 }
 
 /// How a query has to come out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PromqlExpect {
     /// There are samples, and none of them is 0 or not a number: a condition that holds.
@@ -106,7 +106,7 @@ pub enum PromqlExpect {
 }
 
 /// A Job that is made from a CronJob of the cluster, as `kubectl create job --from` does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JobGate {
     /// Namespace of the CronJob; the director may make Jobs in it.

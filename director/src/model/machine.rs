@@ -154,7 +154,7 @@ fn yes() -> bool {
 }
 
 /// How a machine is restarted by its provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Reboot {
     /// How often it had been started when that was ordered: one more shows that it was done.

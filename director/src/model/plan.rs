@@ -1,9 +1,11 @@
 //! A plan: an explained, acyclic graph of steps, each with its reason and its guard.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 use windlass_common::id::{ClusterName, Digest, DiskName, MachineName, NodeName, PoolName};
 
@@ -140,7 +142,7 @@ impl Plan {
 }
 
 /// What a plan leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Goal {
     /// The cluster exists as its spec says.
@@ -149,10 +151,24 @@ pub enum Goal {
     Absent,
 }
 
+// Clones share the text: a step is named by all that wait for it.
 /// Names one step of a plan, for example `machine/demo-cp-0/create`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(transparent)]
-pub struct StepKey(pub String);
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, ToSchema)]
+#[serde(from = "String")]
+#[schema(value_type = String)]
+pub struct StepKey(pub Arc<str>);
+
+impl From<String> for StepKey {
+    fn from(name: String) -> Self {
+        Self(name.into())
+    }
+}
+
+impl Serialize for StepKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
 
 impl fmt::Display for StepKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -169,7 +185,8 @@ pub struct PlanStep {
     /// What to do.
     pub action: Action,
     /// Why it is there.
-    pub why: String,
+    #[schema(value_type = String)]
+    pub why: Cow<'static, str>,
     /// The invariant that guards it.
     pub guard: Invariant,
     /// What it disturbs.
@@ -179,7 +196,7 @@ pub struct PlanStep {
 }
 
 /// What a step does.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Action {
     /// Have the provider serve the cluster's endpoint.
@@ -578,7 +595,7 @@ impl Action {
 }
 
 /// The invariant that guards a step; the numbers are those of `docs/architecture.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Invariant {
     /// 1: etcd keeps its quorum; one member changes at a time.
@@ -598,7 +615,9 @@ pub enum Invariant {
 }
 
 /// What a step disturbs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub enum Disruption {
     /// Nothing that runs.
@@ -626,7 +645,7 @@ mod tests {
                 },
                 None => Action::AwaitAgent { machine },
             },
-            why: String::new(),
+            why: "".into(),
             guard: Invariant::Budget,
             disrupts: Disruption::Nothing,
             after: after.iter().map(|key| StepKey((*key).into())).collect(),

@@ -7,7 +7,7 @@ use windlass_common::id::{Digest, MachineName};
 use super::Timestamp;
 
 /// What etcd is made from.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", tag = "from")]
 pub enum RestoreSource {
     /// A snapshot that the director has.

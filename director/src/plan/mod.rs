@@ -124,7 +124,7 @@ impl<'a> Checker<'a> {
             || self.plan.cluster != self.desired.cluster
         {
             self.fail(
-                &StepKey("(plan)".to_owned()),
+                &StepKey("(plan)".into()),
                 Invariant::StepEnds,
                 "it is not the plan of this desired state",
             );

@@ -66,7 +66,7 @@ impl Checker<'_> {
 
     fn fail_whole(&mut self, invariant: Invariant, problem: impl Into<String>) {
         self.violations.push(Violation {
-            step: StepKey("(plan)".to_owned()),
+            step: StepKey("(plan)".into()),
             invariant,
             problem: problem.into(),
         });

@@ -498,7 +498,7 @@ impl<'a> Checker<'a> {
             }
         }
         let newest = servers.iter().map(|of| of.own).max().unwrap_or(0);
-        let whole = StepKey("(plan)".to_owned());
+        let whole = StepKey("(plan)".into());
         let minors: [fn(&ApiServer) -> u32; 2] = [|of| of.own, |of| of.acts];
         for minor in minors {
             let newest = servers.iter().map(minor).max().unwrap_or(0);

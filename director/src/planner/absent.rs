@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use windlass_common::id::DiskName;
 
 use super::Observed;
-use super::steps::{Steps, machine_key};
-use crate::model::{Action, Disruption, Invariant, StepKey};
+use super::steps::{Key, Steps, Verb};
+use crate::model::{Action, Disruption, Invariant};
 
 pub(super) fn plan(disks: &BTreeSet<DiskName>, observed: &Observed, steps: &mut Steps) {
     for machine in observed.machines.keys() {
         steps.add(
-            machine_key(machine, "delete"),
+            Verb::Delete.of(machine),
             Action::DeleteMachine {
                 machine: machine.clone(),
             },
@@ -25,9 +25,9 @@ pub(super) fn plan(disks: &BTreeSet<DiskName>, observed: &Observed, steps: &mut 
         if !disks.contains(disk) {
             continue;
         }
-        let holder = found.attached_to.iter().map(|m| machine_key(m, "delete"));
+        let holder = found.attached_to.iter().map(|m| Verb::Delete.of(m));
         steps.add(
-            StepKey(format!("disk/{disk}/delete")),
+            Key::DeleteDisk(disk.clone()),
             Action::DeleteDisk { disk: disk.clone() },
             "the order to delete the cluster names this disk",
             Invariant::NamedDeletion,
@@ -37,7 +37,7 @@ pub(super) fn plan(disks: &BTreeSet<DiskName>, observed: &Observed, steps: &mut 
     }
     if observed.endpoint {
         steps.add(
-            StepKey("endpoint/delete".to_owned()),
+            Key::Cluster("endpoint/delete"),
             Action::DeleteEndpoint,
             "the cluster is to be deleted",
             Invariant::StepEnds,
@@ -46,9 +46,9 @@ pub(super) fn plan(disks: &BTreeSet<DiskName>, observed: &Observed, steps: &mut 
         );
     }
     if observed.records {
-        let all: Vec<_> = steps.list.iter().map(|step| step.key.clone()).collect();
+        let all: Vec<_> = steps.iter().map(|(key, _)| key.clone()).collect();
         steps.add(
-            StepKey("cluster/forget".to_owned()),
+            Key::Cluster("cluster/forget"),
             Action::ForgetCluster,
             "nothing of the cluster is left; its addresses and keys are given up last",
             Invariant::OneIncarnation,

@@ -6,9 +6,9 @@
 
 use windlass_common::id::MachineName;
 
-use super::steps::{Steps, machine_key};
-use super::{Desired, DesiredState, Observed, hash};
-use crate::model::{Action, Disruption, Goal, Invariant, Plan, StepKey};
+use super::steps::{Key, Steps, Verb};
+use super::{Desired, DesiredState, Observed};
+use crate::model::{Action, Disruption, Goal, Invariant, Plan};
 
 /// An order to upgrade agents.
 #[derive(Debug, Clone, Copy)]
@@ -37,9 +37,9 @@ pub fn plan(desired: &Desired, observed: &Observed, order: AgentUpgrades<'_>) ->
         .collect();
     machines.sort_by_key(|name| (control_plane(name), *name));
     machines.dedup();
-    let keys: Vec<StepKey> = machines
+    let keys: Vec<Key> = machines
         .iter()
-        .map(|name| machine_key(name, "upgrade-agent"))
+        .map(|name| Verb::UpgradeAgent.of(name))
         .collect();
     for (i, name) in machines.into_iter().enumerate() {
         let before = (i > 0).then(|| i.saturating_sub(order.at_a_time.max(1)));
@@ -61,17 +61,5 @@ pub fn plan(desired: &Desired, observed: &Observed, order: AgentUpgrades<'_>) ->
             before.map(|before| keys[before].clone()),
         );
     }
-    let hash = hash(desired, Goal::Present, &steps.list);
-    Plan {
-        cluster: desired.cluster.clone(),
-        goal: Goal::Present,
-        hash,
-        steps: steps.list,
-        drains: None,
-        changes: None,
-        hazards: Vec::new(),
-        window: None,
-        restore: None,
-        upgrade: None,
-    }
+    super::made(desired, Goal::Present, steps.list)
 }

@@ -20,29 +20,29 @@
 use windlass_common::id::MachineName;
 
 use super::present::{Need, ROUTES, Site, api_shown_by, data_lost, short_of_disk};
-use super::steps::{Steps, addons_key, checkpoint_key, endpoint_key, machine_key};
+use super::steps::{Key, Steps, Verb};
 use super::{DesiredMachine, PlanError, members, takedown};
-use crate::model::{Action, Disruption, Invariant, StepKey};
+use crate::model::{Action, Disruption, Invariant};
 
 /// Whatever is missing of one machine, up to its started components.
 pub(super) fn bring_up(
     site: &Site<'_>,
     name: &MachineName,
-    after: &[StepKey],
+    after: &[Key],
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
     let mut after = after.to_vec();
     if takedown::may_run(site, name) {
         takedown::stop(name, false, &after, steps);
-        after = vec![machine_key(name, "stop-components")];
+        after = vec![Verb::StopComponents.of(name)];
     }
     let reboots = takedown::reboot(site, name, &after, steps);
     if reboots {
-        after = vec![machine_key(name, "reboot")];
+        after = vec![Verb::Reboot.of(name)];
     }
     let mut agent = prepare(site, name, &after, steps)?;
     // What was stopped before a reboot is known to run once it was told to.
-    agent.start |= reboots && steps.has(&machine_key(name, "stop-components"));
+    agent.start |= reboots && steps.has(&Verb::StopComponents.of(name));
     if agent.start {
         start_up(site, name, agent, &after, steps);
     } else if reboots {
@@ -55,13 +55,13 @@ pub(super) fn bring_up(
 pub(super) fn prepare(
     site: &Site<'_>,
     name: &MachineName,
-    after: &[StepKey],
+    after: &[Key],
     steps: &mut Steps,
 ) -> Result<Agent, PlanError> {
     let machine = &site.machines[name];
     let found = site.found(name);
     if found.is_some_and(|f| f.incarnation != machine.incarnation)
-        && !steps.has(&machine_key(name, "delete"))
+        && !steps.has(&Verb::Delete.of(name))
     {
         takedown::delete(
             site,
@@ -79,22 +79,21 @@ pub(super) fn prepare(
             None => "it does not exist",
         };
         steps.add(
-            machine_key(name, "create"),
+            Verb::Create.of(name),
             Action::CreateMachine {
                 machine: name.clone(),
             },
             why,
             Invariant::OneIncarnation,
             Disruption::Nothing,
-            after.iter().cloned().chain([machine_key(name, "delete")]),
+            after.iter().cloned().chain([Verb::Delete.of(name)]),
         );
     }
     let mounted = usable.is_some_and(|f| f.mounted);
     if machine.disk.is_some() {
         attach(site, name, mounted, steps)?;
     }
-    let mount =
-        machine.disk.is_some() && (steps.has(&machine_key(name, "attach-disk")) || !mounted);
+    let mount = machine.disk.is_some() && (steps.has(&Verb::AttachDisk.of(name)) || !mounted);
     let start = mount
         || short_of_disk(site.observed, name, machine)
         || usable.is_none_or(|f| f.started != Some(machine.components));
@@ -120,7 +119,7 @@ fn attach(
     let Some(disk) = &machine.disk else {
         return Ok(());
     };
-    let create_disk = StepKey(format!("disk/{disk}/create"));
+    let create_disk = Key::CreateDisk(disk.clone());
     let holder = site.observed.disks.get(disk).map(|disk| &disk.attached_to);
     match holder {
         Some(Some(holder)) if holder != name => {
@@ -151,18 +150,18 @@ fn attach(
             "etcd's data has to outlive its machine",
             Invariant::NamedDeletion,
             Disruption::Nothing,
-            [machine_key(name, "remove-member")],
+            [Verb::RemoveMember.of(name)],
         ),
     }
     let attached = holder == Some(&Some(name.clone()));
-    if !attached || !mounted || steps.has(&machine_key(name, "create")) {
+    if !attached || !mounted || steps.has(&Verb::Create.of(name)) {
         let why = if attached {
             "its data disk is not mounted, and where it is has to be known for that"
         } else {
             "its data disk is not attached"
         };
         steps.add(
-            machine_key(name, "attach-disk"),
+            Verb::AttachDisk.of(name),
             Action::AttachDisk {
                 disk: disk.clone(),
                 machine: name.clone(),
@@ -170,7 +169,7 @@ fn attach(
             why,
             Invariant::OneIncarnation,
             Disruption::Nothing,
-            [create_disk, machine_key(name, "create")],
+            [create_disk, Verb::Create.of(name)],
         );
     }
     Ok(())
@@ -196,43 +195,35 @@ impl Agent {
 }
 
 /// Waits for a machine's agent, and has it mount the data disk.
-pub(super) fn await_agent(name: &MachineName, mount: bool, after: &[StepKey], steps: &mut Steps) {
+pub(super) fn await_agent(name: &MachineName, mount: bool, after: &[Key], steps: &mut Steps) {
     let machine = || name.clone();
     let gates = after.iter().cloned();
     steps.add(
-        machine_key(name, "await-agent"),
+        Verb::AwaitAgent.of(name),
         Action::AwaitAgent { machine: machine() },
         "its agent has to be connected to be told anything",
         Invariant::StepEnds,
         Disruption::Nothing,
-        gates.chain([machine_key(name, "create")]),
+        gates.chain([Verb::Create.of(name)]),
     );
     if mount {
         steps.add(
-            machine_key(name, "mount-disk"),
+            Verb::MountDisk.of(name),
             Action::MountDisk { machine: machine() },
             "its data disk is not mounted",
             Invariant::OneIncarnation,
             Disruption::Nothing,
-            [
-                machine_key(name, "attach-disk"),
-                machine_key(name, "await-agent"),
-            ],
+            [Verb::AttachDisk.of(name), Verb::AwaitAgent.of(name)],
         );
     }
 }
 
 /// Brings the components that a machine is to run in place beside those that it runs. Returns whether it needs any.
-pub(super) fn stage(
-    site: &Site<'_>,
-    name: &MachineName,
-    after: &[StepKey],
-    steps: &mut Steps,
-) -> bool {
+pub(super) fn stage(site: &Site<'_>, name: &MachineName, after: &[Key], steps: &mut Steps) -> bool {
     let Some(refit) = &site.machines[name].refit else {
         return false;
     };
-    let key = machine_key(name, "stage");
+    let key = Verb::Stage.of(name);
     if !steps.has(&key) {
         steps.add(
             key,
@@ -240,16 +231,13 @@ pub(super) fn stage(
                 machine: name.clone(),
                 stemcell: refit.stemcell.clone(),
             },
-            &format!(
+            format!(
                 "it gets {} in place; what it runs stays beside",
                 refit.changes
             ),
             Invariant::StepEnds,
             Disruption::Nothing,
-            after
-                .iter()
-                .cloned()
-                .chain([machine_key(name, "await-agent")]),
+            after.iter().cloned().chain([Verb::AwaitAgent.of(name)]),
         );
     }
     true
@@ -259,11 +247,11 @@ pub(super) fn start_up(
     site: &Site<'_>,
     name: &MachineName,
     agent: Agent,
-    after: &[StepKey],
+    after: &[Key],
     steps: &mut Steps,
 ) {
     let machine = || name.clone();
-    if !steps.has(&machine_key(name, "await-agent")) {
+    if !steps.has(&Verb::AwaitAgent.of(name)) {
         await_agent(name, agent.mount, after, steps);
     }
     let only_member = site.members == 1 && site.machines[name].control_plane();
@@ -277,7 +265,7 @@ pub(super) fn start_up(
         && short_of_disk(site.observed, name, wanted)
     {
         steps.add(
-            machine_key(name, "grow-disk"),
+            Verb::GrowDisk.of(name),
             Action::GrowDisk {
                 disk: disk.clone(),
                 machine: machine(),
@@ -286,9 +274,9 @@ pub(super) fn start_up(
             Invariant::EtcdQuorum,
             disrupts,
             [
-                machine_key(name, "await-agent"),
-                machine_key(name, "mount-disk"),
-                machine_key(name, "move-leader"),
+                Verb::AwaitAgent.of(name),
+                Verb::MountDisk.of(name),
+                Verb::MoveLeader.of(name),
             ],
         );
     }
@@ -296,37 +284,37 @@ pub(super) fn start_up(
     if agent.configure {
         let (configures, _) = whys(wanted);
         steps.add(
-            machine_key(name, "configure"),
+            Verb::Configure.of(name),
             Action::Configure { machine: machine() },
             configures,
             Invariant::VersionSkew,
             Disruption::Nothing,
             [
-                machine_key(name, "await-agent"),
-                machine_key(name, "stage"),
-                machine_key(name, "grow-disk"),
-                machine_key(name, "add-routes"),
+                Verb::AwaitAgent.of(name),
+                Verb::Stage.of(name),
+                Verb::GrowDisk.of(name),
+                Verb::AddRoutes.of(name),
                 // What it is told of members is told once they are.
-                checkpoint_key(members::JOINED),
-                machine_key(name, "move-leader"),
+                Key::checkpoint(members::JOINED),
+                Verb::MoveLeader.of(name),
             ],
         );
     }
     let (_, starts) = whys(wanted);
     steps.add(
-        machine_key(name, "start"),
+        Verb::Start.of(name),
         Action::StartComponents { machine: machine() },
         starts,
         Invariant::EtcdQuorum,
         disrupts,
         [
-            machine_key(name, "await-agent"),
-            machine_key(name, "mount-disk"),
-            machine_key(name, "grow-disk"),
-            machine_key(name, "configure"),
-            machine_key(name, "promote-member"),
-            machine_key(name, "move-leader"),
-            checkpoint_key(ROUTES),
+            Verb::AwaitAgent.of(name),
+            Verb::MountDisk.of(name),
+            Verb::GrowDisk.of(name),
+            Verb::Configure.of(name),
+            Verb::PromoteMember.of(name),
+            Verb::MoveLeader.of(name),
+            Key::checkpoint(ROUTES),
         ],
     );
 }
@@ -347,12 +335,12 @@ fn whys(wanted: &DesiredMachine) -> (&'static str, &'static str) {
 
 /// Waits for a machine's API server.
 pub(super) fn await_control_plane(name: &MachineName, steps: &mut Steps) {
-    if steps.has(&machine_key(name, "await-control-plane")) {
+    if steps.has(&Verb::AwaitControlPlane.of(name)) {
         return;
     }
-    if !steps.has(&machine_key(name, "await-agent")) {
+    if !steps.has(&Verb::AwaitAgent.of(name)) {
         steps.add(
-            machine_key(name, "await-agent"),
+            Verb::AwaitAgent.of(name),
             Action::AwaitAgent {
                 machine: name.clone(),
             },
@@ -363,22 +351,22 @@ pub(super) fn await_control_plane(name: &MachineName, steps: &mut Steps) {
         );
     }
     steps.add(
-        machine_key(name, "await-control-plane"),
+        Verb::AwaitControlPlane.of(name),
         Action::AwaitControlPlane {
             machine: name.clone(),
         },
         "its member of etcd and its API server have to answer before anything is asked of it",
         Invariant::EtcdQuorum,
         Disruption::Nothing,
-        [machine_key(name, "start"), machine_key(name, "await-agent")],
+        [Verb::Start.of(name), Verb::AwaitAgent.of(name)],
     );
 }
 
 pub(super) fn await_node(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
-    let reboots = steps.has(&machine_key(name, "reboot"));
-    let back = reboots.then(|| machine_key(name, "await-agent"));
+    let reboots = steps.has(&Verb::Reboot.of(name));
+    let back = reboots.then(|| Verb::AwaitAgent.of(name));
     steps.add(
-        machine_key(name, "await-node"),
+        Verb::AwaitNode.of(name),
         Action::AwaitNode {
             machine: name.clone(),
             node: site.machines[name].node.clone(),
@@ -387,13 +375,13 @@ pub(super) fn await_node(site: &Site<'_>, name: &MachineName, steps: &mut Steps)
         Invariant::StepEnds,
         Disruption::Nothing,
         [
-            machine_key(name, "start"),
-            machine_key(name, "await-control-plane"),
-            machine_key(name, "join-endpoint"),
+            Verb::Start.of(name),
+            Verb::AwaitControlPlane.of(name),
+            Verb::JoinEndpoint.of(name),
             api_shown_by(site),
             // The director's right to look at nodes is one of the add-ons.
-            addons_key(),
-            endpoint_key(),
+            Key::ADDONS,
+            Key::ENDPOINT,
         ]
         .into_iter()
         .chain(back),

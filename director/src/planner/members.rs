@@ -16,9 +16,9 @@ use windlass_common::id::MachineName;
 
 use super::bring_up::{await_agent, prepare, start_up};
 use super::present::{Need, Site, api_shown_by};
-use super::steps::{Steps, addons_key, api_key, checkpoint_key, machine_key};
+use super::steps::{Key, Steps, Verb};
 use super::{DesiredMachine, ObservedMachine, PlanError, takedown};
-use crate::model::{Action, Disruption, Invariant, StepKey};
+use crate::model::{Action, Disruption, Invariant};
 
 /// Name of the checkpoint after which all who join have a vote.
 pub(super) const JOINED: &str = "members-joined";
@@ -33,7 +33,7 @@ pub(super) fn join(
 ) -> Result<(), PlanError> {
     let mut gate: Vec<_> = before
         .iter()
-        .map(|name| machine_key(name, "await-control-plane"))
+        .map(|name| Verb::AwaitControlPlane.of(name))
         .collect();
     gate.push(api_shown_by(site));
     for name in joining.iter().filter(|name| site.lost.contains(**name)) {
@@ -41,23 +41,21 @@ pub(super) fn join(
     }
     let mut agents = Vec::new();
     for name in joining {
-        agents.push(prepare(site, name, &[api_key()], steps)?);
+        agents.push(prepare(site, name, &[Key::API], steps)?);
     }
     for (name, agent) in joining.iter().zip(&agents) {
-        await_agent(name, agent.mount, &[api_key()], steps);
+        await_agent(name, agent.mount, &[Key::API], steps);
         one_joins(name, &gate, steps);
-        gate = vec![machine_key(name, "promote-member")];
+        gate = vec![Verb::PromoteMember.of(name)];
     }
     steps.checkpoint(
         JOINED,
         "all members of etcd have a vote; what uses them is told of all",
         Invariant::EtcdQuorum,
-        joining
-            .iter()
-            .map(|name| machine_key(name, "promote-member")),
+        joining.iter().map(|name| Verb::PromoteMember.of(name)),
     );
     for (name, agent) in joining.iter().zip(agents) {
-        start_up(site, name, agent.whole(), &[api_key()], steps);
+        start_up(site, name, agent.whole(), &[Key::API], steps);
     }
     Ok(())
 }
@@ -66,9 +64,9 @@ pub(super) fn join(
 fn one_lost(
     site: &Site<'_>,
     name: &MachineName,
-    gate: &[StepKey],
+    gate: &[Key],
     steps: &mut Steps,
-) -> Result<Vec<StepKey>, PlanError> {
+) -> Result<Vec<Key>, PlanError> {
     let (members, others) = site.other_votes(name);
     let votes = |name: &&&MachineName| !site.observed.outside.contains(**name);
     let all = members + site.lost.iter().filter(votes).count();
@@ -84,9 +82,9 @@ fn one_lost(
     let another = |found: &ObservedMachine| found.incarnation != wanted.incarnation;
     if site.found(name).is_some_and(another) {
         let why = "another incarnation of it is wanted";
-        takedown::delete(site, name, why, &[api_key()], steps);
+        takedown::delete(site, name, why, &[Key::API], steps);
     }
-    let proof = ["fence", "delete"].map(|verb| machine_key(name, verb));
+    let proof = [Verb::Fence, Verb::Delete].map(|verb| verb.of(name));
     let why = "its data is gone: what etcd holds is saved elsewhere, and it takes it in again once it has left";
     remove_member(
         name,
@@ -94,13 +92,13 @@ fn one_lost(
         gate.iter().cloned().chain(proof).collect(),
         steps,
     );
-    Ok(vec![machine_key(name, "remove-member")])
+    Ok(vec![Verb::RemoveMember.of(name)])
 }
 
-fn one_joins(name: &MachineName, gate: &[StepKey], steps: &mut Steps) {
-    let mounted = ["await-agent", "mount-disk"].map(|verb| machine_key(name, verb));
+fn one_joins(name: &MachineName, gate: &[Key], steps: &mut Steps) {
+    let mounted = [Verb::AwaitAgent, Verb::MountDisk].map(|verb| verb.of(name));
     steps.add(
-        machine_key(name, "add-member"),
+        Verb::AddMember.of(name),
         Action::AddMember {
             machine: name.clone(),
         },
@@ -110,27 +108,26 @@ fn one_joins(name: &MachineName, gate: &[StepKey], steps: &mut Steps) {
         gate.iter().cloned().chain(mounted.clone()),
     );
     steps.add(
-        machine_key(name, "start-member"),
+        Verb::StartMember.of(name),
         Action::StartMember {
             machine: name.clone(),
         },
         "the learner catches up before anything counts on it",
         Invariant::EtcdQuorum,
         Disruption::Nothing,
-        mounted.into_iter().chain([
-            machine_key(name, "add-member"),
-            machine_key(name, "add-routes"),
-        ]),
+        mounted
+            .into_iter()
+            .chain([Verb::AddMember.of(name), Verb::AddRoutes.of(name)]),
     );
     steps.add(
-        machine_key(name, "promote-member"),
+        Verb::PromoteMember.of(name),
         Action::PromoteMember {
             machine: name.clone(),
         },
         "it has caught up, and gets its vote",
         Invariant::EtcdQuorum,
         Disruption::Nothing,
-        [machine_key(name, "start-member")],
+        [Verb::StartMember.of(name)],
     );
 }
 
@@ -138,9 +135,9 @@ fn one_joins(name: &MachineName, gate: &[StepKey], steps: &mut Steps) {
 /// after which they are gone.
 pub(super) fn leave(
     site: &Site<'_>,
-    mut gate: Vec<StepKey>,
+    mut gate: Vec<Key>,
     steps: &mut Steps,
-) -> Result<Vec<StepKey>, PlanError> {
+) -> Result<Vec<Key>, PlanError> {
     let observed = site.observed;
     let up = |name: &MachineName| site.found(name).is_some_and(ObservedMachine::available);
     let outside = observed.outside.iter();
@@ -183,52 +180,49 @@ pub(super) fn leave(
             serving = left;
         }
         one_leaves(site, name, &gate, steps);
-        gate = vec![
-            machine_key(name, "delete"),
-            machine_key(name, "remove-member"),
-        ];
+        gate = vec![Verb::Delete.of(name), Verb::RemoveMember.of(name)];
         gate.retain(|key| steps.has(key));
         gate.extend([
-            checkpoint_key("control-plane-made"),
+            Key::checkpoint("control-plane-made"),
             api_shown_by(site),
-            addons_key(),
+            Key::ADDONS,
         ]);
     }
     Ok(gate)
 }
 
-fn one_leaves(site: &Site<'_>, name: &MachineName, gate: &[StepKey], steps: &mut Steps) {
+fn one_leaves(site: &Site<'_>, name: &MachineName, gate: &[Key], steps: &mut Steps) {
     let serves = site.found(name).is_some_and(ObservedMachine::available);
     let mut gate = gate.to_vec();
     if serves {
         takedown::drain(site, name, &gate, steps);
-        gate = vec![machine_key(name, "drain")];
+        gate = vec![Verb::Drain.of(name)];
         takedown::leave_endpoint(name, &gate, steps);
-        gate = vec![machine_key(name, "leave-endpoint")];
+        gate = vec![Verb::LeaveEndpoint.of(name)];
         takedown::move_leader(name, &gate, steps);
-        gate = vec![machine_key(name, "move-leader")];
-        let drained = [machine_key(name, "drain")];
+        gate = vec![Verb::MoveLeader.of(name)];
+        let drained = [Verb::Drain.of(name)];
         gate.extend(takedown::save_snapshot(site, name, &drained, steps));
         if site.observed.leaving.contains(name) {
             stop_api(name, gate, steps);
-            gate = vec![machine_key(name, "stop-api")];
+            gate = vec![Verb::StopApi.of(name)];
         }
     }
     if site.observed.leaving.contains(name) {
         let why = "it goes for good: what etcd holds is saved elsewhere, and what is no member is no vote that is missed";
         remove_member(name, why, gate, steps);
-        gate = vec![machine_key(name, "remove-member")];
+        gate = vec![Verb::RemoveMember.of(name)];
     }
     if serves {
         takedown::stop(name, false, &gate, steps);
-        gate = vec![machine_key(name, "stop-components")];
+        gate = vec![Verb::StopComponents.of(name)];
     }
     takedown::delete(site, name, "nothing of it is wanted", &gate, steps);
 }
 
-fn stop_api(name: &MachineName, after: Vec<StepKey>, steps: &mut Steps) {
+fn stop_api(name: &MachineName, after: Vec<Key>, steps: &mut Steps) {
     steps.add(
-        machine_key(name, "stop-api"),
+        Verb::StopApi.of(name),
         Action::StopApi {
             machine: name.clone(),
         },
@@ -239,9 +233,9 @@ fn stop_api(name: &MachineName, after: Vec<StepKey>, steps: &mut Steps) {
     );
 }
 
-fn remove_member(name: &MachineName, why: &str, after: Vec<StepKey>, steps: &mut Steps) {
+fn remove_member(name: &MachineName, why: &'static str, after: Vec<Key>, steps: &mut Steps) {
     steps.add(
-        machine_key(name, "remove-member"),
+        Verb::RemoveMember.of(name),
         Action::RemoveMember {
             machine: name.clone(),
         },

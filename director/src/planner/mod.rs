@@ -1,7 +1,7 @@
 //! The planner: desired state + observed state → plan. Pure and synchronous.
 //!
 //! # Invariants
-//! * Same input, same plan, byte for byte: no clock, no randomness, no I/O, ordered maps only.
+//! * Same input, same plan, byte for byte: no clock, no randomness, no I/O, and what is gone through is in order.
 //! * Only what is missing is planned, so a half-made cluster converges by planning it again, and the plan
 //!   of a cluster that is as it should be is empty.
 //! * Edges say what correctness needs and no more. Everything of a new cluster starts at once; components
@@ -17,7 +17,8 @@
 //!
 //! # Cost
 //! Near-linear in machines: each gets a constant number of steps, and each step waits for a bounded number
-//! of others; checkpoints stand between groups instead of an edge for each pair.
+//! of others; checkpoints stand between groups instead of an edge for each pair. A step that is waited for or looked
+//! up is a `steps::Key`, which shares the name of its machine; its text is made once, when it is added.
 //!
 //! # After a crash
 //! Nothing is kept; plan again.
@@ -45,6 +46,7 @@ mod tests;
 pub mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::net::Ipv4Addr;
 
 use serde::Serialize;
@@ -59,12 +61,12 @@ use crate::kubernetes::facts::minor_of;
 use crate::model::{Goal, Plan, PlanStep, Reboot};
 use steps::Steps;
 
-pub(crate) use steps::machine_key;
+pub(crate) use steps::{Verb, machine_key};
 
 pub use address::{AddressError, free_addresses, free_pod_cidrs};
 
 /// What a cluster should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Desired {
     /// The cluster.
     pub cluster: ClusterName,
@@ -73,7 +75,7 @@ pub struct Desired {
 }
 
 /// What is wanted of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub enum DesiredState {
     /// All of this.
     Present {
@@ -98,7 +100,7 @@ pub enum DesiredState {
 }
 
 /// How many machines of a pool may be out of service because of us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize)]
 pub struct Budget {
     /// Machines below the number that is wanted.
     pub max_unavailable: u32,
@@ -107,7 +109,7 @@ pub struct Budget {
 }
 
 /// What a machine should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct DesiredMachine {
     /// The pool it is one of; none for the control plane.
     pub pool: Option<PoolName>,
@@ -142,7 +144,7 @@ pub struct DesiredMachine {
 }
 
 /// What a machine gets in place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Refit {
     /// The stemcell whose components it gets.
     pub stemcell: String,
@@ -393,6 +395,11 @@ impl PlanError {
 
 /// Plans what has to be done so that what is observed becomes what is desired.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
+    let (goal, steps) = steps(desired, observed)?;
+    Ok(made(desired, goal, steps.list))
+}
+
+fn steps(desired: &Desired, observed: &Observed) -> Result<(Goal, Steps), PlanError> {
     let mut steps = Steps::default();
     let goal = match &desired.state {
         DesiredState::Present {
@@ -413,19 +420,23 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, PlanError> {
             Goal::Absent
         }
     };
-    let hash = hash(desired, goal, &steps.list);
-    Ok(Plan {
+    Ok((goal, steps))
+}
+
+/// The plan that has these steps, and no forecast yet.
+fn made(desired: &Desired, goal: Goal, steps: Vec<PlanStep>) -> Plan {
+    Plan {
         cluster: desired.cluster.clone(),
         goal,
-        hash,
-        steps: steps.list,
+        hash: hash(desired, goal, &steps),
+        steps,
         drains: None,
         changes: None,
         hazards: Vec::new(),
         window: None,
         restore: None,
         upgrade: None,
-    })
+    }
 }
 
 /// Leaves of a cluster only what `machines` need: everything else is taken for as it should be, whatever is
@@ -547,20 +558,30 @@ fn as_found(found: &ObservedMachine) -> DesiredMachine {
     }
 }
 
-/// Digest over the decisions of a plan: what is wanted, and what is done in which order.
+/// Digest over the decisions of a plan: what is wanted, and what is done in which order. They are taken as they are
+/// in memory and not as text, which would cost more than the rest of a plan: two directors of one version agree on it.
 pub fn hash(desired: &Desired, goal: Goal, steps: &[PlanStep]) -> Digest {
-    let decisions: Vec<_> = steps
-        .iter()
-        .map(|step| {
-            (
-                &step.key,
-                &step.action,
-                step.guard,
-                step.disrupts,
-                &step.after,
-            )
-        })
-        .collect();
-    // Ordered maps with string keys and plain values: serialising cannot fail, and is the same each time.
-    Digest::of(&serde_json::to_vec(&(desired, goal, decisions)).unwrap_or_default())
+    let mut decisions = Decisions::default();
+    (desired, goal, steps.len()).hash(&mut decisions);
+    for step in steps {
+        let what = (&step.key, &step.action);
+        (what, step.guard, step.disrupts, &step.after).hash(&mut decisions);
+    }
+    Digest::of(&decisions.0)
+}
+
+/// Everything that is hashed, one after the other. Values of the standard library and derived ones say how long they
+/// are, so that no two plans come to the same.
+#[derive(Default)]
+struct Decisions(Vec<u8>);
+
+impl Hasher for Decisions {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// How much there is: the digest is not asked for here.
+    fn finish(&self) -> u64 {
+        self.0.len() as u64
+    }
 }

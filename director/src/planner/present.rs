@@ -21,10 +21,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use windlass_common::id::{ClusterName, Digest, Incarnation, MachineName, PoolName};
 
 use super::bring_up::{await_control_plane, await_node, bring_up};
-use super::steps::{Steps, addons_key, api_key, checkpoint_key, endpoint_key, machine_key};
+use super::steps::{Key, Steps, Verb};
 use super::{Budget, DesiredMachine, Observed, ObservedMachine, PlanError, takedown};
 use crate::kubernetes::facts::minor_of;
-use crate::model::{Action, Disruption, Invariant, Reboot, StepKey};
+use crate::model::{Action, Disruption, Invariant, Reboot};
 
 /// What a machine needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub(super) struct Site<'a> {
     pub(super) lost: BTreeSet<&'a MachineName>,
     /// Users' gates stand between one machine that changes and the next.
     pub(super) gated: bool,
+    /// The oldest minor that an API server is to its clients now; none where that of one cannot be read.
+    servers: Option<u32>,
     addons: Option<Digest>,
     /// The control-plane machine that shows that the API answers when none is in service.
     first: &'a MachineName,
@@ -123,6 +125,10 @@ impl<'a> Site<'a> {
         };
         let up = voting.iter().filter(|name| observed.member_runs(name));
         let api = up.count() > voting.len() / 2 && voting.iter().any(|name| answers(&name));
+        let servers = members.clone().map(|(name, wanted)| {
+            let found = observed.machines.get(name);
+            found.map_or_else(|| wanted.api_minor(), ObservedMachine::api_minor)
+        });
         let unwanted = observed.machines.keys().chain(&observed.surplus);
         let surplus = unwanted.filter(|name| !machines.contains_key(*name));
         Ok(Self {
@@ -135,6 +141,7 @@ impl<'a> Site<'a> {
             joining,
             lost,
             gated: false,
+            servers: servers.min().flatten(),
             addons: (observed.addons != Some(addons)).then_some(addons),
             first,
             established,
@@ -148,13 +155,8 @@ impl<'a> Site<'a> {
 
     /// Whether a machine is to be newer than an API server is now.
     pub(super) fn newer(&self, name: &MachineName) -> bool {
-        let members = self.machines.iter().filter(|(_, m)| m.control_plane());
-        let now = members.map(|(name, wanted)| {
-            let found = self.found(name).map(ObservedMachine::api_minor);
-            found.unwrap_or_else(|| wanted.api_minor())
-        });
         let wanted = minor_of(&self.machines[name].kubernetes_version);
-        wanted.is_none() || wanted > now.min().flatten()
+        wanted.is_none() || wanted > self.servers
     }
 
     /// How a machine that goes on is restarted, if it is.
@@ -262,7 +264,7 @@ pub(super) fn data_lost(
 pub(super) fn plan(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
     if !(site.observed.endpoint && site.observed.endpoint_current) {
         steps.add(
-            endpoint_key(),
+            Key::ENDPOINT,
             Action::EnsureEndpoint,
             "clients reach the cluster's API at its endpoint only",
             Invariant::StepEnds,
@@ -315,7 +317,7 @@ fn fresh(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
         .filter(|name| wants_node(site, name, steps))
         .collect();
     await_control_planes(site, !wanting.is_empty(), steps);
-    apply_addons(site, machine_key(site.first, "await-control-plane"), steps);
+    apply_addons(site, Verb::AwaitControlPlane.of(site.first), steps);
     open_nodes(site, steps);
     for name in wanting {
         await_node(site, name, steps);
@@ -328,12 +330,12 @@ fn fresh(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
 fn established(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
     if site.api && site.api_needed() {
         steps.add(
-            api_key(),
+            Key::API,
             Action::AwaitApi,
             "nothing is touched while the cluster's API does not answer",
             Invariant::StepEnds,
             Disruption::Nothing,
-            [endpoint_key()],
+            [Key::ENDPOINT],
         );
     }
     add_routes(site, steps);
@@ -346,7 +348,7 @@ fn established(site: &Site<'_>, steps: &mut Steps) -> Result<(), PlanError> {
     let done = takedown::control_plane(site, steps)?;
     takedown::workers(site, &done, steps)?;
     for name in site.machines.keys() {
-        let planned = steps.has(&machine_key(name, "await-node"));
+        let planned = steps.has(&Verb::AwaitNode.of(name));
         if !planned && site.needs[name] == Need::Nothing && wants_node(site, name, steps) {
             await_node(site, name, steps);
         }
@@ -360,7 +362,7 @@ fn open_nodes(site: &Site<'_>, steps: &mut Steps) {
         // One that is restarted is opened once it is back.
         if found.cordoned && site.stays(name) && site.reboot(name).is_none() {
             steps.add(
-                machine_key(name, "uncordon"),
+                Verb::Uncordon.of(name),
                 Action::Uncordon {
                     machine: name.clone(),
                     node: found.node.clone(),
@@ -386,7 +388,7 @@ fn add_routes(site: &Site<'_>, steps: &mut Steps) {
         if knows || !found.available() {
             continue;
         }
-        let key = machine_key(name, "add-routes");
+        let key = Verb::AddRoutes.of(name);
         steps.add(
             key.clone(),
             Action::AddRoutes {
@@ -409,7 +411,7 @@ pub(super) const ROUTES: &str = "routes";
 /// Removes the Node objects of incarnations that are gone or go, then forgets machines.
 fn forget_departed(site: &Site<'_>, steps: &mut Steps) {
     for (name, found) in &site.observed.machines {
-        if found.registered() && steps.has(&machine_key(name, "delete")) {
+        if found.registered() && steps.has(&Verb::Delete.of(name)) {
             takedown::drop_node(site, name, &found.node, steps);
         }
     }
@@ -425,13 +427,12 @@ fn forget_departed(site: &Site<'_>, steps: &mut Steps) {
 
 /// Machines lose their routes to those that are gone, at the very end.
 fn prune_routes(site: &Site<'_>, steps: &mut Steps) {
-    let gone = site.surplus.iter().map(|name| machine_key(name, "forget"));
+    let gone = site.surplus.iter().map(|name| Verb::Forget.of(name));
     let why = "what was not wanted is gone";
     steps.checkpoint(GONE, why, Invariant::OneIncarnation, gone);
-    let all = steps.has(&checkpoint_key(GONE));
+    let all = steps.has(&Key::checkpoint(GONE));
     for (name, wanted) in site.machines {
-        let configures =
-            ["configure", "add-routes"].map(|verb| steps.has(&machine_key(name, verb)));
+        let configures = [Verb::Configure, Verb::AddRoutes].map(|verb| steps.has(&verb.of(name)));
         let current = site
             .found(name)
             .is_some_and(|found| found.configured == Some(wanted.configuration));
@@ -443,7 +444,7 @@ fn prune_routes(site: &Site<'_>, steps: &mut Steps) {
             continue;
         }
         steps.add(
-            machine_key(name, "prune-routes"),
+            Verb::PruneRoutes.of(name),
             Action::PruneRoutes {
                 machine: name.clone(),
             },
@@ -451,10 +452,10 @@ fn prune_routes(site: &Site<'_>, steps: &mut Steps) {
             Invariant::StepEnds,
             Disruption::Nothing,
             [
-                checkpoint_key(GONE),
-                machine_key(name, "add-routes"),
-                machine_key(name, "start"),
-                machine_key(name, "reboot"),
+                Key::checkpoint(GONE),
+                Verb::AddRoutes.of(name),
+                Verb::Start.of(name),
+                Verb::Reboot.of(name),
             ],
         );
     }
@@ -466,7 +467,7 @@ const GONE: &str = "surplus-gone";
 /// Whether a machine's node was not seen Ready, is about to change, or was told something else.
 fn wants_node(site: &Site<'_>, name: &MachineName, steps: &Steps) -> bool {
     let labels = site.machines[name].labels;
-    steps.has(&machine_key(name, "start"))
+    steps.has(&Verb::Start.of(name))
         || !site
             .found(name)
             .is_some_and(|f| f.ready && f.labelled == Some(labels))
@@ -479,7 +480,7 @@ fn await_control_planes(site: &Site<'_>, wanting: bool, steps: &mut Steps) {
         || !site.surplus.is_empty()
         || !site.observed.departed.is_empty();
     for (name, machine) in site.machines {
-        let started = machine.control_plane() && steps.has(&machine_key(name, "start"));
+        let started = machine.control_plane() && steps.has(&Verb::Start.of(name));
         let asked = needed && name == site.first;
         if !started && !asked {
             continue;
@@ -489,10 +490,10 @@ fn await_control_planes(site: &Site<'_>, wanting: bool, steps: &mut Steps) {
     }
 }
 
-fn apply_addons(site: &Site<'_>, after: StepKey, steps: &mut Steps) {
+fn apply_addons(site: &Site<'_>, after: Key, steps: &mut Steps) {
     if site.addons.is_some() {
         steps.add(
-            addons_key(),
+            Key::ADDONS,
             Action::ApplyAddons,
             "roles, cluster DNS and the other add-ons differ from what was applied last",
             Invariant::StepEnds,
@@ -503,10 +504,10 @@ fn apply_addons(site: &Site<'_>, after: StepKey, steps: &mut Steps) {
 }
 
 /// The step that shows that the API answers: any API server that is in service, or the first that comes.
-pub(super) fn api_shown_by(site: &Site<'_>) -> StepKey {
+pub(super) fn api_shown_by(site: &Site<'_>) -> Key {
     if site.api {
-        api_key()
+        Key::API
     } else {
-        machine_key(site.first, "await-control-plane")
+        Verb::AwaitControlPlane.of(site.first)
     }
 }

@@ -6,9 +6,9 @@
 
 use windlass_common::id::MachineName;
 
-use super::steps::{Steps, addons_key, api_key, machine_key};
-use super::{Desired, DesiredState, Observed, hash};
-use crate::model::{Action, Disruption, Goal, Invariant, Plan, Rotation, Stage, StepKey};
+use super::steps::{Key, Steps, Verb};
+use super::{Desired, DesiredState, Observed, made};
+use crate::model::{Action, Disruption, Goal, Invariant, Plan, Rotation, Stage};
 
 /// Plans it for `machines`; those that do not exist are left out. `desired` is what the cluster is to be anyway.
 pub fn plan(desired: &Desired, observed: &Observed, machines: &[MachineName]) -> Plan {
@@ -23,11 +23,11 @@ pub fn plan(desired: &Desired, observed: &Observed, machines: &[MachineName]) ->
     machines.sort_by_key(|name| (control_plane(name), *name));
     machines.dedup();
     let mut steps = Steps::default();
-    let mut before: Option<StepKey> = None;
+    let mut before: Option<Key> = None;
     for name in machines {
         let machine = || name.clone();
         steps.add(
-            machine_key(name, "await-agent"),
+            Verb::AwaitAgent.of(name),
             Action::AwaitAgent { machine: machine() },
             "its agent has to be connected to be told anything",
             Invariant::StepEnds,
@@ -35,53 +35,53 @@ pub fn plan(desired: &Desired, observed: &Observed, machines: &[MachineName]) ->
             before.take(),
         );
         steps.add(
-            machine_key(name, "renew-certificates"),
+            Verb::RenewCertificates.of(name),
             Action::RenewCertificates { machine: machine() },
             "its certificates are signed anew for the keys that it has; its components read them by themselves",
             Invariant::StepEnds,
             Disruption::Nothing,
-            [machine_key(name, "await-agent")],
+            [Verb::AwaitAgent.of(name)],
         );
-        before = Some(machine_key(name, "renew-certificates"));
+        before = Some(Verb::RenewCertificates.of(name));
     }
-    made(desired, steps)
+    made(desired, Goal::Present, steps.list)
 }
 
 /// Plans a stage of a rotation that has one step; the other stages are plans like any other.
 pub fn stage(desired: &Desired, observed: &Observed, rotation: &Rotation) -> Plan {
     let mut steps = Steps::default();
     if rotation.done {
-        return made(desired, steps);
+        return made(desired, Goal::Present, steps.list);
     }
     let why = rotation.stage.says();
-    let mut add = |key: StepKey, action: Action, after: Vec<StepKey>| {
+    let mut add = |key: Key, action: Action, after: Vec<Key>| {
         let (guard, disrupts) = (Invariant::StepEnds, Disruption::Nothing);
         steps.add(key, action, why, guard, disrupts, after);
     };
-    let dns = StepKey("dns/await".to_owned());
+    let dns = Key::Cluster("dns/await");
     match rotation.stage {
         Stage::Spread => {
-            let agents: Vec<StepKey> = observed
+            let agents: Vec<Key> = observed
                 .machines
                 .keys()
-                .map(|name| machine_key(name, "await-agent"))
+                .map(|name| Verb::AwaitAgent.of(name))
                 .collect();
             for (name, key) in observed.machines.keys().zip(&agents) {
                 let machine = name.clone();
                 add(key.clone(), Action::AwaitAgent { machine }, Vec::new());
             }
-            let key = StepKey("pods/spread-trust".to_owned());
+            let key = Key::Cluster("pods/spread-trust");
             add(key, Action::SpreadTrust, agents);
         }
         Stage::Rewrite => {
-            add(api_key(), Action::AwaitApi, Vec::new());
-            let key = StepKey("secrets/rewrite".to_owned());
-            add(key, Action::RewriteSecrets, vec![api_key()]);
+            add(Key::API, Action::AwaitApi, Vec::new());
+            let key = Key::Cluster("secrets/rewrite");
+            add(key, Action::RewriteSecrets, vec![Key::API]);
         }
         Stage::RestartDns => {
-            add(api_key(), Action::AwaitApi, Vec::new());
-            add(addons_key(), Action::ApplyAddons, vec![api_key()]);
-            add(dns, Action::AwaitDns, vec![addons_key()]);
+            add(Key::API, Action::AwaitApi, Vec::new());
+            add(Key::ADDONS, Action::ApplyAddons, vec![Key::API]);
+            add(dns, Action::AwaitDns, vec![Key::ADDONS]);
         }
         Stage::AddKey
         | Stage::UseKey
@@ -91,20 +91,5 @@ pub fn stage(desired: &Desired, observed: &Observed, rotation: &Rotation) -> Pla
         | Stage::TrustNew
         | Stage::DropTokens => {}
     }
-    made(desired, steps)
-}
-
-fn made(desired: &Desired, steps: Steps) -> Plan {
-    Plan {
-        cluster: desired.cluster.clone(),
-        goal: Goal::Present,
-        hash: hash(desired, Goal::Present, &steps.list),
-        steps: steps.list,
-        drains: None,
-        changes: None,
-        hazards: Vec::new(),
-        window: None,
-        restore: None,
-        upgrade: None,
-    }
+    made(desired, Goal::Present, steps.list)
 }

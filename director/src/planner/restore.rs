@@ -18,11 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::id::MachineName;
 
-use super::steps::{Steps, addons_key, api_key, checkpoint_key, machine_key};
-use super::{Desired, Observed, PlanError, hash};
-use crate::model::{
-    Action, Disruption, Goal, Invariant, MemberFate, Plan, PlanStep, RestoreSource, StepKey,
-};
+use super::steps::{Key, Steps, Verb};
+use super::{Desired, Observed, PlanError, made};
+use crate::model::{Action, Disruption, Goal, Invariant, MemberFate, Plan, RestoreSource, StepKey};
 
 /// An order to restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,26 +79,16 @@ pub fn plan(
     if order.begin().is_empty() {
         return Err(PlanError::NoControlPlane(desired.cluster.clone()));
     }
-    let rest = super::plan(desired, then)?;
+    let (goal, rest) = super::steps(desired, then)?;
     let mut steps = Steps::default();
     let lost = fences(order, &rest, &mut steps);
     make(order, &lost, &mut steps);
     start(order, &mut steps);
     bring_back(order, then, &rest, &mut steps);
-    let hash = hash(desired, Goal::Present, &steps.list);
-    let plan = Plan {
-        cluster: desired.cluster.clone(),
-        goal: Goal::Present,
-        hash,
-        steps: steps.list,
-        drains: None,
-        changes: None,
-        hazards: Vec::new(),
-        window: None,
-        restore: None,
-        upgrade: None,
-    };
-    Ok(Restore { plan, rest })
+    Ok(Restore {
+        plan: made(desired, Goal::Present, steps.list),
+        rest: made(desired, goal, rest.list),
+    })
 }
 
 /// Leaves of a cluster what a restore brings back: changes that were under way are given up, and everything that
@@ -118,12 +106,12 @@ pub fn narrow(desired: &mut Desired, then: &mut Observed, order: &RestoreOrder) 
     }
 }
 
-fn key(machine: &MachineName, verb: &str) -> StepKey {
-    StepKey(format!("restore/{machine}/{verb}"))
+fn key(machine: &MachineName, verb: Verb) -> Key {
+    Key::Restore(machine.clone(), verb)
 }
 
 /// Shuts out the machines that cannot be told to stop. Returns the steps after which they are off.
-fn fences(order: &RestoreOrder, rest: &Plan, steps: &mut Steps) -> Vec<StepKey> {
+fn fences(order: &RestoreOrder, rest: &Steps, steps: &mut Steps) -> Vec<Key> {
     let lost = order
         .members
         .iter()
@@ -131,11 +119,11 @@ fn fences(order: &RestoreOrder, rest: &Plan, steps: &mut Steps) -> Vec<StepKey> 
     let mut keys = Vec::new();
     for (name, _) in lost {
         // The ordinary part knows of it when there is anything left to shut out.
-        let planned = rest.steps.iter().any(|step| is_fence(step, name));
+        let planned = rest.has(&Verb::Fence.of(name));
         let key = if planned {
-            machine_key(name, "fence")
+            Verb::Fence.of(name)
         } else {
-            key(name, "fence")
+            key(name, Verb::Fence)
         };
         steps.add(
             key.clone(),
@@ -152,15 +140,11 @@ fn fences(order: &RestoreOrder, rest: &Plan, steps: &mut Steps) -> Vec<StepKey> 
     keys
 }
 
-fn is_fence(step: &PlanStep, machine: &MachineName) -> bool {
-    matches!(&step.action, Action::Fence { machine: of } if of == machine)
-}
-
 /// Up to the data of the members that begin.
-fn make(order: &RestoreOrder, lost: &[StepKey], steps: &mut Steps) {
+fn make(order: &RestoreOrder, lost: &[Key], steps: &mut Steps) {
     for name in order.stopped() {
         steps.add(
-            key(&name, "stop-api"),
+            key(&name, Verb::StopApi),
             Action::StopApi {
                 machine: name.clone(),
             },
@@ -177,31 +161,31 @@ fn make(order: &RestoreOrder, lost: &[StepKey], steps: &mut Steps) {
         Invariant::OneIncarnation,
         stopped
             .iter()
-            .map(|name| key(name, "stop-api"))
+            .map(|name| key(name, Verb::StopApi))
             .chain(lost.iter().cloned()),
     );
     for name in &stopped {
         steps.add(
-            key(name, "stop-member"),
+            key(name, Verb::StopMember),
             Action::StopMember {
                 machine: name.clone(),
             },
             "a member that ends in peace has written down all that it has applied",
             Invariant::EtcdQuorum,
             Disruption::Api,
-            [checkpoint_key(SILENT)],
+            [Key::checkpoint(SILENT)],
         );
     }
     steps.checkpoint(
         STOPPED,
         "no member of etcd runs: those with old data and those with new never meet",
         Invariant::EtcdQuorum,
-        stopped.iter().map(|name| key(name, "stop-member")),
+        stopped.iter().map(|name| key(name, Verb::StopMember)),
     );
     let members = order.begin();
     for name in &members {
         steps.add(
-            key(name, "restore-member"),
+            key(name, Verb::RestoreMember),
             Action::RestoreMember {
                 machine: name.clone(),
                 source: order.source.clone(),
@@ -210,14 +194,14 @@ fn make(order: &RestoreOrder, lost: &[StepKey], steps: &mut Steps) {
             "its data is made anew beside the old, with revisions that were never given out",
             Invariant::NamedDeletion,
             Disruption::Data,
-            [checkpoint_key(STOPPED)],
+            [Key::checkpoint(STOPPED)],
         );
     }
     steps.checkpoint(
         MADE,
         "all members that etcd begins with have the same data",
         Invariant::EtcdQuorum,
-        members.iter().map(|name| key(name, "restore-member")),
+        members.iter().map(|name| key(name, Verb::RestoreMember)),
     );
 }
 
@@ -226,77 +210,71 @@ fn start(order: &RestoreOrder, steps: &mut Steps) {
     for name in order.begin() {
         let machine = || name.clone();
         steps.add(
-            key(&name, "configure"),
+            key(&name, Verb::Configure),
             Action::Configure { machine: machine() },
             "it is told which members there are",
             Invariant::EtcdQuorum,
             Disruption::Nothing,
-            [checkpoint_key(MADE)],
+            [Key::checkpoint(MADE)],
         );
         steps.add(
-            key(&name, "start"),
+            key(&name, Verb::Start),
             Action::StartComponents { machine: machine() },
             "etcd, then the API server, then the controllers, which read everything anew",
             Invariant::EtcdQuorum,
             Disruption::Nothing,
-            [key(&name, "configure")],
+            [key(&name, Verb::Configure)],
         );
         steps.add(
-            key(&name, "await-control-plane"),
+            key(&name, Verb::AwaitControlPlane),
             Action::AwaitControlPlane { machine: machine() },
             "its member of etcd and its API server have to answer before anything else is done",
             Invariant::EtcdQuorum,
             Disruption::Nothing,
-            [key(&name, "start")],
+            [key(&name, Verb::Start)],
         );
     }
 }
 
 /// The ordinary part, with what a restore needs besides.
-fn bring_back(order: &RestoreOrder, then: &Observed, rest: &Plan, steps: &mut Steps) {
-    let answers: Vec<StepKey> = order
+fn bring_back(order: &RestoreOrder, then: &Observed, rest: &Steps, steps: &mut Steps) {
+    let answers = order
         .begin()
-        .iter()
-        .map(|name| key(name, "await-control-plane"))
-        .collect();
-    let fenced = |step: &PlanStep| order.members.keys().any(|name| is_fence(step, name));
-    let early: BTreeSet<&StepKey> = rest
-        .steps
-        .iter()
-        .filter(|step| fenced(step))
-        .map(|step| &step.key)
-        .collect();
-    for step in rest.steps.iter().filter(|step| !early.contains(&step.key)) {
-        let mut step = step.clone();
-        if step.after.iter().all(|key| early.contains(key)) {
-            step.after.extend(answers.iter().cloned());
+        .into_iter()
+        .map(|name| key(&name, Verb::AwaitControlPlane));
+    let early = |key: &Key| match key {
+        Key::Machine(name, Verb::Fence) => order.members.get(name) == Some(&MemberFate::Replaced),
+        _ => false,
+    };
+    let keys: BTreeMap<&StepKey, &Key> = rest.iter().map(|(key, step)| (&step.key, key)).collect();
+    for (key, step) in rest.iter().filter(|(key, _)| !early(key)) {
+        let mut after: Vec<Key> = step.after.iter().map(|name| keys[name].clone()).collect();
+        if after.iter().all(early) {
+            after.extend(answers.clone());
         }
-        match step.action.clone() {
-            Action::StartMember { machine } => {
-                step.after.push(set_aside(&machine, &step, steps));
-            }
-            Action::AwaitNode { machine, .. } if restarts(order, then, rest, &machine) => {
-                step.after.push(restart_kubelet(&machine, steps));
+        match &step.action {
+            Action::StartMember { machine } => after.push(set_aside(machine, &after, steps)),
+            Action::AwaitNode { machine, .. } if restarts(order, then, rest, machine) => {
+                after.push(restart_kubelet(machine, steps));
             }
             _ => {}
         }
-        step.after.sort();
-        step.after.dedup();
-        steps.take(step);
+        let (action, why) = (step.action.clone(), step.why.clone());
+        steps.add(key.clone(), action, why, step.guard, step.disrupts, after);
     }
     steps.add(
-        StepKey("nodes/settle".to_owned()),
+        Key::Cluster("nodes/settle"),
         Action::SettleNodes,
         "nodes that the snapshot knows may be gone since: they are not to come back",
         Invariant::OneIncarnation,
         Disruption::Pods,
-        [addons_key(), api_key()],
+        [Key::ADDONS, Key::API],
     );
 }
 
 /// Data of before would be another cluster's: it is set aside before the member starts.
-fn set_aside(machine: &MachineName, start: &PlanStep, steps: &mut Steps) -> StepKey {
-    let key = machine_key(machine, "set-member-aside");
+fn set_aside(machine: &MachineName, after: &[Key], steps: &mut Steps) -> Key {
+    let key = Verb::SetMemberAside.of(machine);
     steps.add(
         key.clone(),
         Action::SetMemberAside {
@@ -305,23 +283,22 @@ fn set_aside(machine: &MachineName, start: &PlanStep, steps: &mut Steps) -> Step
         "its data is of a cluster that is no more; it gets that of the others",
         Invariant::EtcdQuorum,
         Disruption::Nothing,
-        start.after.iter().cloned(),
+        after.iter().cloned(),
     );
     key
 }
 
 /// Whether a machine's kubelet runs already when the API comes back, and so has seen what is no more.
-fn restarts(order: &RestoreOrder, then: &Observed, rest: &Plan, machine: &MachineName) -> bool {
-    let made = |step: &PlanStep| matches!(&step.action, Action::CreateMachine { machine: of } if of == machine);
+fn restarts(order: &RestoreOrder, then: &Observed, rest: &Steps, machine: &MachineName) -> bool {
     let runs = then
         .machines
         .get(machine)
         .is_some_and(|found| found.running);
-    runs && order.reached.contains(machine) && !rest.steps.iter().any(made)
+    runs && order.reached.contains(machine) && !rest.has(&Verb::Create.of(machine))
 }
 
-fn restart_kubelet(machine: &MachineName, steps: &mut Steps) -> StepKey {
-    let key = machine_key(machine, "restart-kubelet");
+fn restart_kubelet(machine: &MachineName, steps: &mut Steps) -> Key {
+    let key = Verb::RestartKubelet.of(machine);
     steps.add(
         key.clone(),
         Action::RestartKubelet {
@@ -331,10 +308,10 @@ fn restart_kubelet(machine: &MachineName, steps: &mut Steps) -> StepKey {
         Invariant::StepEnds,
         Disruption::Nothing,
         [
-            api_key(),
-            machine_key(machine, "start"),
-            machine_key(machine, "await-control-plane"),
-            addons_key(),
+            Key::API,
+            Verb::Start.of(machine),
+            Verb::AwaitControlPlane.of(machine),
+            Key::ADDONS,
         ],
     );
     key

@@ -11,15 +11,16 @@
 //!   own, so that they never add up with others.
 //! * Of a pool, machines of one zone are done before the first of another is begun with.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 
 use windlass_common::id::{MachineName, NodeName, PoolName};
 
 use super::bring_up::{await_control_plane, await_node, bring_up, stage};
 use super::present::{Need, Site, api_shown_by};
-use super::steps::{Steps, addons_key, api_key, checkpoint_key, drop_node_key, machine_key};
+use super::steps::{Key, Steps, Verb};
 use super::{Budget, ObservedMachine, PlanError};
-use crate::model::{Action, Disruption, Invariant, StepKey};
+use crate::model::{Action, Disruption, Invariant};
 
 fn members<'a>(site: &Site<'a>, need: Need) -> Vec<&'a MachineName> {
     let wanted = site.machines.iter().filter(|(_, m)| m.control_plane());
@@ -35,7 +36,7 @@ pub(super) fn make_control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<(
         .into_iter()
         .partition(|name| site.joining.contains(name));
     for name in &made {
-        bring_up(site, name, &[api_key()], steps)?;
+        bring_up(site, name, &[Key::API], steps)?;
         await_control_plane(name, steps);
     }
     super::members::join(site, &joining, &made, steps)?;
@@ -58,7 +59,7 @@ pub(super) fn may_run(site: &Site<'_>, name: &MachineName) -> bool {
 
 /// Changes the machines of the control plane one at a time, after those that were missing. Returns the steps
 /// after which all of it is as it should be.
-pub(super) fn control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<Vec<StepKey>, PlanError> {
+pub(super) fn control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<Vec<Key>, PlanError> {
     let made = members(site, Need::Make);
     for name in &made {
         into_service(site, name, steps);
@@ -74,12 +75,12 @@ pub(super) fn control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<Vec<St
         "control-plane-made",
         "no machine is taken from a control plane that lacks one",
         Invariant::EtcdQuorum,
-        made.iter().map(|name| machine_key(name, "await-node")),
+        made.iter().map(|name| Verb::AwaitNode.of(name)),
     );
     let mut gate = vec![
-        checkpoint_key("control-plane-made"),
+        Key::checkpoint("control-plane-made"),
         api_shown_by(site),
-        addons_key(),
+        Key::ADDONS,
     ];
     // What an earlier plan has begun with is out of service already.
     let untouched =
@@ -138,12 +139,12 @@ struct Crew<'a> {
 /// Makes and changes workers, pool by pool; `control_plane` is waited for wherever a version changes.
 pub(super) fn workers(
     site: &Site<'_>,
-    control_plane: &[StepKey],
+    control_plane: &[Key],
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
     for (pool, crew) in crews(site) {
         // A kubelet is never newer than an API server: whatever is newer waits for the control plane.
-        let at_once = vec![api_shown_by(site), addons_key()];
+        let at_once = vec![api_shown_by(site), Key::ADDONS];
         let mut gate = at_once.clone();
         gate.extend(control_plane.iter().cloned());
         for name in &crew.make {
@@ -153,18 +154,18 @@ pub(super) fn workers(
         }
         let made = format!("{pool}-made");
         steps.checkpoint(
-            &made,
+            made.clone(),
             "machines that are missing come before any is taken down",
             Invariant::Budget,
-            crew.make.iter().map(|name| machine_key(name, "await-node")),
+            crew.make.iter().map(|name| Verb::AwaitNode.of(name)),
         );
-        gate.push(checkpoint_key(&made));
+        gate.push(Key::checkpoint(made));
         for name in &site.surplus {
             let down = site
                 .found(name)
                 .is_some_and(|f| !f.available() && f.pool.as_ref() == Some(pool));
             if down {
-                delete(site, name, "nothing of it is wanted", &[api_key()], steps);
+                delete(site, name, "nothing of it is wanted", &[Key::API], steps);
             }
         }
         in_lanes(site, pool, &crew, gate, steps)?;
@@ -214,7 +215,7 @@ fn in_lanes(
     site: &Site<'_>,
     pool: &PoolName,
     crew: &Crew<'_>,
-    mut gate: Vec<StepKey>,
+    mut gate: Vec<Key>,
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
     let mut order: Vec<_> = crew.change.iter().chain(&crew.remove).copied().collect();
@@ -229,7 +230,7 @@ fn in_lanes(
     let repaired = |name: &MachineName| site.reboot(name).is_some();
     order.sort_by_key(|name| (!begun(name), !repaired(name), leaves(name), zone(name)));
     let budget = site.budgets.get(pool).copied().unwrap_or_default();
-    let mut lanes: VecDeque<Vec<StepKey>> = vec![Vec::new(); lanes(pool, crew, budget)?].into();
+    let mut lanes: VecDeque<Vec<Key>> = vec![Vec::new(); lanes(pool, crew, budget)?].into();
     // More may have been begun with than may be down at once now: then no other is begun with before they are back.
     let begun = order.iter().filter(|name| begun(name)).count();
     let begun_done = format!("{pool}-begun");
@@ -239,33 +240,43 @@ fn in_lanes(
         0 => 0,
         canaries => canaries.saturating_add(repairs).min(crew.change.len()),
     };
-    gate.extend(crew.open.iter().map(|name| machine_key(name, "uncordon")));
-    let mut ends: Vec<StepKey> = Vec::new();
+    gate.extend(crew.open.iter().map(|name| Verb::Uncordon.of(name)));
+    let mut ends: Vec<Key> = Vec::new();
     let proven = format!("{pool}-canaries");
     // The zone of the last machine that is known to be in one.
     let mut in_zone = None;
     for (i, name) in order.iter().enumerate() {
         if i == begun && in_excess {
             let why = "machines that were begun with are in service again; the others follow";
-            steps.checkpoint(&begun_done, why, Invariant::Budget, ends.iter().cloned());
-            gate.push(checkpoint_key(&begun_done));
+            steps.checkpoint(
+                begun_done.clone(),
+                why,
+                Invariant::Budget,
+                ends.iter().cloned(),
+            );
+            gate.push(Key::checkpoint(begun_done.clone()));
         }
         let last = in_zone;
         in_zone = zone(name).or(last);
         if last.is_some() && last != in_zone {
             let zone_done = format!("{pool}-zone-{i}");
             let why = "machines of one zone are in service again; those of the next follow";
-            steps.checkpoint(&zone_done, why, Invariant::Budget, ends.iter().cloned());
-            gate.push(checkpoint_key(&zone_done));
+            steps.checkpoint(
+                zone_done.clone(),
+                why,
+                Invariant::Budget,
+                ends.iter().cloned(),
+            );
+            gate.push(Key::checkpoint(zone_done));
         }
         if i == canaries && canaries > 0 {
             let why = "the canaries are in service; the others follow";
-            steps.checkpoint(&proven, why, Invariant::Budget, ends.iter().cloned());
+            steps.checkpoint(proven.clone(), why, Invariant::Budget, ends.iter().cloned());
         }
         let lane = lanes.pop_front().ok_or_else(|| spare(pool, crew, budget))?;
         let mut after = gate.clone();
         after.extend(lane);
-        after.push(checkpoint_key(&proven));
+        after.push(Key::checkpoint(proven.clone()));
         if site.machines.contains_key(*name) {
             change(site, name, &after, steps)?;
             let end = done(name);
@@ -273,7 +284,7 @@ fn in_lanes(
             lanes.push_back(end.into());
         } else {
             remove(site, name, &after, steps);
-            ends.push(machine_key(name, "delete"));
+            ends.push(Verb::Delete.of(name));
         }
     }
     Ok(())
@@ -313,7 +324,7 @@ fn spare(pool: &PoolName, crew: &Crew<'_>, budget: Budget) -> PlanError {
 fn change(
     site: &Site<'_>,
     name: &MachineName,
-    after: &[StepKey],
+    after: &[Key],
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
     let member = site.machines[name].control_plane();
@@ -323,47 +334,47 @@ fn change(
     let silent = reboot.is_some_and(|reboot| reboot.silent);
     let mut gate = after.to_vec();
     if stage(site, name, &gate, steps) {
-        gate = vec![machine_key(name, "stage")];
+        gate = vec![Verb::Stage.of(name)];
     }
     if replace || reboot.is_some_and(|reboot| reboot.drain) {
         drain(site, name, &gate, steps);
-        gate = vec![machine_key(name, "drain")];
+        gate = vec![Verb::Drain.of(name)];
     }
     // One that is restarted keeps its disk, and may not be able to save anything.
     let saves = member && reboot.is_none();
     let saved = saves.then(|| save_snapshot(site, name, &gate, steps));
     if member && !alone {
         leave_endpoint(name, &gate, steps);
-        gate = vec![machine_key(name, "leave-endpoint")];
+        gate = vec![Verb::LeaveEndpoint.of(name)];
         if !silent {
             move_leader(name, &gate, steps);
-            gate = vec![machine_key(name, "move-leader")];
+            gate = vec![Verb::MoveLeader.of(name)];
         }
     }
     if reboot.is_some() {
         if member && !silent {
             stop(name, alone, &gate, steps);
-            gate = vec![machine_key(name, "stop-components")];
+            gate = vec![Verb::StopComponents.of(name)];
         }
     } else if replace {
         if member {
             gate.extend(saved.flatten());
             stop(name, alone, &gate, steps);
-            gate = vec![machine_key(name, "stop-components")];
+            gate = vec![Verb::StopComponents.of(name)];
         }
         let why = match &site.machines[name].because {
             Some(because) => {
-                format!("another incarnation of it is wanted, and not in place: {because}")
+                format!("another incarnation of it is wanted, and not in place: {because}").into()
             }
-            None => "another incarnation of it is wanted".to_owned(),
+            None => Cow::from("another incarnation of it is wanted"),
         };
-        delete(site, name, &why, &gate, steps);
-        gate = vec![machine_key(name, "delete")];
+        delete(site, name, why, &gate, steps);
+        gate = vec![Verb::Delete.of(name)];
     } else if member && !alone {
         // Started anew all at once, an API server that ends its requests would miss its etcd.
         gate.extend(saved.flatten());
         stop(name, alone, &gate, steps);
-        gate = vec![machine_key(name, "stop-components")];
+        gate = vec![Verb::StopComponents.of(name)];
     } else {
         // The only member starts anew with the rest of its machine.
         gate.extend(saved.flatten());
@@ -380,37 +391,40 @@ fn await_gates(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
         return;
     }
     steps.add(
-        machine_key(name, "await-gates"),
+        Verb::AwaitGates.of(name),
         Action::AwaitGates {
             machine: name.clone(),
         },
         "the spec's gates have to be open before another machine is taken",
         Invariant::StepEnds,
         Disruption::Nothing,
-        [
-            machine_key(name, "await-node"),
-            machine_key(name, "join-endpoint"),
-        ],
+        [Verb::AwaitNode.of(name), Verb::JoinEndpoint.of(name)],
     );
 }
 
 /// The steps after which a machine that changed is done with.
-fn done(name: &MachineName) -> [StepKey; 4] {
-    ["await-node", "join-endpoint", "await-gates", "uncordon"].map(|verb| machine_key(name, verb))
+fn done(name: &MachineName) -> [Key; 4] {
+    [
+        Verb::AwaitNode,
+        Verb::JoinEndpoint,
+        Verb::AwaitGates,
+        Verb::Uncordon,
+    ]
+    .map(|verb| verb.of(name))
 }
 
 /// Has the provider restart a machine, where that is wanted. Returns whether it is.
 pub(super) fn reboot(
     site: &Site<'_>,
     name: &MachineName,
-    after: &[StepKey],
+    after: &[Key],
     steps: &mut Steps,
 ) -> bool {
     let Some(reboot) = site.reboot(name) else {
         return false;
     };
     let only_member = site.members == 1 && site.machines[name].control_plane();
-    let drained = steps.has(&machine_key(name, "drain"));
+    let drained = steps.has(&Verb::Drain.of(name));
     let (state, disrupts) = match (only_member, drained) {
         (true, _) => (
             "the only API server: the API is down until it is back",
@@ -424,12 +438,12 @@ pub(super) fn reboot(
         ),
     };
     steps.add(
-        machine_key(name, "reboot"),
+        Verb::Reboot.of(name),
         Action::RebootMachine {
             machine: name.clone(),
             boots: reboot.boots,
         },
-        &format!("reboot {name} ({state}): milder remedies did not mend it"),
+        format!("reboot {name} ({state}): milder remedies did not mend it"),
         Invariant::Budget,
         disrupts,
         after.iter().cloned(),
@@ -442,9 +456,9 @@ pub(super) fn reopen(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
     let Some(found) = site.found(name).filter(|_| site.reboot(name).is_some()) else {
         return;
     };
-    if found.cordoned || steps.has(&machine_key(name, "drain")) {
+    if found.cordoned || steps.has(&Verb::Drain.of(name)) {
         steps.add(
-            machine_key(name, "uncordon"),
+            Verb::Uncordon.of(name),
             Action::Uncordon {
                 machine: name.clone(),
                 node: found.node.clone(),
@@ -452,15 +466,15 @@ pub(super) fn reopen(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
             "it was closed to be restarted, and is back",
             Invariant::StepEnds,
             Disruption::Nothing,
-            [machine_key(name, "await-node"), api_shown_by(site)],
+            [Verb::AwaitNode.of(name), api_shown_by(site)],
         );
     }
 }
 
 /// A machine that serves goes for good.
-fn remove(site: &Site<'_>, name: &MachineName, after: &[StepKey], steps: &mut Steps) {
+fn remove(site: &Site<'_>, name: &MachineName, after: &[Key], steps: &mut Steps) {
     drain(site, name, after, steps);
-    let drained = [machine_key(name, "drain")];
+    let drained = [Verb::Drain.of(name)];
     delete(site, name, "nothing of it is wanted", &drained, steps);
 }
 
@@ -476,29 +490,29 @@ fn into_service(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
 
 /// Puts a machine's API server back into the endpoint, if it is out of it.
 pub(super) fn join(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
-    let out = site.observed.out_of_endpoint.contains(name)
-        || steps.has(&machine_key(name, "leave-endpoint"));
+    let out =
+        site.observed.out_of_endpoint.contains(name) || steps.has(&Verb::LeaveEndpoint.of(name));
     if !out {
         return;
     }
     steps.add(
-        machine_key(name, "join-endpoint"),
+        Verb::JoinEndpoint.of(name),
         Action::JoinEndpoint {
             machine: name.clone(),
         },
         "its API server answers, and clients may use it",
         Invariant::StepEnds,
         Disruption::Nothing,
-        [machine_key(name, "await-control-plane"), api_key()],
+        [Verb::AwaitControlPlane.of(name), Key::API],
     );
 }
 
-pub(super) fn drain(site: &Site<'_>, name: &MachineName, after: &[StepKey], steps: &mut Steps) {
+pub(super) fn drain(site: &Site<'_>, name: &MachineName, after: &[Key], steps: &mut Steps) {
     let Some(found) = site.found(name) else {
         return;
     };
     steps.add(
-        machine_key(name, "drain"),
+        Verb::Drain.of(name),
         Action::Drain {
             machine: name.clone(),
             node: found.node.clone(),
@@ -506,18 +520,15 @@ pub(super) fn drain(site: &Site<'_>, name: &MachineName, after: &[StepKey], step
         "its pods move to other nodes, as their budgets allow, before it goes",
         Invariant::PodBudgets,
         Disruption::Pods,
-        after
-            .iter()
-            .cloned()
-            .chain([machine_key(name, "add-routes")]),
+        after.iter().cloned().chain([Verb::AddRoutes.of(name)]),
     );
 }
 
 /// Has another member lead before a machine's own stops: a write that meets a leader that ends waits for an
 /// election.
-pub(super) fn move_leader(name: &MachineName, after: &[StepKey], steps: &mut Steps) {
+pub(super) fn move_leader(name: &MachineName, after: &[Key], steps: &mut Steps) {
     steps.add(
-        machine_key(name, "move-leader"),
+        Verb::MoveLeader.of(name),
         Action::MoveLeader {
             machine: name.clone(),
         },
@@ -533,13 +544,13 @@ pub(super) fn move_leader(name: &MachineName, after: &[StepKey], steps: &mut Ste
 pub(super) fn save_snapshot(
     site: &Site<'_>,
     name: &MachineName,
-    after: &[StepKey],
+    after: &[Key],
     steps: &mut Steps,
-) -> Option<StepKey> {
+) -> Option<Key> {
     if site.observed.outside.contains(name) {
         return None;
     }
-    let key = machine_key(name, "save-snapshot");
+    let key = Verb::SaveSnapshot.of(name);
     steps.add(
         key.clone(),
         Action::SaveSnapshot {
@@ -553,9 +564,9 @@ pub(super) fn save_snapshot(
     Some(key)
 }
 
-pub(super) fn leave_endpoint(name: &MachineName, after: &[StepKey], steps: &mut Steps) {
+pub(super) fn leave_endpoint(name: &MachineName, after: &[Key], steps: &mut Steps) {
     steps.add(
-        machine_key(name, "leave-endpoint"),
+        Verb::LeaveEndpoint.of(name),
         Action::LeaveEndpoint {
             machine: name.clone(),
         },
@@ -566,7 +577,7 @@ pub(super) fn leave_endpoint(name: &MachineName, after: &[StepKey], steps: &mut 
     );
 }
 
-pub(super) fn stop(name: &MachineName, alone: bool, after: &[StepKey], steps: &mut Steps) {
+pub(super) fn stop(name: &MachineName, alone: bool, after: &[Key], steps: &mut Steps) {
     let (why, disrupts) = if alone {
         (
             "the only API server and the only member of etcd stop in peace: the API is down until they are back",
@@ -579,7 +590,7 @@ pub(super) fn stop(name: &MachineName, alone: bool, after: &[StepKey], steps: &m
         )
     };
     steps.add(
-        machine_key(name, "stop-components"),
+        Verb::StopComponents.of(name),
         Action::StopComponents {
             machine: name.clone(),
         },
@@ -594,31 +605,31 @@ pub(super) fn stop(name: &MachineName, alone: bool, after: &[StepKey], steps: &m
 pub(super) fn delete(
     site: &Site<'_>,
     name: &MachineName,
-    why: &str,
-    after: &[StepKey],
+    why: impl Into<Cow<'static, str>>,
+    after: &[Key],
     steps: &mut Steps,
 ) {
     let Some(found) = site.found(name) else {
         return;
     };
-    if steps.has(&machine_key(name, "delete")) {
+    if steps.has(&Verb::Delete.of(name)) {
         return;
     }
-    let drained = steps.has(&machine_key(name, "drain"));
-    let why = match &found.kept_as {
-        Some(kept) => format!("{why}; what there is of it is kept, off, as {kept}"),
-        None => why.to_owned(),
-    };
-    let mut after: Vec<StepKey> = after.to_vec();
-    after.push(machine_key(name, "add-routes"));
+    let drained = steps.has(&Verb::Drain.of(name));
+    let mut why = why.into();
+    if let Some(kept) = &found.kept_as {
+        why = format!("{why}; what there is of it is kept, off, as {kept}").into();
+    }
+    let mut after: Vec<Key> = after.to_vec();
+    after.push(Verb::AddRoutes.of(name));
     if !drained && site.established && found.may_have_pods() {
         after.push(api_shown_by(site));
         drain(site, name, &after, steps);
-        after = vec![machine_key(name, "drain")];
+        after = vec![Verb::Drain.of(name)];
     }
     if !drained && (found.registered() || found.fenced) {
         steps.add(
-            machine_key(name, "fence"),
+            Verb::Fence.of(name),
             Action::Fence {
                 machine: name.clone(),
             },
@@ -627,14 +638,14 @@ pub(super) fn delete(
             Disruption::Pods,
             after,
         );
-        after = vec![machine_key(name, "fence")];
+        after = vec![Verb::Fence.of(name)];
     }
     steps.add(
-        machine_key(name, "delete"),
+        Verb::Delete.of(name),
         Action::DeleteMachine {
             machine: name.clone(),
         },
-        &why,
+        why,
         Invariant::OneIncarnation,
         if drained || !found.ready {
             Disruption::Nothing
@@ -647,19 +658,19 @@ pub(super) fn delete(
 
 /// Removes the Node object of an incarnation that is proven off, and its pods.
 pub(super) fn drop_node(site: &Site<'_>, name: &MachineName, node: &NodeName, steps: &mut Steps) {
-    let proof = if steps.has(&machine_key(name, "fence")) {
-        machine_key(name, "fence")
+    let proof = if steps.has(&Verb::Fence.of(name)) {
+        Verb::Fence.of(name)
     } else {
-        machine_key(name, "delete")
+        Verb::Delete.of(name)
     };
     let mut after = vec![proof, api_shown_by(site)];
     if site.members == 1 {
         // The API is away together with its only machine.
         let member = site.machines.iter().find(|(_, m)| m.control_plane());
-        after.extend(member.map(|(name, _)| machine_key(name, "await-control-plane")));
+        after.extend(member.map(|(name, _)| Verb::AwaitControlPlane.of(name)));
     }
     steps.add(
-        drop_node_key(node),
+        Key::DropNode(node.clone()),
         Action::DropNode {
             machine: name.clone(),
             node: node.clone(),
@@ -673,15 +684,15 @@ pub(super) fn drop_node(site: &Site<'_>, name: &MachineName, node: &NodeName, st
 
 /// Forgets a machine of which nothing is left.
 pub(super) fn forget(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
-    let key = machine_key(name, "forget");
+    let key = Verb::Forget.of(name);
     if steps.has(&key) {
         return;
     }
     let departed = site.observed.departed.get(name).into_iter().flatten();
     let nodes = departed.chain(site.found(name).map(|found| &found.node));
     let after: Vec<_> = nodes
-        .map(drop_node_key)
-        .chain(["delete", "remove-member"].map(|verb| machine_key(name, verb)))
+        .map(|node| Key::DropNode(node.clone()))
+        .chain([Verb::Delete, Verb::RemoveMember].map(|verb| verb.of(name)))
         .collect();
     steps.add(
         key,

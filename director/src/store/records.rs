@@ -149,7 +149,7 @@ impl Records {
         };
         let prefix = format!("{id}/");
         for entry in self.store.list(Kind::Step, &prefix).await? {
-            let key = StepKey(entry.name[prefix.len()..].to_owned());
+            let key = StepKey(entry.name[prefix.len()..].into());
             let record: StepRecord = decode(Kind::Step, &entry)?;
             task.steps.insert(key, record);
         }

@@ -21,7 +21,11 @@ pub(crate) fn explain(plan: &Plan) -> String {
             Disruption::Api => "API",
             Disruption::Data => "DATA",
         };
-        vec![step.key.to_string(), disrupts.to_owned(), step.why.clone()]
+        vec![
+            step.key.to_string(),
+            disrupts.to_owned(),
+            step.why.to_string(),
+        ]
     });
     text.push_str(&table(&["STEP", "DISRUPTS", "WHY"], rows));
     text.push_str(&plan.changes.as_ref().map(changes).unwrap_or_default());

@@ -83,9 +83,9 @@ fn task(verbs: &[&str], done: usize) -> Task {
             other => panic!("{other}"),
         };
         PlanStep {
-            key: StepKey(format!("machine/c-w-0/{verb}")),
+            key: StepKey::from(format!("machine/c-w-0/{verb}")),
             action,
-            why: String::new(),
+            why: "".into(),
             guard: crate::model::Invariant::Budget,
             disrupts: crate::model::Disruption::Nothing,
             after: Vec::new(),

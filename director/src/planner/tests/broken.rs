@@ -23,7 +23,7 @@ fn the_checker_sees_broken_changes() {
     };
     let without = |verb: &'static str, machine: &'static str| {
         broken(&|steps: &mut Vec<PlanStep>| {
-            let key = StepKey(format!("machine/{machine}/{verb}"));
+            let key = StepKey::from(format!("machine/{machine}/{verb}"));
             let above = steps.iter().find(|s| s.key == key).unwrap().after.clone();
             steps.retain(|step| step.key != key);
             for step in steps.iter_mut().filter(|s| s.after.contains(&key)) {
@@ -34,7 +34,7 @@ fn the_checker_sees_broken_changes() {
     };
     let early = |key: &'static str| {
         broken(&|steps: &mut Vec<PlanStep>| {
-            let step = steps.iter_mut().find(|s| s.key.0 == key).unwrap();
+            let step = steps.iter_mut().find(|s| *s.key.0 == *key).unwrap();
             step.after = vec![StepKey("api/await".into())];
         })
     };
@@ -43,7 +43,7 @@ fn the_checker_sees_broken_changes() {
             ("create", "api/await"),
             ("await-agent", "machine/c-w-3/create"),
         ] {
-            let key = StepKey(format!("machine/c-w-3/{verb}"));
+            let key = StepKey::from(format!("machine/c-w-3/{verb}"));
             let step = steps.iter_mut().find(|s| s.key == key).unwrap();
             step.after = vec![StepKey(after.into())];
         }
@@ -91,12 +91,12 @@ fn the_checker_sees_repairs_that_do_not_wait_for_the_proof() {
         };
         let early = |key: String| {
             broken(&|steps: &mut Vec<PlanStep>| {
-                let step = steps.iter_mut().find(|s| s.key.0 == key).unwrap();
+                let step = steps.iter_mut().find(|s| *s.key.0 == *key).unwrap();
                 step.after = vec![StepKey("api/await".into())];
             })
         };
         let unfenced = broken(&|steps: &mut Vec<PlanStep>| {
-            let key = StepKey(format!("machine/{machine}/fence"));
+            let key = StepKey::from(format!("machine/{machine}/fence"));
             steps.retain(|step| step.key != key);
             for step in steps.iter_mut() {
                 step.after.retain(|k| *k != key);

@@ -108,9 +108,9 @@ fn a_member_that_was_about_to_be_stopped_is_stopped_before_it_goes() {
         let touched = if newer { "fence" } else { "await-agent" };
         assert!(after(&plan, &format!("machine/c-cp-1/{touched}")).contains(&stop));
         // Who makes a plan without it takes what may be a member that serves.
-        plan.steps.retain(|step| step.key.0 != stop);
+        plan.steps.retain(|step| *step.key.0 != *stop);
         for step in &mut plan.steps {
-            step.after.retain(|key| key.0 != stop);
+            step.after.retain(|key| *key.0 != *stop);
         }
         plan.hash = crate::planner::hash(&desired, plan.goal, &plan.steps);
         assert!(why(&plan, &desired, &observed).contains(&Invariant::EtcdQuorum));
@@ -247,7 +247,7 @@ fn a_control_plane_of_one_says_that_its_api_will_be_down() {
         .steps
         .iter()
         .filter(|step| step.disrupts == Disruption::Api)
-        .map(|step| step.key.0.as_str())
+        .map(|step| &*step.key.0)
         .collect();
     assert_eq!(down, ["machine/c-cp-0/stop-components"]);
     assert_eq!(
@@ -519,7 +519,11 @@ fn components_are_staged_before_anything_stops_and_nothing_is_replaced() {
             after(&plan, &key(first)).contains(&stage.as_str()),
             "{machine}"
         );
-        let step = plan.steps.iter().find(|step| step.key.0 == stage).unwrap();
+        let step = plan
+            .steps
+            .iter()
+            .find(|step| *step.key.0 == *stage)
+            .unwrap();
         assert!(
             step.why.contains("containerd 2.2.9 to 2.3.7"),
             "{}",
@@ -546,7 +550,7 @@ fn the_checker_sees_links_that_lead_nowhere() {
     let good = checked(&desired, &observed);
     let without = |verb: &str| {
         let mut plan = good.clone();
-        let key = StepKey(format!("machine/c-w-0/{verb}"));
+        let key = StepKey::from(format!("machine/c-w-0/{verb}"));
         let above = plan
             .steps
             .iter()

@@ -39,13 +39,13 @@ fn raised() -> (Desired, Observed) {
 }
 
 fn place(plan: &Plan, key: &str) -> usize {
-    let mut keys = plan.steps.iter().map(|step| step.key.0.as_str());
+    let mut keys = plan.steps.iter().map(|step| &*step.key.0);
     keys.position(|found| found == key)
         .unwrap_or_else(|| panic!("{key} of {:?}", keys_of(plan)))
 }
 
 fn keys_of(plan: &Plan) -> Vec<&str> {
-    plan.steps.iter().map(|step| step.key.0.as_str()).collect()
+    plan.steps.iter().map(|step| &*step.key.0).collect()
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn api_servers_are_raised_in_place_one_after_the_other_and_workers_come_then() {
     for machine in MEMBERS {
         let created = format!("machine/{machine}/create");
         assert!(
-            plan.steps.iter().all(|step| step.key.0 != created),
+            plan.steps.iter().all(|step| *step.key.0 != *created),
             "it stays"
         );
     }
@@ -135,7 +135,7 @@ fn a_worker_that_starts_before_the_raise_is_seen() {
         let step = plan
             .steps
             .iter_mut()
-            .find(|step| step.key.0 == key)
+            .find(|step| *step.key.0 == *key)
             .unwrap();
         let before = match verb {
             "drain" => "api/await",

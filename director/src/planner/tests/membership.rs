@@ -200,10 +200,10 @@ fn broken_changes_of_the_membership_are_seen() {
         let step = plan
             .steps
             .iter_mut()
-            .find(|step| step.key.0 == key)
+            .find(|step| *step.key.0 == *key)
             .unwrap();
         let had = step.after.len();
-        step.after.retain(|key| key.0 != lost);
+        step.after.retain(|key| *key.0 != *lost);
         assert_eq!(step.after.len(), had - 1, "{key} waits for {lost}");
         plan.hash = super::super::hash(to.0, plan.goal, &plan.steps);
         why(&plan, to.0, to.1)
@@ -232,7 +232,7 @@ fn broken_changes_of_the_membership_are_seen() {
             let step = plan
                 .steps
                 .iter_mut()
-                .find(|step| step.key.0 == key)
+                .find(|step| *step.key.0 == *key)
                 .unwrap();
             step.after.retain(|key| *key != also);
         }

@@ -464,12 +464,12 @@ fn minor(version: &str) -> u32 {
 }
 
 fn keys(plan: &Plan) -> Vec<&str> {
-    plan.steps.iter().map(|step| step.key.0.as_str()).collect()
+    plan.steps.iter().map(|step| &*step.key.0).collect()
 }
 
 fn after<'a>(plan: &'a Plan, key: &str) -> Vec<&'a str> {
-    let step = plan.steps.iter().find(|step| step.key.0 == key).unwrap();
-    step.after.iter().map(|key| key.0.as_str()).collect()
+    let step = plan.steps.iter().find(|step| *step.key.0 == *key).unwrap();
+    step.after.iter().map(|key| &*key.0).collect()
 }
 
 #[test]
@@ -482,7 +482,7 @@ fn a_new_cluster_starts_everything_at_once() {
         .steps
         .iter()
         .filter(|step| step.after.is_empty())
-        .map(|step| step.key.0.as_str())
+        .map(|step| &*step.key.0)
         .collect();
     assert_eq!(
         first,
@@ -583,7 +583,7 @@ fn the_checker_sees_broken_plans() {
         change(
             plan.steps
                 .iter_mut()
-                .find(|step| step.key.0 == key)
+                .find(|step| *step.key.0 == *key)
                 .unwrap(),
         );
         plan.hash = super::hash(&desired, plan.goal, &plan.steps);

@@ -88,7 +88,7 @@ fn the_checker_sees_what_is_missing() {
     let (desired, observed) = restarts("c-cp-1", true, false);
     let good = plan(&desired, &observed).unwrap();
     let without = |verb: &str| {
-        let key = StepKey(format!("machine/c-cp-1/{verb}"));
+        let key = StepKey::from(format!("machine/c-cp-1/{verb}"));
         let mut plan = good.clone();
         let gone = plan.steps.iter().position(|step| step.key == key).unwrap();
         let gone = plan.steps.remove(gone);

@@ -59,11 +59,11 @@ fn checked(fates: &[MemberFate]) -> (Restore, RestoreOrder) {
 /// All that comes before a step.
 fn above(plan: &Plan, key: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let mut left = vec![StepKey(key.to_owned())];
+    let mut left = vec![StepKey(key.into())];
     while let Some(key) = left.pop() {
         let step = plan.steps.iter().find(|step| step.key == key).unwrap();
         for key in &step.after {
-            if found.insert(key.0.clone()) {
+            if found.insert(key.to_string()) {
                 left.push(key.clone());
             }
         }
@@ -259,9 +259,9 @@ fn broken_restores_are_seen() {
     };
     let without = |key: &'static str| {
         move |plan: &mut Plan| {
-            plan.steps.retain(|step| step.key.0 != key);
+            plan.steps.retain(|step| *step.key.0 != *key);
             for step in &mut plan.steps {
-                step.after.retain(|after| after.0 != key);
+                step.after.retain(|after| *after.0 != *key);
             }
         }
     };
@@ -270,7 +270,7 @@ fn broken_restores_are_seen() {
             let step = plan
                 .steps
                 .iter_mut()
-                .find(|step| step.key.0 == key)
+                .find(|step| *step.key.0 == *key)
                 .unwrap();
             step.after.clear();
         }

@@ -36,9 +36,9 @@ fn zones_follow_one_another_and_machines_of_one_go_together() {
     assert_eq!(check(&plan, &desired, &observed), Ok(()));
     assert_eq!(drained(&plan), ["0", "3", "1", "4", "2", "5"]);
     let after = |key: &str| {
-        let step = plan.steps.iter().find(|step| step.key.0 == key).unwrap();
+        let step = plan.steps.iter().find(|step| *step.key.0 == *key).unwrap();
         let gates = step.after.iter().filter(|key| key.0.contains("-zone-"));
-        gates.map(|key| key.0.clone()).collect::<Vec<_>>()
+        gates.map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(after("machine/c-w-3/drain"), [""; 0]);
     let done = ["checkpoint/w-zone-2".to_owned()];

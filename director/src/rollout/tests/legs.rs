@@ -129,7 +129,7 @@ async fn an_upgrade_over_two_minors_that_dies_at_any_point_ends_the_same() {
         };
         let of = |machine: &str, verb: &str| -> Vec<u32> {
             let end = format!("machine/{machine}/{verb}");
-            let keys = task.steps.keys().map(|key| key.0.as_str());
+            let keys = task.steps.keys().map(|key| &*key.0);
             keys.filter(|key| key.ends_with(&end)).map(in_leg).collect()
         };
         assert_eq!(of("demo-cp-0", "create"), [2, 1]);

@@ -527,7 +527,7 @@ async fn a_failed_attempt_is_tried_again_under_a_new_id() {
         .steps
         .iter()
         .filter(|(_, step)| step.attempts > 1)
-        .map(|(key, step)| (key.0.as_str(), step.attempts))
+        .map(|(key, step)| (&*key.0, step.attempts))
         .collect();
     assert_eq!(
         attempts,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::model::{Machine, Reboot, StepKey, StepRecord};
-use crate::planner::{again, machine_key};
+use crate::planner::again;
 use crate::resurrector::{CaseRecord, Hold, HoldKind, Rung, Verdict};
 
 fn worker() -> MachineName {
@@ -62,9 +62,9 @@ impl Rig {
 }
 
 fn succeeded(task: &Task, verb: &str) -> bool {
-    let key = machine_key(&worker(), verb);
+    let key = format!("machine/{}/{verb}", worker());
     let of = |(step, record): (&StepKey, &StepRecord)| {
-        step.0.ends_with(&key.0) && record.state == StepState::Succeeded
+        step.0.ends_with(&key) && record.state == StepState::Succeeded
     };
     task.steps.iter().any(of)
 }

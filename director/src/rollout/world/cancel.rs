@@ -13,7 +13,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
 use super::{World, check};
 use crate::model::{Cluster, Machine, MachinePhase, Plan, StepKey, Task, Wanted};
-use crate::planner::{self, DesiredState, Observed, ObservedMachine, inputs, machine_key};
+use crate::planner::{self, DesiredState, Observed, ObservedMachine, Verb, inputs, machine_key};
 use crate::rollout::EffectError;
 use crate::store::Commit;
 
@@ -147,8 +147,8 @@ fn pin(cluster: &Cluster, machine: &mut Machine, task: &Task) {
         return;
     }
     machine.pinned = true;
-    let key = machine_key(&machine.name, "configure");
-    if task.steps.keys().any(|begun| begun.0.ends_with(&key.0)) {
+    let key = machine_key(&machine.name, Verb::Configure);
+    if task.steps.keys().any(|begun| begun.0.ends_with(&*key.0)) {
         machine.configured = None;
         machine.started = None;
     }
@@ -182,7 +182,7 @@ fn joining(machine: &Machine) -> bool {
 
 /// The plan with other keys, so that none of its steps is taken for one of another plan of its task.
 pub(super) fn renamed(mut plan: Plan, prefix: &str) -> Plan {
-    let rename = |key: &mut StepKey| key.0.insert_str(0, prefix);
+    let rename = |key: &mut StepKey| *key = format!("{prefix}{key}").into();
     for step in &mut plan.steps {
         rename(&mut step.key);
         step.after.iter_mut().for_each(rename);

@@ -4,7 +4,7 @@ use windlass_common::id::MachineName;
 
 use super::{EffectError, World};
 use crate::model::{Cluster, Machine, StepState, Task};
-use crate::planner::machine_key;
+use crate::planner::{Verb, machine_key};
 
 impl World {
     /// The minor that all API servers of a cluster emulate still, although the cluster is to emulate another or none:
@@ -41,10 +41,10 @@ impl World {
 
 /// Whether a task has begun to tell a machine what it runs with, or to start it, and nobody knows how far that went.
 fn begun(task: &Task, machine: &MachineName) -> bool {
-    let keys = ["configure", "start"].map(|verb| machine_key(machine, verb));
+    let keys = [Verb::Configure, Verb::Start].map(|verb| machine_key(machine, verb));
     let mut unfinished = task
         .steps
         .iter()
         .filter(|(_, record)| record.state != StepState::Succeeded);
-    unfinished.any(|(begun, _)| keys.iter().any(|key| begun.0.ends_with(&key.0)))
+    unfinished.any(|(begun, _)| keys.iter().any(|key| begun.0.ends_with(&*key.0)))
 }

@@ -101,13 +101,13 @@ mod tests {
     /// A task that awaits the agents of three machines.
     fn awaits(records: &[(&str, StepState, Option<&str>)], state: TaskState) -> Task {
         let cluster = ClusterName::new("demo").unwrap();
-        let key = |machine: &str| StepKey(format!("machine/{machine}/await-agent"));
+        let key = |machine: &str| StepKey(format!("machine/{machine}/await-agent").into());
         let step = |(machine, _, _): &(&str, StepState, Option<&str>)| PlanStep {
             key: key(machine),
             action: Action::AwaitAgent {
                 machine: name(machine),
             },
-            why: String::new(),
+            why: "".into(),
             guard: Invariant::StepEnds,
             disrupts: Disruption::Nothing,
             after: Vec::new(),

@@ -344,7 +344,7 @@ async fn one_that_serves_is_drained_by_a_task_before_it_is_restarted() {
         (TaskKind::RepairCluster, TaskState::Succeeded, ACTOR)
     );
     for verb in ["drain", "reboot", "await-agent", "uncordon"] {
-        let key = StepKey(format!("machine/demo-w-0/{verb}"));
+        let key = StepKey::from(format!("machine/demo-w-0/{verb}"));
         assert!(task.steps.contains_key(&key), "{verb}: {task:?}");
     }
     // One restart by one task, and nothing is left of the wish.
