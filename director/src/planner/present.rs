@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rustc_hash::FxHashMap;
 use windlass_common::id::{ClusterName, Digest, Incarnation, MachineName, PoolName};
 
 use super::bring_up::{await_control_plane, await_node, bring_up};
@@ -46,7 +47,7 @@ pub(super) struct Site<'a> {
     pub(super) machines: &'a BTreeMap<MachineName, DesiredMachine>,
     pub(super) budgets: &'a BTreeMap<PoolName, Budget>,
     pub(super) observed: &'a Observed,
-    pub(super) needs: BTreeMap<&'a MachineName, Need>,
+    pub(super) needs: FxHashMap<&'a MachineName, Need>,
     /// Machines, whether or not they exist, of which nothing is wanted.
     pub(super) surplus: BTreeSet<&'a MachineName>,
     /// Members of etcd once those that join have joined, and before those that go have left.
@@ -82,7 +83,7 @@ impl<'a> Site<'a> {
             .next()
             .map(|(name, _)| name)
             .ok_or_else(|| PlanError::NoControlPlane(cluster.clone()))?;
-        let mut needs = BTreeMap::new();
+        let mut needs = FxHashMap::default();
         for (name, wanted) in machines {
             let found = observed.machines.get(name);
             let mut need = need(name, wanted, found)?;
@@ -161,8 +162,8 @@ impl<'a> Site<'a> {
 
     /// How a machine that goes on is restarted, if it is.
     pub(super) fn reboot(&self, name: &MachineName) -> Option<Reboot> {
-        let wanted = self.machines.get(name)?;
-        wanted.reboot.filter(|_| self.stays(name))
+        let reboot = self.machines.get(name)?.reboot?;
+        self.stays(name).then_some(reboot)
     }
 
     /// Whether the incarnation that there is goes on.

@@ -42,28 +42,26 @@ impl Key {
         Key::Checkpoint(of.into())
     }
 
-    /// What a plan calls it.
-    fn name(&self) -> StepKey {
-        let name = match self {
-            Key::Cluster(name) => return StepKey((*name).into()),
-            Key::Machine(machine, verb) => return machine_key(machine, *verb),
+    /// What a plan calls it. `text` is where that is put together.
+    fn name(&self, text: &mut String) -> StepKey {
+        let parts = match self {
+            Key::Cluster(name) => [name, "", "", ""],
+            Key::Machine(machine, verb) => ["machine/", machine.as_str(), "/", verb.name()],
             Key::Restore(machine, verb) => ["restore/", machine.as_str(), "/", verb.name()],
             Key::CreateDisk(disk) => ["disk/", disk.as_str(), "/", "create"],
             Key::DeleteDisk(disk) => ["disk/", disk.as_str(), "/", "delete"],
             Key::DropNode(node) => ["node/", node.as_str(), "/", "drop"],
             Key::Checkpoint(of) => ["checkpoint/", of, "", ""],
         };
-        StepKey(name.concat().into())
+        text.clear();
+        text.extend(parts);
+        StepKey(text.as_str().into())
     }
 }
 
 /// What a plan calls a step of a machine.
 pub(crate) fn machine_key(machine: &MachineName, verb: Verb) -> StepKey {
-    StepKey(
-        ["machine/", machine.as_str(), "/", verb.name()]
-            .concat()
-            .into(),
-    )
+    verb.of(machine).name(&mut String::new())
 }
 
 macro_rules! verbs {
@@ -136,6 +134,8 @@ pub(super) struct Steps {
     pub(super) list: Vec<PlanStep>,
     /// Where each of them is in the list.
     at: FxHashMap<Key, usize>,
+    /// Where names are put together.
+    text: String,
 }
 
 impl Steps {
@@ -153,7 +153,7 @@ impl Steps {
         after.sort_unstable();
         after.dedup();
         self.list.push(PlanStep {
-            key: key.name(),
+            key: key.name(&mut self.text),
             action,
             why: why.into(),
             guard,

@@ -188,7 +188,7 @@ fn crews<'a>(site: &Site<'a>) -> BTreeMap<&'a PoolName, Crew<'a>> {
             Need::Restart => crew.change.push(name),
             Need::Nothing => {}
         }
-        if site.stays(name) && cordoned(site, name) && site.reboot(name).is_none() {
+        if cordoned(site, name) && site.stays(name) && site.reboot(name).is_none() {
             crew.open.push(name);
         }
     }
@@ -228,7 +228,7 @@ fn in_lanes(
     let zone = |name: &MachineName| site.observed.zones.get(name);
     // So does what works badly, which is no canary of a change.
     let repaired = |name: &MachineName| site.reboot(name).is_some();
-    order.sort_by_key(|name| (!begun(name), !repaired(name), leaves(name), zone(name)));
+    order.sort_by_cached_key(|name| (!begun(name), !repaired(name), leaves(name), zone(name)));
     let budget = site.budgets.get(pool).copied().unwrap_or_default();
     let mut lanes: VecDeque<Vec<Key>> = vec![Vec::new(); lanes(pool, crew, budget)?].into();
     // More may have been begun with than may be down at once now: then no other is begun with before they are back.
