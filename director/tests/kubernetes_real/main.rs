@@ -197,6 +197,7 @@ fn one_control_plane_serves_and_says_no_to_everybody_else() {
         "pods made and judged {:.2?} after the add-ons",
         before.elapsed()
     );
+    aggregated_ones_know_who_speaks_to_them(&bootstrap);
     secrets_are_encrypted(&machine, control, &bootstrap);
     strangers_are_refused(&machine, control, &cluster, &pki);
     let kubectl = operator_uses_kubectl(&world, &machine, &cluster, &pki);
@@ -403,6 +404,21 @@ fn etcdctl(
     }
 }
 
+/// API servers add to what is applied what they need, and name nobody else.
+fn aggregated_ones_know_who_speaks_to_them(bootstrap: &Client) {
+    let (namespace, name) = (Some("kube-system"), "extension-apiserver-authentication");
+    let found = machine::until("API servers say whom they trust", || {
+        let found = block_on(bootstrap.get::<Value>(&Resource::CONFIG_MAP, namespace, name));
+        let data = found.unwrap()["data"].clone();
+        data["requestheader-client-ca-file"]
+            .is_string()
+            .then_some(data)
+    });
+    let names: Value =
+        serde_json::from_str(found["requestheader-allowed-names"].as_str().unwrap()).unwrap();
+    assert_eq!(names, json!([pki::FRONT_PROXY_NAME, pki::NO_FRONT_PROXY]));
+}
+
 fn strangers_are_refused(
     machine: &Machine<'_>,
     control: &MachineFacts,
@@ -423,6 +439,32 @@ fn strangers_are_refused(
     assert_eq!(get("/livez"), "200");
     assert_eq!(get("/version"), "401");
     assert_eq!(get("/api/v1/nodes"), "401");
+
+    // What an API server proves itself with to aggregated ones makes nobody a user of another one.
+    let file = |path: &str| machine.path(path).to_str().unwrap().to_owned();
+    let url = format!("https://{}:6443/api/v1/secrets", control.address);
+    let code = machine::run(
+        "curl",
+        &[
+            "-s",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "--cacert",
+            &file(render::KUBERNETES_CA_PATH),
+            "--cert",
+            &file(&Profile::FrontProxyClient.certificate_path()),
+            "--key",
+            &file(&Profile::FrontProxyClient.key_path()),
+            "-H",
+            "X-Remote-User: root",
+            "-H",
+            "X-Remote-Group: system:masters",
+            &url,
+        ],
+    );
+    assert_eq!(code, "401");
 
     // A node sees its own objects and nobody else's secrets.
     let address = SocketAddr::new(cluster.endpoint.address.into(), cluster.endpoint.port);

@@ -14,6 +14,7 @@
 //! Applying them: the rollout, with [`super::client`].
 
 mod admission;
+mod aggregation;
 mod dns;
 mod nodes;
 mod rbac;
@@ -41,6 +42,7 @@ pub fn bootstrap_objects(cluster: &ClusterFacts) -> Vec<Value> {
     })];
     objects.extend(rbac::objects());
     objects.extend(admission_objects());
+    objects.extend(aggregation::objects());
     objects.extend(dns::rights());
     objects.extend(dns::objects(cluster));
     objects.extend(rbac::gate_objects(&cluster.spec.gates));

@@ -91,8 +91,11 @@ pub const KUBELET_CALLER_USER: &str = "windlass:apiserver-kubelet-client";
 /// Common name that etcd members demand of one another, so that a client's certificate of the same
 /// authority cannot join as a member.
 pub const ETCD_PEER_NAME: &str = "windlass:etcd-peer";
-/// Common name of the front proxy; the API server accepts forwarded users from this name only.
+/// Common name with which API servers speak to aggregated ones, which accept forwarded users from it.
 pub const FRONT_PROXY_NAME: &str = "front-proxy-client";
+/// A common name that no certificate has: components of a control plane accept forwarded users from it only. Without any
+/// name they would accept all.
+pub const NO_FRONT_PROXY: &str = "windlass:no-front-proxy";
 
 const DAY_S: u64 = 24 * 3600;
 const DOCUMENT_VERSION: u32 = 1;

@@ -21,10 +21,10 @@
 //! * Same lists, same bytes: etcd's is signed once and kept, with a number that grows with each change of either.
 //!
 //! # Not here
-//! The certificate with which API servers speak to aggregated ones for any user: they take users from who has it, and
-//! neither list is asked. Workers, whose kubelets read what follows their pods. Certificates that were issued before there was a ledger, to incarnations that were gone by then: these are refused
-//! once they expire, or once a rotation has replaced the authorities. How the list reaches machines
-//! (`rollout/world/revocation.rs`).
+//! The certificate with which API servers speak to aggregated ones: those take users from whoever has it, and look at no
+//! list (`kubernetes/addons/aggregation.rs`). Workers, whose kubelets read what follows their pods. Certificates that were
+//! issued before there was a ledger, to incarnations that were gone by then: these are refused once they expire, or once a
+//! rotation has replaced the authorities. How the list reaches machines (`rollout/world/revocation.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 

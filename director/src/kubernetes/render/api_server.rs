@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::super::facts::{ClusterFacts, MachineFacts};
-use super::super::pki::{EncryptionKey, FRONT_PROXY_NAME, Profile};
+use super::super::pki::{EncryptionKey, NO_FRONT_PROXY, Profile};
 use super::super::{API_PORT, CLUSTER_DOMAIN, ETCD_CLIENT_PORT};
 use super::flags::{Flags, emulation};
 use super::kubeconfig::{Credentials, Kubeconfig, Server, Source};
@@ -100,7 +100,7 @@ fn trust_flags(flags: Flags, cluster: &ClusterFacts) -> Flags {
         // The one address that a kubelet's certificate is sure to carry.
         .set("kubelet-preferred-address-types", "InternalIP")
         .set("requestheader-client-ca-file", FRONT_PROXY_CA_PATH)
-        .set("requestheader-allowed-names", FRONT_PROXY_NAME)
+        .set("requestheader-allowed-names", NO_FRONT_PROXY)
         .set("requestheader-username-headers", "X-Remote-User")
         .set("requestheader-group-headers", "X-Remote-Group")
         .set("requestheader-extra-headers-prefix", "X-Remote-Extra-")

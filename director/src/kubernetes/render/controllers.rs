@@ -1,7 +1,7 @@
 //! Controller manager and scheduler: flags only.
 
 use super::super::facts::{ClusterFacts, MachineFacts};
-use super::super::pki::Profile;
+use super::super::pki::{NO_FRONT_PROXY, Profile};
 use super::super::{CONTROLLER_MANAGER_PORT, SCHEDULER_PORT};
 use super::flags::{Flags, emulation};
 use super::{FRONT_PROXY_CA_PATH, KUBERNETES_CA_PATH, SERVICE_ACCOUNT_KEY_PATH};
@@ -60,6 +60,7 @@ fn common(
         .set("authorization-kubeconfig", kubeconfig)
         .set("client-ca-file", KUBERNETES_CA_PATH)
         .set("requestheader-client-ca-file", FRONT_PROXY_CA_PATH)
+        .set("requestheader-allowed-names", NO_FRONT_PROXY)
         .set("bind-address", "127.0.0.1")
         .set("secure-port", port)
         .set("tls-cert-file", profile.certificate_path())
