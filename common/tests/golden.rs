@@ -471,6 +471,10 @@ fn steps(golden: &mut Golden) {
             pod("web-1", EvictHow::Delete),
         ],
     });
+    golden.pin(Hold {
+        unit: "kube-apiserver.service".to_owned(),
+        for_ms: 2500,
+    });
 }
 
 fn sessions(golden: &mut Golden) {

@@ -44,6 +44,7 @@ pub(super) fn of(step: &Step) -> BTreeSet<Thing> {
         Step::AgentUpgrade(_) => [Thing::Path(crate::steps::upgrade::PROGRAM.to_owned())].into(),
         // One at a time: each looks first, and acts on what it saw.
         Step::Etcd(_) | Step::EtcdData(_) => [Thing::Unit("etcd.service".to_owned())].into(),
+        Step::Hold(hold) => [Thing::Unit(hold.unit.clone())].into(),
         // What it changes is the API's, not the machine's.
         Step::Gate(_) | Step::Collect(_) | Step::Exec(_) | Step::Evict(_) => BTreeSet::new(),
     }

@@ -350,7 +350,8 @@ fn looks(step: &Step) -> bool {
         | Step::Disk(_)
         | Step::Service(_)
         | Step::Exec(_)
-        | Step::AgentUpgrade(_) => false,
+        | Step::AgentUpgrade(_)
+        | Step::Hold(_) => false,
     }
 }
 
@@ -369,7 +370,8 @@ fn slots(step: &Step) -> u32 {
         | Step::Exec(_)
         | Step::Etcd(_)
         | Step::EtcdData(_)
-        | Step::Evict(_) => 1,
+        | Step::Evict(_)
+        | Step::Hold(_) => 1,
     }
 }
 

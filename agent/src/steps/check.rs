@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use windlass_common::limits::{AGENT_BYTES_MAX, AGENT_TRIAL_S, EVICTIONS_MAX};
 use windlass_common::step::{
     AgentUpgrade, Check, ClientFiles, Collect, Configure, Disk, Etcd, EtcdAction, EtcdData,
-    EtcdDataAction, EtcdPeer, EtcdRestoreId, EtcdSource, Evict, Exec, Fetch, FileSpec, Gate, Keys,
-    MEMBERS_MAX, RESTORE_ID_MAX, SNAPSHOTS_KEPT_MAX, STEP_ID_MAX, Service, Step, StepId,
-    UNFINISHED_RESTORES_MAX,
+    EtcdDataAction, EtcdPeer, EtcdRestoreId, EtcdSource, Evict, Exec, Fetch, FileSpec, Gate,
+    HOLD_MS_MAX, Hold, Keys, MEMBERS_MAX, RESTORE_ID_MAX, SNAPSHOTS_KEPT_MAX, STEP_ID_MAX, Service,
+    Step, StepId, UNFINISHED_RESTORES_MAX,
 };
 
 use crate::host::STATE_DIR;
@@ -56,6 +56,7 @@ pub fn check(id: &StepId, step: &Step) -> Vec<String> {
         Step::Etcd(etcd) => check_etcd(&mut faults, etcd),
         Step::EtcdData(data) => check_etcd_data(&mut faults, data),
         Step::Evict(evict) => check_evict(&mut faults, evict),
+        Step::Hold(hold) => check_hold(&mut faults, hold),
     }
     faults.0
 }
@@ -369,6 +370,20 @@ fn check_peer(faults: &mut Faults, peer: &EtcdPeer) {
     }
 }
 
+/// An agent that stands still could let nobody go on.
+fn check_hold(faults: &mut Faults, hold: &Hold) {
+    let named = units::check_name(&hold.unit).is_ok() && hold.unit.ends_with(".service");
+    if !named || hold.unit == "windlass-agent.service" {
+        faults.add(format!("{:?} is no service that may be held", hold.unit));
+    }
+    if hold.for_ms == 0 || hold.for_ms > HOLD_MS_MAX {
+        faults.add(format!(
+            "{} ms is no time to hold a unit for; 1 to {HOLD_MS_MAX} are allowed",
+            hold.for_ms
+        ));
+    }
+}
+
 /// Namespace, name and uid go into a path and a selector: nothing of them may end either.
 fn check_evict(faults: &mut Faults, evict: &Evict) {
     let way = "way to the API";
@@ -431,6 +446,25 @@ mod tests {
             }],
             ..Configure::default()
         })
+    }
+
+    #[test]
+    fn a_service_is_held_for_a_moment_and_never_the_agent() {
+        let hold = |unit: &str, for_ms| {
+            let unit = unit.to_owned();
+            faults(Step::Hold(Hold { unit, for_ms }))
+        };
+        let api = "kube-apiserver.service";
+        assert_eq!(hold(api, HOLD_MS_MAX), 0);
+        for (unit, for_ms) in [
+            (api, 0),
+            (api, HOLD_MS_MAX + 1),
+            ("windlass-agent.service", 1),
+            ("multi-user.target", 1),
+            ("../x.service", 1),
+        ] {
+            assert_eq!(hold(unit, for_ms), 1, "{unit} for {for_ms} ms");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod evict;
 pub mod exec;
 pub mod fetch;
 pub mod gate;
+pub mod hold;
 mod https;
 pub mod keys;
 mod progress;
@@ -232,6 +233,7 @@ pub async fn run(
         Step::Etcd(etcd) => etcd::run(context, run, etcd).await,
         Step::EtcdData(data) => etcd::data::run(context, run, data).await,
         Step::Evict(evict) => evict::run(context, run, evict).await,
+        Step::Hold(hold) => hold::run(context, run, hold).await,
     }
 }
 

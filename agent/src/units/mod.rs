@@ -16,6 +16,7 @@ pub mod watch;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use nix::sys::signal::Signal;
 use tokio::sync::Mutex;
 use windlass_common::error::ErrorClass;
 use zbus::message::Type;
@@ -287,6 +288,13 @@ impl Units {
     /// Forgets that the unit failed, so that its start limit does not refuse a new start.
     pub async fn reset_failed(&self, unit: &str) -> Result<(), UnitError> {
         self.call("ResetFailedUnit", &(unit)).await.map(drop)
+    }
+
+    /// Sends a signal to all processes of a unit.
+    pub async fn signal(&self, unit: &str, signal: Signal) -> Result<(), UnitError> {
+        check_name(unit)?;
+        let body = (unit, "all", signal as i32);
+        self.call("KillUnit", &body).await.map(drop)
     }
 
     /// Queues a job; [`Queued::done`] waits for it.

@@ -90,6 +90,16 @@ pub struct EtcdReport {
     pub members: Vec<EtcdMemberReport>,
 }
 
+impl EtcdReport {
+    /// Whether the member that was asked leads.
+    pub fn leads(&self) -> bool {
+        self.members.iter().any(|member| {
+            let leader = member.status.as_ref().is_some_and(|status| status.leader);
+            leader && member.id == self.member_id
+        })
+    }
+}
+
 /// One member in a report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

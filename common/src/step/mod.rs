@@ -10,6 +10,7 @@
 mod etcd;
 mod etcd_data;
 mod evict;
+mod hold;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +32,7 @@ pub use etcd_data::{
     RESTORE_ID_MAX, UNFINISHED_RESTORES_MAX,
 };
 pub use evict::{Evict, EvictAnswer, EvictHow, EvictOutcome, EvictPod};
+pub use hold::{HELD, HOLD_MS_MAX, Hold};
 
 /// Longest step id, in bytes.
 pub const STEP_ID_MAX: usize = 200;
@@ -90,6 +92,8 @@ pub enum Step {
     EtcdData(EtcdData),
     /// Tell pods of the machine's own node to leave; needs a capability.
     Evict(Evict),
+    /// Have a unit stand still for a moment; needs a capability.
+    Hold(Hold),
 }
 
 impl Step {
@@ -108,6 +112,7 @@ impl Step {
             Step::Etcd(_) => "etcd",
             Step::EtcdData(_) => "etcd-data",
             Step::Evict(_) => "evict",
+            Step::Hold(_) => "hold",
         }
     }
 
@@ -124,7 +129,8 @@ impl Step {
             | Step::AgentUpgrade(_)
             | Step::Etcd(_)
             | Step::EtcdData(_)
-            | Step::Evict(_) => true,
+            | Step::Evict(_)
+            | Step::Hold(_) => true,
             Step::Exec(_) => false,
         }
     }

@@ -99,6 +99,7 @@ bodies! {
     0x0130 => step::Etcd,
     0x0138 => step::EtcdData,
     0x0140 => step::Evict,
+    0x0148 => step::Hold,
     // With `frame::OPTIONAL`: whoever does not know it goes on without.
     0x8023 => FileSystems,
 }
@@ -119,14 +120,17 @@ pub fn since(kind: u16) -> u16 {
 
 /// Name of the capability to tell pods of its own node to leave.
 pub const EVICT: &str = "evict";
+/// Name of the capability to have a unit stand still for a moment.
+pub const HOLD: &str = "hold";
 /// What agents of this release can do beyond the base of their protocol: names for [`Hello::capabilities`], sorted.
-pub const CAPABILITIES: &[&str] = &[EVICT];
+pub const CAPABILITIES: &[&str] = &[EVICT, HOLD];
 
 /// The capability that an agent has to have named before it is sent a kind: one that came after the first agents of
 /// its protocol version.
 pub fn capability(kind: u16) -> Option<&'static str> {
     match kind {
         step::Evict::KIND => Some(EVICT),
+        step::Hold::KIND => Some(HOLD),
         _ => None,
     }
 }

@@ -4,7 +4,7 @@ use super::frame::{Frame, FrameError};
 use super::message::{Body, StepHeader};
 use crate::limits::{STEP_LABEL_BYTES_MAX, STEP_LABELS_MAX};
 use crate::step::{
-    AgentUpgrade, Collect, Configure, Disk, Etcd, EtcdData, Evict, Exec, Fetch, Gate, Keys,
+    AgentUpgrade, Collect, Configure, Disk, Etcd, EtcdData, Evict, Exec, Fetch, Gate, Hold, Keys,
     STEP_ID_MAX, Service, Step, StepRequest,
 };
 
@@ -34,6 +34,7 @@ pub fn to_frames(request: &StepRequest) -> Result<[Frame; 2], FrameError> {
         Step::Etcd(body) => Frame::of(body),
         Step::EtcdData(body) => Frame::of(body),
         Step::Evict(body) => Frame::of(body),
+        Step::Hold(body) => Frame::of(body),
     }?;
     Ok([Frame::of(&header)?, body])
 }
@@ -70,6 +71,7 @@ pub fn from_frames(header: StepHeader, body: &Frame) -> Result<StepRequest, Fram
         Etcd::KIND => Step::Etcd(body.body()?),
         EtcdData::KIND => Step::EtcdData(body.body()?),
         Evict::KIND => Step::Evict(body.body()?),
+        Hold::KIND => Step::Hold(body.body()?),
         got => {
             return Err(FrameError::Unexpected {
                 got,

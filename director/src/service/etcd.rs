@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use windlass_common::error::{ErrorChain, ErrorClass};
 use windlass_common::step::{
-    EtcdAction, EtcdReport, Outcome, Progress, Step, StepId, StepRequest, StepResult,
+    EtcdAction, EtcdReport, Outcome, Step, StepId, StepRequest, StepResult,
 };
 
 use super::Inner;
@@ -16,13 +15,10 @@ use super::draft::random_u32;
 use crate::gateway::DeliveryError;
 use crate::kubernetes::render;
 use crate::model::Machine;
+use crate::rollout::world::ask;
 
 /// How long a report may take: members that are off are given two seconds each.
 pub(super) const REPORT_LIMIT: Duration = Duration::from_secs(30);
-/// Longest answer, bytes: a report of [`windlass_common::step::MEMBERS_MAX`] members is 16 KiB.
-const ANSWER_BYTES_MAX: usize = 256 << 10;
-/// Progress that waits to be read.
-const PROGRESS_QUEUE: usize = 16;
 
 /// Why a machine's member of etcd did not do what it was asked. `Display` never repeats the source.
 #[derive(Debug, thiserror::Error)]
@@ -144,20 +140,7 @@ impl Inner {
             step: Step::Etcd(render::etcd_step(action)),
             labels: BTreeMap::new(),
         };
-        let (sender, mut progress) = mpsc::channel(PROGRESS_QUEUE);
-        let agents = &self.world.agents;
-        let call = agents.run_step(&machine.name, machine.incarnation, request, sender);
-        let mut said = Vec::new();
-        let listen = async {
-            while let Some(progress) = progress.recv().await {
-                if let Progress::Output { bytes, .. } = progress
-                    && said.len() + bytes.len() <= ANSWER_BYTES_MAX
-                {
-                    said.extend_from_slice(&bytes);
-                }
-            }
-        };
-        let (result, ()) = tokio::join!(call, listen);
+        let (result, said) = ask(&*self.world.agents, machine, request).await;
         let result = result.map_err(AskError::Delivery)?;
         let changes = done(machine, result)?;
         Ok(Answer { changes, said })

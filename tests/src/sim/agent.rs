@@ -342,7 +342,8 @@ fn looks(step: &Step) -> bool {
         | Step::Disk(_)
         | Step::Service(_)
         | Step::Exec(_)
-        | Step::AgentUpgrade(_) => false,
+        | Step::AgentUpgrade(_)
+        | Step::Hold(_) => false,
     }
 }
 
@@ -389,6 +390,7 @@ impl Machine for Simulated {
                 | Step::Etcd(_)
                 | Step::EtcdData(_)
                 | Step::Evict(_)
+                | Step::Hold(_)
                 | Step::Keys(_)
                 | Step::Configure(_)
                 | Step::Disk(_)

@@ -116,7 +116,7 @@ impl State {
             }
             Step::Evict(evict) => Some(Ok((Payload::None, self.evict_as_node(name, evict)))),
             Step::Exec(_) => Some(Ok((Payload::Exit(0), vec!["ran".to_owned()]))),
-            Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) => nothing,
+            Step::Fetch(_) | Step::Collect(_) | Step::AgentUpgrade(_) | Step::Hold(_) => nothing,
         }
     }
 

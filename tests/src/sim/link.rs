@@ -86,6 +86,8 @@ impl Life {
                 "evict",
                 "healthy",
                 "saved",
+                "leads",
+                "hold",
             ]
             .contains(&part)
                 || part.starts_with("refuses-")

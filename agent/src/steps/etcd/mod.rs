@@ -355,13 +355,13 @@ impl<'a> Local<'a> {
             .filter(|m| !m.learner)
             .count()
             .saturating_sub(1);
-        if !parse::leads(&report) || others == 0 {
+        if !report.leads() || others == 0 {
             return Ok(());
         }
         let to = parse::successor(&report).ok_or(EtcdError::NoSuccessor { others })?;
         self.ctl(ANSWER, &["move-leader", &to.id]).await?;
         run.changed(format!("{} leads etcd now", to.name));
-        let moved = !parse::leads(&self.report().await?);
+        let moved = !self.report().await?.leads();
         self.seen(moved, "moving the leadership")
     }
 

@@ -178,14 +178,6 @@ pub(super) fn are_voting(report: &EtcdReport, peers: &[EtcdPeer]) -> bool {
         })
 }
 
-/// Whether the member that was asked leads.
-pub(super) fn leads(report: &EtcdReport) -> bool {
-    report.members.iter().any(|member| {
-        let leader = member.status.as_ref().is_some_and(|status| status.leader);
-        leader && member.id == report.member_id
-    })
-}
-
 /// Who takes over the leadership: a voting member that answers and finds nothing wrong with itself, the
 /// one that has applied the most.
 pub(super) fn successor(report: &EtcdReport) -> Option<&EtcdMemberReport> {
@@ -294,7 +286,7 @@ mod tests {
     #[test]
     fn leadership_goes_to_a_voting_member_that_is_well() {
         let mut report = parsed(STATUSES, "{}");
-        assert!(leads(&report));
+        assert!(report.leads());
         assert_eq!(successor(&report).unwrap().name, "m2");
         // One that finds something wrong with itself gets it from nobody.
         let errors = |report: &mut EtcdReport, error: &str| {

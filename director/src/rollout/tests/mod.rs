@@ -25,13 +25,13 @@ use windlass_common::id::{
 
 use self::sim::{Life, Sim};
 use super::world::{Birth, Registry, World, check};
-use super::{Rollouts, Stop, cluster_pki_name};
+use super::{Effects, ProgressSink, Rollouts, StepOrder, Stop, cluster_pki_name};
 use crate::artifacts::Artifacts;
 use crate::kubernetes::facts::HostTraits;
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{
-    Cluster, ClusterPhase, Endpoint, Machine, MachinePhase, MachineRole, Plan, Revision, StepState,
-    Task, TaskId, TaskKind, TaskState, Timestamp,
+    Action, Cluster, ClusterPhase, Endpoint, Machine, MachinePhase, MachineRole, Plan, Revision,
+    StepKey, StepState, Task, TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::pki::DirectorCa;
 use crate::planner::{self, Desired, inputs};
@@ -413,6 +413,33 @@ async fn a_create_that_dies_at_any_point_ends_the_same() {
     .await;
     // 15 steps, each with an effect and two commits about it, all with two points.
     assert!(points > 60, "only {points} points");
+}
+
+#[tokio::test(start_paused = true)]
+async fn etcd_is_handed_over_while_api_servers_stand_still() {
+    let rig = Rig::new();
+    let create = rig.order_create().await;
+    rig.run(&create, usize::MAX, Stop::No).await.unwrap();
+    // No task writes this step down.
+    rig.sim.state.lock().unwrap().stored_elsewhere = true;
+    let director = rig.immortal().await;
+    let machine = MachineName::new("demo-cp-0").unwrap();
+    let key = StepKey("machine/demo-cp-0/move-leader".into());
+    let order = StepOrder {
+        task: create,
+        cluster: name(),
+        key: key.clone(),
+        action: Action::MoveLeader { machine },
+        attempt: 1,
+        limit: Duration::from_secs(60),
+        progress: ProgressSink {
+            events: tokio::sync::broadcast::channel(1).0,
+            key,
+        },
+    };
+    let done = director.world.perform(order).await.unwrap();
+    let told = "1 API servers stood still for it, 0 ms";
+    assert_eq!(done.changes, ["changed", told]);
 }
 
 /// Whoever repairs it takes much less than it is waited for, and has the task go on with a successor.

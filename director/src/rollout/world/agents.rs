@@ -12,6 +12,7 @@ use windlass_common::wire::message::TunnelTarget;
 
 use crate::gateway::{DeliveryError, Gateway};
 use crate::kubernetes::client::ByteStream;
+use crate::model::Machine;
 
 /// What a call to an agent returns.
 pub type AgentFuture<'a, T> = BoxFuture<'a, Result<T, DeliveryError>>;
@@ -47,6 +48,34 @@ pub trait Agents: Send + Sync + fmt::Debug {
 
     /// Closes the session of an incarnation that is not current any more.
     fn revoke(&self, identity: &MachineIdentity);
+}
+
+/// Longest answer, bytes: a report of [`windlass_common::step::MEMBERS_MAX`] members of etcd is 16 KiB, and
+/// [`windlass_common::limits::EVICTIONS_MAX`] answers about pods 64 KiB.
+const ANSWER_BYTES_MAX: usize = 256 << 10;
+/// Progress that waits to be read.
+const PROGRESS_QUEUE: usize = 16;
+
+/// Sends a step that answers in words; returns what came of it and what it said by then, no more than is meant to be read.
+pub(crate) async fn ask(
+    agents: &dyn Agents,
+    machine: &Machine,
+    request: StepRequest,
+) -> (Result<StepResult, DeliveryError>, Vec<u8>) {
+    let (sender, mut progress) = mpsc::channel(PROGRESS_QUEUE);
+    let call = agents.run_step(&machine.name, machine.incarnation, request, sender);
+    let mut said = Vec::new();
+    let listen = async {
+        while let Some(progress) = progress.recv().await {
+            if let Progress::Output { bytes, .. } = progress
+                && said.len() + bytes.len() <= ANSWER_BYTES_MAX
+            {
+                said.extend_from_slice(&bytes);
+            }
+        }
+    };
+    let (result, ()) = tokio::join!(call, listen);
+    (result, said)
 }
 
 impl Agents for Gateway {

@@ -119,30 +119,6 @@ impl World {
         Ok(done(result, RecordChange::MemberRemoved(name.clone())))
     }
 
-    /// Has another member lead. An agent of an older release cannot: its member hands over when it stops.
-    pub(super) async fn move_leader(
-        &self,
-        context: &ClusterContext,
-        name: &MachineName,
-        order: &StepOrder,
-    ) -> Result<Done, EffectError> {
-        let machine = context.machine(name)?;
-        let step = Step::Etcd(render::etcd_step(EtcdAction::MoveLeader));
-        let changes = match self.deliver(machine, order, "", step).await {
-            Ok(result) => super::node::succeeded(machine, result)?.changes,
-            Err(error @ DeliveryError::TooOld { .. }) => {
-                vec![format!(
-                    "{error}; etcd hands over its leadership when it stops"
-                )]
-            }
-            Err(error) => return Err(error.into()),
-        };
-        Ok(Done {
-            changes,
-            records: Vec::new(),
-        })
-    }
-
     /// Saves a snapshot on the machine's own data disk.
     pub(super) async fn save_snapshot(
         &self,

@@ -15,23 +15,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
 use windlass_common::error::ErrorChain;
 use windlass_common::id::MachineName;
 use windlass_common::limits::EVICTIONS_MAX;
-use windlass_common::step::{Evict, EvictAnswer, EvictHow, EvictOutcome, EvictPod, Progress, Step};
+use windlass_common::step::{Evict, EvictAnswer, EvictHow, EvictOutcome, EvictPod, Step};
 
 use super::context::ClusterContext;
-use super::node::{PROGRESS_QUEUE, succeeded};
-use super::{Done, EffectError, StepOrder, World};
+use super::node::succeeded;
+use super::{Done, EffectError, StepOrder, World, ask};
 use crate::drain::{Answer, How, Order, OwnNode};
 use crate::kubernetes::render;
 use crate::model::Machine;
 
 /// How long an agent may take for one step: sixty pods at a second each, where webhooks look at each.
 const EVICT_LIMIT: Duration = Duration::from_secs(60);
-/// Most that an agent says of one step, bytes: four times what [`EVICTIONS_MAX`] answers come to.
-const SAID_BYTES_MAX: usize = 256 << 10;
 
 /// The node of a machine that is drained.
 struct Kubelet<'a> {
@@ -88,20 +85,7 @@ impl Kubelet<'_> {
         });
         let left = self.order.limit.min(EVICT_LIMIT);
         let request = self.world.request(self.order, "/evict", step, left);
-        let (sender, mut progress) = mpsc::channel(PROGRESS_QUEUE);
-        let call = agents.run_step(&machine.name, machine.incarnation, request, sender);
-        let listen = async {
-            let mut said = Vec::new();
-            while let Some(item) = progress.recv().await {
-                if let Progress::Output { bytes, .. } = item
-                    && said.len() + bytes.len() <= SAID_BYTES_MAX
-                {
-                    said.extend(bytes);
-                }
-            }
-            said
-        };
-        let (result, said) = tokio::join!(call, listen);
+        let (result, said) = ask(&**agents, machine, request).await;
         let fault = match result {
             Ok(result) => succeeded(machine, result).err().map(|error| error.message),
             Err(error) => Some(ErrorChain(&error).to_string()),

@@ -22,6 +22,7 @@ mod emulation;
 mod etcd;
 mod evict;
 mod gates;
+mod handover;
 mod keep;
 mod kube;
 mod lease;
@@ -57,6 +58,7 @@ use crate::provider::Provider;
 use crate::stemcell::Catalogue;
 use crate::store::Records;
 
+pub(crate) use agents::ask;
 pub use agents::{AgentFuture, Agents};
 pub use asked::KubeApi;
 pub use context::ClusterContext;

@@ -6,8 +6,9 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{Incarnation, MachineName};
 use windlass_common::pki::{MachineIdentity, PrivateKey};
 use windlass_common::step::{
-    Configure, EtcdDataAction, FileContent, FileSpec, Outcome, Payload, Progress, Step,
-    StepRequest, StepResult, UnitState,
+    Configure, EtcdAction, EtcdDataAction, EtcdMemberReport, EtcdReport, EtcdStatus, FileContent,
+    FileSpec, HELD, Outcome, OutputStream, Payload, Progress, Step, StepRequest, StepResult,
+    UnitState,
 };
 
 use super::{BROKEN, BROKEN_VERSION, Life, Vm};
@@ -155,12 +156,43 @@ impl Vm {
             Step::Fetch(fetch) => {
                 self.artifacts.insert(fetch.digest);
             }
+            Step::Hold(_) => assert!(self.started, "only what runs is held"),
             // Nodes here are empty at once.
             Step::Collect(_) | Step::AgentUpgrade(_) | Step::Evict(_) => {
                 unreachable!("no plan has this step")
             }
         }
         Payload::None
+    }
+}
+
+/// What a member says that leads.
+fn leader() -> Progress {
+    let status = EtcdStatus {
+        version: "3.6.0".to_owned(),
+        leader: true,
+        db_bytes: 1,
+        db_used_bytes: 1,
+        raft_term: 1,
+        raft_index: 1,
+        raft_applied: 1,
+        errors: Vec::new(),
+    };
+    let report = EtcdReport {
+        cluster_id: "c".to_owned(),
+        member_id: "m".to_owned(),
+        members: vec![EtcdMemberReport {
+            id: "m".to_owned(),
+            name: String::new(),
+            peer_urls: Vec::new(),
+            learner: false,
+            alarms: Vec::new(),
+            status: Some(status),
+        }],
+    };
+    Progress::Output {
+        stream: OutputStream::Stdout,
+        bytes: serde_json::to_vec(&report).unwrap(),
     }
 }
 
@@ -215,6 +247,11 @@ impl Agents for Life {
         progress: mpsc::Sender<Progress>,
     ) -> AgentFuture<'a, StepResult> {
         self.assert_intent(&request);
+        let said = match &request.step {
+            Step::Hold(_) => Some(Progress::Stage(HELD.to_owned())),
+            Step::Etcd(etcd) if etcd.action == EtcdAction::Report => Some(leader()),
+            _ => None,
+        };
         let effect = self.effect(move |state| {
             let failing = state
                 .fail_once
@@ -305,6 +342,9 @@ impl Agents for Life {
                 let told = Progress::Stage(message.to_owned());
                 // Nobody has to listen.
                 let _ = progress.send(told).await;
+            }
+            if let Some(said) = said {
+                let _ = progress.send(said).await;
             }
             effect.await
         })

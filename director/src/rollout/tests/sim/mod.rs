@@ -177,6 +177,8 @@ impl Life {
             "/proxy-still",
             "/healthy",
             "/saved",
+            "/leads",
+            "/hold",
         ]
         .iter()
         .find_map(|part| {
