@@ -15,10 +15,8 @@ use crate::shell::{cargo, command, step};
 /// Seeds of the suite, always the same: as many as three minutes on two cores have room for, built as the tests are.
 /// `--full` runs [`FULL`], of which no cell of the coverage may be empty.
 const SEEDS: &str = "500";
+/// Of the verdicts these run always: they take a minute and a half on two cores, built as the tests are.
 const FULL: &str = "10000";
-/// Seeds of the verdicts, always the same ones too; [`FULL`] take a minute and a half on two cores, built as the tests
-/// are.
-const VERDICTS: &str = "2000";
 /// From so many seeds on, building for speed pays.
 const OPTIMISED: u64 = 2_000;
 
@@ -73,7 +71,7 @@ pub(crate) fn suite(full: bool) -> Result<()> {
     let seeds = if full { FULL } else { SEEDS };
     println!("    the first {seeds} seeds; {FULL} with --full");
     start("seeds of the simulation", &["--seeds", seeds])?;
-    verdicts(if full { FULL } else { VERDICTS }, "0", false)
+    verdicts(FULL, "0", false)
 }
 
 /// Broken guards are noticed, and seeds break nothing.

@@ -38,7 +38,7 @@ pub(crate) enum Suite {
     Crates,
     /// This release beside the one before it, each with the other's agent.
     Compat,
-    /// Broken guards, 500 seeds of the simulation and 2 000 of the verdicts; 10 000 of each with `--full`.
+    /// Broken guards, 10 000 seeds of the verdicts, and 500 of the simulation, 10 000 with `--full`.
     Sim,
     /// Every fuzz target for 20 s, from the kept corpus; needs a nightly toolchain.
     Fuzz,
