@@ -12,7 +12,7 @@ use windlass_common::id::{ClusterName, Incarnation, MachineName, NameError, Pool
 use windlass_common::settings::Settings;
 
 use crate::config::{DataDir, Identity};
-use crate::model::{Machine, MachinePhase, MachineRole, Revision, Timestamp};
+use crate::model::{Machine, MachineDraft, MachinePhase, MachineRole, Timestamp};
 use crate::pki::EnrollmentToken;
 use crate::store::{Commit, Expect, Kind, Token};
 
@@ -141,51 +141,29 @@ fn machine(number: usize) -> Result<Machine, NameError> {
     let name = MachineName::new(format!("bench-w-{number}"))?;
     let address = Ipv4Addr::from(0x0a00_0000 + u32::try_from(number).unwrap_or(0));
     Ok(Machine {
-        cluster: ClusterName::new("bench")?,
-        role: MachineRole::Worker {
-            pool: PoolName::new("w")?,
-        },
-        incarnation: Incarnation::FIRST,
-        node_name: name.node_name(Incarnation::FIRST)?,
-        name,
-        address,
-        pod_cidr: Ipv4Net::from(address),
-        stemcell: "bench".to_owned(),
-        kubernetes_version: String::new(),
-        size: MachineSize {
-            cpu_millis: 1000,
-            memory_mib: 1024,
-            disk_mib: 1024,
-        },
-        data_disk: None,
-        data_device: None,
-        mounted: false,
         phase: MachinePhase::Ready,
-        configured: None,
-        started: None,
-        labelled: None,
-        cordoned: false,
-        serving: true,
-        joined: None,
-        condemned: false,
-        reboot: None,
-        keep: None,
-        fenced: false,
-        departed: Vec::new(),
-        heartbeat: None,
-        zone: None,
-        proxy_restarted: false,
-        grows_from_mib: None,
-        proven: None,
-        pinned: false,
-        fitted: None,
-        staged: Vec::new(),
-        components: Default::default(),
-        emulates: None,
-        certified: None,
-        wanted: None,
-        revision: Revision(0),
-        created_at: Timestamp::now(),
+        ..Machine::planned(
+            MachineDraft {
+                cluster: ClusterName::new("bench")?,
+                role: MachineRole::Worker {
+                    pool: PoolName::new("w")?,
+                },
+                incarnation: Incarnation::FIRST,
+                node_name: name.node_name(Incarnation::FIRST)?,
+                name,
+                address,
+                pod_cidr: Ipv4Net::from(address),
+                stemcell: "bench".to_owned(),
+                kubernetes_version: String::new(),
+                size: MachineSize {
+                    cpu_millis: 1000,
+                    memory_mib: 1024,
+                    disk_mib: 1024,
+                },
+                data_disk: None,
+            },
+            Timestamp::now(),
+        )
     })
 }
 

@@ -261,7 +261,72 @@ impl MachineRole {
     }
 }
 
+/// What a machine is from its first day on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "each is a field of a machine, which says what it is"
+)]
+pub struct MachineDraft {
+    pub name: MachineName,
+    pub cluster: ClusterName,
+    pub role: MachineRole,
+    pub incarnation: Incarnation,
+    pub node_name: NodeName,
+    pub address: Ipv4Addr,
+    pub pod_cidr: Ipv4Net,
+    pub stemcell: String,
+    pub kubernetes_version: String,
+    pub size: MachineSize,
+    pub data_disk: Option<DiskName>,
+}
+
 impl Machine {
+    /// One that was just ordered, and of which nothing is there yet.
+    pub fn planned(of: MachineDraft, created_at: Timestamp) -> Machine {
+        Machine {
+            name: of.name,
+            cluster: of.cluster,
+            role: of.role,
+            incarnation: of.incarnation,
+            node_name: of.node_name,
+            address: of.address,
+            pod_cidr: of.pod_cidr,
+            stemcell: of.stemcell,
+            kubernetes_version: of.kubernetes_version,
+            size: of.size,
+            data_disk: of.data_disk,
+            data_device: None,
+            mounted: false,
+            phase: MachinePhase::Planned,
+            configured: None,
+            started: None,
+            labelled: None,
+            cordoned: false,
+            serving: true,
+            joined: None,
+            condemned: false,
+            reboot: None,
+            keep: None,
+            fenced: false,
+            departed: Vec::new(),
+            heartbeat: None,
+            zone: None,
+            proxy_restarted: false,
+            grows_from_mib: None,
+            proven: None,
+            pinned: false,
+            fitted: None,
+            staged: Vec::new(),
+            components: BTreeMap::new(),
+            emulates: None,
+            certified: None,
+            wanted: None,
+            revision: Revision(0),
+            created_at,
+        }
+    }
+
     /// Whether nothing of it is wanted.
     pub fn is_surplus(&self) -> bool {
         self.wanted == Some(Wanted::Gone)

@@ -114,6 +114,22 @@ pub struct Moment {
 }
 
 impl Plan {
+    /// One that leads to `goal` by these steps, without a forecast.
+    pub fn of(cluster: ClusterName, goal: Goal, hash: Digest, steps: Vec<PlanStep>) -> Plan {
+        Plan {
+            cluster,
+            goal,
+            hash,
+            steps,
+            drains: None,
+            changes: None,
+            hazards: Vec::new(),
+            window: None,
+            restore: None,
+            upgrade: None,
+        }
+    }
+
     /// Whether the cluster's API is down in the course of it, or of any leg of the upgrade that it is one leg of.
     pub fn takes_api_down(&self) -> bool {
         let mut legs = self.upgrade.iter().flat_map(|upgrade| &upgrade.legs);
@@ -654,25 +670,16 @@ mod tests {
 
     #[test]
     fn nodes_are_drained_together_when_nothing_keeps_them_apart() {
-        let plan = Plan {
-            cluster: ClusterName::new("demo").unwrap(),
-            goal: Goal::Present,
-            hash: Digest::of(b""),
-            steps: vec![
-                step("a", Some("a"), &[]),
-                step("back", None, &["a"]),
-                step("b", Some("b"), &["back"]),
-                step("c", Some("c"), &["back"]),
-                step("d", Some("d"), &["b"]),
-                step("other", None, &[]),
-            ],
-            drains: None,
-            changes: None,
-            hazards: Vec::new(),
-            window: None,
-            restore: None,
-            upgrade: None,
-        };
+        let steps = vec![
+            step("a", Some("a"), &[]),
+            step("back", None, &["a"]),
+            step("b", Some("b"), &["back"]),
+            step("c", Some("c"), &["back"]),
+            step("d", Some("d"), &["b"]),
+            step("other", None, &[]),
+        ];
+        let cluster = ClusterName::new("demo").unwrap();
+        let plan = Plan::of(cluster, Goal::Present, Digest::of(b""), steps);
         let order: Vec<Vec<String>> = plan
             .drain_order()
             .iter()

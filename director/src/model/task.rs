@@ -225,6 +225,36 @@ pub struct Task {
 }
 
 impl Task {
+    /// One that was just ordered by `operator` and has done nothing yet.
+    pub fn ordered(
+        id: TaskId,
+        kind: TaskKind,
+        plan: Plan,
+        operator: String,
+        created_at: Timestamp,
+    ) -> Task {
+        Task {
+            id,
+            kind,
+            cluster: plan.cluster.clone(),
+            operator,
+            state: TaskState::Queued,
+            plan,
+            steps: BTreeMap::new(),
+            again: None,
+            rounds: 0,
+            cleanup: None,
+            error: None,
+            held: None,
+            ignore_window: None,
+            campaign: None,
+            revision: Revision(0),
+            created_at,
+            started_at: None,
+            ended_at: None,
+        }
+    }
+
     /// Whether this is a restore that has taken something out of service and is not over: from there on it leads
     /// to its end only.
     pub fn has_to_end(&self) -> bool {

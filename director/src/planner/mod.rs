@@ -425,18 +425,8 @@ fn steps(desired: &Desired, observed: &Observed) -> Result<(Goal, Steps), PlanEr
 
 /// The plan that has these steps, and no forecast yet.
 fn made(desired: &Desired, goal: Goal, steps: Vec<PlanStep>) -> Plan {
-    Plan {
-        cluster: desired.cluster.clone(),
-        goal,
-        hash: hash(desired, goal, &steps),
-        steps,
-        drains: None,
-        changes: None,
-        hazards: Vec::new(),
-        window: None,
-        restore: None,
-        upgrade: None,
-    }
+    let hash = hash(desired, goal, &steps);
+    Plan::of(desired.cluster.clone(), goal, hash, steps)
 }
 
 /// Leaves of a cluster only what `machines` need: everything else is taken for as it should be, whatever is

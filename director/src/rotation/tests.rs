@@ -13,7 +13,7 @@ use windlass_common::wire::message::Hello;
 use super::record::secret_of;
 use super::*;
 use crate::gateway::SessionTrust;
-use crate::model::{MachinePhase, MachineRole, Revision, Role};
+use crate::model::{MachineDraft, MachinePhase, MachineRole, Revision, Role};
 use crate::store::memory::Memory;
 use crate::store::{Change, Entry, Sealer, Store, StoreFuture, Write};
 
@@ -157,49 +157,27 @@ fn identity(name: &MachineName) -> MachineIdentity {
 fn machine(name: &MachineName) -> Machine {
     let identity = identity(name);
     Machine {
-        name: identity.machine,
-        cluster: identity.cluster,
-        role: MachineRole::ControlPlane,
-        incarnation: Incarnation(1),
-        node_name: windlass_common::id::NodeName::new(name.as_str()).unwrap(),
-        address: [10, 0, 0, 1].into(),
-        pod_cidr: "10.244.0.0/24".parse().unwrap(),
-        stemcell: String::new(),
-        kubernetes_version: "1.37.2".to_owned(),
-        size: windlass_common::cluster::MachineSize {
-            cpu_millis: 1000,
-            memory_mib: 1024,
-            disk_mib: 1024,
-        },
-        data_disk: None,
-        data_device: None,
-        mounted: false,
         phase: MachinePhase::Ready,
-        configured: None,
-        started: None,
-        labelled: None,
-        cordoned: false,
-        serving: true,
-        joined: None,
-        condemned: false,
-        reboot: None,
-        keep: None,
-        fenced: false,
-        departed: Vec::new(),
-        heartbeat: None,
-        zone: None,
-        proxy_restarted: false,
-        grows_from_mib: None,
-        proven: None,
-        pinned: false,
-        fitted: None,
-        staged: Vec::new(),
-        components: Default::default(),
-        emulates: None,
-        certified: None,
-        wanted: None,
-        revision: Revision::default(),
-        created_at: Timestamp::now(),
+        ..Machine::planned(
+            MachineDraft {
+                name: identity.machine,
+                cluster: identity.cluster,
+                role: MachineRole::ControlPlane,
+                incarnation: Incarnation(1),
+                node_name: windlass_common::id::NodeName::new(name.as_str()).unwrap(),
+                address: [10, 0, 0, 1].into(),
+                pod_cidr: "10.244.0.0/24".parse().unwrap(),
+                stemcell: String::new(),
+                kubernetes_version: "1.37.2".to_owned(),
+                size: windlass_common::cluster::MachineSize {
+                    cpu_millis: 1000,
+                    memory_mib: 1024,
+                    disk_mib: 1024,
+                },
+                data_disk: None,
+            },
+            Timestamp::now(),
+        )
     }
 }
 

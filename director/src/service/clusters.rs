@@ -587,26 +587,13 @@ impl Inner {
     ) -> ServiceResult<Task> {
         let number = self.records.next_task_number().await?;
         let [a, b, c, _] = random_u32()?.to_be_bytes();
-        Ok(Task {
-            id: TaskId::new(number, [a, b, c]),
+        Ok(Task::ordered(
+            TaskId::new(number, [a, b, c]),
             kind,
-            cluster: plan.cluster.clone(),
-            operator: caller.operator.clone(),
-            state: TaskState::Queued,
             plan,
-            steps: Default::default(),
-            again: None,
-            rounds: 0,
-            cleanup: None,
-            error: None,
-            held: None,
-            ignore_window: None,
-            campaign: None,
-            revision: Revision(0),
-            created_at: Timestamp::now(),
-            started_at: None,
-            ended_at: None,
-        })
+            caller.operator.clone(),
+            Timestamp::now(),
+        ))
     }
 
     pub(super) fn order_existing(

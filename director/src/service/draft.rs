@@ -10,7 +10,7 @@ use super::{ServiceError, ServiceResult};
 use crate::kubernetes::API_PORT;
 use crate::kubernetes::facts::{ClusterFacts, HostTraits};
 use crate::model::{
-    Cluster, ClusterPhase, Endpoint, FieldFault, Machine, MachinePhase, MachineRole, Revision,
+    Cluster, ClusterPhase, Endpoint, FieldFault, Machine, MachineDraft, MachineRole, Revision,
     StemcellRecord, Timestamp,
 };
 use crate::planner::{free_addresses, free_pod_cidrs, inputs, zones};
@@ -252,47 +252,22 @@ pub(super) fn machine(
     } else {
         None
     };
-    Ok(Machine {
-        name,
-        cluster: spec.name.clone(),
-        role: slot.role,
-        incarnation: Incarnation::FIRST,
-        node_name,
-        address,
-        pod_cidr,
-        stemcell: stemcell.version.clone(),
-        kubernetes_version: stemcell.kubernetes_version.clone(),
-        size: slot.size,
-        data_disk,
-        data_device: None,
-        mounted: false,
-        phase: MachinePhase::Planned,
-        configured: None,
-        started: None,
-        labelled: None,
-        cordoned: false,
-        serving: true,
-        joined: None,
-        condemned: false,
-        reboot: None,
-        keep: None,
-        fenced: false,
-        departed: Vec::new(),
-        heartbeat: None,
-        zone: None,
-        proxy_restarted: false,
-        grows_from_mib: None,
-        proven: None,
-        pinned: false,
-        fitted: None,
-        staged: Vec::new(),
-        components: Default::default(),
-        emulates: None,
-        certified: None,
-        wanted: None,
-        revision: Revision(0),
-        created_at: now,
-    })
+    Ok(Machine::planned(
+        MachineDraft {
+            name,
+            cluster: spec.name.clone(),
+            role: slot.role,
+            incarnation: Incarnation::FIRST,
+            node_name,
+            address,
+            pod_cidr,
+            stemcell: stemcell.version.clone(),
+            kubernetes_version: stemcell.kubernetes_version.clone(),
+            size: slot.size,
+            data_disk,
+        },
+        now,
+    ))
 }
 
 /// Random bits of the operating system.

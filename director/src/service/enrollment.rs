@@ -199,7 +199,7 @@ mod tests {
     use windlass_common::id::NodeName;
 
     use super::*;
-    use crate::model::{MachinePhase, MachineRole, Timestamp};
+    use crate::model::{MachineDraft, MachinePhase, MachineRole, Timestamp};
     use crate::store::Sealer;
     use crate::store::memory::Memory;
 
@@ -236,49 +236,27 @@ mod tests {
     fn record(machine: u8) -> Machine {
         let name = MachineName::new(format!("demo-w-{machine}")).unwrap();
         Machine {
-            node_name: NodeName::new(name.as_str()).unwrap(),
-            name,
-            cluster: "demo".parse().unwrap(),
-            role: MachineRole::ControlPlane,
-            incarnation: Incarnation::FIRST,
-            address: [10, 0, 0, machine].into(),
-            pod_cidr: "10.244.0.0/24".parse().unwrap(),
-            stemcell: String::new(),
-            kubernetes_version: String::new(),
-            size: windlass_common::cluster::MachineSize {
-                cpu_millis: 1000,
-                memory_mib: 1024,
-                disk_mib: 1024,
-            },
-            data_disk: None,
-            data_device: None,
-            mounted: false,
             phase: MachinePhase::Ready,
-            configured: None,
-            started: None,
-            labelled: None,
-            cordoned: false,
-            serving: true,
-            condemned: false,
-            reboot: None,
-            keep: None,
-            fenced: false,
-            departed: Vec::new(),
-            joined: None,
-            heartbeat: None,
-            zone: None,
-            proxy_restarted: false,
-            grows_from_mib: None,
-            proven: None,
-            pinned: false,
-            fitted: None,
-            staged: Vec::new(),
-            components: Default::default(),
-            emulates: None,
-            certified: None,
-            wanted: None,
-            revision: Revision::default(),
-            created_at: Timestamp::from_unix_ms(0),
+            ..Machine::planned(
+                MachineDraft {
+                    node_name: NodeName::new(name.as_str()).unwrap(),
+                    name,
+                    cluster: "demo".parse().unwrap(),
+                    role: MachineRole::ControlPlane,
+                    incarnation: Incarnation::FIRST,
+                    address: [10, 0, 0, machine].into(),
+                    pod_cidr: "10.244.0.0/24".parse().unwrap(),
+                    stemcell: String::new(),
+                    kubernetes_version: String::new(),
+                    size: windlass_common::cluster::MachineSize {
+                        cpu_millis: 1000,
+                        memory_mib: 1024,
+                        disk_mib: 1024,
+                    },
+                    data_disk: None,
+                },
+                Timestamp::from_unix_ms(0),
+            )
         }
     }
 

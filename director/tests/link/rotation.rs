@@ -12,7 +12,7 @@ use windlass_common::step::Outcome;
 use windlass_common::transport::Close;
 use windlass_director::backup::hold::Hold;
 use windlass_director::gateway::Event;
-use windlass_director::model::{self, CaStatus, Caller, MachinePhase, MachineRole, Revision, Role};
+use windlass_director::model::{self, CaStatus, Caller, MachinePhase, MachineRole, Role};
 use windlass_director::rotation::{Links, Phase, Rotations};
 use windlass_director::store::Commit;
 
@@ -22,49 +22,27 @@ use crate::world::{Director, Machine, exec, identity, no_progress, wait_for};
 /// The record of a machine that is not deleted.
 fn record(of: &MachineIdentity) -> model::Machine {
     model::Machine {
-        name: of.machine.clone(),
-        cluster: of.cluster.clone(),
-        role: MachineRole::ControlPlane,
-        incarnation: of.incarnation,
-        node_name: NodeName::new(of.machine.as_str()).unwrap(),
-        address: [10, 0, 0, 1].into(),
-        pod_cidr: "10.244.0.0/24".parse().unwrap(),
-        stemcell: "1.37.2".to_owned(),
-        kubernetes_version: "1.37.2".to_owned(),
-        size: MachineSize {
-            cpu_millis: 1000,
-            memory_mib: 1024,
-            disk_mib: 1024,
-        },
-        data_disk: None,
-        data_device: None,
-        mounted: false,
         phase: MachinePhase::Ready,
-        configured: None,
-        started: None,
-        labelled: None,
-        cordoned: false,
-        serving: true,
-        joined: None,
-        condemned: false,
-        reboot: None,
-        keep: None,
-        fenced: false,
-        departed: Vec::new(),
-        heartbeat: None,
-        zone: None,
-        proxy_restarted: false,
-        grows_from_mib: None,
-        proven: None,
-        pinned: false,
-        fitted: None,
-        staged: Vec::new(),
-        components: Default::default(),
-        emulates: None,
-        certified: None,
-        wanted: None,
-        revision: Revision::default(),
-        created_at: model::Timestamp::now(),
+        ..model::Machine::planned(
+            model::MachineDraft {
+                name: of.machine.clone(),
+                cluster: of.cluster.clone(),
+                role: MachineRole::ControlPlane,
+                incarnation: of.incarnation,
+                node_name: NodeName::new(of.machine.as_str()).unwrap(),
+                address: [10, 0, 0, 1].into(),
+                pod_cidr: "10.244.0.0/24".parse().unwrap(),
+                stemcell: "1.37.2".to_owned(),
+                kubernetes_version: "1.37.2".to_owned(),
+                size: MachineSize {
+                    cpu_millis: 1000,
+                    memory_mib: 1024,
+                    disk_mib: 1024,
+                },
+                data_disk: None,
+            },
+            model::Timestamp::now(),
+        )
     }
 }
 

@@ -407,26 +407,13 @@ impl Operator {
 
     fn task(&self, kind: TaskKind, plan: Plan) -> Task {
         let [.., a, b, c] = self.tasks.to_be_bytes();
-        Task {
-            id: TaskId::new(self.tasks, [a, b, c]),
+        Task::ordered(
+            TaskId::new(self.tasks, [a, b, c]),
             kind,
-            cluster: self.name.clone(),
-            operator: "ann".into(),
-            state: TaskState::Queued,
             plan,
-            steps: Default::default(),
-            again: None,
-            rounds: 0,
-            cleanup: None,
-            error: None,
-            held: None,
-            ignore_window: None,
-            campaign: None,
-            revision: Revision(0),
-            created_at: Timestamp::now(),
-            started_at: None,
-            ended_at: None,
-        }
+            "ann".into(),
+            Timestamp::now(),
+        )
     }
 
     /// Waits for the end of a task, through however many lives of the director.

@@ -10,8 +10,8 @@ use windlass_common::id::{
 
 use super::{Change, CountDifference, Found, MachineDifference};
 use crate::model::{
-    Cluster, ClusterPhase, Fault, Machine, MachinePhase, MachineRole, Revision, Task, TaskState,
-    Timestamp, Wanted,
+    Cluster, ClusterPhase, Fault, Machine, MachineDraft, MachinePhase, MachineRole, Task,
+    TaskState, Timestamp, Wanted,
 };
 use crate::planner::inputs::CLUSTER_TAG;
 use crate::provider::MachineView;
@@ -176,45 +176,25 @@ fn added(difference: &MachineDifference, view: &MachineView, now: Timestamp) -> 
     let of = described(view)?;
     let node_name: NodeName = view.name.node_name(view.incarnation).ok()?;
     let mut machine = Machine {
-        name: view.name.clone(),
-        cluster: difference.cluster.clone()?,
-        role: of.role,
-        incarnation: view.incarnation,
-        node_name,
-        address: view.address,
-        pod_cidr: of.pod_cidr,
-        stemcell: of.stemcell,
-        kubernetes_version: of.kubernetes_version,
-        size: of.size,
         mounted: of.data_disk.is_some(),
-        data_disk: of.data_disk,
-        data_device: None,
         phase: MachinePhase::Ready,
-        configured: None,
-        certified: None,
-        started: None,
-        labelled: None,
-        cordoned: false,
-        condemned: false,
-        reboot: None,
-        keep: None,
-        fenced: false,
-        serving: true,
-        joined: None,
-        departed: Vec::new(),
-        heartbeat: None,
-        proxy_restarted: false,
         zone: of.zone,
-        grows_from_mib: None,
-        proven: None,
-        pinned: false,
-        fitted: None,
-        staged: Vec::new(),
-        components: Default::default(),
-        emulates: None,
-        wanted: None,
-        revision: Revision(0),
-        created_at: now,
+        ..Machine::planned(
+            MachineDraft {
+                name: view.name.clone(),
+                cluster: difference.cluster.clone()?,
+                role: of.role,
+                incarnation: view.incarnation,
+                node_name,
+                address: view.address,
+                pod_cidr: of.pod_cidr,
+                stemcell: of.stemcell,
+                kubernetes_version: of.kubernetes_version,
+                size: of.size,
+                data_disk: of.data_disk,
+            },
+            now,
+        )
     };
     in_service(&mut machine);
     Some(machine)

@@ -7,7 +7,8 @@ use windlass_common::id::DirectorId;
 
 use super::*;
 use crate::model::{
-    ClusterPhase, Endpoint, MachineRole, Plan, Revision, TaskKind, TaskState, Wanted,
+    ClusterPhase, Endpoint, Goal, MachineDraft, MachineRole, Plan, Revision, TaskKind, TaskState,
+    Wanted,
 };
 use crate::provider::Power;
 
@@ -83,47 +84,30 @@ fn machine(text: &str, incarnation: u32, last: u8) -> Machine {
         },
     };
     Machine {
-        cluster: ClusterName::new("demo").unwrap(),
-        incarnation: Incarnation(incarnation),
-        node_name: name.node_name(Incarnation(incarnation)).unwrap(),
-        address: Ipv4Addr::new(10, 0, 0, last),
-        pod_cidr: format!("10.244.{last}.0/24").parse().unwrap(),
-        stemcell: "old".into(),
-        kubernetes_version: "1.36.3".into(),
-        size: SIZE,
-        data_disk: role
-            .is_control_plane()
-            .then(|| DiskName::new(format!("{text}-data")).unwrap()),
-        data_device: None,
         mounted: role.is_control_plane(),
         phase: MachinePhase::Ready,
         configured: Some(Digest::of(b"a")),
-        certified: None,
         started: Some(Digest::of(b"b")),
         labelled: Some(Digest::of(b"c")),
-        cordoned: false,
-        condemned: false,
-        reboot: None,
-        keep: None,
-        fenced: false,
-        serving: true,
-        joined: None,
-        departed: Vec::new(),
-        heartbeat: None,
-        zone: None,
-        proxy_restarted: false,
-        grows_from_mib: None,
-        proven: None,
-        pinned: false,
-        fitted: None,
-        staged: Vec::new(),
-        components: Default::default(),
-        emulates: None,
-        wanted: None,
         revision: Revision(1),
-        created_at: Timestamp::from_unix_ms(1),
-        name,
-        role,
+        ..Machine::planned(
+            MachineDraft {
+                cluster: ClusterName::new("demo").unwrap(),
+                incarnation: Incarnation(incarnation),
+                node_name: name.node_name(Incarnation(incarnation)).unwrap(),
+                address: Ipv4Addr::new(10, 0, 0, last),
+                pod_cidr: format!("10.244.{last}.0/24").parse().unwrap(),
+                stemcell: "old".into(),
+                kubernetes_version: "1.36.3".into(),
+                size: SIZE,
+                data_disk: role
+                    .is_control_plane()
+                    .then(|| DiskName::new(format!("{text}-data")).unwrap()),
+                name,
+                role,
+            },
+            Timestamp::from_unix_ms(1),
+        )
     }
 }
 
@@ -396,36 +380,12 @@ fn what_would_be_taken_away_has_to_be_named_and_strangers_keep_their_addresses()
 }
 
 fn task() -> Task {
+    let cluster = ClusterName::new("demo").unwrap();
+    let plan = Plan::of(cluster, Goal::Present, Digest::of(b""), Vec::new());
+    let (id, at) = (TaskId::new(3, [1, 2, 3]), Timestamp::from_unix_ms(1));
     Task {
-        id: TaskId::new(3, [1, 2, 3]),
-        kind: TaskKind::UpdateCluster,
-        cluster: ClusterName::new("demo").unwrap(),
-        operator: "ann".into(),
         state: TaskState::Running,
-        plan: Plan {
-            cluster: ClusterName::new("demo").unwrap(),
-            goal: crate::model::Goal::Present,
-            hash: Digest::of(b""),
-            steps: Vec::new(),
-            drains: None,
-            changes: None,
-            hazards: Vec::new(),
-            window: None,
-            restore: None,
-            upgrade: None,
-        },
-        steps: BTreeMap::new(),
-        again: None,
-        rounds: 0,
-        cleanup: None,
-        error: None,
-        held: None,
-        ignore_window: None,
-        campaign: None,
-        revision: Revision(1),
-        created_at: Timestamp::from_unix_ms(1),
-        started_at: None,
-        ended_at: None,
+        ..Task::ordered(id, TaskKind::UpdateCluster, plan, "ann".into(), at)
     }
 }
 

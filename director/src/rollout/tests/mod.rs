@@ -30,8 +30,8 @@ use crate::artifacts::Artifacts;
 use crate::kubernetes::facts::HostTraits;
 use crate::kubernetes::pki::ClusterPki;
 use crate::model::{
-    Action, Cluster, ClusterPhase, Endpoint, Machine, MachinePhase, MachineRole, Plan, Revision,
-    StepKey, StepState, Task, TaskId, TaskKind, TaskState, Timestamp,
+    Action, Cluster, ClusterPhase, Endpoint, Machine, MachineDraft, MachinePhase, MachineRole,
+    Plan, Revision, StepKey, StepState, Task, TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::pki::DirectorCa;
 use crate::planner::{self, Desired, inputs};
@@ -260,49 +260,24 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
     let stemcell = stemcells.find(VERSION).unwrap().version;
     let machine = |text: &str, number: u8, role: MachineRole| {
         let name = MachineName::new(text).unwrap();
-        Machine {
-            node_name: name.node_name(Incarnation::FIRST).unwrap(),
-            data_disk: role
-                .is_control_plane()
-                .then(|| DiskName::new(format!("{text}-data")).unwrap()),
-            name,
-            cluster: spec.name.clone(),
-            role,
-            incarnation: Incarnation::FIRST,
-            address: [10, 0, 0, number].into(),
-            pod_cidr: format!("10.244.{number}.0/24").parse().unwrap(),
-            stemcell: stemcell.clone(),
-            kubernetes_version: VERSION.into(),
-            size,
-            data_device: None,
-            mounted: false,
-            phase: MachinePhase::Planned,
-            configured: None,
-            started: None,
-            labelled: None,
-            cordoned: false,
-            serving: true,
-            joined: None,
-            condemned: false,
-            reboot: None,
-            keep: None,
-            fenced: false,
-            departed: Vec::new(),
-            heartbeat: None,
-            zone: None,
-            proxy_restarted: false,
-            grows_from_mib: None,
-            proven: None,
-            pinned: false,
-            fitted: None,
-            staged: Vec::new(),
-            components: Default::default(),
-            emulates: None,
-            certified: None,
-            wanted: None,
-            revision: Revision(0),
-            created_at: Timestamp::now(),
-        }
+        Machine::planned(
+            MachineDraft {
+                node_name: name.node_name(Incarnation::FIRST).unwrap(),
+                data_disk: role
+                    .is_control_plane()
+                    .then(|| DiskName::new(format!("{text}-data")).unwrap()),
+                name,
+                cluster: spec.name.clone(),
+                role,
+                incarnation: Incarnation::FIRST,
+                address: [10, 0, 0, number].into(),
+                pod_cidr: format!("10.244.{number}.0/24").parse().unwrap(),
+                stemcell: stemcell.clone(),
+                kubernetes_version: VERSION.into(),
+                size,
+            },
+            Timestamp::now(),
+        )
     };
     let machines = vec![
         machine("demo-cp-0", 3, MachineRole::ControlPlane),
@@ -343,26 +318,13 @@ async fn order(
     let observed = director.world.observe(&name()).await.unwrap();
     let plan = planner::plan(desired, &observed).unwrap();
     check(&plan, desired, &observed).unwrap();
-    let task = Task {
-        id: TaskId::new(number, [1, 2, 3]),
+    let task = Task::ordered(
+        TaskId::new(number, [1, 2, 3]),
         kind,
-        cluster: name(),
-        operator: "ann".into(),
-        state: TaskState::Queued,
         plan,
-        steps: BTreeMap::new(),
-        again: None,
-        rounds: 0,
-        cleanup: None,
-        error: None,
-        held: None,
-        ignore_window: None,
-        campaign: None,
-        revision: Revision(0),
-        created_at: Timestamp::now(),
-        started_at: None,
-        ended_at: None,
-    };
+        "ann".into(),
+        Timestamp::now(),
+    );
     commit.put(&task).unwrap();
     director.records.commit(commit).await.unwrap();
     task.id

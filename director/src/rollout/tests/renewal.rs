@@ -85,26 +85,7 @@ pub(super) async fn place(
     let id = TaskId::new(number, [0; 3]);
     cluster.task = Some(id.clone());
     commit.put(&cluster).unwrap();
-    let task = Task {
-        id: id.clone(),
-        kind,
-        cluster: name(),
-        operator: "ann".into(),
-        state: TaskState::Queued,
-        plan,
-        steps: BTreeMap::new(),
-        again: None,
-        rounds: 0,
-        cleanup: None,
-        error: None,
-        held: None,
-        ignore_window: None,
-        campaign: None,
-        revision: Revision(0),
-        created_at: Timestamp::now(),
-        started_at: None,
-        ended_at: None,
-    };
+    let task = Task::ordered(id.clone(), kind, plan, "ann".into(), Timestamp::now());
     commit.put(&task).unwrap();
     director.records.commit(commit).await.unwrap();
     id

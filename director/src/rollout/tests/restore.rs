@@ -23,26 +23,13 @@ impl Rig {
         let plan = director.world.plan_restore(&cluster, &machines, &order);
         let (plan, changed) = plan.await.unwrap();
         assert_eq!(changed, [], "nothing of it was to change");
-        let task = Task {
-            id: TaskId::new(number, [1, 2, 3]),
-            kind: TaskKind::RestoreCluster,
-            cluster: name(),
-            operator: "ann".into(),
-            state: TaskState::Queued,
+        let task = Task::ordered(
+            TaskId::new(number, [1, 2, 3]),
+            TaskKind::RestoreCluster,
             plan,
-            steps: BTreeMap::new(),
-            again: None,
-            rounds: 0,
-            cleanup: None,
-            error: None,
-            held: None,
-            ignore_window: None,
-            campaign: None,
-            revision: Revision(0),
-            created_at: Timestamp::now(),
-            started_at: None,
-            ended_at: None,
-        };
+            "ann".into(),
+            Timestamp::now(),
+        );
         let mut commit = Commit::default();
         commit.put(&task).unwrap();
         director.records.commit(commit).await.unwrap();

@@ -83,15 +83,13 @@ fn failed_step(task: &Task, machine: &MachineName) -> Option<FailedStep> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use windlass_common::error::ErrorClass;
     use windlass_common::id::{ClusterName, Digest};
 
     use super::*;
     use crate::model::{
-        Disruption, Fault, Goal, Invariant, Plan, PlanStep, Revision, StepKey, StepRecord, TaskId,
-        TaskKind,
+        Disruption, Fault, Goal, Invariant, Plan, PlanStep, StepKey, StepRecord, TaskId, TaskKind,
     };
 
     fn name(text: &str) -> MachineName {
@@ -127,36 +125,13 @@ mod tests {
             };
             (key(machine), record)
         };
+        let steps = records.iter().map(step).collect();
+        let plan = Plan::of(cluster, Goal::Present, Digest::of(b""), steps);
+        let (id, at) = (TaskId::new(3, [1, 2, 3]), Timestamp::from_unix_ms(1));
         Task {
-            id: TaskId::new(3, [1, 2, 3]),
-            kind: TaskKind::RepairCluster,
-            cluster: cluster.clone(),
-            operator: "ann".into(),
             state,
-            plan: Plan {
-                cluster,
-                goal: Goal::Present,
-                hash: Digest::of(b""),
-                steps: records.iter().map(step).collect(),
-                drains: None,
-                changes: None,
-                hazards: Vec::new(),
-                window: None,
-                restore: None,
-                upgrade: None,
-            },
-            steps: records.iter().map(record).collect::<BTreeMap<_, _>>(),
-            again: None,
-            rounds: 0,
-            cleanup: None,
-            error: None,
-            held: None,
-            ignore_window: None,
-            campaign: None,
-            revision: Revision(1),
-            created_at: Timestamp::from_unix_ms(1),
-            started_at: None,
-            ended_at: None,
+            steps: records.iter().map(record).collect(),
+            ..Task::ordered(id, TaskKind::RepairCluster, plan, "ann".into(), at)
         }
     }
 
