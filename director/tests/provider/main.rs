@@ -59,7 +59,7 @@ fn main() -> ExitCode {
             let began = std::time::Instant::now();
             let outcome = Root::shared().and_then(|root| rig::run(name, root, case));
             eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
-            outcome.map_err(|error| Failed::from(format!("{error:?}")))
+            outcome.map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());

@@ -29,6 +29,7 @@ mod workloads;
 mod zombie;
 
 use std::process::{Command, ExitCode, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -38,7 +39,9 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     if std::env::var_os(LANE).is_some() {
-        return libtest_mimic::run(&arguments, with_directors_of_their_own()).exit_code();
+        let ended = libtest_mimic::run(&arguments, with_directors_of_their_own());
+        tell_failures();
+        return ended.exit_code();
     }
     let second = match second_lane() {
         Ok(second) => second,
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     let first = libtest_mimic::run(&arguments, with_a_shared_director());
     lifecycle::forget_worlds();
     let passed = second.join().is_ok_and(|ended| ended.is_ok_and(shown));
+    tell_failures();
     if first.has_failed() || !passed {
         return ExitCode::from(101);
     }
@@ -262,6 +266,33 @@ fn trial(name: &'static str, scenario: fn() -> anyhow::Result<()>) -> Trial {
         let started = std::time::Instant::now();
         let outcome = scenario();
         eprintln!("{name}: {:.1} s", started.elapsed().as_secs_f64());
-        outcome.map_err(|error| Failed::from(format!("{error:?}")))
+        outcome.map_err(|error| {
+            // What failed, without the way there: messages say which wait or claim it was.
+            let reason = format!("{error:#}");
+            let mut failures = FAILURES.lock().unwrap_or_else(PoisonError::into_inner);
+            failures.push(format!("{name}: {}", shortened(&reason)));
+            Failed::from(reason)
+        })
     })
+}
+
+/// What failed in this lane.
+static FAILURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Says once more what failed: replies of the API in the whole reasons are long.
+fn tell_failures() {
+    let failures = FAILURES.lock().unwrap_or_else(PoisonError::into_inner);
+    for failure in failures.iter() {
+        println!("FAILED {failure}");
+    }
+}
+
+/// The beginning of a reason.
+fn shortened(reason: &str) -> String {
+    const CHARACTERS: usize = 400;
+    let mut begin: String = reason.chars().take(CHARACTERS).collect();
+    if begin.len() < reason.len() {
+        begin.push('…');
+    }
+    begin
 }
