@@ -55,6 +55,15 @@ pub fn machine_processes(hostname_prefix: &str, program: &str) -> Result<Vec<i32
     Ok(found)
 }
 
+/// The first process of a machine, whose directory the provider keeps at `machine`.
+pub fn machine_init(machine: &Path) -> Result<i32> {
+    let path = machine.join("init.pid");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let pid = text.trim().parse();
+    pid.with_context(|| format!("{} holds no process number", path.display()))
+}
+
 /// Interrupts a process, as Ctrl-C does.
 pub fn interrupt(pid: i32) -> Result<()> {
     kill(Pid::from_raw(pid), Signal::SIGINT).with_context(|| format!("cannot interrupt {pid}"))

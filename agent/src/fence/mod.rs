@@ -3,22 +3,27 @@
 //! Wanted for a pool (`selfFence`), never for machines of a control plane: these are not told of it. While neither the
 //! director nor, through the machine's own proxy, an API server is heard, other machines of the cluster are asked at each
 //! look whether they hear the director. Once one did at every look for as long as its pool says, this machine restarts:
-//! its kubelet runs no pod until an API server answers it.
+//! its kubelet runs no pod until an API server answers it. While it counts, the machine's [`watchdog`] is told when to
+//! restart it from outside, so that pods end as well where agent, init or the restart hang.
 //!
 //! # Invariants
 //! * Peers that are cut off as well, that do not answer, and a director that is away end nothing, and the time in which it
 //!   was so does not count ([`rule`]).
 //! * A machine that can be heard again when its peers are has longer for it than an agent takes to come back.
 //! * A machine does this once, until it has heard of the director or an API server again: it is written down before.
+//! * The watchdog restarts nothing before this machine would have, and nothing that a later look has found otherwise.
 //!
 //! # After a crash
-//! The count begins anew with the agent: it takes longer then, never shorter.
+//! The count begins anew with the agent: it takes longer then, never shorter. What the watchdog was told holds until the
+//! first look of the next agent, which tells it anew or takes it back.
 //!
 //! # Not here
-//! A machine whose agent hangs; proof for others, which only the provider can give: this makes pods that nobody can
-//! tell anything stop serving sooner, and frees no volume and no name.
+//! A machine whose agent hung before it was cut off, which systemd starts again (`WatchdogSec` of its unit); proof for
+//! others, which only the provider can give: this makes pods that nobody can tell anything stop serving sooner, and
+//! frees no volume and no name.
 
 mod rule;
+mod watchdog;
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -36,12 +41,15 @@ use crate::host::{Host, STATE_DIR, command};
 use crate::link::LinkHandle;
 use crate::peer::greet;
 use rule::{Alone, Look, Peer};
+use watchdog::Watchdog;
 
 /// Between two looks. While the director is silent each is a handshake through the machine's own proxy, and a question to
 /// a few peers when that fails.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long an API server, or a peer, gets to answer.
 const ANSWER: Duration = Duration::from_secs(3);
+/// What the machine's own restart gets, from the end of the count, before the watchdog does it.
+const RESTARTS: Duration = Duration::from_secs(30);
 
 /// Looks for as long as it is polled.
 pub(crate) async fn run(host: &Host, link: LinkHandle) -> Infallible {
@@ -50,6 +58,7 @@ pub(crate) async fn run(host: &Host, link: LinkHandle) -> Infallible {
         return std::future::pending().await;
     }
     let mut alone = Alone::default();
+    let mut watchdog = Watchdog::default();
     let mut last = Instant::now();
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -58,36 +67,56 @@ pub(crate) async fn run(host: &Host, link: LinkHandle) -> Infallible {
         let now = Instant::now();
         let passed = now.saturating_duration_since(last);
         last = now;
-        alone = match look(host, &link, alone, passed).await {
-            Ok(alone) => alone,
-            Err(error) => {
-                tracing::error!(error = %ErrorChain(&error), "self-fencing does not work");
-                Alone::default()
+        let looked = look(host, &link, alone, passed).await;
+        let stand = looked.unwrap_or_else(|error| {
+            tracing::error!(error = %ErrorChain(&error), "self-fencing does not work");
+            Stand::Heard
+        });
+        alone = match stand {
+            Stand::Heard => {
+                watchdog.off(host);
+                alone.after(passed, Look::Heard)
             }
+            Stand::Counts(alone, left) => {
+                watchdog.restart_in(host, left.saturating_add(RESTARTS));
+                alone
+            }
+            Stand::Fenced => Alone::default(),
         };
     }
 }
 
-/// One look, so long after the one before; returns for how long this machine has been alone after it.
-async fn look(host: &Host, link: &LinkHandle, alone: Alone, passed: Duration) -> io::Result<Alone> {
-    let heard = alone.after(passed, Look::Heard);
+/// What a look comes to.
+#[derive(Debug)]
+enum Stand {
+    /// Nothing is to end: somebody is heard, nobody can say that this machine is alone, or nobody wants to know.
+    Heard,
+    /// This machine has been alone for so long; its pods are to end in so long.
+    Counts(Alone, Duration),
+    /// It restarts, or has, and nobody was heard since. What the watchdog was told holds.
+    Fenced,
+}
+
+/// One look, so long after the one before.
+async fn look(host: &Host, link: &LinkHandle, alone: Alone, passed: Duration) -> io::Result<Stand> {
     if link.is_connected() {
         forget(host)?;
-        return Ok(heard);
+        return Ok(Stand::Heard);
     }
     let Some(orders) = read(host)? else {
-        return Ok(heard);
+        return Ok(Stand::Heard);
     };
     let Some(after_seconds) = orders.after_seconds else {
-        return Ok(heard);
+        return Ok(Stand::Heard);
     };
+    let wanted = Duration::from_secs(after_seconds.into());
     if timeout(ANSWER, greet(orders.api)).await.is_ok() {
         forget(host)?;
-        return Ok(heard);
+        return Ok(Stand::Heard);
     }
     if host.path(&mark()).exists() {
         // Nothing has come back that could be ended.
-        return Ok(heard);
+        return Ok(Stand::Fenced);
     }
     let peers = orders.peers.iter().take(PEERS_MAX);
     let answers = join_all(peers.map(|peer| ask(link, *peer))).await;
@@ -97,10 +126,15 @@ async fn look(host: &Host, link: &LinkHandle, alone: Alone, passed: Duration) ->
         alone_s = alone.time().as_secs(),
         "neither the director nor an API server is heard"
     );
-    if alone.ends_pods(Duration::from_secs(after_seconds.into())) {
-        fence(host, alone).await?;
+    match alone.left(wanted) {
+        None => Ok(Stand::Heard),
+        Some(Duration::ZERO) => {
+            mark_down(host, alone)?;
+            restart(alone).await;
+            Ok(Stand::Fenced)
+        }
+        Some(left) => Ok(Stand::Counts(alone, left)),
     }
-    Ok(alone)
 }
 
 async fn ask(link: &LinkHandle, peer: SocketAddr) -> Peer {
@@ -140,22 +174,25 @@ fn forget(host: &Host) -> io::Result<()> {
     }
 }
 
-/// Ends all pods by a restart that waits for none of them.
-async fn fence(host: &Host, alone: Alone) -> io::Result<()> {
+/// Writes down that the pods of this machine end now.
+fn mark_down(host: &Host, alone: Alone) -> io::Result<()> {
     let mut mark = File::create(host.path(&mark()))?;
     let text = format!("alone for {} s\n", alone.time().as_secs());
     mark.write_all(text.as_bytes())?;
-    mark.sync_all()?;
+    mark.sync_all()
+}
+
+/// Ends all pods by a restart that waits for none of them. Where it fails or hangs, the watchdog does it.
+async fn restart(alone: Alone) {
     tracing::error!(
         alone_s = alone.time().as_secs(),
         "this machine alone is cut off: it restarts, so that its pods end"
     );
-    let said = command::run(&["systemctl", "reboot", "--force"], None).await?;
-    if said.status.success() {
-        return Ok(());
+    match command::run(&["systemctl", "reboot", "--force"], None).await {
+        Ok(said) if said.status.success() => {}
+        Ok(said) => tracing::error!(said = said.stderr.trim(), "the machine does not restart"),
+        Err(error) => {
+            tracing::error!(error = %ErrorChain(&error), "the machine does not restart");
+        }
     }
-    Err(io::Error::other(format!(
-        "the machine does not restart: {}",
-        said.stderr.trim()
-    )))
 }

@@ -56,9 +56,11 @@ impl Alone {
         }
     }
 
-    /// Whether the pods have to end, if that is wanted after so long alone.
-    pub(super) fn ends_pods(self, wanted: Duration) -> bool {
-        self.0.is_some_and(|alone| alone >= wanted.max(COMES_BACK))
+    /// In how long the pods have to end, if that is wanted after so long alone and every look until then finds the same;
+    /// nothing when it is not counted.
+    pub(super) fn left(self, wanted: Duration) -> Option<Duration> {
+        let alone = self.0?;
+        Some(wanted.max(COMES_BACK).saturating_sub(alone))
     }
 
     /// How long that is.
@@ -120,19 +122,19 @@ mod tests {
         let s = Duration::from_secs;
         #[rustfmt::skip] // one case per line
         let cases = [
-            // alone, wanted, whether
-            (None,       30, false),
-            (Some(0),    30, false),
-            (Some(29),   30, false),
-            (Some(30),   30, true),
-            (Some(9999), 30, true),
-            (Some(5),     1, false), // an agent that could may still come back
-            (Some(19),    1, false),
-            (Some(20),    1, true),
+            // alone, wanted, in how long
+            (None,       30, None),
+            (Some(0),    30, Some(30)),
+            (Some(29),   30, Some(1)),
+            (Some(30),   30, Some(0)),
+            (Some(9999), 30, Some(0)),
+            (Some(5),     1, Some(15)), // an agent that could may still come back
+            (Some(19),    1, Some(1)),
+            (Some(20),    1, Some(0)),
         ];
-        for (alone, wanted, ends) in cases {
+        for (alone, wanted, left) in cases {
             let alone = Alone(alone.map(s));
-            assert_eq!(alone.ends_pods(s(wanted)), ends, "{alone:?} {wanted}");
+            assert_eq!(alone.left(s(wanted)), left.map(s), "{alone:?} {wanted}");
         }
     }
 
@@ -148,7 +150,11 @@ mod tests {
         let mut since = Duration::ZERO;
         while since < COMES_BACK {
             storm = storm.after(Duration::from_secs(5), yes);
-            assert!(!storm.ends_pods(Duration::ZERO), "{since:?}");
+            assert_ne!(
+                storm.left(Duration::ZERO),
+                Some(Duration::ZERO),
+                "{since:?}"
+            );
             since += Duration::from_secs(5);
         }
     }

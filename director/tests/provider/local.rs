@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use windlass_common::fence::WATCHDOG;
 use windlass_common::id::{ClusterName, DiskName, MachineName};
 use windlass_director::provider::{EndpointRequest, MachineView, Power, ProviderError};
 
@@ -22,6 +23,7 @@ pub(crate) const CASES: &[crate::Case] = &[
     ("an_adopted_machine_powers_off", adopted_power_off),
     ("a_monitor_that_hangs_does_not_keep_a_machine", monitor_hangs),
     ("a_killed_init_is_started_again", init_killed),
+    ("a_watchdog_restarts_what_does_not_take_it_back", watchdog),
     ("a_frozen_machine_is_deleted", frozen),
     ("a_restarted_provider_finds_everything", restarted),
     ("a_create_cut_off_anywhere_converges", create_cut_off),
@@ -131,6 +133,41 @@ fn init_killed(rig: &Rig) -> anyhow::Result<()> {
     })?;
     rig.until_up(&machine.name)?;
     ensure!(look(rig, &machine.name)?.boots == 2);
+    Ok(())
+}
+
+fn watchdog(rig: &Rig) -> anyhow::Result<()> {
+    let machine = rig.booted(10)?;
+    let name = &machine.name;
+    let tell = |lines: &str| rig.says(name, &format!("printf '{lines}' > {WATCHDOG}"));
+    let boots = || Ok::<_, anyhow::Error>(look(rig, name)?.boots);
+    // Whatever it says besides, what is taken back in time restarts nothing.
+    tell("restart-in 1\\nhello\\noff\\n")?;
+    let told = Instant::now();
+    until(BOOT_LIMIT, "its time to be over", || {
+        (told.elapsed() > Duration::from_secs(2)).then_some(())
+    })?;
+    ensure!(boots()? == 1, "it was taken back");
+    let init = rig.init(name)?;
+    tell("restart-in 1\\n")?;
+    until(BOOT_LIMIT, "another init process", || {
+        rig.init(name).ok().filter(|pid| *pid != init)
+    })?;
+    rig.until_up(name)?;
+    ensure!(boots()? == 2);
+    // A monitor that takes over hears the machine as the first did; an init that stands still says nothing more.
+    replace_monitor(rig, &look(rig, name)?)?;
+    let init = rig.init(name)?;
+    tell("restart-in 1\\n")?;
+    signal(init, Signal::SIGSTOP)?;
+    until(BOOT_LIMIT, "another init process", || {
+        rig.init(name).ok().filter(|pid| *pid != init)
+    })?;
+    rig.until_up(name)?;
+    ensure!(boots()? == 3);
+    let log = std::fs::read_to_string(rig.machine_dir(name).join("monitor.log"))?;
+    let restarted = log.matches("did not take back").count();
+    ensure!(restarted == 2, "restarted by it {restarted} times:\n{log}");
     Ok(())
 }
 

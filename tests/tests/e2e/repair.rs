@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use windlass_tests::host;
+use windlass_tests::host::{self, Stopped};
 use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
@@ -537,6 +537,43 @@ pub(crate) fn self_fence() -> Result<()> {
     world
         .run(&gone)
         .context("heard again, it may do so again")?;
+    fenced_by_its_watchdog(&world, alone, &addresses[2])?;
+    until("its node is Ready again", LONG, || {
+        Ok((kubectl.ready_nodes()?.len() == 3).then_some(()))
+    })
+}
+
+/// Cut off once more, its agent and its init stand still while the agent counts: the machine's monitor restarts it.
+fn fenced_by_its_watchdog(world: &World, machine: &str, address: &str) -> Result<()> {
+    let dir = world.dir().join("provider/machines").join(machine);
+    let log = dir.join("monitor.log");
+    let lines =
+        |what: &str| -> Result<usize> { Ok(std::fs::read_to_string(&log)?.matches(what).count()) };
+    let (counts, never) = ("restarts the machine in", "did not take back");
+    let before = lines(counts)?;
+    ensure!(lines(never)? == 0, "its own restart has hung");
+    let _api = Outgoing::blocked(machine, "tcp dport 6443")?;
+    let _cut = world.cut(&[address.to_owned()])?;
+    let began = Instant::now();
+    until("its agent counts", LONG, || {
+        Ok((lines(counts)? > before).then_some(()))
+    })?;
+    let agent = host::machine_processes(machine, "windlass-agent")?;
+    let agent = agent.first().copied().context("its agent runs")?;
+    let was = host::machine_processes(machine, "containerd")?;
+    // Before its agent, which it would start again.
+    let _init = Stopped::process(host::machine_init(&dir)?)?;
+    let _agent = Stopped::process(agent)?;
+    until("it is restarted", Duration::from_secs(180), || {
+        let now = host::machine_processes(machine, "containerd")?;
+        Ok((!now.is_empty() && now != was).then_some(()))
+    })?;
+    ensure!(lines(never)? == 1, "another restarted it");
+    ensure!(began.elapsed() > Duration::from_secs(30), "too early");
+    eprintln!(
+        "  agent and init hung, restarted by its monitor: {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod s3;
 mod shell;
 mod sim;
 mod suites;
+mod vm;
 
 use std::process::ExitCode;
 

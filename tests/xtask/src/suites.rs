@@ -46,10 +46,12 @@ pub(crate) enum Suite {
     EndToEnd,
     /// `cargo xtask demo`, twice, then `--down`.
     Demo,
+    /// A kernel's watchdog in a virtual machine; with `--full`, or by its name.
+    Vm,
 }
 
 impl Suite {
-    const ALL: [Suite; 8] = [
+    const ALL: [Suite; 9] = [
         Suite::Checks,
         Suite::Stemcells,
         Suite::Crates,
@@ -58,6 +60,7 @@ impl Suite {
         Suite::Fuzz,
         Suite::EndToEnd,
         Suite::Demo,
+        Suite::Vm,
     ];
 
     /// From cold, on two cores.
@@ -72,6 +75,7 @@ impl Suite {
             Suite::Fuzz => 300,
             Suite::EndToEnd => 960,
             Suite::Demo => 180,
+            Suite::Vm => 120,
         })
     }
 
@@ -85,6 +89,7 @@ impl Suite {
             Suite::Fuzz => crate::fuzz::run(options.full),
             Suite::EndToEnd => end_to_end(options.full, server),
             Suite::Demo => demo(xtask),
+            Suite::Vm => crate::vm::watchdog(),
         }
     }
 }
@@ -95,7 +100,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     prerequisites::install()?;
     let started = Instant::now();
     let mut rows = Vec::new();
-    let chosen = |suite: &Suite| options.only.is_empty() || options.only.contains(suite);
+    let chosen = |suite: &Suite| match options.only.is_empty() {
+        true => options.full || *suite != Suite::Vm,
+        false => options.only.contains(suite),
+    };
     let mut server = None;
     for suite in Suite::ALL.into_iter().filter(chosen) {
         println!("\n######## suite {suite:?}");

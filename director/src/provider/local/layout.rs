@@ -7,7 +7,7 @@
 //!                          upper, work    its changes to the stemcell's root (overlay)
 //!                          root           where the monitor mounts it, in the monitor's own mount namespace
 //!                          data/<path>    directories that must not be on an overlay (containerd, kubelet)
-//!                          files/         meminfo and swaps as the machine sees them
+//!                          files/         meminfo and swaps as the machine sees them; watchdog, a pipe of its own
 //!                          config.json    the OCI configuration of the last start
 //!                          init.pid       its init process, as runc wrote it
 //!                          monitor.lock   held by the monitor as long as it lives
@@ -160,6 +160,10 @@ impl MachineDir {
     }
     pub(crate) fn files(&self) -> PathBuf {
         self.0.join("files")
+    }
+    /// The pipe through which the machine speaks to its watchdog.
+    pub(crate) fn watchdog(&self) -> PathBuf {
+        self.files().join("watchdog")
     }
     pub(crate) fn config(&self) -> PathBuf {
         self.0.join("config.json")

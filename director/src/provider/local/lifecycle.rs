@@ -15,6 +15,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::cgroup::Hierarchies;
 use super::disk;
 use super::files::{What, make_dir, remove_file, remove_tree, write_quick};
+use super::monitor::watchdog;
 use super::network;
 use super::oci;
 use super::process::tail;
@@ -41,6 +42,7 @@ pub(crate) fn boot(record: &Record) -> Result<(i32, PidFd), ProviderError> {
     for disk in disk::of_machine(&record.layout, &record.name)? {
         devices.push(disk::ensure_device(&record.layout, &disk.name)?);
     }
+    watchdog::make(&dir)?;
     write_config(record, &netns, &devices)?;
     let boots = boots(&dir) + 1;
     write_quick(&dir.boots(), format!("{boots}\n").as_bytes(), 0o600)?;

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use windlass_common::fence::WATCHDOG;
 
 use super::files::What;
 use super::record::Record;
@@ -156,6 +157,7 @@ fn mounts(record: &Record) -> Vec<Value> {
             &["bind", "ro"],
         ));
     }
+    mounts.push(mount(WATCHDOG, "bind", dir.watchdog(), &["bind", "rw"]));
     for device in DEVICES.into_iter().filter(|d| Path::new(d).exists()) {
         mounts.push(mount(device, "bind", device, &["bind", "rw"]));
     }

@@ -3,7 +3,7 @@
 //! It starts the machine's init process, waits for its end and acts on the reason: a reboot from inside
 //! starts it again on the same disks and network, a power-off leaves it off and ends the monitor, a crash
 //! starts it again after a growing pause. It obeys one command at a time over a unix socket
-//! (`control`). It is single-threaded apart from a thread that lives for a moment, and needs no runtime.
+//! (`control`), and is the machine's [`watchdog`]. It is single-threaded apart from a thread that lives for a moment, and needs no runtime.
 //!
 //! # Invariants
 //! * A machine has one monitor at most: it holds `monitor.lock` as long as it lives. Its children inherit
@@ -20,6 +20,7 @@
 
 pub(crate) mod control;
 mod ending;
+pub(crate) mod watchdog;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -38,6 +39,7 @@ use windlass_common::error::ErrorChain;
 
 use self::control::{Command, Reply};
 use self::ending::Ending;
+use self::watchdog::Watchdog;
 use super::files::{What, make_dir, remove_file};
 use super::layout::MachineDir;
 use super::lifecycle::{KILL_LIMIT, boot, clean};
@@ -119,6 +121,21 @@ enum State {
 struct Init {
     pid: i32,
     pidfd: PidFd,
+    watchdog: Option<Watchdog>,
+}
+
+impl Init {
+    fn new(record: &Record, pid: i32, pidfd: PidFd) -> Init {
+        let watchdog = Watchdog::of(&record.dir()).unwrap_or_else(|error| {
+            note(&format!("the machine has no watchdog: {error}"));
+            None
+        });
+        Init {
+            pid,
+            pidfd,
+            watchdog,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -165,7 +182,7 @@ impl Monitor {
         let init = match record.init() {
             Some((pid, pidfd)) => {
                 note(&format!("watching init process {pid}, which runs already"));
-                Init { pid, pidfd }
+                Init::new(&record, pid, pidfd)
             }
             None => match boot_logged(&record) {
                 Ok(init) => init,
@@ -195,6 +212,8 @@ impl Monitor {
                 Ok(Event::Ended) => self.ended(),
                 Ok(Event::PauseOver) => self.boot_again(),
                 Ok(Event::Client) => self.obey(),
+                Ok(Event::Told) => self.told(),
+                Ok(Event::Due) => self.due(),
                 Err(error) => {
                     note(&format!("cannot wait: {error}"));
                     return ExitCode::FAILURE;
@@ -213,7 +232,12 @@ impl Monitor {
             let timeout = match &self.state {
                 State::Up { init, .. } => {
                     fds.push(PollFd::new(init.pidfd.as_fd(), PollFlags::POLLIN));
-                    PollTimeout::NONE
+                    let watchdog = init.watchdog.as_ref();
+                    fds.extend(watchdog.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+                    match watchdog.and_then(Watchdog::due) {
+                        Some(due) => poll_timeout(due.saturating_duration_since(Instant::now())),
+                        None => PollTimeout::NONE,
+                    }
                 }
                 State::Pausing { until } => {
                     let left = until.saturating_duration_since(Instant::now());
@@ -224,15 +248,28 @@ impl Monitor {
                 }
             };
             match poll(&mut fds, timeout) {
-                Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
                 Ok(_) => {}
+                Err(nix::errno::Errno::EINTR) => continue,
                 Err(e) => return Err(e.into()),
             }
-            let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| !r.is_empty());
-            if fds.get(1).is_some_and(ready) {
+            let ready = |index| {
+                let events = fds.get(index).and_then(PollFd::revents);
+                events.is_some_and(|events| !events.is_empty())
+            };
+            if ready(1) {
                 return Ok(Event::Ended);
             }
-            return Ok(Event::Client);
+            // The provider's orders first, however much the machine says.
+            if ready(0) {
+                return Ok(Event::Client);
+            }
+            // What the machine has said by now counts, also when it is due.
+            if ready(2) {
+                return Ok(Event::Told);
+            }
+            if self.is_due() {
+                return Ok(Event::Due);
+            }
         }
     }
 
@@ -264,6 +301,57 @@ impl Monitor {
                 Next::Serve
             }
         }
+    }
+
+    /// The machine has told its watchdog something.
+    fn told(&mut self) -> Next {
+        let State::Up { init, .. } = &mut self.state else {
+            return Next::Serve;
+        };
+        let heard = init.watchdog.as_mut().map(|pipe| pipe.read(Instant::now()));
+        match heard {
+            Some(Ok(notes)) => notes.iter().for_each(|line| note(line)),
+            Some(Err(error)) => {
+                note(&format!("the machine's watchdog cannot hear it: {error}"));
+                init.watchdog = None;
+            }
+            None => {}
+        }
+        Next::Serve
+    }
+
+    /// Whether the machine has not taken back in time that it wants to be restarted.
+    fn is_due(&self) -> bool {
+        let State::Up { init, .. } = &self.state else {
+            return false;
+        };
+        let due = init.watchdog.as_ref().and_then(Watchdog::due);
+        due.is_some_and(|due| due <= Instant::now())
+    }
+
+    fn due(&mut self) -> Next {
+        note("watchdog: the machine did not take back that it is to be restarted");
+        if let Err(error) = self.restart(0) {
+            note(&format!("cannot restart it: {}", ErrorChain(&error)));
+        }
+        Next::Serve
+    }
+
+    /// Power off and on.
+    fn restart(&mut self, grace_ms: u64) -> Result<(), ProviderError> {
+        let again = self.power_off(grace_ms, SIGNAL_REBOOT).and_then(|()| {
+            let init = boot_logged(&self.record)?;
+            self.state = State::Up {
+                init,
+                since: Instant::now(),
+            };
+            Ok(())
+        });
+        if again.is_err() {
+            self.crashes += 1;
+            self.pause();
+        }
+        again
     }
 
     fn pause(&mut self) {
@@ -329,21 +417,7 @@ impl Monitor {
                 };
                 (result, next)
             }
-            Command::Reboot { grace_ms } => {
-                let result = self.power_off(grace_ms, SIGNAL_REBOOT).and_then(|()| {
-                    let init = boot_logged(&self.record)?;
-                    self.state = State::Up {
-                        init,
-                        since: Instant::now(),
-                    };
-                    Ok(())
-                });
-                if result.is_err() {
-                    self.crashes += 1;
-                    self.pause();
-                }
-                (result, Next::Serve)
-            }
+            Command::Reboot { grace_ms } => (self.restart(grace_ms), Next::Serve),
             Command::Disks => (self.place_disks(), Next::Serve),
         };
         let reply = match result {
@@ -420,6 +494,10 @@ enum Event {
     Ended,
     PauseOver,
     Client,
+    /// The machine speaks to its watchdog.
+    Told,
+    /// The machine did not take back in time that it is to be restarted.
+    Due,
 }
 
 fn boot_logged(record: &Record) -> Result<Init, ProviderError> {
@@ -429,7 +507,7 @@ fn boot_logged(record: &Record) -> Result<Init, ProviderError> {
         "started init process {pid} in {} ms",
         began.elapsed().as_millis()
     ));
-    Ok(Init { pid, pidfd })
+    Ok(Init::new(record, pid, pidfd))
 }
 
 /// Takes the lock, or finds that another monitor has the machine running (two were started at once).
