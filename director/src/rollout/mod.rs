@@ -250,16 +250,13 @@ impl Rollouts {
 
     /// Goes on with every task that is not over; returns their ids.
     pub async fn resume(&self) -> Result<Vec<TaskId>, StoreError> {
-        let tasks: Vec<Task> = self.shared.records.list().await?;
-        let open: Vec<Task> = tasks
-            .into_iter()
-            .filter(|task| !task.state.is_over())
-            .collect();
-        for task in &open {
+        let mut tasks = self.shared.records.list_shared::<Task>().await?;
+        tasks.retain(|task| !task.state.is_over());
+        for task in &tasks {
             let paused = matches!(task.state, TaskState::Pausing | TaskState::Paused);
             self.drive(task.id.clone(), paused);
         }
-        Ok(open.into_iter().map(|task| task.id).collect())
+        Ok(tasks.iter().map(|task| task.id.clone()).collect())
     }
 
     /// Begins a task that is in the store; one that runs is left alone.

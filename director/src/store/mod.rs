@@ -16,6 +16,7 @@
 //! # Not here
 //! What the records mean (model), and who may change them (service, rollout).
 
+mod known;
 mod lock;
 #[cfg(test)]
 pub(crate) mod memory;

@@ -3,6 +3,8 @@
 //! # Invariants
 //! * A record is written over the revision it was read at; one that changed since is a conflict.
 //! * A secret's body is sealed under its name before it is handed to the backend.
+//! * A record is decoded once at each revision ([`super::known`]); whether it still has that revision is asked of the
+//!   backend each time.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use windlass_common::id::Epoch;
 use zeroize::Zeroizing;
 
+use super::known::Known;
 use super::{Change, Entry, Expect, Kind, Sealer, Store, StoreError, Write};
 use crate::backup::record::BackupRecord;
 use crate::model::{
@@ -48,7 +51,7 @@ pub struct Act<'a> {
 }
 
 /// A record that is stored under its own name.
-pub trait Record: Serialize + DeserializeOwned + Send + Sync + 'static {
+pub trait Record: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Where it is kept.
     const KIND: Kind;
     /// Under which name.
@@ -92,6 +95,7 @@ pub struct Records {
     store: Arc<dyn Store>,
     sealer: Arc<Sealer>,
     audit_sequence: Arc<AtomicU64>,
+    known: Arc<Known>,
 }
 
 impl fmt::Debug for Records {
@@ -120,26 +124,43 @@ impl Records {
             store,
             sealer: Arc::new(sealer),
             audit_sequence: Arc::new(AtomicU64::new(last)),
+            known: Arc::default(),
         })
     }
 
     /// The record of this name.
     pub async fn get<T: Record>(&self, name: &str) -> Result<Option<T>, StoreError> {
+        let record = self.get_shared::<T>(name).await?;
+        Ok(record.map(Arc::unwrap_or_clone))
+    }
+
+    /// The record of this name, for those who only look at it: nothing is copied.
+    pub async fn get_shared<T: Record>(&self, name: &str) -> Result<Option<Arc<T>>, StoreError> {
         let entry = self.store.get(T::KIND, name).await?;
-        entry.map(|entry| decode_record(&entry)).transpose()
+        entry.map(|entry| self.record(&entry)).transpose()
     }
 
     /// All records of a type, by name.
     pub async fn list<T: Record>(&self) -> Result<Vec<T>, StoreError> {
+        let records = self.list_shared::<T>().await?;
+        Ok(records.into_iter().map(Arc::unwrap_or_clone).collect())
+    }
+
+    /// All records of a type, by name, for those who only look at them or choose some: nothing is copied.
+    pub async fn list_shared<T: Record>(&self) -> Result<Vec<Arc<T>>, StoreError> {
         let entries = self.store.list(T::KIND, "").await?;
-        entries.iter().map(decode_record).collect()
+        entries.iter().map(|entry| self.record(entry)).collect()
+    }
+
+    fn record<T: Record>(&self, entry: &Entry) -> Result<Arc<T>, StoreError> {
+        self.known.record_or(T::KIND, entry, decode_record)
     }
 
     /// The machines of a cluster, by name.
     pub async fn machines_of(&self, cluster: &str) -> Result<Vec<Machine>, StoreError> {
-        let mut machines: Vec<Machine> = self.list().await?;
+        let mut machines = self.list_shared::<Machine>().await?;
         machines.retain(|machine| machine.cluster.as_str() == cluster);
-        Ok(machines)
+        Ok(machines.into_iter().map(Arc::unwrap_or_clone).collect())
     }
 
     /// A task with its steps.

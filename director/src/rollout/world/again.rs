@@ -32,9 +32,9 @@ impl World {
     }
 
     pub(super) async fn held(&self) -> Result<BTreeSet<MachineName>, EffectError> {
-        let cases: Vec<CaseRecord> = self.records.list().await?;
-        let held = cases.into_iter().filter(CaseRecord::held);
-        Ok(held.map(|case| case.machine).collect())
+        let cases = self.records.list_shared::<CaseRecord>().await?;
+        let held = cases.iter().filter(|case| case.held());
+        Ok(held.map(|case| case.machine.clone()).collect())
     }
 
     /// Plans what is left of a task, those first that serve nobody.

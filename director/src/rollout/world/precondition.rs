@@ -173,7 +173,7 @@ impl World {
                 Standing::Down
             }
         };
-        let task: Option<Task> = self.records.get(order.task.as_str()).await?;
+        let task = self.records.get_shared::<Task>(order.task.as_str()).await?;
         let repair = task.is_some_and(|task| task.kind == TaskKind::RepairCluster);
         let of_pool = machines
             .iter()

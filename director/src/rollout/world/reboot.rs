@@ -84,7 +84,7 @@ impl World {
         name: &MachineName,
         order: &StepOrder,
     ) -> Result<bool, EffectError> {
-        let task: Option<Task> = self.records.get(order.task.as_str()).await?;
+        let task = self.records.get_shared::<Task>(order.task.as_str()).await?;
         let reboots = |step: &PlanStep| match &step.action {
             Action::RebootMachine { machine, .. } => machine == name,
             _ => false,
