@@ -29,6 +29,16 @@ pub struct Authority {
     key_pem: Secret,
 }
 
+/// An authority whose key was read: reading it costs several times what signing does, and a machine has up to ten
+/// certificates of three authorities. It lives as long as what it signs is being made.
+pub(super) struct Signer(Issuer<'static, KeyPair>);
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signer").finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority").finish_non_exhaustive()
@@ -59,6 +69,34 @@ impl Authority {
         })
     }
 
+    /// Reads the key and the certificate, to sign with.
+    pub(super) fn signer(&self) -> Result<Signer, rcgen::Error> {
+        self.issuer().map(Signer)
+    }
+
+    /// Whether certificate and key are readable and belong together.
+    pub(super) fn check(&self) -> Result<(), rcgen::Error> {
+        use x509_parser::pem::parse_x509_pem;
+        let issuer = self.issuer()?;
+        let (_, pem) = parse_x509_pem(self.certificate_pem.as_bytes())
+            .map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
+        let certificate = pem
+            .parse_x509()
+            .map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
+        if *certificate.public_key().subject_public_key.data == *issuer.key().der_bytes() {
+            Ok(())
+        } else {
+            Err(rcgen::Error::CouldNotParseKeyPair)
+        }
+    }
+
+    pub(super) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, rcgen::Error> {
+        let key = KeyPair::from_pem(self.key_pem.expose())?;
+        Issuer::from_ca_cert_pem(&self.certificate_pem, key)
+    }
+}
+
+impl Signer {
     /// Signs `public` under `names`; gives PEM.
     pub(super) fn sign(
         &self,
@@ -67,7 +105,7 @@ impl Authority {
         now: Timestamp,
         life: Duration,
     ) -> Result<String, rcgen::Error> {
-        let issuer = self.issuer()?;
+        let Self(issuer) = self;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         if let Some(organization) = &names.organization {
@@ -103,28 +141,7 @@ impl Authority {
         }
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(serial(issuer.key(), public, &names.common_name, now));
-        Ok(params.signed_by(public, &issuer)?.pem())
-    }
-
-    /// Whether certificate and key are readable and belong together.
-    pub(super) fn check(&self) -> Result<(), rcgen::Error> {
-        use x509_parser::pem::parse_x509_pem;
-        let issuer = self.issuer()?;
-        let (_, pem) = parse_x509_pem(self.certificate_pem.as_bytes())
-            .map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
-        let certificate = pem
-            .parse_x509()
-            .map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
-        if *certificate.public_key().subject_public_key.data == *issuer.key().der_bytes() {
-            Ok(())
-        } else {
-            Err(rcgen::Error::CouldNotParseKeyPair)
-        }
-    }
-
-    pub(super) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, rcgen::Error> {
-        let key = KeyPair::from_pem(self.key_pem.expose())?;
-        Issuer::from_ca_cert_pem(&self.certificate_pem, key)
+        Ok(params.signed_by(public, issuer)?.pem())
     }
 }
 

@@ -150,7 +150,8 @@ fn issue(
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let certificate_pem = pki
         .signer_of_clients()
-        .sign(&key, names, now, life)
+        .signer()
+        .and_then(|signer| signer.sign(&key, names, now, life))
         .map_err(failed)?;
     Ok(ClientIdentity {
         certificate_pem,

@@ -39,7 +39,8 @@ fn given(pki: &ClusterPki, at: Timestamp) -> Certificates {
         let key = KeyPair::generate().unwrap();
         let names = CertificateNames::client("somebody");
         let authority = pki.authority(profile.authority());
-        let pem = authority.sign(&key, &names, at, 30 * DAY).unwrap();
+        let signer = authority.signer().unwrap();
+        let pem = signer.sign(&key, &names, at, 30 * DAY).unwrap();
         (profile.name().to_owned(), pem)
     })
     .into()

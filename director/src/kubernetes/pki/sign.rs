@@ -1,5 +1,6 @@
 //! Certificates for the keys of one machine, from the requests it made.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
@@ -11,7 +12,8 @@ use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
 use x509_parser::prelude::FromDer;
 
 use super::super::facts::{ClusterFacts, MachineFacts};
-use super::profile::Profile;
+use super::authority::Signer;
+use super::profile::{AuthorityName, Profile};
 use super::{Certificates, ClusterPki, MACHINE_CERTIFICATE_LIFE};
 
 /// Longest request that is looked at; one for a P-256 key is under 400 bytes.
@@ -110,6 +112,7 @@ pub fn machine_certificates(
 ) -> Result<Certificates, IssueError> {
     let profiles = Profile::of(&machine.role);
     check_names(profiles, machine, requests)?;
+    let mut signers: BTreeMap<AuthorityName, Signer> = BTreeMap::new();
     let mut certificates = Certificates::new();
     for profile in profiles {
         let name = profile.name();
@@ -119,15 +122,22 @@ pub fn machine_certificates(
             name,
             source,
         })?;
+        let failed = |source| IssueError::Sign {
+            machine: machine.name.to_string(),
+            name,
+            source,
+        };
+        let signer = match signers.entry(profile.authority()) {
+            Entry::Occupied(read) => read.into_mut(),
+            Entry::Vacant(new) => {
+                let signer = pki.authority(profile.authority()).signer();
+                new.insert(signer.map_err(failed)?)
+            }
+        };
         let names = profile.names(cluster, machine);
-        let pem = pki
-            .authority(profile.authority())
+        let pem = signer
             .sign(&params.public_key, &names, now, MACHINE_CERTIFICATE_LIFE)
-            .map_err(|source| IssueError::Sign {
-                machine: machine.name.to_string(),
-                name,
-                source,
-            })?;
+            .map_err(failed)?;
         certificates.insert(name.to_owned(), pem);
     }
     Ok(certificates)
