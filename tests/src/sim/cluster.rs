@@ -147,33 +147,33 @@ impl Cluster {
 impl State {
     /// Whether a machine's API server answers.
     pub fn api_server_up(&self, name: &MachineName) -> bool {
-        self.quorum()
-            && self.member_up(name)
-            && self
-                .vms
-                .get(name)
-                .is_some_and(|vm| vm.has_for(API, self.now, API_READY_MS))
+        let vm = self.vms.get(name);
+        vm.is_some_and(|vm| self.api_server_runs(vm)) && self.quorum()
+    }
+
+    fn api_server_runs(&self, vm: &Vm) -> bool {
+        vm.has_for(API, self.now, API_READY_MS) && vm.has_member(self.now)
     }
 
     /// Whether any API server answers.
     pub fn api_up(&self) -> bool {
+        let mut vms = self.vms.values();
         self.cluster.refuses_until <= self.now
-            && self.vms.keys().any(|name| self.api_server_up(name))
+            && vms.any(|vm| self.api_server_runs(vm))
+            && self.quorum()
     }
 
     /// Whether the director reaches an API server.
     pub fn api_reached(&self) -> bool {
+        let mut vms = self.vms.values();
         self.cluster.refuses_until <= self.now
-            && self
-                .vms
-                .iter()
-                .any(|(name, vm)| vm.connected(self.now) && self.api_server_up(name))
+            && vms.any(|vm| vm.connected(self.now) && self.api_server_runs(vm))
+            && self.quorum()
     }
 
     /// Whether an API server answers a machine of the cluster.
     pub fn api_answers(&self) -> bool {
-        self.cluster.refuses_until <= self.now
-            && self.vms.keys().any(|name| self.api_server_up(name))
+        self.api_up()
     }
 
     /// Whether a machine's node is Ready.
@@ -305,6 +305,9 @@ impl State {
 
     /// Pods that wait go to the worker with the fewest.
     fn schedule(&mut self) {
+        if self.cluster.pods.values().all(|pod| pod.node.is_some()) {
+            return;
+        }
         let now = self.now;
         let mut load: BTreeMap<NodeName, usize> = BTreeMap::new();
         for (name, vm) in &self.vms {

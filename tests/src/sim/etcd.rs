@@ -14,7 +14,7 @@
 use windlass_common::contract::etcd::Answer;
 use windlass_common::id::MachineName;
 
-use super::state::State;
+use super::state::{State, Vm};
 
 /// Its unit.
 pub const ETCD: &str = "etcd.service";
@@ -55,12 +55,18 @@ fn majority(of: usize) -> usize {
     of / 2 + 1
 }
 
+impl Vm {
+    /// Whether its member of etcd runs.
+    pub(super) fn has_member(&self, now: u64) -> bool {
+        self.mounted && self.has(ETCD, now)
+    }
+}
+
 impl State {
     /// Whether a member of etcd runs.
     pub fn member_up(&self, name: &MachineName) -> bool {
-        self.vms
-            .get(name)
-            .is_some_and(|vm| vm.mounted && vm.has(ETCD, self.now))
+        let vm = self.vms.get(name);
+        vm.is_some_and(|vm| vm.has_member(self.now))
     }
 
     /// Members with a vote.

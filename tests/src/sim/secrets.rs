@@ -66,16 +66,14 @@ impl Canaries {
         if text.contains("PRIVATE KEY") || self.keys.iter().any(|key| text.contains(key.as_str())) {
             return Some("a key of the cluster");
         }
-        let mut digits = 0;
-        for (end, byte) in text.bytes().enumerate() {
-            digits = if byte.is_ascii_hexdigit() {
-                digits + 1
-            } else {
-                0
-            };
-            if digits >= TOKEN_DIGITS && self.tokens.contains(&text[end + 1 - TOKEN_DIGITS..=end]) {
+        // Looked at from their ends: whatever stands before the last that is no digit is no token.
+        let mut at = 0;
+        while let Some(window) = text.as_bytes().get(at..at + TOKEN_DIGITS) {
+            let no_digit = window.iter().rposition(|byte| !byte.is_ascii_hexdigit());
+            if no_digit.is_none() && self.tokens.contains(&text[at..at + TOKEN_DIGITS]) {
                 return Some("an enrollment token");
             }
+            at += no_digit.unwrap_or(0) + 1;
         }
         None
     }
@@ -119,6 +117,15 @@ mod tests {
         assert_eq!(canaries.found_in("machine demo-cp-0: no token"), None);
         assert!(canaries.found_in(&format!("token={token}.")).is_some());
         assert!(canaries.found_in(&format!("aa{token}aa")).is_some());
+        for digits in 0..=2 * TOKEN_DIGITS {
+            let (before, after) = ("f".repeat(digits), "f".repeat(TOKEN_DIGITS - 1));
+            let text = format!("é{before}{token}é");
+            assert!(canaries.found_in(&text).is_some(), "{text}");
+            let text = format!("{before}é{token}{before}");
+            assert!(canaries.found_in(&text).is_some(), "{text}");
+            let text = format!("{before}{}-{after}", &token[1..]);
+            assert_eq!(canaries.found_in(&text), None, "{text}");
+        }
         let key = pki.encryption[0].secret.expose();
         assert!(canaries.found_in(&format!("wrote {key}")).is_some());
     }
