@@ -29,7 +29,7 @@ pub struct Authority {
     key_pem: Secret,
 }
 
-/// An authority whose key was read: reading it costs several times what signing does, and a machine has up to ten
+/// An authority whose key was read: reading it costs more than what it signs with it, and a machine has up to ten
 /// certificates of three authorities. It lives as long as what it signs is being made.
 pub(super) struct Signer(Issuer<'static, KeyPair>);
 
