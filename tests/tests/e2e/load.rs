@@ -19,7 +19,7 @@ use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
 use crate::changes;
-use crate::lifecycle::{healthy, items, with_world};
+use crate::lifecycle::{SHARED, healthy, items, shared_cluster, with_world};
 
 pub(crate) const IMAGE: &str = "registry.windlass.internal/agnhost:1.37.2";
 /// Pods behind the Service.
@@ -57,10 +57,7 @@ impl Traffic {
     pub(crate) fn start(world: &World, kubectl: &Kubectl, cluster: &str) -> Result<Traffic> {
         let port = deploy(kubectl)?;
         let balancer = Balancer::start(&backends(world, cluster, port)?)?;
-        let nodes = backends(world, cluster, port)?.len();
-        until("every node serves", Duration::from_secs(60), || {
-            Ok((balancer.open().len() == nodes).then_some(()))
-        })?;
+        all_open(&balancer, backends(world, cluster, port)?.len())?;
         let service = Target {
             address: balancer.address(),
             path: "/hostname".to_owned(),
@@ -109,6 +106,12 @@ impl Traffic {
         Ok(())
     }
 
+    /// Waits until the load balancer trusts every worker again: one alone takes it a moment.
+    fn all_serve(&self, world: &World) -> Result<()> {
+        self.follow(world)?;
+        all_open(&self.balancer, workers(world, &self.cluster)?.len())
+    }
+
     pub(crate) fn stop(self) -> Result<Seen> {
         let mut tallies = Vec::new();
         for (name, load) in self.loads {
@@ -118,6 +121,12 @@ impl Traffic {
         tallies.push(("watch", watched));
         Ok(Seen { tallies, events })
     }
+}
+
+fn all_open(balancer: &Balancer, nodes: usize) -> Result<()> {
+    until("every node serves", Duration::from_secs(60), || {
+        Ok((balancer.open().len() == nodes).then_some(()))
+    })
 }
 
 impl Seen {
@@ -132,6 +141,12 @@ impl Seen {
         ensure!(failures.is_empty(), "{}", failures.join("\n"));
         ensure!(self.events > 0, "the watch saw no event");
         Ok(())
+    }
+
+    /// Requests that failed, of the clients whose name begins so.
+    fn failed(&self, of: &str) -> u64 {
+        let clients = self.tallies.iter().filter(|(name, _)| name.starts_with(of));
+        clients.map(|(_, tally)| tally.failed).sum()
     }
 }
 
@@ -236,6 +251,69 @@ pub(crate) fn control(world: &World, kubectl: &Kubectl, cluster: &str) -> Result
     )?;
     traffic.stop()?;
     Ok(())
+}
+
+/// Workers are made anew one after the other, by the same order. Drained, and no request fails; undrained, and requests
+/// do: each goes while it serves, with its pods, and neither the cluster nor the load balancer is told before.
+pub(crate) fn undrained() -> Result<()> {
+    with_world(|world| {
+        let kubectl = shared_cluster(world)?;
+        let workers: Vec<String> = workers(world, SHARED)?
+            .iter()
+            .filter_map(|machine| machine["name"].as_str().map(str::to_owned))
+            .collect();
+        ensure!(workers.len() == 2, "workers: {workers:?}");
+        // One is enough for that: a drain takes as long as pods and load balancers are given.
+        let seen = anew(world, &kubectl, &workers[..1], true)?;
+        seen.flawless()?;
+        let seen = anew(world, &kubectl, &workers, false)?;
+        let failed = seen.failed("service");
+        ensure!(
+            failed > 0,
+            "nobody noticed that {workers:?} were not drained: the clients prove nothing"
+        );
+        eprintln!("undrained: {failed} requests to the Service failed");
+        kubectl.run(&["delete", "deployment,service,poddisruptionbudget", "served"])?;
+        Ok(())
+    })
+}
+
+/// Makes workers anew under load, one after the other. No product's option skips a drain, so that undrained ones are
+/// deleted on the platform, as a change deletes what it has drained, and the change finds nobody left to ask.
+fn anew(world: &World, kubectl: &Kubectl, workers: &[String], drained: bool) -> Result<Seen> {
+    let traffic = Traffic::start(world, kubectl, SHARED)?;
+    for worker in workers {
+        if !drained {
+            // Else the director's own repair might be faster than the order.
+            world.run(&[
+                "node",
+                "hold",
+                worker,
+                "--reason",
+                "it is made anew by hand",
+            ])?;
+            world.delete_behind(worker)?;
+        }
+        let task = world.json(&["node", "recreate", worker, "--yes"])?;
+        let task = task["id"].as_str().context("a task has an id")?.to_owned();
+        finished(world, &task, &traffic, Duration::from_secs(180))?;
+        let task = world.json(&["task", "show", &task])?;
+        let drains = changes::succeeded(&task, &format!("{worker}/drain"));
+        ensure!(
+            drains == usize::from(drained),
+            "drains of {worker}: {task:#}"
+        );
+        ensure!(
+            changes::succeeded(&task, &format!("{worker}/await-node")) == 1,
+            "{worker} was not made anew: {task:#}"
+        );
+        if !drained {
+            world.run(&["node", "release", worker])?;
+        }
+        healthy(kubectl, 3)?;
+        traffic.all_serve(world)?;
+    }
+    traffic.stop()
 }
 
 /// The Service that clients use; returns its port on every node.

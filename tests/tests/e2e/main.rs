@@ -143,6 +143,7 @@ fn with_a_shared_director() -> Vec<Trial> {
             "a_cluster_reboots_into_service_without_its_director",
             apart::without_a_director,
         ),
+        trial("clients_notice_when_workers_go_undrained", load::undrained),
         trial("deleting_a_cluster_leaves_nothing_of_it", lifecycle::delete),
         trial(
             "a_director_without_a_route_reaches_its_cluster",
