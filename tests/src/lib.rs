@@ -5,6 +5,7 @@
 //!
 //! [`sim`] is the other half: the same code without hardware, thousands of times.
 
+pub mod canaries;
 pub mod damage;
 pub mod host;
 pub mod kubectl;

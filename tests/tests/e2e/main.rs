@@ -25,6 +25,7 @@ mod renewal;
 mod repair;
 mod restore;
 mod rotation;
+mod secrets;
 mod workloads;
 mod zombie;
 

@@ -9,12 +9,14 @@ use anyhow::{Context, Result, ensure};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
+use windlass_tests::canaries::places::Watch;
 use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
 use crate::lifecycle::{healthy, items, machine_of, with_world};
 use crate::load::{IMAGE, Traffic, finished};
+use crate::secrets;
 
 /// How long components may take to read a certificate anew: API servers and kubelets look once a minute.
 const RELOAD: Duration = Duration::from_secs(100);
@@ -29,9 +31,11 @@ const UNITS: [&str; 7] = [
     "containerd",
 ];
 
-/// Every server of a cluster shows a new certificate after a renewal, and no unit was restarted.
+/// Every server of a cluster shows a new certificate after a renewal, and no unit was restarted. What is secret of it is
+/// seen nowhere, from its creation on.
 pub(crate) fn certificates() -> Result<()> {
     with_world(|world| {
+        let watch = Watch::start();
         world.run(&["cluster", "create", "leaves", "--workers", "1", "--wait"])?;
         let kubectl = world.kubectl("leaves")?;
         let plan = world.json(&["cluster", "renew-certificates", "leaves", "--dry-run"])?;
@@ -61,6 +65,7 @@ pub(crate) fn certificates() -> Result<()> {
             let certified = &machine["certified"];
             ensure!(certified["expiresAt"].is_string(), "{machine:#}");
         }
+        secrets::are_nowhere(world, "leaves", &watch.stop()?)?;
         world.run(&["cluster", "delete", "leaves", "--yes", "--wait"])?;
         Ok(())
     })
