@@ -63,6 +63,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         watched: watch::channel(history.units()).0,
         history: Arc::new(Mutex::new(history)),
         leave: watch::channel(false).0,
+        director: None,
     });
     for order in serde_json::Deserializer::from_reader(stdin()).into_iter::<Order>() {
         let order = order?;

@@ -146,6 +146,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         history: Arc::new(Mutex::new(history)),
         watched,
         leave,
+        director: Some(Arc::new(link.proof())),
     };
     let (observer, reports) = Observer::new(&host);
     let (tune, tuned) = watch::channel(Tune2::default());

@@ -27,6 +27,7 @@ mod enroll;
 mod handler;
 mod identity;
 mod lapsed;
+mod proof;
 mod reconnect;
 mod renewal;
 mod resume;
@@ -58,6 +59,7 @@ pub use enroll::EnrollError;
 pub use handler::{CancelToken, Handler, HelloFacts, ProgressSink, StepFuture};
 pub use identity::IdentityError;
 pub(crate) use identity::{Identity, IdentityStore};
+pub use proof::LinkProof;
 pub use reconnect::LinkError;
 pub use source::LinkArtifacts;
 
@@ -156,6 +158,15 @@ impl Link {
             current: self.current.subscribe(),
             attempts: Arc::clone(&self.attempts),
             peers: self.peers(),
+        }
+    }
+
+    /// For steps that could cut the link.
+    pub fn proof(&self) -> LinkProof {
+        LinkProof {
+            peers: self.peers(),
+            directors: self.settings.directors.clone(),
+            clock: self.clock.clone(),
         }
     }
 

@@ -35,13 +35,15 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{Digest, Epoch};
 use windlass_common::limits::{STEP_DEADLINE_MAX, STEPS_IN_FLIGHT_MAX};
 use windlass_common::step::{
-    EtcdAction, EtcdDataAction, Outcome, Payload, Step, StepId, StepRequest, StepResult,
+    EtcdAction, EtcdDataAction, NETWORK_RULES_PATH, Outcome, Payload, Step, StepId, StepRequest,
+    StepResult,
 };
 use windlass_common::wire::codec;
 use windlass_common::wire::step::{OPERATOR, REQUEST};
 
 use crate::history::History;
 use crate::link::{CancelToken, ProgressSink};
+use crate::steps::configure::trial;
 use crate::steps::{self, Context, Failure, Reporter, Run, blocking, check::check, lock};
 
 use locks::{Locks, Thing};
@@ -117,18 +119,20 @@ impl Runner {
         &self.machine
     }
 
-    /// Brings back routes and kernel parameters that a reboot lost, trying until it succeeds: early in a
-    /// boot the network is not up yet.
+    /// Puts back what was on trial of the network, and brings back routes and kernel parameters that a reboot lost,
+    /// trying until it succeeds: early in a boot the network is not up yet.
     pub async fn restore(&self) {
         loop {
             let things = {
+                let unproven = trial::is_under_way(&self.machine.host);
                 let history = lock(&self.machine.history);
                 let network = history.network();
-                if network.routes.is_none() && network.sysctls.is_empty() {
+                if network.routes.is_none() && network.sysctls.is_empty() && !unproven {
                     return;
                 }
                 let sysctls = network.sysctls.keys().cloned().map(Thing::Sysctl);
-                sysctls.chain([Thing::Routes]).collect()
+                let rules = Thing::Path(NETWORK_RULES_PATH.to_owned());
+                sysctls.chain([Thing::Routes, rules]).collect()
             };
             let silent = Run::new(Reporter::new(ProgressSink::channel(1).0));
             let run = silent.holding(self.locks.acquire(things).await);

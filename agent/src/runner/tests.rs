@@ -33,6 +33,7 @@ fn runner(root: &Path, disk: &SimDisk) -> Runner {
         history: Arc::new(Mutex::new(history)),
         watched: watch::channel(BTreeMap::new()).0,
         leave: watch::channel(false).0,
+        director: None,
     })
 }
 

@@ -32,7 +32,10 @@ mod testing;
 pub mod upgrade;
 
 use std::any::Any;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use windlass_common::error::{ErrorChain, ErrorClass};
@@ -49,6 +52,20 @@ use crate::units::watch::Watched;
 /// Most changes of one step that are reported, in bytes: a quarter of a frame.
 const CHANGES_BYTES_MAX: usize = 256 << 10;
 
+/// Whether the director was reached; why not, for people.
+pub type Reached<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+
+/// Shows that this machine and its director can reach each other now.
+pub trait Reach: std::fmt::Debug + Send + Sync {
+    /// Makes a connection of its own with the director, and ends it.
+    fn director(&self) -> Reached<'_>;
+
+    /// How long that may take, again and again, before the link counts as cut.
+    fn within(&self) -> Duration {
+        configure::trial::PROVEN_WITHIN
+    }
+}
+
 /// What steps work with.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -64,6 +81,8 @@ pub struct Context {
     pub watched: watch::Sender<Watched>,
     /// Turned true, it ends the agent in peace; its unit starts it again.
     pub leave: watch::Sender<bool>,
+    /// How the link is proven that a step could cut; `None` where steps do not come over one.
+    pub director: Option<Arc<dyn Reach>>,
 }
 
 /// One run of one step.
@@ -149,6 +168,15 @@ impl Run {
             progress,
             changes: Arc::default(),
             holding: None,
+        }
+    }
+
+    /// What is done for this run, and is none of its changes.
+    pub(crate) fn apart(&self, progress: Reporter) -> Self {
+        Self {
+            progress,
+            changes: Arc::default(),
+            holding: self.holding.clone(),
         }
     }
 

@@ -15,6 +15,11 @@ impl Reporter {
         Self(sink)
     }
 
+    /// A reporter that nobody listens to.
+    pub(crate) fn quiet() -> Self {
+        Self::new(ProgressSink::channel(1).0)
+    }
+
     /// Says what is being done. Never waits: when the queue is full, the next stage tells more.
     pub fn stage(&self, stage: impl Into<String>) {
         self.0.stage(stage);
@@ -26,13 +31,5 @@ impl Reporter {
             let bytes = piece.to_vec();
             self.0.send(Progress::Output { stream, bytes }).await;
         }
-    }
-}
-
-#[cfg(test)]
-impl Reporter {
-    /// A reporter that nobody listens to.
-    pub(crate) fn quiet() -> Self {
-        Self::new(ProgressSink::channel(1).0)
     }
 }

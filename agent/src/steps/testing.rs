@@ -36,6 +36,7 @@ pub(super) fn context(root: &Path) -> Context {
         history: Arc::new(Mutex::new(History::open(SimDisk::default()).unwrap())),
         watched: watch::channel(Default::default()).0,
         leave: watch::channel(false).0,
+        director: None,
     }
 }
 

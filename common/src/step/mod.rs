@@ -164,6 +164,10 @@ pub struct KeySpec {
     pub path: String,
 }
 
+/// nftables rules of a machine. An agent that has a link loads them when it writes them, and keeps them once the link
+/// is proven; at each boot a unit does.
+pub const NETWORK_RULES_PATH: &str = "/etc/windlass/network.nft";
+
 /// Writes configuration; each file atomically, the whole in the order given.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configure {

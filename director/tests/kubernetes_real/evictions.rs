@@ -52,6 +52,7 @@ fn as_agent(machine: &Machine<'_>, step: Evict) -> Vec<EvictOutcome> {
                 history: Arc::new(Mutex::new(history)),
                 watched: watch::channel(BTreeMap::new()).0,
                 leave: watch::channel(false).0,
+                director: None,
             };
             let (sink, mut progress) = ProgressSink::channel(64);
             let run = Run::new(Reporter::new(sink));

@@ -101,6 +101,7 @@ impl Peer {
             history: Arc::new(Mutex::new(history)),
             watched: watch::channel(BTreeMap::new()).0,
             leave: watch::channel(false).0,
+            director: None,
         };
         Peer {
             machine,

@@ -9,6 +9,7 @@
 
 mod artifacts;
 mod certificates;
+mod confirmed;
 mod crowd;
 mod down;
 mod faults;

@@ -13,12 +13,12 @@ use windlass_director::gateway::Total;
 
 use crate::world::{Director, Machine, runs_once, wait_for, wait_long};
 
-const DIRECTOR: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+pub(crate) const DIRECTOR: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 const AGENT: &str = "10.99.0.2";
 const MOVED: &str = "10.99.0.3";
 
 /// Runs a program of the host, which has to succeed; returns what it printed.
-fn run(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .output()
@@ -32,14 +32,14 @@ fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Two namespaces with a cable between them, gone when this is dropped.
-struct Cable {
-    near: String,
-    far: String,
+pub(crate) struct Cable {
+    pub(crate) near: String,
+    pub(crate) far: String,
     home: File,
 }
 
 impl Cable {
-    fn new(name: &str, mtu: &str) -> Cable {
+    pub(crate) fn new(name: &str, mtu: &str) -> Cable {
         let id = std::process::id();
         let cable = Cable {
             near: format!("wl-{id}-{name}-d"),
@@ -73,7 +73,7 @@ impl Cable {
     }
 
     /// Drops of what comes in at an end what a rule says, in place of what was dropped before.
-    fn drops(end: &str, rule: Option<&str>) {
+    pub(crate) fn drops(end: &str, rule: Option<&str>) {
         let rules = match rule {
             Some(rule) => format!(
                 "table inet wl {{ chain in {{ type filter hook input priority 0; {rule}; }}; }}"
@@ -105,16 +105,16 @@ impl Drop for Cable {
 }
 
 /// A director at one end, a machine at the other.
-struct Ends {
-    director: Director,
-    machine: Machine,
+pub(crate) struct Ends {
+    pub(crate) director: Director,
+    pub(crate) machine: Machine,
     _dir: tempfile::TempDir,
 }
 
 impl Ends {
     /// `fault` is there before the machine is. The thread stays at the machine's end: its link opens sockets again and
     /// again, the director's one is open.
-    async fn start(cable: &Cable, fault: Option<&str>) -> Ends {
+    pub(crate) async fn start(cable: &Cable, fault: Option<&str>) -> Ends {
         Cable::enter(&cable.near);
         let director =
             Director::start_with(|config| config.listen = SocketAddr::from((DIRECTOR, 0))).await;
@@ -134,11 +134,11 @@ impl Ends {
         ends
     }
 
-    fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         !self.director.gateway().connected().is_empty()
     }
 
-    async fn comes_back(&self) {
+    pub(crate) async fn comes_back(&self) {
         wait_long("the session", || self.is_connected().then_some(())).await;
     }
 
@@ -147,7 +147,7 @@ impl Ends {
     }
 
     /// A step runs once with output of some packets, and heartbeats go on.
-    async fn works(&self, id: &str) {
+    pub(crate) async fn works(&self, id: &str) {
         runs_once(&self.director, &self.machine, id, 2000).await;
         let count = || self.director.gateway().counters().total(Total::Heartbeats);
         let before = count();

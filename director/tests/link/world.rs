@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,8 +14,11 @@ use tokio::time::Instant;
 
 use windlass_agent::artifacts::ArtifactStore;
 use windlass_agent::link::{
-    CancelToken, Handler, HelloFacts, Link, LinkHandle, LinkPaths, ProgressSink, StepFuture,
+    CancelToken, Handler, HelloFacts, Link, LinkHandle, LinkPaths, LinkProof, ProgressSink,
+    StepFuture,
 };
+use windlass_agent::runner::Runner;
+use windlass_agent::steps::Reporter;
 use windlass_common::clock::{Clock, later};
 use windlass_common::condition::Conditions;
 use windlass_common::id::{ClusterName, Digest, DirectorId, Epoch, Incarnation, MachineName};
@@ -385,7 +388,7 @@ pub(crate) async fn gateway(
     .await
 }
 
-/// What a machine does: `exec` steps, each at most once, with a journal in memory.
+/// What a machine does: `exec` steps, each at most once, with a journal in memory; others if it is given a runner.
 pub(crate) struct Steps {
     reports: watch::Sender<Arc<Report>>,
     pub(crate) conditions: watch::Sender<Arc<Conditions>>,
@@ -401,6 +404,8 @@ pub(crate) struct Steps {
     pub(crate) tunes: Mutex<Vec<Tune2>>,
     /// How often it was told that it was replaced.
     pub(crate) replaced: Mutex<u32>,
+    /// Carries out what is no `exec`.
+    pub(crate) runner: OnceLock<Runner>,
     running: Mutex<u32>,
     pub(crate) running_most: Mutex<u32>,
 }
@@ -417,6 +422,7 @@ impl Steps {
             flooded: Mutex::default(),
             tunes: Mutex::default(),
             replaced: Mutex::default(),
+            runner: OnceLock::new(),
             running: Mutex::default(),
             running_most: Mutex::default(),
         }
@@ -444,6 +450,10 @@ impl Steps {
         progress: ProgressSink,
         mut cancel: CancelToken,
     ) -> StepResult {
+        if !matches!(request.step, Step::Exec(_)) {
+            let runner = self.runner.get().expect("this machine has no runner");
+            return runner.step(request, Reporter::new(progress), cancel).await;
+        }
         if let Some(result) = self.journal.lock().unwrap().get(&request.id) {
             return result.clone();
         }
@@ -619,6 +629,7 @@ pub(crate) struct Machine {
     pub(crate) incarnation: Incarnation,
     pub(crate) steps: Arc<Steps>,
     pub(crate) link: LinkHandle,
+    pub(crate) proof: LinkProof,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -699,7 +710,7 @@ impl Machine {
 
     fn run(link: Link, settings: Settings) -> Machine {
         let (name, incarnation) = (settings.machine, settings.incarnation);
-        let handle = link.handle();
+        let (handle, proof) = (link.handle(), link.proof());
         let steps = Arc::new(Steps::new());
         let (stop, stopped) = watch::channel(false);
         let handler: Arc<dyn Handler> = Arc::clone(&steps) as _;
@@ -709,6 +720,7 @@ impl Machine {
             incarnation,
             steps,
             link: handle,
+            proof,
             stop,
             task,
         }

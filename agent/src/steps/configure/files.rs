@@ -138,6 +138,11 @@ fn observe(host: &Host, spec: &FileSpec) -> Result<Option<Change>, TreeError> {
     Ok((found != attributes(spec)).then_some(Change::Attributes { old: found }))
 }
 
+/// Whether a file has other content than it should have.
+pub(super) fn is_other(host: &Host, spec: &FileSpec) -> Result<bool, TreeError> {
+    Ok(matches!(observe(host, spec)?, Some(Change::Write { .. })))
+}
+
 fn digest_of(file: &mut File, mut keep: Option<&mut Vec<u8>>) -> io::Result<Digest> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; CHUNK_BYTES];

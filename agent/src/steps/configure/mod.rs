@@ -5,6 +5,7 @@
 //!   their places first; then each gets its name, in the order given.
 //! * A reader sees the old or the new content of a file, whole, also after a crash.
 //! * Secret content is named with its length, never shown.
+//! * What could cut the link is kept only once the link is proven ([`trial`]), where there is a link.
 //!
 //! # After a crash
 //! Any number of the files, from the first on, may be new; the step is sent again and does the rest.
@@ -13,7 +14,9 @@
 pub mod diff;
 mod files;
 mod routes;
+mod rules;
 mod sysctl;
+pub mod trial;
 
 use std::io;
 
@@ -57,6 +60,17 @@ pub enum ConfigureError {
         /// Its message.
         said: String,
     },
+    /// `nft` cannot be run.
+    #[error("cannot run `nft`; the stemcell has to bring nftables")]
+    NoNft(#[source] io::Error),
+    /// `nft` said no.
+    #[error("`nft` could not {action} rules: {said}")]
+    Nft {
+        /// What was tried.
+        action: &'static str,
+        /// Its message.
+        said: String,
+    },
     /// Something else changes what the step has set.
     #[error(
         "{what} is not as desired right after it was set; something else on the machine changes it"
@@ -74,7 +88,10 @@ impl ConfigureError {
             Self::NoArtifact { .. } | Self::Ip { .. } | Self::NotConverged { .. } => {
                 ErrorClass::Retry
             }
-            Self::Sysctl { .. } | Self::NoIp(_) => ErrorClass::Operator,
+            // The rules are the same next time.
+            Self::Sysctl { .. } | Self::NoIp(_) | Self::NoNft(_) | Self::Nft { .. } => {
+                ErrorClass::Operator
+            }
         }
     }
 }
@@ -84,6 +101,18 @@ pub(super) async fn run(
     run: &Run,
     configure: &Configure,
 ) -> Result<Payload, Failure> {
+    if let Some(director) = &context.director {
+        return trial::run(context, run, configure, director).await;
+    }
+    let (remembering, wanted) = (context.clone(), configure.clone());
+    run.blocking(move || remember(&remembering, &wanted))
+        .await?;
+    change(context, run, configure).await?;
+    Ok(Payload::None)
+}
+
+/// Does it, whatever becomes of the link. Nothing is remembered for a reboot.
+async fn change(context: &Context, run: &Run, configure: &Configure) -> Result<(), Failure> {
     {
         let (context, noted, configure) = (context.clone(), run.clone(), configure.clone());
         run.blocking(move || {
@@ -94,7 +123,6 @@ pub(super) async fn run(
             for path in &configure.absent {
                 remove(&context, &noted, path)?;
             }
-            remember(&context, &configure)?;
             for (name, value) in &configure.sysctls {
                 sysctl::converge(&context.host, &noted, name, value)?;
             }
@@ -105,7 +133,7 @@ pub(super) async fn run(
     if let Some(wanted) = &configure.routes {
         routes::converge(run, wanted).await?;
     }
-    Ok(Payload::None)
+    Ok(())
 }
 
 fn link(context: &Context, run: &Run, path: &str, target: &str) -> Result<(), TreeError> {
@@ -131,7 +159,7 @@ fn remove(context: &Context, run: &Run, path: &str) -> Result<(), TreeError> {
     Ok(())
 }
 
-/// Remembers what a reboot loses, before it is set: a crash in between sets it at the next start.
+/// Remembers what a reboot loses. Without a trial before it is set: a crash in between sets it at the next start.
 fn remember(context: &Context, configure: &Configure) -> Result<(), Failure> {
     if configure.routes.is_none() && configure.sysctls.is_empty() {
         return Ok(());
@@ -145,8 +173,9 @@ fn remember(context: &Context, configure: &Configure) -> Result<(), Failure> {
     Ok(history.remember_network(network)?)
 }
 
-/// Brings back routes and sysctls that earlier steps set.
+/// Brings back routes and sysctls that earlier steps set, in the place of what was on trial.
 pub async fn restore(context: &Context, run: &Run) -> Result<(), Failure> {
+    trial::put_back_unproven(context, run).await?;
     let Network { routes, sysctls } = lock(&context.history).network().clone();
     let (host, noted) = (context.host.clone(), run.clone());
     run.blocking(move || {

@@ -54,6 +54,13 @@ pub(super) async fn converge(run: &Run, wanted: &[Route]) -> Result<(), Configur
     }
 }
 
+/// Our routes as they are, if they are not these.
+pub(super) async fn differ(wanted: &[Route]) -> Result<Option<Vec<Route>>, ConfigureError> {
+    let seen = observe().await?;
+    let change = plan(&seen, wanted);
+    Ok(change.map(|_| seen.into_iter().collect()))
+}
+
 async fn observe() -> Result<BTreeSet<Route>, ConfigureError> {
     let argv = ["ip", "-4", "-json", "route", "show", "proto", PROTOCOL];
     let output = command::run(&argv, None)

@@ -7,6 +7,20 @@ use std::path::PathBuf;
 use super::{ConfigureError, Run};
 use crate::host::Host;
 
+/// A parameter as it is, if it is not as desired.
+pub(super) fn differs(
+    host: &Host,
+    name: &str,
+    value: &str,
+) -> Result<Option<String>, ConfigureError> {
+    let old = fs::read_to_string(path(host, name)).map_err(|source| ConfigureError::Sysctl {
+        action: "read",
+        name: name.to_owned(),
+        source,
+    })?;
+    Ok((!same(&old, value)).then(|| old.trim().to_owned()))
+}
+
 /// Makes one parameter as desired.
 pub(super) fn converge(
     host: &Host,

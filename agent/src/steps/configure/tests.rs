@@ -36,6 +36,7 @@ fn context(root: &Path, disk: &SimDisk) -> Context {
         history: Arc::new(Mutex::new(History::open(disk.clone()).unwrap())),
         watched: watch::channel(BTreeMap::new()).0,
         leave: watch::channel(false).0,
+        director: None,
     }
 }
 

@@ -78,6 +78,7 @@ async fn fetch(
         history: Arc::new(Mutex::new(History::open(SimDisk::default()).unwrap())),
         watched: watch::channel(BTreeMap::new()).0,
         leave: watch::channel(false).0,
+        director: None,
     };
     let this = Run::new(Reporter::quiet());
     let wanted = Fetch {

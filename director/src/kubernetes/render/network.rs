@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use windlass_common::step::Route;
+use windlass_common::step::{NETWORK_RULES_PATH, Route};
 
 use super::super::facts::{ClusterFacts, MachineFacts};
 
 /// nftables rules that [`UNIT`] loads.
-pub(super) const RULES_PATH: &str = "/etc/windlass/network.nft";
+pub(super) const RULES_PATH: &str = NETWORK_RULES_PATH;
 /// File of [`UNIT`].
 pub(super) const UNIT_PATH: &str = "/etc/systemd/system/windlass-network.service";
 /// Loads the rules. It does not remove them when it stops: a restart must not interrupt pods, and
