@@ -88,7 +88,7 @@ pub use backups::{BackupCounts, BackupError, ClusterBackups};
 pub use campaigns::{
     CampaignOrder, ClusterChoice, IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX, SOAK_MAX_SECONDS, Steer,
 };
-pub use certificates::{CertificateOrder, Expiries};
+pub use certificates::{CertificateOrder, Expiries, RenewalHeld, held_back};
 pub use change::StemcellChoice;
 pub use clusters::ChangeOrder;
 pub use disks::Disk;

@@ -7,9 +7,10 @@ use serde_json::json;
 use windlass_common::id::MachineName;
 use windlass_director::client::Client;
 use windlass_director::model::{
-    Cluster, Machine, MachinePhase, MachineView, StepKey, StepState, Task, TaskState, Wanted,
+    Cluster, Machine, MachinePhase, MachineView, StepKey, StepState, Task, TaskState, Timestamp,
+    Wanted,
 };
-use windlass_director::service::{ClusterBackups, StoppedPool};
+use windlass_director::service::{ClusterBackups, RenewalHeld, StoppedPool, held_back};
 
 use crate::cluster::{describe, pairs, segment};
 use crate::failure::Failure;
@@ -70,6 +71,8 @@ pub(crate) async fn run(
         "unlisted": backups.unlisted,
     });
     answer["stoppedPools"] = json!(stopped);
+    let held = held_back(&cluster, &machines, task.as_ref(), Timestamp::now());
+    answer["renewalsHeldBack"] = json!(held);
     session.output.answer(&answer, || {
         let rows = machines.iter().map(|view| {
             let machine = &view.machine;
@@ -103,6 +106,7 @@ pub(crate) async fn run(
         }
         let pools = stopped.iter();
         rows.extend(pools.map(|pool| ("Stopped", format!("{}: {}", pool.role, pool.why))));
+        rows.extend(held.iter().map(|held| ("Not renewed", not_renewed(held))));
         format!(
             "{}\n{}\n\n{machines}",
             describe(&cluster, &freezes),
@@ -125,6 +129,17 @@ fn components(machine: &Machine) -> String {
     } else {
         shown.join(", ")
     }
+}
+
+/// That certificates are due and held back.
+fn not_renewed(held: &RenewalHeld) -> String {
+    let RenewalHeld {
+        machine,
+        due_since,
+        expires_at,
+        why,
+    } = held;
+    format!("certificates of {machine}, due since {due_since}, expire at {expires_at}: {why}")
 }
 
 /// The day on which the first of its certificates expires; they are renewed months before.

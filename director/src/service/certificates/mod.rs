@@ -9,6 +9,8 @@
 //! # After a crash
 //! A look is made of records alone; the task that it ordered is resumed like any other.
 
+mod held;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -31,6 +33,8 @@ use crate::model::{
 use crate::planner::renewal;
 use crate::rollout::world;
 use crate::store::{Commit, Kind};
+
+pub use held::{RenewalHeld, held_back};
 
 /// Between two looks. Certificates live for months.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -261,21 +265,29 @@ fn due(
     machines: &[Machine],
     now: Timestamp,
 ) -> Vec<MachineName> {
-    let again = u64::try_from(AGAIN.as_millis()).unwrap_or(u64::MAX);
-    let rests = |tried: Timestamp| now.ms_since(tried) < again;
-    if !serves || tried_at.is_some_and(rests) {
+    if !serves || tried_at.is_some_and(|tried| rests(tried, now)) {
         return Vec::new();
     }
-    let stands = |machine: &&Machine| {
-        let here = matches!(
-            machine.phase,
-            MachinePhase::Configured | MachinePhase::Ready
-        );
-        here && machine.wanted.is_none() && !machine.fenced
-    };
     let old = |machine: &&Machine| machine.certified.is_some_and(|c| now >= c.renew_at);
-    let machines = machines.iter().filter(stands).filter(old);
+    let machines = machines
+        .iter()
+        .filter(|machine| stands(machine))
+        .filter(old);
     machines.map(|machine| machine.name.clone()).collect()
+}
+
+/// Whether it is too soon after a renewal by rule for the next one.
+fn rests(tried: Timestamp, now: Timestamp) -> bool {
+    now.ms_since(tried) < u64::try_from(AGAIN.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether a machine is there to stay as it is.
+fn stands(machine: &Machine) -> bool {
+    let here = matches!(
+        machine.phase,
+        MachinePhase::Configured | MachinePhase::Ready
+    );
+    here && machine.wanted.is_none() && !machine.fenced
 }
 
 /// Whether a cluster serves and nothing changes it.
