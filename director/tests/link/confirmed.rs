@@ -54,10 +54,14 @@ struct Rig {
 }
 
 /// The agent's own context on this root.
-fn context(ends: &Ends, root: &Path) -> Context {
+async fn context(ends: &Ends, root: &Path) -> Context {
     let host = Host::open(root).unwrap();
     let store = ArtifactStore::open(&host);
-    let journal = DirStorage::open(&root.join("journal")).unwrap();
+    // A program that another test starts has the lock of one that has ended for as long as it takes to become itself.
+    let journal = wait_long("the journal of the agent before", || {
+        DirStorage::open(&root.join("journal")).ok()
+    })
+    .await;
     Context {
         artifacts: Arc::new(LinkArtifacts::new(ends.machine.link.clone(), store)),
         host,
@@ -78,8 +82,8 @@ impl Rig {
     }
 
     /// Gives the machine its runner, for steps that come over the link.
-    fn with_runner(self) -> Rig {
-        let runner = Runner::new(context(&self.ends, self.root.path()));
+    async fn with_runner(self) -> Rig {
+        let runner = Runner::new(context(&self.ends, self.root.path()).await);
         assert!(self.ends.machine.steps.runner.set(runner).is_ok());
         self
     }
@@ -175,7 +179,7 @@ fn told_of(result: &StepResult, put_back: &str) {
 
 #[tokio::test]
 async fn rules_that_cut_the_link_are_put_back_and_others_stay() {
-    let rig = Rig::start("rules").await.with_runner();
+    let rig = Rig::start("rules").await.with_runner().await;
     let port = rig.ends.director.address.port();
     // The kernel follows connections from here on.
     let harmless = rules("input", "ct state invalid drop; tcp dport 1 drop");
@@ -235,7 +239,7 @@ async fn rules_that_cut_the_link_are_put_back_and_others_stay() {
 
 #[tokio::test]
 async fn a_route_that_cuts_the_link_is_put_back() {
-    let rig = Rig::start("route").await.with_runner();
+    let rig = Rig::start("route").await.with_runner().await;
     let pods = ("10.244.1.0/24", "10.99.0.77");
     let kept = rig.ordered("t/pods", &routes(&[pods])).await;
     assert_eq!(kept.outcome, Outcome::Changed, "{kept:?}");
@@ -259,7 +263,7 @@ async fn a_route_that_cuts_the_link_is_put_back() {
 
 #[tokio::test]
 async fn a_director_that_is_away_is_no_fault_of_the_change() {
-    let rig = Rig::start("away").await.with_runner();
+    let rig = Rig::start("away").await.with_runner().await;
     let before = rig.in_force();
     Cable::drops(&rig.cable.near, Some("meta l4proto udp drop"));
     let harmless = rules("input", "tcp dport 1 drop");
@@ -306,7 +310,7 @@ async fn an_agent_that_dies_leaves_what_was_or_what_was_proven() {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let runner = Runner::new(context(&rig.ends, rig.root.path()));
+                let runner = Runner::new(context(&rig.ends, rig.root.path()).await);
                 runner.restore().await;
                 let wanted = wanted?;
                 let (_cancel, token) = CancelToken::channel();
