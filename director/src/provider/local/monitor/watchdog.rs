@@ -165,9 +165,11 @@ mod tests {
 
     #[test]
     fn the_newest_order_counts_and_nothing_else_does() {
+        /// What is said, when the machine is due then, seconds, and how many lines are noted.
+        type Case<'a> = (&'a [&'a [u8]], Option<u64>, usize);
         let long = [b'x'; 10 * LINE_MAX];
         #[rustfmt::skip] // one case per line
-        let cases: [(&[&[u8]], Option<u64>, usize); 9] = [
+        let cases: [Case<'_>; 9] = [
             (&[],                                                         None,     0),
             (&[b"restart-in 30\n"],                                       Some(30), 1),
             (&[b"restart-", b"in 30", b"\n"],                             Some(30), 1),
