@@ -2,8 +2,9 @@
 //!
 //! It starts the machine's init process, waits for its end and acts on the reason: a reboot from inside
 //! starts it again on the same disks and network, a power-off leaves it off and ends the monitor, a crash
-//! starts it again after a growing pause. It obeys one command at a time over a unix socket
-//! (`control`), and is the machine's [`watchdog`]. It is single-threaded apart from a thread that lives for a moment, and needs no runtime.
+//! starts it again after a growing pause. It obeys one command at a time over a unix socket (`control`),
+//! and is the machine's watchdog (`watchdog`). It is single-threaded apart from a thread that lives for a
+//! moment, and needs no runtime.
 //!
 //! # Invariants
 //! * A machine has one monitor at most: it holds `monitor.lock` as long as it lives. Its children inherit
