@@ -69,17 +69,33 @@ pub(crate) fn binaries(profile: Profile) -> Result<Binaries> {
 /// Compiles all programs and all tests as every suite runs them. Always this whole: Cargo unifies the features of what
 /// is built together, and another selection would compile most crates once more.
 pub(crate) fn for_tests() -> Result<()> {
-    step(
-        "building all programs and tests",
-        cargo().args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--workspace",
-            "--bins",
-            "--tests",
-        ]),
-    )
+    step("building all programs and tests", &mut whole())
+}
+
+/// The unit tests of the agent, built with everything else.
+pub(crate) fn agent_tests() -> Result<PathBuf> {
+    for_tests()?;
+    let said = capture(whole().args(["--message-format", "json"]))?;
+    let messages = said.lines().map(serde_json::from_str::<serde_json::Value>);
+    let mut programs = messages.flatten().filter_map(|message| {
+        let of = &message["target"];
+        let wanted = of["name"] == "windlass_agent"
+            && of["kind"][0] == "lib"
+            && message["profile"]["test"] == true;
+        Some(PathBuf::from(
+            message["executable"].as_str().filter(|_| wanted)?,
+        ))
+    });
+    programs
+        .next()
+        .context("cargo does not say where the agent's unit tests are")
+}
+
+fn whole() -> Command {
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--locked", "--workspace"]);
+    build.args(["--bins", "--tests"]);
+    build
 }
 
 /// Compiles the director and the program that runs a fleet of agents; returns the director.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::build;
-use crate::shell::{capture, cargo, command, has, privileged, step};
+use crate::shell::{capture, command, has, privileged, step};
 
 /// The test that restarts the machine it runs on.
 const TEST: &str = "fence::watchdog::tests::a_kernels_watchdog_restarts_the_machine";
@@ -114,7 +114,7 @@ fn image(dir: &Path, modules: &Path, busybox: &Path) -> Result<PathBuf> {
         fs::copy(from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
         Ok(())
     };
-    let test = test_program()?;
+    let test = build::agent_tests()?;
     put(&test, "test")?;
     put(busybox, "bin/busybox")?;
     for module in MODULES {
@@ -144,33 +144,6 @@ fn image(dir: &Path, modules: &Path, busybox: &Path) -> Result<PathBuf> {
     );
     capture(command("sh").args(["-e", "-c", &script]))?;
     Ok(image)
-}
-
-/// The agent's unit tests, as they are built for every suite.
-fn test_program() -> Result<PathBuf> {
-    build::for_tests()?;
-    let said = capture(cargo().args([
-        "build",
-        "--quiet",
-        "--locked",
-        "--workspace",
-        "--bins",
-        "--tests",
-        "--message-format",
-        "json",
-    ]))?;
-    let artifacts = said
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let mut tests = artifacts.filter(|one| {
-        one["target"]["name"] == "windlass_agent"
-            && one["target"]["kind"][0] == "lib"
-            && one["profile"]["test"] == true
-    });
-    let program = tests
-        .next()
-        .and_then(|one| Some(PathBuf::from(one["executable"].as_str()?)));
-    program.context("cargo does not say where the agent's unit tests are")
 }
 
 /// Runs the machine until it is off or restarted; returns its console.
