@@ -30,10 +30,9 @@ impl Canaries {
         let dir = DataDir::new(directory)?;
         let seal =
             std::fs::read_to_string(dir.seal_key()).context("cannot read what seals secrets")?;
-        self.text(
-            "the key that seals secrets",
-            seal.lines().last().unwrap_or_default(),
-        );
+        let key = seal.lines().last();
+        let key = key.context("what seals secrets is empty")?;
+        self.text("the key that seals secrets", key);
         for (name, secret) in stored(&dir)? {
             let before = self.names().len();
             self.document(&format!("the stored secret {name}"), &secret);

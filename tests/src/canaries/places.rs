@@ -57,7 +57,8 @@ impl Processes {
                 .file_name()
                 .is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit));
             for of in ["cmdline", "environ"].iter().filter(|_| is_process) {
-                // A process that has ended since the listing is no process.
+                // A process that has ended since the listing is no process; one that even root may not read is the
+                // host's own, and nobody else could read a secret there.
                 let content = fs::read(path.join(of)).unwrap_or_default();
                 if !content.is_empty() {
                     let program = content.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -298,7 +299,9 @@ impl Replies {
 
 fn refusal(name: String, error: &ClientError) -> Place {
     let said = match error {
-        ClientError::Problem(problem) => serde_json::to_vec(problem).unwrap_or_default(),
+        ClientError::Problem(problem) => {
+            serde_json::to_vec(problem).unwrap_or_else(|_| format!("{problem:?}").into_bytes())
+        }
         other => format!("{other:?}").into_bytes(),
     };
     Place {
