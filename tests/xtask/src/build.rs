@@ -49,15 +49,13 @@ impl Binaries {
     }
 }
 
-/// Compiles the director, the CLI, the stemcell builder and the agent.
+/// Compiles the director, the command line, the stemcell builder and the agent.
 pub(crate) fn binaries(profile: Profile) -> Result<Binaries> {
     match profile {
         Profile::Dev => for_tests()?,
         Profile::Release => step(
             "building the director, the command line and the stemcell builder",
-            cargo()
-                .args(["build", "--quiet", "--locked", "--release", "--bins"])
-                .args(["-p", "windlass-director", "-p", "windlass-stemcell"]),
+            optimised().args(["-p", "windlass-director", "-p", "windlass-stemcell"]),
         )?,
     }
     Ok(Binaries {
@@ -66,8 +64,34 @@ pub(crate) fn binaries(profile: Profile) -> Result<Binaries> {
     })
 }
 
-/// Compiles all programs and all tests as every suite runs them. Always this whole: Cargo unifies the features of what
-/// is built together, and another selection would compile most crates once more.
+/// The same with all programs that measure, at once: Cargo unifies the features of what is built together, and one after
+/// the other would compile most crates twice.
+pub(crate) fn with_tools() -> Result<Binaries> {
+    Ok(Binaries {
+        dir: tools(Profile::Release)?,
+        agent: agent()?,
+    })
+}
+
+/// Compiles all programs, and returns their directory.
+pub(crate) fn tools(profile: Profile) -> Result<PathBuf> {
+    match profile {
+        Profile::Dev => for_tests()?,
+        Profile::Release => step(
+            "building all programs, optimised",
+            optimised().arg("--workspace"),
+        )?,
+    }
+    Ok(profile.dir())
+}
+
+fn optimised() -> Command {
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--locked", "--release", "--bins"]);
+    build
+}
+
+/// Compiles all programs and all tests as every suite runs them. Always this whole: another selection has other features.
 pub(crate) fn for_tests() -> Result<()> {
     step("building all programs and tests", &mut whole())
 }
@@ -96,20 +120,6 @@ fn whole() -> Command {
     build.args(["build", "--quiet", "--locked", "--workspace"]);
     build.args(["--bins", "--tests"]);
     build
-}
-
-/// Compiles the director and the program that runs a fleet of agents; returns the director.
-pub(crate) fn fleet(profile: Profile) -> Result<PathBuf> {
-    match profile {
-        Profile::Dev => for_tests()?,
-        Profile::Release => step(
-            "building the director and the fleet",
-            cargo()
-                .args(["build", "--quiet", "--locked", "--release", "--bins"])
-                .args(["-p", "windlass-director", "-p", "windlass-tests"]),
-        )?,
-    }
-    Ok(profile.dir().join("windlass-director"))
 }
 
 /// Compiles the agent as it is shipped: static, small. A target directory of its own keeps its

@@ -79,6 +79,19 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).context("output is not UTF-8")
 }
 
+/// Runs a command whose errors and progress are shown as they come; what it prints is returned.
+pub(crate) fn capture_shown(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start {}", line(command)))?;
+    if !output.status.success() {
+        bail!("{} failed ({})", line(command), output.status);
+    }
+    String::from_utf8(output.stdout).context("output is not UTF-8")
+}
+
 /// Whether a program is on the PATH; an absolute path stands for itself.
 pub(crate) fn has(program: &str) -> bool {
     std::env::var_os("PATH").is_some_and(|path| {

@@ -6,7 +6,7 @@ use crate::build::{self, Profile};
 use crate::shell::{command, step};
 
 pub(crate) fn run(profile: Profile, json: bool, options: &[String]) -> Result<()> {
-    let director = build::fleet(profile)?;
+    let director = build::tools(profile)?.join("windlass-director");
     let table: &[&str] = if json { &[] } else { &["--table"] };
     step(
         "measuring a fleet",

@@ -28,7 +28,7 @@ struct Planned {
 }
 
 pub(super) fn run(profile: Profile, runs: u32) -> Result<Report> {
-    let director = build::fleet(profile)?;
+    let director = build::tools(profile)?.join("windlass-director");
     let mut planned = Vec::new();
     for clusters in CLUSTERS {
         let text = capture(command(&director).args(["bench", "plan"]).args([

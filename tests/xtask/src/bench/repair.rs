@@ -4,9 +4,9 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{Metric, Report, median};
-use crate::build::{self, Profile};
+use crate::build;
 use crate::prerequisites;
-use crate::shell::{capture, privileged};
+use crate::shell::{capture_shown, privileged};
 
 /// Seconds from the kill to the verdict; BOSH takes 30 to 120.
 const JUDGED: f64 = 5.0;
@@ -26,13 +26,12 @@ const MOMENTS: [&str; 8] = [
 
 pub(super) fn run(runs: u32) -> Result<Report> {
     prerequisites::install()?;
-    let binaries = build::binaries(Profile::Release)?;
-    build::fleet(Profile::Release)?;
+    let binaries = build::with_tools()?;
     let stemcells = build::stemcell(&binaries, build::KUBERNETES[0])?;
     let stemcell = build::newest_stemcell(build::KUBERNETES[0])?;
     println!("==> killing {runs} machines, one after the other");
     let mut bench = privileged(binaries.dir.join("windlass-repair"));
-    let said = capture(
+    let said = capture_shown(
         bench
             .args(["--runs", &runs.to_string()])
             .env("WINDLASS_TEST_BIN", &binaries.dir)

@@ -4,9 +4,9 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{Metric, Report, median};
-use crate::build::{self, Profile};
+use crate::build;
 use crate::prerequisites;
-use crate::shell::{capture, privileged};
+use crate::shell::{capture_shown, privileged};
 
 /// The parts of it, in their order, and what they are.
 const PARTS: [(&str, &str); 4] = [
@@ -18,14 +18,13 @@ const PARTS: [(&str, &str); 4] = [
 
 pub(super) fn run(workers: u32) -> Result<Report> {
     prerequisites::install()?;
-    let binaries = build::binaries(Profile::Release)?;
-    build::fleet(Profile::Release)?;
+    let binaries = build::with_tools()?;
     let [newer, older] = build::KUBERNETES;
     let stemcells = build::stemcell(&binaries, newer)?;
     build::stemcell(&binaries, older)?;
     println!("==> upgrading {workers} workers from {older} to {newer}, after the same by hand");
     let mut bench = privileged(binaries.dir.join("windlass-upgrade"));
-    let said = capture(
+    let said = capture_shown(
         bench
             .args(["--from", older, "--to", newer])
             .args(["--workers", &workers.to_string()])
