@@ -75,10 +75,9 @@ pub(crate) fn borne_or_healed() -> Result<()> {
     is(&world, CONTROL, ("etcd-alarm", ""), "good")?;
     figures_say_whose_they_are(&world)?;
 
-    let judged = judged(&world)?;
-    out_of_memory(&world, &kubectl)?;
-    agent_killed_again_and_again(&world)?;
-    nothing_happened_to_neighbours(&world, &judged)?;
+    neighbours_notice_nothing(&world, [CONTROL, HUNG], || {
+        agent_killed_again_and_again(&world)
+    })?;
     let began = Instant::now();
     let hung = Stopped::process(process(HUNG, "containerd")?)?;
     let disk = fill(&world)?;
@@ -92,7 +91,8 @@ pub(crate) fn borne_or_healed() -> Result<()> {
         ensure!(incarnation(&world, machine)? == 1, "{machine} was replaced");
     }
     healthy(&kubectl, 3)?;
-    change_meets_a_dead_machine(&world, &kubectl)
+    change_meets_a_dead_machine(&world, &kubectl)?;
+    neighbours_notice_nothing(&world, [CONTROL, HUNG], || out_of_memory(&world, &kubectl))
 }
 
 /// A system container's root directory is on its host's disk, and its data disk its own.
@@ -288,7 +288,8 @@ fn pods_on(kubectl: &Kubectl, node: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-/// One machine uses all of its memory: the kernel ends what does, and the others notice nothing.
+/// One machine uses all of its memory: the kernel ends what does, and the others notice nothing. The last of the
+/// faults: if its kubelet looks just then, the node takes no pods for five minutes (`evictionPressureTransitionPeriod`).
 fn out_of_memory(world: &World, kubectl: &Kubectl) -> Result<()> {
     let ended = world.output(&["node", "exec", KILLED, "--", "tail", "/dev/zero"])?;
     if ended.status.success() {
@@ -298,18 +299,23 @@ fn out_of_memory(world: &World, kubectl: &Kubectl) -> Result<()> {
     verdict_now(world, KILLED, "healthy")
 }
 
-/// How the neighbours were judged so far.
-fn judged(world: &World) -> Result<Vec<Value>> {
-    let history = |machine| Ok(why(world, machine)?["case"]["history"].clone());
-    [CONTROL, HUNG].into_iter().map(history).collect()
-}
-
-fn nothing_happened_to_neighbours(world: &World, before: &[Value]) -> Result<()> {
-    for neighbour in [CONTROL, HUNG] {
+/// Whether neighbours of a fault are `Healthy`, and were not judged anew while it happened.
+fn neighbours_notice_nothing(
+    world: &World,
+    neighbours: [&str; 2],
+    fault: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let judged = || -> Result<Vec<Value>> {
+        let history = |machine| Ok(why(world, machine)?["case"]["history"].clone());
+        neighbours.into_iter().map(history).collect()
+    };
+    let before = judged()?;
+    fault()?;
+    for neighbour in neighbours {
         let said = why(world, neighbour)?;
         ensure!(said["verdict"] == "healthy", "the neighbour: {said:#}");
     }
-    let after = judged(world)?;
+    let after = judged()?;
     ensure!(before == after, "neighbours were judged: {after:#?}");
     Ok(())
 }
