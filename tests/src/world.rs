@@ -149,6 +149,18 @@ impl World {
         serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
     }
 
+    /// Whether an incarnation of a machine is not taken for healthy any more: its agent is not heard, it is judged, or
+    /// another is there already. One that its provider says is gone is replaced before its connection is silent for
+    /// long.
+    pub fn doubted(&self, machine: &str, incarnation: u64) -> Result<bool> {
+        let seen = self.json(&["node", "show", machine])?;
+        let agent = &seen["agent"];
+        Ok(seen["incarnation"] != incarnation
+            || agent["suspect"] == true
+            || agent["connected"] == false
+            || !(seen["verdict"].is_null() || seen["verdict"] == "healthy"))
+    }
+
     /// `kubectl` with fresh credentials for a cluster.
     pub fn kubectl(&self, cluster: &str) -> Result<Kubectl> {
         let kubeconfig = self.dir.path().join(format!("{cluster}.kubeconfig"));

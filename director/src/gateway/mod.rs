@@ -256,6 +256,8 @@ pub struct LinkView {
     pub connected: bool,
     /// Whether there is one and heartbeats arrive on it.
     pub beating: bool,
+    /// Whether its heartbeats arrive and the last one is late, by half an interval.
+    pub late: bool,
     /// How long ago it was last heard of; `None` if not since this director's start.
     pub silence: Option<Duration>,
 }
@@ -287,6 +289,11 @@ pub enum Event {
     },
     /// A report arrived.
     ReportChanged {
+        /// Whose.
+        identity: MachineIdentity,
+    },
+    /// A heartbeat of a connected machine is late. That it is heard again is not told, nor that many are late at once.
+    Late {
         /// Whose.
         identity: MachineIdentity,
     },

@@ -18,7 +18,7 @@ use windlass_common::wire::codec;
 use windlass_common::wire::frame::{Frame, FrameError};
 use windlass_common::wire::message::{Body, Detail, Hello, Tune2, capability, since};
 
-use super::silence::Pulse;
+use super::silence::{Pulse, Silence};
 use super::trust::Standing;
 use super::{DeliveryError, Event, LinkView, SessionView};
 
@@ -207,8 +207,8 @@ impl Session {
         Ok(())
     }
 
-    /// Makes a silent machine suspect; returns whether it was not before.
-    fn suspect(&self, now: Instant) -> bool {
+    /// What its silence amounts to, if that is more than it was before.
+    fn silent(&self, now: Instant) -> Option<Silence> {
         let received = || {
             let frames = self.connection.stats().frame_rx;
             // What there is of an agent whatever it does: heartbeats, acknowledgements, and probes for those.
@@ -225,10 +225,14 @@ impl Session {
         lock(&self.seen).pulse.look(now, received)
     }
 
-    /// How long ago it was last heard of, and whether that makes it suspect.
-    fn heard(&self, now: Instant) -> (Duration, bool) {
-        let seen = lock(&self.seen);
-        (seen.pulse.silence(now), seen.pulse.is_suspect())
+    fn link(&self, now: Instant) -> LinkView {
+        let pulse = &lock(&self.seen).pulse;
+        LinkView {
+            connected: true,
+            beating: !pulse.is_suspect(),
+            late: pulse.is_late(),
+            silence: Some(pulse.silence(now)),
+        }
     }
 
     /// Keeps a report, if the frame holds one.
@@ -379,12 +383,7 @@ impl Sessions {
         now: Instant,
     ) -> LinkView {
         if let Some(session) = self.get(machine, incarnation) {
-            let (silence, suspect) = session.heard(now);
-            return LinkView {
-                connected: true,
-                beating: !suspect,
-                silence: Some(silence),
-            };
+            return session.link(now);
         }
         let ended = lock(&self.ended);
         let ended = ended.get(machine);
@@ -392,6 +391,7 @@ impl Sessions {
         LinkView {
             connected: false,
             beating: false,
+            late: false,
             silence: ended.map(|ended| now.saturating_duration_since(ended.heard)),
         }
     }
@@ -417,13 +417,11 @@ impl Sessions {
             .collect()
     }
 
-    /// Makes the silent ones suspect, and returns those that were not.
-    pub(super) fn suspects(&self, now: Instant) -> Vec<MachineIdentity> {
-        lock(&self.table)
-            .values()
-            .filter(|session| session.suspect(now))
-            .map(|session| session.identity.clone())
-            .collect()
+    /// Those whose silence amounts to more than before, and to what.
+    pub(super) fn silent(&self, now: Instant) -> Vec<(MachineIdentity, Silence)> {
+        let silent =
+            |session: &Arc<Session>| Some((session.identity.clone(), session.silent(now)?));
+        lock(&self.table).values().filter_map(silent).collect()
     }
 
     /// Puts a session in; the one it takes the place of is closed and told why.

@@ -1,7 +1,8 @@
 //! Who has fallen silent: one look over all sessions, four times in a heartbeat's interval.
 //!
 //! A machine that is suspect is only that: its connection may stand, and what its silence means is
-//! decided elsewhere, with other witnesses.
+//! decided elsewhere, with other witnesses. Before it is suspect it is late, which is nothing yet but a reason to ask
+//! its provider whether it runs at all.
 //!
 //! A heartbeat is a datagram that is sent once. Where packets are lost, some do not arrive; but QUIC has the agent ask
 //! for the acknowledgement that it misses, again and again. So anything that is received on its connection, while
@@ -20,6 +21,26 @@ use super::server::Shared;
 /// where every second one is.
 const BEATLESS: u32 = 6;
 
+/// Silence from which on a machine is late: of two heartbeats one was missed, and what QUIC asks again for it.
+fn late_after(interval: Duration) -> Duration {
+    interval + interval / 2
+}
+
+/// What a silence amounts to, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Silence {
+    /// Nothing.
+    None,
+    /// It is longer than between two heartbeats.
+    Late,
+    /// The machine may be dead.
+    Suspect,
+}
+
+/// Machines that may become late in one look: where it is more, it is the network or the director itself, and nobody
+/// is told.
+const LATE_MAX: usize = 4;
+
 /// What is heard of one machine.
 #[derive(Debug)]
 pub(super) struct Pulse {
@@ -31,7 +52,7 @@ pub(super) struct Pulse {
     received: Option<u64>,
     /// What it was told.
     every: Duration,
-    suspect: bool,
+    silent: Silence,
 }
 
 impl Pulse {
@@ -42,14 +63,14 @@ impl Pulse {
             heard: now,
             received: None,
             every,
-            suspect: false,
+            silent: Silence::None,
         }
     }
 
     /// A heartbeat arrived; returns whether the machine was suspect until now.
     pub(super) fn beat(&mut self, now: Instant) -> bool {
         (self.beat, self.heard, self.received) = (now, now, None);
-        std::mem::take(&mut self.suspect)
+        std::mem::replace(&mut self.silent, Silence::None) == Silence::Suspect
     }
 
     /// It was told to beat so often, and goes on as before until it has read this.
@@ -58,12 +79,12 @@ impl Pulse {
         (self.beat, self.heard, self.received) = (now, now, None);
     }
 
-    /// Makes a silent machine suspect; returns whether it was not before. `received` counts what is received of it, and
+    /// What its silence amounts to, if that is more than it was before. `received` counts what is received of it, and
     /// is asked while its heartbeat is late.
-    pub(super) fn look(&mut self, now: Instant, received: impl FnOnce() -> u64) -> bool {
+    pub(super) fn look(&mut self, now: Instant, received: impl FnOnce() -> u64) -> Option<Silence> {
         let beatless = now.saturating_duration_since(self.beat);
         if beatless < self.every + self.every / 4 {
-            return false;
+            return None;
         }
         let received = received();
         if self
@@ -73,9 +94,20 @@ impl Pulse {
         {
             self.heard = now;
         }
-        let limit = suspect_after(self.every);
-        let silent = self.silence(now) >= limit || beatless >= limit * BEATLESS;
-        silent && !std::mem::replace(&mut self.suspect, true)
+        let (silence, limit) = (self.silence(now), suspect_after(self.every));
+        let silent = if silence >= limit || beatless >= limit * BEATLESS {
+            Silence::Suspect
+        } else if silence >= late_after(self.every) {
+            Silence::Late
+        } else {
+            Silence::None
+        };
+        // A suspect is one until its heartbeats arrive.
+        let before = self.silent;
+        if before != Silence::Suspect {
+            self.silent = silent;
+        }
+        (silent > before).then_some(silent)
     }
 
     /// How long ago anything was heard of it.
@@ -89,7 +121,11 @@ impl Pulse {
     }
 
     pub(super) fn is_suspect(&self) -> bool {
-        self.suspect
+        self.silent == Silence::Suspect
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.silent == Silence::Late
     }
 }
 
@@ -135,9 +171,17 @@ pub(super) async fn watch(gateway: Weak<Shared>) {
         if !looks.counts(now) {
             continue;
         }
-        for identity in shared.sessions.suspects(now) {
-            tracing::info!(machine = %identity, "machine is silent");
-            shared.sessions.emit(Event::Suspected { identity });
+        let silent = shared.sessions.silent(now);
+        let late = silent.iter().filter(|(_, of)| *of == Silence::Late).count();
+        for (identity, silence) in silent {
+            match silence {
+                Silence::Late if late <= LATE_MAX => shared.sessions.emit(Event::Late { identity }),
+                Silence::None | Silence::Late => {}
+                Silence::Suspect => {
+                    tracing::info!(machine = %identity, "machine is silent");
+                    shared.sessions.emit(Event::Suspected { identity });
+                }
+            }
         }
     }
 }
@@ -163,6 +207,17 @@ mod tests {
 
         /// After how long the machine is suspect, if it is by `until`; looks begin at `phase`.
         fn suspected(&self, phase: Duration, until: Duration, by_frames: bool) -> Option<Duration> {
+            self.silent(Silence::Suspect, phase, until, by_frames)
+        }
+
+        /// After how long its silence amounts to this, if it does by `until`.
+        fn silent(
+            &self,
+            wanted: Silence,
+            phase: Duration,
+            until: Duration,
+            by_frames: bool,
+        ) -> Option<Duration> {
             let began = Instant::now();
             let mut pulse = Pulse::new(began, HEARTBEAT_INTERVAL);
             let (mut at, mut next, mut received) = (phase, 0, 0);
@@ -174,7 +229,7 @@ mod tests {
                     }
                     next += 1;
                 }
-                if pulse.look(began + at, || received) {
+                if pulse.look(began + at, || received) == Some(wanted) {
                     return Some(at);
                 }
                 at += LOOK;
@@ -246,6 +301,38 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_dead_machine_is_late_within_a_second_and_one_that_is_heard_never_is() {
+        let beats = |until: u32| (0..=until).map(|n| (HEARTBEAT_INTERVAL * n, true));
+        for died in (0..500).step_by(5) {
+            for phase in (0..125).step_by(25) {
+                let died = 10 * HEARTBEAT_INTERVAL + died * MS;
+                let all = Arrivals(beats(10).collect());
+                let limit = died + Duration::from_secs(1);
+                let late = all.silent(Silence::Late, phase * MS, limit, true);
+                let late = late.unwrap_or_else(|| panic!("{died:?} {phase}"));
+                assert!(late >= 10 * HEARTBEAT_INTERVAL + late_after(HEARTBEAT_INTERVAL));
+            }
+        }
+        // Every fifth heartbeat is lost, and QUIC asks again within 200 ms.
+        let lossy = beats(1_000).enumerate().map(|(number, (at, _))| {
+            let lost = number % 5 == 4;
+            (at + if lost { 200 * MS } else { Duration::ZERO }, !lost)
+        });
+        let lossy = Arrivals(lossy.collect());
+        let end = 1_000 * HEARTBEAT_INTERVAL;
+        assert_eq!(lossy.silent(Silence::Late, Duration::ZERO, end, true), None);
+        // One that is heard again was late only then.
+        let began = Instant::now();
+        let mut pulse = Pulse::new(began, HEARTBEAT_INTERVAL);
+        let mut look = |ms: u32, received| pulse.look(began + ms * MS, || received);
+        assert_eq!(look(625, 1), None);
+        assert_eq!(look(750, 1), Some(Silence::Late));
+        assert_eq!(look(875, 1), None);
+        assert_eq!(look(1_000, 2), None);
+        assert!(!pulse.is_late() && !pulse.is_suspect());
     }
 
     #[test]

@@ -328,6 +328,7 @@ async fn revocation_closes_an_open_connection_and_the_door() {
             }
             Event::Connected { .. }
             | Event::ReportChanged { .. }
+            | Event::Late { .. }
             | Event::Suspected { .. }
             | Event::Recovered { .. } => {}
         }

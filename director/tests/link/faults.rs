@@ -319,7 +319,7 @@ async fn a_path_that_loses_a_third_makes_no_machine_suspect() {
     wait_long("heartbeats", beat).await;
     while let Ok(event) = events.try_recv() {
         let healthy = match &event {
-            Event::Connected { .. } | Event::ReportChanged { .. } => true,
+            Event::Connected { .. } | Event::ReportChanged { .. } | Event::Late { .. } => true,
             Event::Disconnected { .. } | Event::Suspected { .. } | Event::Recovered { .. } => false,
         };
         assert!(healthy, "{event:?}");

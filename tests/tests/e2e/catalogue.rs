@@ -164,11 +164,10 @@ impl Site {
         Ok(())
     }
 
-    fn suspected(&self, fault: &mut Fault, machine: &str) -> Result<()> {
+    fn suspected(&self, fault: &mut Fault, machine: &str, incarnation: u64) -> Result<()> {
         until("it is suspect", LONG, || {
-            let seen = self.world.json(&["node", "show", machine])?;
-            let agent = &seen["agent"];
-            Ok((agent["suspect"] == true || agent["connected"] == false).then_some(()))
+            let doubted = self.world.doubted(machine, incarnation)?;
+            Ok(doubted.then_some(()))
         })?;
         fault.now("suspected");
         Ok(())
@@ -224,7 +223,7 @@ impl Site {
         let before = incarnation(&self.world, machine)?;
         self.world.delete_behind(machine)?;
         let mut fault = Fault::begins(what);
-        self.suspected(&mut fault, machine)?;
+        self.suspected(&mut fault, machine, before)?;
         self.judged(&mut fault, machine, "machineGone")?;
         self.replaced(&mut fault, machine, before)?;
         self.over(fault, machine)
@@ -240,7 +239,7 @@ impl Site {
         self.world.delete_behind(machine)?;
         self.world.delete_disk_behind(disk)?;
         let mut fault = Fault::begins("etcd member's disk gone");
-        self.suspected(&mut fault, machine)?;
+        self.suspected(&mut fault, machine, before)?;
         self.judged(&mut fault, machine, "machineGone")?;
         self.replaced(&mut fault, machine, before)?;
         self.over(fault, machine)?;
@@ -264,7 +263,7 @@ impl Site {
         let before = incarnation(&self.world, machine)?;
         self.world.freeze(machine)?;
         let mut fault = Fault::begins(what);
-        self.suspected(&mut fault, machine)?;
+        self.suspected(&mut fault, machine, before)?;
         self.judged(&mut fault, machine, "nodeHung")?;
         self.over(fault, machine)?;
         self.is_the_same(machine, before)
@@ -281,7 +280,7 @@ impl Site {
         let last = repair_of(&self.world, CLUSTER)?.context("there were repairs")?["id"].clone();
         end_agent(&self.world, machine)?;
         let mut fault = Fault::begins(what);
-        self.suspected(&mut fault, machine)?;
+        self.suspected(&mut fault, machine, before)?;
         self.judged(&mut fault, machine, "agentLost")?;
         for verb in verbs {
             self.repaired_as_far_as(machine, verb, Some(&last))?;
@@ -295,7 +294,7 @@ impl Site {
         let before = incarnation(&self.world, WORKER)?;
         let cut = self.world.cut(&[self.address(WORKER)?])?;
         let mut fault = Fault::begins("worker cut off from the director");
-        self.suspected(&mut fault, WORKER)?;
+        self.suspected(&mut fault, WORKER, before)?;
         self.judged(&mut fault, WORKER, "partitioned")?;
         self.still("nothing is done to what serves")?;
         healthy(&self.kubectl, NODES)?;
@@ -310,7 +309,7 @@ impl Site {
         let before = incarnation(&self.world, CUT_OFF)?;
         let cut = Outgoing::blocked(CUT_OFF, r#"oifname != "lo""#)?;
         let mut fault = Fault::begins("worker cut off from everything");
-        self.suspected(&mut fault, CUT_OFF)?;
+        self.suspected(&mut fault, CUT_OFF, before)?;
         self.judged(&mut fault, CUT_OFF, "nodeHung")?;
         self.over(fault, CUT_OFF)?;
         drop(cut);

@@ -75,6 +75,17 @@ impl Circle {
         let power = self.power(machine);
         tokio::pin!(power);
         let ((power, of_provider), silent) = match link {
+            Link::Beating if heard.late => {
+                match timeout(POWER_EARLY, &mut power).await {
+                    Ok(answer) if is_off(answer.0) => {
+                        let deadline = peers::PROBE_DEADLINE_GONE;
+                        (answer, Some(self.of_silent(machine, heard, deadline).await))
+                    }
+                    Ok(answer) => (answer, None),
+                    // Nothing speaks against it yet: nobody waits.
+                    Err(_) => (no_answer(POWER_EARLY, began), None),
+                }
+            }
             Link::Beating => {
                 self.watches().heard(&machine.name);
                 (power.await, None)
@@ -115,7 +126,7 @@ impl Circle {
         };
         if let Some(silent) = silent {
             let heard = self.gateway.link(&machine.name, machine.incarnation);
-            gathered.evidence.link = link.beside(stands(heard), silent.peers);
+            gathered.evidence.link = since(link, heard).beside(stands(heard), silent.peers);
             gathered.evidence.peers = silent.peers;
             gathered.evidence.lease = silent.lease;
             gathered.lease_watched_ms = silent.lease_watched_ms;
@@ -199,10 +210,7 @@ impl Circle {
         let (power, says) = match timeout(POWER_DEADLINE, look).await {
             Ok(Ok(view)) => (power(view.power), view.detail),
             Ok(Err(error)) => (Power::Unknown, ErrorChain(&error).to_string()),
-            Err(_) => (
-                Power::Unknown,
-                format!("no answer within {POWER_DEADLINE:?}"),
-            ),
+            Err(_) => return no_answer(POWER_DEADLINE, began),
         };
         let statement = Statement {
             witness: Witness::Provider,
@@ -214,9 +222,24 @@ impl Circle {
     }
 }
 
+/// What a provider says that did not answer in time.
+fn no_answer(deadline: Duration, began: Instant) -> (Power, Statement) {
+    let statement = Statement {
+        witness: Witness::Provider,
+        says: format!("no answer within {deadline:?}"),
+        age_ms: None,
+        took_ms: ms(began.elapsed()),
+    };
+    (Power::Unknown, statement)
+}
+
 impl Witnesses for Circle {
     fn link(&self, machine: &Machine) -> Link {
         link(self.gateway.link(&machine.name, machine.incarnation)).0
+    }
+
+    fn late(&self, machine: &Machine) -> bool {
+        self.gateway.link(&machine.name, machine.incarnation).late
     }
 
     fn changes(&self) -> BoxStream<'static, LinkChange> {
@@ -244,6 +267,7 @@ async fn next_change(
         Ok(
             Event::Connected { identity }
             | Event::Disconnected { identity, .. }
+            | Event::Late { identity }
             | Event::Suspected { identity }
             | Event::Recovered { identity },
         ) => Some(change(identity, gateway)),
@@ -253,13 +277,11 @@ async fn next_change(
 }
 
 fn change(identity: MachineIdentity, gateway: &Gateway) -> LinkChange {
-    if gateway
-        .link(&identity.machine, identity.incarnation)
-        .beating
-    {
-        LinkChange::Beating(identity)
-    } else {
-        LinkChange::Silent(identity)
+    let heard = gateway.link(&identity.machine, identity.incarnation);
+    match (heard.beating, heard.late) {
+        (true, true) => LinkChange::Late(identity),
+        (true, false) => LinkChange::Beating(identity),
+        (false, _) => LinkChange::Silent(identity),
     }
 }
 
@@ -271,9 +293,22 @@ fn stands(heard: LinkView) -> bool {
             .is_some_and(|silence| silence < LINK_IDLE_TIMEOUT)
 }
 
+/// What a link shows once others were asked, beside what it showed before: one that was late only is silent unless it
+/// was heard meanwhile.
+pub(super) fn since(before: Link, heard: LinkView) -> Link {
+    match before {
+        Link::Beating if heard.beating && !heard.late => Link::Beating,
+        Link::Beating | Link::Silent => Link::Silent,
+    }
+}
+
 /// What a link shows.
 pub(super) fn link(heard: LinkView) -> (Link, Statement) {
     let (link, says) = match (heard.beating, heard.connected) {
+        (true, _) if heard.late => (
+            Link::Beating,
+            "its heartbeat is late; the connection stands",
+        ),
         (true, _) => (Link::Beating, "its heartbeats arrive"),
         (false, true) => (
             Link::Silent,

@@ -8,7 +8,9 @@
 //! | peers | three machines of the cluster, once the link is silent | [`PROBE_DEADLINE`], [`PROBE_DEADLINE_GONE`] once the provider says that it is off |
 //! | lease | the API server, through a control-plane machine that is heard of, once the link is silent | [`LEASE_DEADLINE`] |
 //!
-//! All are asked in parallel, but for the provider's head start of [`POWER_EARLY`]. Of a machine that is heard of nothing is asked but the provider.
+//! All are asked in parallel, but for the provider's head start of [`POWER_EARLY`]. Of a machine that is heard of nothing
+//! is asked but the provider. If it says that one whose heartbeat is late is off, the others are asked at once, and that
+//! the machine is not heard meanwhile is silence.
 //!
 //! # Invariants
 //! * A witness that does not answer in time, or fails, says "unknown"; why is in its statement.
@@ -62,6 +64,9 @@ pub trait Witnesses: Send + Sync + fmt::Debug {
     /// What is heard of a machine's current incarnation; from memory, at once.
     fn link(&self, machine: &Machine) -> Link;
 
+    /// Whether it is heard of, and its heartbeat is late; from memory, at once.
+    fn late(&self, machine: &Machine) -> bool;
+
     /// Changes from now on. What is so already is not told: look at [`Witnesses::link`] of each machine
     /// once, after subscribing.
     fn changes(&self) -> BoxStream<'static, LinkChange>;
@@ -74,6 +79,8 @@ pub trait Witnesses: Send + Sync + fmt::Debug {
 /// Something about a machine's link changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkChange {
+    /// Its heartbeat is late.
+    Late(MachineIdentity),
     /// It fell silent, or its connection is gone.
     Silent(MachineIdentity),
     /// Heartbeats arrive, again or for the first time.

@@ -9,7 +9,7 @@ use windlass_common::id::{ClusterName, DirectorId, Epoch, Incarnation, MachineNa
 use windlass_common::report::{Heartbeat, Report, Scope, UnitReport, Vitals};
 use windlass_common::wire::message::Hello;
 
-use super::circle::{link, work};
+use super::circle::{link, since, work};
 use super::lease::Watches;
 use super::peers::choose;
 use super::*;
@@ -31,16 +31,18 @@ fn a_link_beats_or_is_silent_whatever_its_connection_does() {
     let second = Some(Duration::from_secs(1));
     #[rustfmt::skip] // one case per line, so that a missing one shows
     let cases = [
-        (true,  true,  second, Link::Beating),
-        (true,  false, second, Link::Silent),
-        (false, false, second, Link::Silent),
-        (false, false, None,   Link::Silent),
+        (true,  true,  false, second, Link::Beating),
+        (true,  true,  true,  second, Link::Beating),
+        (true,  false, false, second, Link::Silent),
+        (false, false, false, second, Link::Silent),
+        (false, false, false, None,   Link::Silent),
     ];
     let mut said = BTreeSet::new();
-    for (connected, beating, silence, wanted) in cases {
+    for (connected, beating, late, silence, wanted) in cases {
         let heard = LinkView {
             connected,
             beating,
+            late,
             silence,
         };
         let (link, statement) = link(heard);
@@ -49,6 +51,28 @@ fn a_link_beats_or_is_silent_whatever_its_connection_does() {
         said.insert(statement.says);
     }
     assert_eq!(said.len(), cases.len(), "each is told apart: {said:?}");
+}
+
+#[test]
+fn one_that_is_late_is_silent_unless_it_is_heard_while_others_are_asked() {
+    use Link::{Beating, Silent};
+    #[rustfmt::skip] // one case per line: before, beats, is late, what it comes to
+    let cases = [
+        (Beating, true,  true,  Silent),
+        (Beating, true,  false, Beating),
+        (Beating, false, false, Silent),
+        (Silent,  true,  false, Silent),
+        (Silent,  false, false, Silent),
+    ];
+    for (before, beating, late, wanted) in cases {
+        let heard = LinkView {
+            connected: true,
+            beating,
+            late,
+            silence: Some(Duration::from_secs(1)),
+        };
+        assert_eq!(since(before, heard), wanted, "{before:?} {heard:?}");
+    }
 }
 
 #[test]

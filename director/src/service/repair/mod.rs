@@ -6,7 +6,8 @@
 //! the machines it names.
 //!
 //! # Invariants
-//! * Machines that work cost nothing: witnesses are asked about suspects only, a bounded number at a time.
+//! * Machines that work cost nothing: witnesses are asked about suspects, and the provider about a few whose heartbeat
+//!   is late, a bounded number at a time.
 //! * A remedy is written down, with the evidence for it, before it is begun.
 //! * The machine's record names its next incarnation in the same commit that writes the remedy down and makes
 //!   the task, so that there is a task for each replacement that was tried, and one only.
@@ -71,6 +72,9 @@ const GATHER_CHANGES: Duration = Duration::from_millis(50);
 /// Suspects that witnesses are asked about at a time. Each question costs a call of the provider, three
 /// probes and a look at a Lease.
 const ASKED_AT_ONCE: usize = 32;
+/// Machines that are asked about because a heartbeat is late. Where it is more, the network or the director itself is the
+/// reason, and they are asked about when they are suspect.
+const LATE_MAX: usize = 8;
 /// Between two looks at the director's own clock.
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
@@ -242,13 +246,21 @@ async fn look_at_clock(director: Weak<Inner>) {
 async fn round(director: Arc<Inner>) -> ServiceResult<bool> {
     let repairs = &director.repairs;
     let mut sight = Sight::read(&director.records).await?;
-    let suspects: Vec<Machine> = sight
+    let (mut suspects, others): (Vec<&Machine>, Vec<&Machine>) = sight
         .watched()
-        .filter(|machine| suspicious(repairs, &director.gateway, machine, sight.case(machine)))
-        .cloned()
-        .collect();
+        .partition(|machine| suspicious(repairs, &director.gateway, machine, sight.case(machine)));
+    let mut late = others;
+    late.retain(|machine| repairs.witnesses.late(machine));
+    let early = (1..=LATE_MAX).contains(&late.len());
     let some = !suspects.is_empty();
-    let gathered = ask(&repairs.witnesses, suspects).await;
+    if early {
+        suspects.extend(&late);
+    }
+    let suspects = suspects.into_iter().cloned().collect();
+    let late: BTreeSet<MachineName> = late.into_iter().map(|late| late.name.clone()).collect();
+    let mut gathered = ask(&repairs.witnesses, suspects).await;
+    // What is heard of has nothing to say for being late alone.
+    gathered.retain(|name, said| !late.contains(name) || said.evidence.link == Link::Silent);
     // It may have stood still while witnesses were asked.
     repairs.look_at_clock();
     let now = now_ms();
@@ -259,7 +271,10 @@ async fn round(director: Arc<Inner>) -> ServiceResult<bool> {
             .values()
             .all(|g| g.evidence.power == Power::Unknown);
     let since_ms = repairs.since_ms.load(Ordering::Relaxed);
-    let silent = |machine: &Machine| repairs.witnesses.link(machine) == Link::Silent;
+    // Others that died with one that was late are not suspect yet.
+    let silent = |machine: &Machine| {
+        repairs.witnesses.link(machine) == Link::Silent || repairs.witnesses.late(machine)
+    };
     let fleet = sight.fleet(&acting, silent, since_ms, !provider_silent);
     let mut outlooks = decide(&sight.cases(), &fleet, now, &repairs.config.policy);
     let stopped = stopped::pools(&fleet, &repairs.config.policy.guard);

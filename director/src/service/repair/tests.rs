@@ -35,14 +35,28 @@ const TOLD: Duration = Duration::from_millis(20);
 
 /// Witnesses that see the simulated world as it is.
 #[derive(Debug)]
-struct Seers(Arc<Life>);
+struct Seers {
+    life: Arc<Life>,
+    /// Whether a machine that is not heard is late and never suspect.
+    late: bool,
+}
+
+impl Seers {
+    fn hears(&self, machine: &Machine) -> bool {
+        self.life.is_heard(&machine.name, machine.incarnation)
+    }
+}
 
 impl Witnesses for Seers {
     fn link(&self, machine: &Machine) -> Link {
-        match self.0.is_heard(&machine.name, machine.incarnation) {
+        match self.late || self.hears(machine) {
             true => Link::Beating,
             false => Link::Silent,
         }
+    }
+
+    fn late(&self, machine: &Machine) -> bool {
+        self.late && !self.hears(machine)
     }
 
     fn changes(&self) -> BoxStream<'static, LinkChange> {
@@ -54,7 +68,7 @@ impl Witnesses for Seers {
 
     fn evidence<'a>(&'a self, machine: &'a Machine) -> BoxFuture<'a, Gathered> {
         Box::pin(async move {
-            let seen = self.0.power(&machine.name, machine.incarnation).await;
+            let seen = self.life.power(&machine.name, machine.incarnation).await;
             let power = match seen.unwrap().power {
                 Some(VmPower::Running) => Power::Running,
                 Some(VmPower::Stopped) => Power::Stopped,
@@ -62,7 +76,11 @@ impl Witnesses for Seers {
             };
             Gathered {
                 evidence: Evidence {
-                    link: self.link(machine),
+                    // Of one that is late others are asked if it is off.
+                    link: match (self.late(machine), power) {
+                        (true, Power::Absent | Power::Stopped) => Link::Silent,
+                        _ => self.link(machine),
+                    },
                     // While a machine runs, its kubelet does.
                     peers: match power {
                         Power::Running => Peers::Kubelet,
@@ -85,6 +103,10 @@ impl Witnesses for Seers {
 
 /// A director that replaces at once, over a cluster of one control-plane machine and two workers that serves.
 pub(in crate::service) async fn impatient(rig: &Rig, forensics: Forensics) -> Director {
+    judged_by(rig, forensics, false).await
+}
+
+async fn judged_by(rig: &Rig, forensics: Forensics, late: bool) -> Director {
     let data = data(rig.dir.path());
     let mut config = Config::parse("", &data).unwrap();
     config.gateway.listen = "127.0.0.1:0".parse().unwrap();
@@ -108,7 +130,10 @@ pub(in crate::service) async fn impatient(rig: &Rig, forensics: Forensics) -> Di
     let doors = |_: &Gateway| Doors {
         agents: life.clone(),
         kubernetes: life.clone(),
-        witnesses: Some(Arc::new(Seers(life.clone()))),
+        witnesses: Some(Arc::new(Seers {
+            life: life.clone(),
+            late,
+        })),
     };
     let identity = Identity::load(&data, jiff::Timestamp::now()).await.unwrap();
     let started = start_through(&data, &config, identity, life.clone(), doors).await;
@@ -193,6 +218,41 @@ fn a_dead_machine_is_judged_within_five_seconds() {
     assert!(judged < Duration::from_millis(4_900), "{judged:?}");
 }
 
+/// Waits until the loop has looked at machines several times.
+async fn looked_at_again_and_again(director: &Director) {
+    let mut looks = BTreeSet::new();
+    let looked = async {
+        while looks.len() < 5 {
+            looks.insert(director.node_why(&worker()).await.unwrap().looked_at);
+            tokio::time::sleep(TOLD).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, looked).await.expect("in time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_late_is_replaced_if_its_provider_says_that_it_is_gone() {
+    let rig = Rig::new().await;
+    let director = judged_by(&rig, Forensics::default(), true).await;
+    let speaks = |does| {
+        let mut state = rig.sim.state.lock().unwrap();
+        state.machines.get_mut(&worker()).unwrap().connected = does;
+    };
+    // One that runs is let be, however often it is looked at.
+    speaks(false);
+    looked_at_again_and_again(&director).await;
+    let said = director.node_why(&worker()).await.unwrap();
+    assert!(said.case.is_none(), "{said:?}");
+    speaks(true);
+    lose(&rig);
+    serves(&director, 2).await;
+    let case = director.node_why(&worker()).await.unwrap().case.unwrap();
+    let gone = case.history.iter().find(|change| change.verdict.is_down());
+    let gone = gone.expect("it was judged").evidence;
+    assert_eq!((gone.link, gone.power), (Link::Silent, Power::Absent));
+    director.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_operator_ignores_is_not_judged_and_nothing_is_done_to_it() {
     let rig = Rig::new().await;
@@ -211,15 +271,8 @@ async fn what_an_operator_ignores_is_not_judged_and_nothing_is_done_to_it() {
         .await
         .expect("in time");
     lose(&rig);
-    // The loop looks at others meanwhile, again and again.
-    let mut looks = BTreeSet::new();
-    let looked = async {
-        while looks.len() < 5 {
-            looks.insert(why().await.looked_at);
-            tokio::time::sleep(TOLD).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, looked).await.expect("in time");
+    // The loop looks at others meanwhile.
+    looked_at_again_and_again(&director).await;
     let said = why().await;
     assert_eq!((said.verdict, said.outlook), (None, Outlook::Rest));
     assert!(said.unwatched.unwrap().contains("ignored"));

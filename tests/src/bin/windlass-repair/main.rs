@@ -108,15 +108,15 @@ fn killed(
     node: &str,
 ) -> Result<(BTreeMap<&'static str, f64>, Steps)> {
     let last = newest(world, "repairCluster")?.map(|task| task["id"].clone());
-    let incarnation = world.json(&["node", "show", machine])?["incarnation"].clone();
+    let incarnation = world.json(&["node", "show", machine])?["incarnation"].as_u64();
+    let incarnation = incarnation.context("an incarnation")?;
     let mut times = BTreeMap::new();
     let began = now();
     std::thread::scope(|scope| -> Result<()> {
         // The platform takes a while to remove what is left of it; it is dead from the first moment on.
         let deleted = scope.spawn(|| world.delete_behind(machine));
         until("it is suspected", LONG, || {
-            let agent = world.json(&["node", "show", machine])?["agent"].clone();
-            Ok((agent["suspect"] == true || agent["connected"] == false).then_some(()))
+            Ok(world.doubted(machine, incarnation)?.then_some(()))
         })?;
         times.insert("suspected", now() - began);
         deleted
