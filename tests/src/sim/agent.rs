@@ -143,11 +143,13 @@ impl Site {
     /// Kills an agent; systemd starts it again.
     pub fn kill_agent(&self, fixtures: &Arc<Fixtures>, name: &MachineName) {
         let mut state = self.lock();
-        let wait = state.dice.within(1_000..=15_000);
+        let (now, wait) = (state.now, state.dice.within(1_000..=15_000));
         let Some(vm) = state.vms.get_mut(name) else {
             return;
         };
         vm.agent.stop();
+        // Nothing starts on a machine that stands still.
+        let wait = wait + vm.frozen_until.saturating_sub(now);
         let of = vm.incarnation;
         state.break_link(name, 0);
         state.tell(format!("agent of {name} is killed"));
@@ -239,7 +241,11 @@ impl Site {
     }
 
     /// A request arrives at an agent. `None`: nobody is there, or the id runs with other content.
-    pub fn deliver(&self, sent: Sent) -> Option<watch::Receiver<Option<StepResult>>> {
+    pub fn deliver(
+        &self,
+        fixtures: &Arc<Fixtures>,
+        sent: Sent,
+    ) -> Option<watch::Receiver<Option<StepResult>>> {
         let Sent {
             machine: ref name,
             incarnation: of,
@@ -281,29 +287,36 @@ impl Site {
             "{name} is asked for {} in epoch {}",
             delivery.id, delivery.epoch
         ));
-        let (site, at) = (self.clone(), name.clone());
+        let (site, at, fixtures) = (self.clone(), name.clone(), Arc::clone(fixtures));
         let carry = async move {
             let id = delivery.id.clone();
+            // Before its journal knows anything of the step, and once it knows its end and nobody else does.
+            let dies = [Fault::AgentDies, Fault::MachineDies];
+            let strike = site.lock().strike(action, Point::BeforeIntent, &dies);
+            site.suffer(&fixtures, &at, strike).await;
             let (sink, _) = ProgressSink::channel(1);
             let step = runner.step(request, Reporter::new(sink), token);
             let over = DELIVERY.scope(delivery, step).await;
-            let mut state = site.lock();
-            let told = format!("{:?} {:?}", over.outcome, over.changes);
-            state.search("a step's result", &told);
-            state.tell(format!("{at} ends {id}: {}", outcome(&over.outcome)));
-            if epoch < seen && !matches!(over.outcome, Outcome::Refused { .. }) {
-                let problem =
-                    format!("{at} does not refuse {id} of epoch {epoch}, and had seen {seen}");
-                state.violated(6, problem);
-            }
-            if let Some(vm) = state.vms.get_mut(&at).filter(|vm| vm.incarnation == of) {
-                vm.agent.running.remove(&id);
-                let done = matches!(over.outcome, Outcome::Converged | Outcome::Changed);
-                if done && !looks {
-                    vm.done.insert(id, content);
+            let strike = {
+                let mut state = site.lock();
+                let told = format!("{:?} {:?}", over.outcome, over.changes);
+                state.search("a step's result", &told);
+                state.tell(format!("{at} ends {id}: {}", outcome(&over.outcome)));
+                if epoch < seen && !matches!(over.outcome, Outcome::Refused { .. }) {
+                    let problem =
+                        format!("{at} does not refuse {id} of epoch {epoch}, and had seen {seen}");
+                    state.violated(6, problem);
                 }
-            }
-            drop(state);
+                if let Some(vm) = state.vms.get_mut(&at).filter(|vm| vm.incarnation == of) {
+                    vm.agent.running.remove(&id);
+                    let done = matches!(over.outcome, Outcome::Converged | Outcome::Changed);
+                    if done && !looks {
+                        vm.done.insert(id, content);
+                    }
+                }
+                state.strike(action, Point::AfterEnd, &dies)
+            };
+            site.suffer(&fixtures, &at, strike).await;
             sender.send_replace(Some(over));
         };
         let task = tokio::spawn(carry).abort_handle();
@@ -405,7 +418,7 @@ impl Machine for Simulated {
                 return Err(Failure::new(ErrorClass::Retry, "not this time"));
             }
             Some(Fault::StepSlow) => sleep(Duration::from_secs(4_000)).await,
-            other => self.suffer(other).await,
+            other => site.suffer(&self.fixtures, name, other).await,
         }
         let done = loop {
             let frozen = {
@@ -429,7 +442,7 @@ impl Machine for Simulated {
             let faults = [Fault::AgentDies, Fault::MachineDies, Fault::MachineFrozen];
             state.strike(delivery.action, Point::AfterEffect, &faults)
         };
-        self.suffer(strike).await;
+        site.suffer(&self.fixtures, name, strike).await;
         let (payload, changes) = done?;
         for change in changes {
             run.changed(change);
@@ -438,12 +451,13 @@ impl Machine for Simulated {
     }
 }
 
-impl Simulated {
-    async fn suffer(&self, fault: Option<Fault>) {
+impl Site {
+    /// What becomes of a machine that is in the middle of a step.
+    async fn suffer(&self, fixtures: &Arc<Fixtures>, name: &MachineName, fault: Option<Fault>) {
         match fault {
-            Some(Fault::AgentDies) => self.site.kill_agent(&self.fixtures, &self.name),
-            Some(Fault::MachineDies) => self.site.kill_machine(&self.fixtures, &self.name),
-            Some(Fault::MachineFrozen) => return self.site.freeze_machine(&self.name),
+            Some(Fault::AgentDies) => self.kill_agent(fixtures, name),
+            Some(Fault::MachineDies) => self.kill_machine(fixtures, name),
+            Some(Fault::MachineFrozen) => return self.freeze_machine(name),
             _ => return,
         }
         // This very task was stopped.

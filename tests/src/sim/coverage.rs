@@ -188,9 +188,11 @@ impl Fault {
     /// Whether it strikes this step at this point.
     fn strikes(self, step: &str, place: Place, point: Point) -> bool {
         use Place::{Agent, Api, Connection, Provider, Records};
-        use Point::{AfterEffect, BeforeEffect, BeforeEnd, BeforeIntent};
+        use Point::{AfterEffect, AfterEnd, BeforeEffect, BeforeEnd, BeforeIntent};
         let acts = matches!(place, Provider | Agent | Api | Connection);
         let effect = matches!(point, BeforeEffect | AfterEffect);
+        // Before and after what an agent writes into its journal; between its two writes are the effects.
+        let journal = matches!(point, BeforeIntent | AfterEnd);
         match self {
             Self::DirectorDies => acts || place == Records && !effect,
             Self::StoreRefuses => {
@@ -205,8 +207,11 @@ impl Fault {
                 place == Agent && point == BeforeEffect
             }
             Self::AnswerLost => place == Agent && point == AfterEffect,
-            Self::AgentDies | Self::MachineFrozen => place == Agent && effect,
-            Self::MachineDies => place == Agent && effect || place == Api && point == BeforeEffect,
+            Self::AgentDies => place == Agent && (effect || journal),
+            Self::MachineFrozen => place == Agent && effect,
+            Self::MachineDies => {
+                place == Agent && (effect || journal) || place == Api && point == BeforeEffect
+            }
             Self::StepFails | Self::StepSlow => place == Agent && point == BeforeEffect,
             Self::ApiRefuses => place == Api && point == BeforeEffect,
             Self::ApiAnswerLost => place == Api && point == AfterEffect,

@@ -109,7 +109,7 @@ impl Life {
                 })
             };
             if let Some(ms) = late {
-                link::post(&self.site, sent, ms);
+                link::post(&self.site, &self.fixtures, sent, ms);
             }
         }
     }

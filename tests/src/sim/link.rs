@@ -13,7 +13,7 @@ use windlass_director::kubernetes::client::ByteStream;
 use windlass_director::rollout::world::{AgentFuture, Agents};
 
 use super::coverage::{Fault, Point};
-use super::fixtures;
+use super::fixtures::{self, Fixtures};
 use super::life::{Life, action};
 use super::mutation::Mutation;
 use super::state::Site;
@@ -144,7 +144,7 @@ impl Life {
             }
             Some(Fault::Duplicated) => {
                 let late = self.site.lock().dice.within(1_000..=200_000);
-                post(&self.site, sent.clone(), late);
+                post(&self.site, &self.fixtures, sent.clone(), late);
             }
             Some(_) => ms += self.site.lock().dice.within(1_000..=90_000),
             None => {}
@@ -164,7 +164,7 @@ impl Life {
             over: false,
             link: ends,
         };
-        let arrived = post(&self.site, sent, ms);
+        let arrived = post(&self.site, &self.fixtures, sent, ms);
         let answer = async {
             let mut result = arrived.await.ok().flatten()?;
             let result = result.wait_for(Option::is_some).await.ok()?;
@@ -218,14 +218,15 @@ pub struct Sent {
 /// What is on its way when its sender dies arrives nevertheless.
 pub fn post(
     site: &Site,
+    fixtures: &Arc<Fixtures>,
     sent: Sent,
     ms: u64,
 ) -> oneshot::Receiver<Option<watch::Receiver<Option<StepResult>>>> {
     let (sender, receiver) = oneshot::channel();
-    let site = site.clone();
+    let (site, fixtures) = (site.clone(), Arc::clone(fixtures));
     tokio::spawn(async move {
         sleep(Duration::from_millis(ms)).await;
-        let running = site.deliver(sent);
+        let running = site.deliver(&fixtures, sent);
         let _ = sender.send(running); // who sent it may have died
     });
     receiver

@@ -246,20 +246,16 @@ async fn look_at_clock(director: Weak<Inner>) {
 async fn round(director: Arc<Inner>) -> ServiceResult<bool> {
     let repairs = &director.repairs;
     let mut sight = Sight::read(&director.records).await?;
-    let (mut suspects, others): (Vec<&Machine>, Vec<&Machine>) = sight
+    let (suspects, others): (Vec<&Machine>, Vec<&Machine>) = sight
         .watched()
         .partition(|machine| suspicious(repairs, &director.gateway, machine, sight.case(machine)));
-    let mut late = others;
-    late.retain(|machine| repairs.witnesses.late(machine));
-    let early = (1..=LATE_MAX).contains(&late.len());
     let some = !suspects.is_empty();
-    if early {
-        suspects.extend(&late);
-    }
-    let suspects = suspects.into_iter().cloned().collect();
+    let late = few_that_are_late(repairs, others);
+    let asked = suspects.into_iter().chain(late.iter().copied());
+    let asked = asked.cloned().collect();
     let late: BTreeSet<MachineName> = late.into_iter().map(|late| late.name.clone()).collect();
-    let mut gathered = ask(&repairs.witnesses, suspects).await;
-    // What is heard of has nothing to say for being late alone.
+    let mut gathered = ask(&repairs.witnesses, asked).await;
+    // One that is heard has nothing to say for being late alone.
     gathered.retain(|name, said| !late.contains(name) || said.evidence.link == Link::Silent);
     // It may have stood still while witnesses were asked.
     repairs.look_at_clock();
@@ -297,6 +293,15 @@ async fn round(director: Arc<Inner>) -> ServiceResult<bool> {
         }
     }
     Ok(busy)
+}
+
+/// Those whose heartbeat is late, if they are few.
+fn few_that_are_late<'a>(repairs: &Repairs, mut machines: Vec<&'a Machine>) -> Vec<&'a Machine> {
+    machines.retain(|machine| repairs.witnesses.late(machine));
+    match machines.len() <= LATE_MAX {
+        true => machines,
+        false => Vec::new(),
+    }
 }
 
 /// Whether witnesses have to be asked about a machine.
