@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [`eviction`] | an API server's, to whoever evicts a pod |
 //! | [`etcd`] | a member's of etcd, to whoever changes its members |
+//! | [`kubelet`] | a kubelet's, seen through its Node and its pods |
 //!
 //! # Invariants
 //! * A case says what is given, what is asked, and every answer, refusals included. Nobody is told which of the two it
@@ -13,7 +14,8 @@
 //!
 //! # Not here
 //! The real ones (`director/tests/kubernetes_real`) and the simulated ones (`tests/src/sim`). What the product makes of
-//! an answer.
+//! an answer. Providers, which have cases of their own beside their trait (`director/src/provider/contract.rs`).
 
 pub mod etcd;
 pub mod eviction;
+pub mod kubelet;

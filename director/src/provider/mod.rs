@@ -14,6 +14,8 @@
 //! # Not here
 //! Which machine to make and which address it gets (the planner); what runs in it (the agent).
 
+#[cfg(any(test, feature = "testing"))]
+pub mod contract;
 pub mod local;
 
 use std::collections::BTreeMap;

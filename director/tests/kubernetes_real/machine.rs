@@ -205,45 +205,15 @@ impl Machine<'_> {
         output(self.command(program, arguments))
     }
 
-    /// Does what an agent does with a `keys` step.
-    pub(crate) fn make_keys(&self, keys: &Keys) -> BTreeMap<String, Vec<u8>> {
-        let make = |spec: &windlass_common::step::KeySpec| {
-            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-            self.write(&spec.path, 0o600, key.serialize_pem().as_bytes());
-            let request = CertificateParams::default()
-                .serialize_request(&key)
-                .unwrap();
-            (spec.name.clone(), request.der().to_vec())
-        };
-        keys.keys.iter().map(make).collect()
-    }
-
-    /// Does what an agent does with the files and sysctls of a `configure` step.
-    pub(crate) fn configure(&self, configure: &Configure) {
-        for file in &configure.files {
-            let bytes = match &file.content {
-                FileContent::Text(text) => text.as_bytes(),
-                FileContent::Secret(bytes) => bytes.expose(),
-                FileContent::Artifact(digest) => panic!("{} is artifact {digest}", file.path),
-            };
-            self.write(&file.path, file.mode, bytes);
-        }
-        for (name, value) in &configure.sysctls {
-            self.run("sysctl", &["-qw", &format!("{name}={value}")]);
-        }
-    }
-
     /// Puts a file in the place of one that is there, as an agent does it, where who watches it in the machine sees it.
     pub(crate) fn replace(&self, path: &str, text: &str) {
         let script = "printf %s \"$2\" > \"$1.new\" && mv \"$1.new\" \"$1\"";
         self.run("sh", &["-ec", script, "sh", path, text]);
     }
 
-    fn write(&self, path: &str, mode: u32, bytes: &[u8]) {
-        let path = self.path(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, bytes).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    /// Writes a file of the machine.
+    pub(crate) fn write(&self, path: &str, mode: u32, bytes: &[u8]) {
+        write_at(&self.path(path), mode, bytes);
     }
 
     /// Starts a unit as systemd would: its binary with the words of `ARGS`.
@@ -441,6 +411,41 @@ fn output(mut command: Command) -> String {
         output.status
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Does what an agent does with a `keys` step.
+pub(crate) fn make_keys(
+    keys: &Keys,
+    write: impl Fn(&str, u32, &[u8]),
+) -> BTreeMap<String, Vec<u8>> {
+    let make = |spec: &windlass_common::step::KeySpec| {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        write(&spec.path, 0o600, key.serialize_pem().as_bytes());
+        let request = CertificateParams::default()
+            .serialize_request(&key)
+            .unwrap();
+        (spec.name.clone(), request.der().to_vec())
+    };
+    keys.keys.iter().map(make).collect()
+}
+
+/// Does what an agent does with the files of a `configure` step.
+pub(crate) fn write_files(configure: &Configure, write: impl Fn(&str, u32, &[u8])) {
+    for file in &configure.files {
+        let bytes = match &file.content {
+            FileContent::Text(text) => text.as_bytes(),
+            FileContent::Secret(bytes) => bytes.expose(),
+            FileContent::Artifact(digest) => panic!("{} is artifact {digest}", file.path),
+        };
+        write(&file.path, file.mode, bytes);
+    }
+}
+
+/// Writes a file with its mode, where `path` is.
+pub(crate) fn write_at(path: &Path, mode: u32, bytes: &[u8]) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// Writes a file that only its owner reads.

@@ -1,7 +1,7 @@
 //! What this director renders, on the real binaries: etcd, API server, controllers, kube-proxy,
 //! kubelet and containerd of the release under test.
 //!
-//! `WINDLASS_TEST_COMPONENTS` names the folder with the binaries. Needs root (namespaces), `nft`,
+//! `WINDLASS_TEST_COMPONENTS` names the folder with the binaries, and [`kubelet`] needs a stemcell. Needs root (namespaces), `nft`,
 //! `ip`, `nsenter`, `setpriv`, `haproxy`.
 
 #![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
@@ -11,6 +11,7 @@ mod drains;
 mod evictions;
 mod fencing;
 mod hazards;
+mod kubelet;
 mod machine;
 
 use std::collections::BTreeMap;
@@ -121,19 +122,35 @@ fn prepare(
     facts: &MachineFacts,
     machine: &Machine<'_>,
 ) -> Configure {
-    let requests = machine.make_keys(&render::keys_step(facts));
+    let write = |path: &str, mode: u32, bytes: &[u8]| machine.write(path, mode, bytes);
+    let configure = prepare_with(cluster, pki, facts, write);
+    for (name, value) in &configure.sysctls {
+        machine.run("sysctl", &["-qw", &format!("{name}={value}")]);
+    }
+    configure
+}
+
+/// The same, as far as it is files.
+fn prepare_with(
+    cluster: &ClusterFacts,
+    pki: &ClusterPki,
+    facts: &MachineFacts,
+    write: impl Fn(&str, u32, &[u8]),
+) -> Configure {
+    let requests = machine::make_keys(&render::keys_step(facts), &write);
     let certificates =
         machine_certificates(pki, cluster, facts, &requests, Timestamp::now()).unwrap();
     let configure =
         render::configure_step(cluster, facts, &Trust::from(pki), &certificates).unwrap();
-    machine.configure(&configure);
+    machine::write_files(&configure, &write);
     if facts.role == Role::ControlPlane {
         // Members of etcd refuse everybody as long as they have no list of whom they refuse.
         let mut revocations = Revocations::default();
         let name = cluster.spec.name.as_str();
         revocations.settle(pki, name, Timestamp::now()).unwrap();
         let list = revocations.list().unwrap();
-        machine.configure(&render::revocations_step(list, &revocations.clients()));
+        let step = render::revocations_step(list, &revocations.clients());
+        machine::write_files(&step, &write);
     }
     configure
 }

@@ -4,7 +4,7 @@
 //! for example one made by
 //! `mmdebstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,e2fsprogs bookworm DIR`.
 //!
-//! The cases of [`contract`] see only the trait, those of [`local`] also the host. Each has a provider of
+//! The cases of [`shared`] and [`contract`] see only the trait, those of [`local`] also the host. Each has a provider of
 //! its own name, network and directory, and ends with a reset that has to leave nothing. This program
 //! also stands in for the director's: started as `machine-monitor` or `endpoint` it is that process.
 
@@ -12,6 +12,7 @@ mod contract;
 mod kept;
 mod local;
 mod rig;
+mod shared;
 
 use std::process::ExitCode;
 
@@ -54,17 +55,25 @@ fn main() -> ExitCode {
         .chain(local::CASES)
         .copied()
         .collect();
-    let trials = cases.into_iter().map(|(name, case)| {
-        Trial::test(name, move || {
-            let began = std::time::Instant::now();
-            let outcome = Root::shared().and_then(|root| rig::run(name, root, case));
-            eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
-            outcome.map_err(|error| Failed::from(format!("{error:#}")))
-        })
-    });
+    let shared = windlass_director::provider::contract::CASES.iter();
+    let shared = shared.map(|case| trial(case.name, move |rig| shared::run(rig, case)));
+    let trials = cases.into_iter().map(|(name, case)| trial(name, case));
+    let trials = shared.chain(trials);
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     Root::forget();
     conclusion.exit_code()
+}
+
+fn trial(
+    name: &'static str,
+    case: impl FnOnce(&Rig) -> anyhow::Result<()> + Send + 'static,
+) -> Trial {
+    Trial::test(name, move || {
+        let began = std::time::Instant::now();
+        let outcome = Root::shared().and_then(|root| rig::run(name, root, case));
+        eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
+        outcome.map_err(|error| Failed::from(format!("{error:#}")))
+    })
 }
 
 /// A process like a director: makes one machine, says what its preflight finds fatal, or resets.

@@ -119,7 +119,7 @@ pub(crate) struct Rig {
 pub(crate) fn run(
     name: &str,
     root: Root,
-    case: fn(&Rig) -> anyhow::Result<()>,
+    case: impl FnOnce(&Rig) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     ensure!(
         nix::unistd::Uid::effective().is_root(),

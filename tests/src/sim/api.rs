@@ -178,6 +178,7 @@ impl KubeApi for Life {
         Box::pin(async move {
             let of = context.machine(machine)?.incarnation;
             let labels = context.configuration(context.machine(machine)?)?.labels;
+            let before = context.machine(machine)?.heartbeat.clone();
             let deadline = Instant::now() + limit;
             self.ask(|_| ()).await?;
             if self.site.lock().mutation == Some(Mutation::ReportsTakenOnTrust) {
@@ -185,7 +186,11 @@ impl KubeApi for Life {
             }
             loop {
                 let ready = self.look(|state| {
-                    let ready = state.node_ready(machine);
+                    // What the kubelet that was there before has said does not count.
+                    let anew = |said: u64| before.as_ref().is_none_or(|it| *it != said.to_string());
+                    let ready = state
+                        .says_ready(machine)
+                        .is_some_and(|node| anew(node.said));
                     let vm = state.vms.get_mut(machine);
                     let Some(vm) = vm.filter(|vm| ready && vm.incarnation == of) else {
                         return false;
@@ -227,10 +232,16 @@ impl KubeApi for Life {
     fn heartbeat<'a>(
         &'a self,
         _context: &'a ClusterContext,
-        _machine: &'a MachineName,
+        machine: &'a MachineName,
     ) -> BoxFuture<'a, Result<Option<String>, EffectError>> {
-        // Nodes here are Ready by what runs, and never by what was said before.
-        Box::pin(async { self.ask(|_| None).await })
+        Box::pin(async move {
+            self.ask(|state| {
+                let node = &state.vms.get(machine)?.node;
+                let found = state.cluster.nodes.get(node)?;
+                Some(found.said.to_string())
+            })
+            .await
+        })
     }
 
     fn drop_node<'a>(
@@ -321,9 +332,9 @@ impl KubeApi for Life {
                 if state.mutation == Some(Mutation::BudgetIgnored) {
                     return BTreeSet::new(); // who is not in service is not missed
                 }
-                let machines = state.vms.iter();
-                let serving = machines.filter(|(name, _)| state.available(name));
-                serving.map(|(_, vm)| vm.node.clone()).collect()
+                let nodes = state.cluster.nodes.iter();
+                let serving = nodes.filter(|(_, node)| node.ready && !node.cordoned);
+                serving.map(|(name, _)| name.clone()).collect()
             })
             .await
         })

@@ -23,6 +23,8 @@ pub const KUBELET: &str = "kubelet.service";
 const API_READY_MS: u64 = 2_000;
 /// How long a kubelet takes to register.
 const KUBELET_READY_MS: u64 = 3_000;
+/// How long a node that is not heard of stays Ready (`--node-monitor-grace-period`, by default).
+pub const GRACE_MS: u64 = 50_000;
 /// How long a node is dead before its pods are made anew elsewhere (default tolerations).
 const TOLERATED_MS: u64 = 300_000;
 
@@ -59,6 +61,26 @@ pub struct Node {
     pub cordoned: bool,
     /// When its kubelet was last seen.
     pub seen: u64,
+    /// What it says of being Ready: what its kubelet has said, until that was not seen for [`GRACE_MS`].
+    pub ready: bool,
+    /// When its kubelet has said so.
+    pub said: u64,
+    /// Since when the kubelet runs that has.
+    pub by: u64,
+}
+
+impl Node {
+    /// One that its kubelet, which runs since then, has registered just now.
+    pub fn new(machine: MachineName, now: u64, by: u64) -> Self {
+        Self {
+            machine,
+            cordoned: false,
+            seen: now,
+            ready: true,
+            said: now,
+            by,
+        }
+    }
 }
 
 /// A deployment or a stateful set.
@@ -66,7 +88,7 @@ pub struct Node {
 pub struct Workload {
     name: &'static str,
     kind: &'static str,
-    replicas: usize,
+    pub(super) replicas: usize,
 }
 
 /// A pod.
@@ -144,6 +166,17 @@ impl Cluster {
     }
 }
 
+impl Vm {
+    /// Since when its kubelet runs, once that is up.
+    fn kubelet_up(&self, now: u64) -> Option<u64> {
+        let up = self.has_for(KUBELET, now, KUBELET_READY_MS);
+        self.units
+            .get(KUBELET)
+            .filter(|_| up)
+            .map(|unit| unit.since)
+    }
+}
+
 impl State {
     /// Whether a machine's API server answers.
     pub fn api_server_up(&self, name: &MachineName) -> bool {
@@ -176,12 +209,18 @@ impl State {
         self.api_up()
     }
 
-    /// Whether a machine's node is Ready.
+    /// Whether a machine's node is Ready, whatever it says.
     pub fn node_ready(&self, name: &MachineName) -> bool {
         self.vms.get(name).is_some_and(|vm| {
             vm.has_for(KUBELET, self.now, KUBELET_READY_MS)
                 && self.cluster.nodes.contains_key(&vm.node)
         })
+    }
+
+    /// The node of a machine that says that it is Ready.
+    pub fn says_ready(&self, name: &MachineName) -> Option<&Node> {
+        let node = self.cluster.nodes.get(&self.vms.get(name)?.node)?;
+        node.ready.then_some(node)
     }
 
     /// Whether a worker takes pods.
@@ -214,6 +253,7 @@ impl State {
         self.settle_members();
         if self.api_up() && self.cluster.addons {
             self.register();
+            self.tell_of_nodes();
             self.controllers();
         } else {
             self.end_pods();
@@ -226,24 +266,44 @@ impl State {
         }
     }
 
-    /// Kubelets make their Node objects.
+    /// Kubelets make their Node objects, each once after it has started: one whose Node is deleted does not make it
+    /// again.
     fn register(&mut self) {
         let now = self.now;
-        let ready = |vm: &&Vm| vm.has_for(KUBELET, now, KUBELET_READY_MS);
-        let new: Vec<(NodeName, MachineName)> = self
-            .vms
-            .iter()
-            .filter(|(_, vm)| ready(vm) && !self.cluster.nodes.contains_key(&vm.node))
-            .map(|(name, vm)| (vm.node.clone(), name.clone()))
-            .collect();
-        for (node, machine) in new {
-            self.tell(format!("node {node} registers"));
-            let made = Node {
-                machine,
-                cordoned: false,
-                seen: now,
+        let mut new = Vec::new();
+        for (machine, vm) in &mut self.vms {
+            let Some(since) = vm
+                .kubelet_up(now)
+                .filter(|since| vm.registered != Some(*since))
+            else {
+                continue;
             };
-            self.cluster.nodes.insert(node, made);
+            vm.registered = Some(since);
+            if !self.cluster.nodes.contains_key(&vm.node) {
+                let made = Node::new(machine.clone(), now, since);
+                self.cluster.nodes.insert(vm.node.clone(), made);
+                new.push(vm.node.clone());
+            }
+        }
+        for node in new {
+            self.tell(format!("node {node} registers"));
+        }
+    }
+
+    /// Kubelets say that their nodes are Ready: when they have started, and when it was taken back. It is taken back
+    /// where none was seen for long.
+    fn tell_of_nodes(&mut self) {
+        let now = self.now;
+        for vm in self.vms.values() {
+            if let Some(since) = vm.kubelet_up(now)
+                && let Some(node) = self.cluster.nodes.get_mut(&vm.node)
+                && (!node.ready || node.by != since)
+            {
+                (node.ready, node.said, node.by) = (true, now, since);
+            }
+        }
+        for node in self.cluster.nodes.values_mut() {
+            node.ready &= node.seen + GRACE_MS >= now;
         }
     }
 

@@ -1,19 +1,24 @@
-//! The simulated etcd and Eviction API under the cases that the real ones are run against
-//! (`director/tests/kubernetes_real/contract.rs`).
+//! What is simulated of etcd, of the Eviction API, of kubelets and of a provider under the cases that the real ones are
+//! run against (`director/tests/kubernetes_real`, `director/tests/provider`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 use tokio::runtime::Runtime;
 use tokio::time::Duration;
 use windlass_common::contract::etcd::{self as etcd_cases, Act, Answer, Members};
 use windlass_common::contract::eviction::{self as eviction_cases, Ask, Evictions, Is, Said};
-use windlass_common::id::{Incarnation, MachineName, PoolName};
+use windlass_common::contract::kubelet::{self as kubelet_cases, Kubelet, Sight};
+use windlass_common::id::{Incarnation, MachineName, NodeName, PoolName};
+use windlass_director::provider::contract as provider_cases;
 use windlass_director::provider::{MachineView, Power};
 
-use super::cluster::{KUBELET, Node, Pod};
+use super::cluster::{API, KUBELET, Node, Pod};
 use super::etcd::{ETCD, HEALTH_INTERVAL_MS, Member};
 use super::eviction::Budget;
+use super::fixtures::Fixtures;
+use super::life::Life;
 use super::state::{Site, Unit, Vm};
 use super::{Canaries, runtime};
 
@@ -144,11 +149,7 @@ impl Evictions for SimulatedApi {
         let place = |app: &&str| apps.iter().position(|of| of == app).unwrap_or(apps.len());
         self.world.act(|state| {
             let (now, cluster) = (state.now, &mut state.cluster);
-            let registered = Node {
-                machine: worker.clone(),
-                cordoned: false,
-                seen: now,
-            };
+            let registered = Node::new(worker.clone(), now, now);
             cluster.nodes.insert(node.clone(), registered);
             let at = |so: bool| if so { now } else { u64::MAX };
             for pod in case.pods {
@@ -218,6 +219,195 @@ fn the_simulated_eviction_api_answers_as_the_real_one_does() {
             budgets: Vec::new(),
         };
         eviction_cases::run(case, &mut simulated)
+    });
+    assert_eq!(faults.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+/// The kubelet of a worker, beside a machine of the control plane.
+struct SimulatedKubelet {
+    world: World,
+    worker: MachineName,
+    control: MachineName,
+    /// When it was started or stopped last.
+    turned: u64,
+    waited: u64,
+}
+
+/// How long a part of what is waited for takes, and all of it at most.
+const PART_MS: u64 = 500;
+const PATIENCE_MS: u64 = 120_000;
+
+impl SimulatedKubelet {
+    fn new() -> Self {
+        Self {
+            world: World::new(),
+            worker: MachineName::new("demo-workers-0").unwrap(),
+            control: member(0),
+            turned: 0,
+            waited: 0,
+        }
+    }
+
+    /// Starts a unit of a machine, or ends it.
+    fn turn(&self, machine: &MachineName, unit: &str, on: bool) {
+        self.world.act(|state| {
+            let since = state.now;
+            let units = &mut state.vms.get_mut(machine).unwrap().units;
+            let started = Unit {
+                since,
+                configuration: None,
+            };
+            match on {
+                true => units.insert(unit.to_owned(), started),
+                false => units.remove(unit),
+            };
+        });
+    }
+
+    fn node(&self) -> NodeName {
+        self.worker.node_name(Incarnation::FIRST).unwrap()
+    }
+}
+
+impl Kubelet for SimulatedKubelet {
+    fn begin(&mut self) {
+        self.world.machine(&self.control, None, ETCD);
+        let pool = PoolName::new("workers").unwrap();
+        self.world.machine(&self.worker, Some(pool), KUBELET);
+        self.turn(&self.worker, KUBELET, false);
+        self.turn(&self.control, API, true);
+        self.world.act(|state| {
+            let cluster = &mut state.cluster;
+            cluster.members.insert(member(0), Member::FIRST);
+            cluster.addons = true;
+            // No more pods than the cases make.
+            cluster.workloads.truncate(1);
+            cluster.workloads[0].replicas = 0;
+        });
+        self.world.pass(HEALTH_INTERVAL_MS);
+        assert!(self.world.act(|state| state.api_up()));
+    }
+
+    fn act(&mut self, act: kubelet_cases::Act) {
+        use kubelet_cases::Act;
+        let node = self.node();
+        match act {
+            Act::Start | Act::Stop => {
+                self.world.pass(1);
+                self.turn(&self.worker, KUBELET, act == Act::Start);
+                self.turned = self.world.act(|state| state.now);
+                self.world.pass(1);
+            }
+            Act::Silence => self.turn(&self.control, API, false),
+            Act::Answer => self.turn(&self.control, API, true),
+            Act::Miss => self.world.pass(30_000),
+            Act::Cordon => self.world.act(|state| {
+                state.cluster.nodes.get_mut(&node).unwrap().cordoned = true;
+            }),
+            Act::Drop => self.world.act(|state| {
+                state.cluster.nodes.remove(&node);
+            }),
+            Act::Run(name) => self.world.act(|state| {
+                let now = state.now;
+                let made = Pod {
+                    uid: format!("uid-of-{name}"),
+                    workload: 0,
+                    node: Some(node.clone()),
+                    runs_at: now + 1_000,
+                    ready_at: now + 2_000,
+                    ends_at: None,
+                    grace_ms: 1_000,
+                    charged_until: 0,
+                };
+                state.cluster.pods.insert(name.to_owned(), made);
+            }),
+            Act::Tell(name) => assert!(self.world.act(|state| state.delete_pod(name))),
+            Act::See(_) | Act::Until(_) => unreachable!("looked at elsewhere"),
+        }
+        self.waited = 0;
+    }
+
+    fn sees(&mut self, sight: Sight) -> bool {
+        let (own, turned) = (self.node(), self.turned);
+        self.world.act(|state| {
+            let (now, cluster) = (state.now, &state.cluster);
+            let node = cluster.nodes.get(&own);
+            let is = |what: fn(&Node) -> bool| node.is_some_and(what);
+            match sight {
+                Sight::Registered => cluster.nodes.keys().eq([&own]),
+                Sight::Absent => cluster.nodes.is_empty(),
+                Sight::Ready => is(|node| node.ready),
+                Sight::NotReady => is(|node| !node.ready),
+                Sight::OfBefore => node.is_some_and(|node| node.said < turned),
+                Sight::OfNow => node.is_some_and(|node| node.said >= turned),
+                Sight::Cordoned => is(|node| node.cordoned),
+                Sight::Open => is(|node| !node.cordoned),
+                Sight::Runs(name) => {
+                    let pod = cluster.pods.get(name);
+                    pod.is_some_and(|pod| pod.uid == format!("uid-of-{name}") && state.healthy(pod))
+                }
+                Sight::Overdue(name) => {
+                    let pod = cluster.pods.get(name);
+                    pod.is_some_and(|pod| pod.ends_at.is_some_and(|end| end < now))
+                }
+                Sight::Gone(name) => !cluster.pods.contains_key(name),
+            }
+        })
+    }
+
+    fn wait(&mut self) -> bool {
+        self.world.pass(PART_MS);
+        self.waited += PART_MS;
+        self.waited < PATIENCE_MS
+    }
+}
+
+#[test]
+fn the_simulated_kubelet_does_what_the_real_one_does() {
+    let faults = kubelet_cases::CASES
+        .iter()
+        .flat_map(|case| kubelet_cases::run(case, &mut SimulatedKubelet::new()));
+    assert_eq!(faults.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+/// What the cases of a provider need of the simulation.
+struct SimulatedSite(Site);
+
+impl provider_cases::Site for SimulatedSite {
+    fn stemcell(&self) -> PathBuf {
+        PathBuf::from("/stemcells/sim-1.37.0-1")
+    }
+
+    fn settings(&self, _machine: &MachineName, _incarnation: Incarnation) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn places_settings(&self) -> bool {
+        false
+    }
+
+    fn mount(&mut self, machine: &MachineName, _device: &Path) {
+        self.0.lock().vms.get_mut(machine).unwrap().mounted = true;
+    }
+
+    fn cut_off(&mut self, machine: &MachineName) {
+        let mut state = self.0.lock();
+        state.vms.get_mut(machine).unwrap().view.complete = false;
+    }
+}
+
+#[test]
+fn the_simulated_provider_answers_as_real_ones_do() {
+    let fixtures = Fixtures::new().unwrap();
+    let faults = provider_cases::CASES.iter().flat_map(|case| {
+        let world = World::new();
+        let life = Life::new(&world.site, &fixtures, false);
+        let mut site = SimulatedSite(world.site.clone());
+        let asked = provider_cases::run(case, &*life, &mut site);
+        let faults = world.runtime.block_on(asked);
+        // Machines hold their world, and the world its machines.
+        world.site.lock().vms.clear();
+        faults
     });
     assert_eq!(faults.collect::<Vec<_>>(), Vec::<String>::new());
 }

@@ -1,10 +1,11 @@
 //! The provider: the contract of the trait, kept in memory.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use ipnet::Ipv4Net;
 use tokio::time::Duration;
 use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, ZoneName};
 use windlass_common::settings::Settings;
@@ -76,22 +77,32 @@ impl State {
     }
 
     fn make(&mut self, request: &MachineRequest, complete: bool) -> Answer<MachineView> {
-        if let Some(vm) = self.vms.get_mut(&request.name) {
-            if vm.incarnation != request.incarnation {
-                let (found, wanted) = (vm.incarnation, request.incarnation);
+        check_address("machine address", request.address)?;
+        if let Some(zone) = &request.zone {
+            return Err(invalid("machine zone", zone));
+        }
+        if let Some(vm) = self.vms.get(&request.name)
+            && vm.view.complete
+        {
+            let found = vm.incarnation;
+            let made_as = (request.stemcell.clone(), request.size);
+            let same = vm.view.address == request.address && vm.made_as == Some(made_as);
+            if found == request.incarnation && same {
+                return Ok(vm.view.clone());
+            }
+            if found != request.incarnation {
                 self.violated(
                     2,
                     format!("{} is made while incarnation {found} exists", request.name),
                 );
-                return Err(ProviderError::Conflict {
-                    kind: "machine",
-                    name: request.name.to_string(),
-                    found: found.to_string(),
-                    wanted: wanted.to_string(),
-                });
             }
-            vm.view.complete |= complete;
-            return Ok(vm.view.clone());
+            return Err(conflict(&request.name, found, request.incarnation));
+        }
+        // What was half made is made anew.
+        self.take_out(&request.name);
+        let taken = self.holds(request.address, Some(&request.name), None);
+        if let Some(found) = taken {
+            return Err(conflict(&request.name, found, request.address));
         }
         let view = MachineView {
             name: request.name.clone(),
@@ -109,7 +120,8 @@ impl State {
             .ok()
             .filter(|pool| pool.as_str() != "cp");
         let minor = minor(&stemcell.to_string_lossy());
-        let vm = Vm::new(request.hostname.clone(), pool, minor, view.clone());
+        let mut vm = Vm::new(request.hostname.clone(), pool, minor, view.clone());
+        vm.made_as = Some((request.stemcell.clone(), request.size));
         self.tell(format!(
             "machine {} {} is made",
             request.name, request.incarnation
@@ -117,6 +129,81 @@ impl State {
         self.vms.insert(request.name.clone(), vm);
         self.most_machines = self.most_machines.max(self.vms.len());
         Ok(view)
+    }
+
+    /// Who has an address, besides this machine and the endpoint of this cluster.
+    fn holds(
+        &self,
+        address: Ipv4Addr,
+        machine: Option<&MachineName>,
+        cluster: Option<&ClusterName>,
+    ) -> Option<String> {
+        let mut vms = self.vms.iter();
+        let holder = vms.find(|(name, vm)| vm.view.address == address && Some(*name) != machine);
+        let mut endpoints = self.endpoints.iter();
+        let endpoint = endpoints.find(|(of, at)| at.address == address && Some(*of) != cluster);
+        let holder = holder.map(|(name, _)| format!("held by machine {name}"));
+        holder.or(endpoint.map(|(of, _)| format!("held by the endpoint of {of}")))
+    }
+
+    /// A machine is not there any more, and its disks are nobody's.
+    fn take_out(&mut self, name: &MachineName) {
+        if let Some(mut vm) = self.vms.remove(name) {
+            vm.link.end();
+        }
+        for disk in self.disks.values_mut() {
+            disk.attached_to.take_if(|holder| holder == name);
+        }
+    }
+
+    /// A machine that was made to its end.
+    fn whole(&mut self, name: &MachineName) -> Answer<&mut Vm> {
+        let vm = self.vms.get_mut(name).filter(|vm| vm.view.complete);
+        vm.ok_or_else(|| not_found("machine", name.as_str()))
+    }
+}
+
+fn network() -> NetworkView {
+    NetworkView {
+        cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16),
+        gateway: Ipv4Addr::new(10, 0, 0, 1),
+        reserved: vec![
+            Ipv4Addr::new(10, 0, 0, 0),
+            Ipv4Addr::new(10, 0, 0, 1),
+            Ipv4Addr::new(10, 0, 255, 255),
+        ],
+    }
+}
+
+fn check_address(what: &'static str, address: Ipv4Addr) -> Answer<()> {
+    let network = network();
+    match network.cidr.contains(&address) && !network.reserved.contains(&address) {
+        true => Ok(()),
+        false => Err(invalid(what, address)),
+    }
+}
+
+fn check_size(bytes: u64) -> Answer<()> {
+    match bytes > 0 && bytes.is_multiple_of(4096) {
+        true => Ok(()),
+        false => Err(invalid("disk size", bytes)),
+    }
+}
+
+fn invalid(what: &'static str, value: impl ToString) -> ProviderError {
+    ProviderError::Invalid {
+        what,
+        value: value.to_string(),
+        allowed: "another".to_owned(),
+    }
+}
+
+fn conflict(machine: &MachineName, found: impl ToString, wanted: impl ToString) -> ProviderError {
+    ProviderError::Conflict {
+        kind: "machine",
+        name: machine.to_string(),
+        found: found.to_string(),
+        wanted: wanted.to_string(),
     }
 }
 
@@ -126,11 +213,7 @@ impl Provider for Life {
     }
 
     fn network(&self) -> NetworkView {
-        NetworkView {
-            cidr: "10.0.0.0/16".parse().unwrap_or_default(),
-            gateway: Ipv4Addr::new(10, 0, 0, 1),
-            reserved: Vec::new(),
-        }
+        network()
     }
 
     fn zones(&self) -> Vec<ZoneName> {
@@ -173,12 +256,7 @@ impl Provider for Life {
                 state.cutting(name, "deleting");
                 state.tell(format!("machine {name} is deleted"));
             }
-            if let Some(mut vm) = state.vms.remove(name) {
-                vm.link.end();
-            }
-            for disk in state.disks.values_mut() {
-                disk.attached_to.take_if(|holder| holder == name);
-            }
+            state.take_out(name);
             Ok(())
         }))
     }
@@ -219,9 +297,7 @@ impl Provider for Life {
             if action() != "fence" {
                 state.cutting(name, "stopping");
             }
-            let Some(vm) = state.vms.get_mut(name) else {
-                return Err(not_found("machine", name.as_str()));
-            };
+            let vm = state.whole(name)?;
             vm.view.power = Power::Stopped;
             vm.off = true;
             vm.units.clear();
@@ -235,8 +311,7 @@ impl Provider for Life {
         Box::pin(async move {
             let view = self
                 .call(move |state| {
-                    let vm = state.vms.get_mut(name);
-                    let vm = vm.ok_or_else(|| not_found("machine", name.as_str()))?;
+                    let vm = state.whole(name)?;
                     vm.off = false;
                     Ok(vm.view.clone())
                 })
@@ -257,8 +332,7 @@ impl Provider for Life {
             let view = self
                 .call(move |state| {
                     state.taking(name, "rebooting");
-                    let vm = state.vms.get_mut(name);
-                    let vm = vm.ok_or_else(|| not_found("machine", name.as_str()))?;
+                    let vm = state.whole(name)?;
                     vm.view.power = Power::Stopped;
                     vm.off = false;
                     vm.agent = Agent::default();
@@ -276,26 +350,23 @@ impl Provider for Life {
     fn set_aside(&self, request: SetAside) -> ProviderFuture<'_, Option<KeptView>> {
         Box::pin(self.call(move |state| {
             state.destroys("a machine is set aside");
-            if let Some(kept) = state.kept.get(&request.kept) {
-                return Ok(Some(kept.clone()));
-            }
             let name = &request.machine;
-            let found = state.vms.get(name).filter(|vm| vm.view.complete);
-            let Some((incarnation, power)) = found.map(|vm| (vm.incarnation, vm.view.power)) else {
-                return Err(not_found("machine", name.as_str()));
-            };
+            if let Some(kept) = state.kept.get(&request.kept) {
+                if (&kept.machine, kept.incarnation) == (name, request.incarnation) {
+                    return Ok(Some(kept.clone()));
+                }
+                return Err(conflict(name, &kept.machine, &request.kept));
+            }
+            let vm = state.whole(name)?;
+            let (incarnation, power) = (vm.incarnation, vm.view.power);
             if incarnation != request.incarnation || power == Power::Running {
                 let problem = format!("{name} {incarnation} is set aside, and is {power:?}");
-                state.violated(2, problem);
+                state.violated(2, problem.clone());
+                return Err(conflict(name, problem, request.incarnation));
             }
             state.cutting(name, "setting aside");
             state.tell(format!("machine {name} is kept as {}", request.kept));
-            if let Some(mut vm) = state.vms.remove(name) {
-                vm.link.end();
-            }
-            for disk in state.disks.values_mut() {
-                disk.attached_to.take_if(|holder| *holder == *name);
-            }
+            state.take_out(name);
             let view = KeptView {
                 name: request.kept.clone(),
                 machine: name.clone(),
@@ -324,6 +395,7 @@ impl Provider for Life {
 
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
         Box::pin(self.call(move |state| {
+            check_size(bytes)?;
             let disk = state.disks.entry(name.clone()).or_insert(Disk {
                 bytes,
                 attached_to: None,
@@ -343,9 +415,13 @@ impl Provider for Life {
 
     fn grow_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
         Box::pin(self.call(move |state| {
+            check_size(bytes)?;
             let disk = state.disks.get_mut(name);
             let disk = disk.ok_or_else(|| not_found("disk", name.as_str()))?;
-            disk.bytes = disk.bytes.max(bytes);
+            if bytes < disk.bytes {
+                return Err(invalid("disk size", bytes));
+            }
+            disk.bytes = bytes;
             Ok(disk_view(name, disk))
         }))
     }
@@ -374,12 +450,12 @@ impl Provider for Life {
         disk: &'a DiskName,
     ) -> ProviderFuture<'a, AttachedDisk> {
         Box::pin(self.call(move |state| {
-            if !state.vms.contains_key(machine) {
+            if let Err(absent) = state.whole(machine).map(drop) {
                 state.violated(
                     6,
                     format!("{disk} is attached to {machine}, which is not there"),
                 );
-                return Err(not_found("machine", machine.as_str()));
+                return Err(absent);
             }
             let Some(found) = state.disks.get_mut(disk) else {
                 return Err(not_found("disk", disk.as_str()));
@@ -396,7 +472,7 @@ impl Provider for Life {
             }
             found.attached_to = Some(machine.clone());
             Ok(AttachedDisk {
-                device: PathBuf::from("/dev/disk/data"),
+                device: Path::new("/dev/windlass").join(disk.as_str()),
             })
         }))
     }
@@ -407,7 +483,9 @@ impl Provider for Life {
         disk: &'a DiskName,
     ) -> ProviderFuture<'a, ()> {
         Box::pin(self.call(move |state| {
-            let mounted = state.vms.get(machine).is_some_and(|vm| vm.mounted);
+            // What is off has nothing mounted.
+            let runs = |vm: &Vm| vm.mounted && vm.view.power == Power::Running;
+            let mounted = state.vms.get(machine).is_some_and(runs);
             let Some(found) = state.disks.get_mut(disk) else {
                 return Ok(());
             };
@@ -421,6 +499,9 @@ impl Provider for Life {
                 });
             }
             found.attached_to = None;
+            if let Some(vm) = state.vms.get_mut(machine) {
+                vm.mounted = false;
+            }
             Ok(())
         }))
     }
@@ -434,6 +515,16 @@ impl Provider for Life {
 
     fn ensure_endpoint(&self, request: EndpointRequest) -> ProviderFuture<'_, EndpointView> {
         Box::pin(self.call(move |state| {
+            check_address("endpoint address", request.address)?;
+            let taken = state.holds(request.address, None, Some(&request.cluster));
+            if let Some(found) = taken {
+                return Err(ProviderError::Conflict {
+                    kind: "address",
+                    name: request.address.to_string(),
+                    found,
+                    wanted: format!("the endpoint of {}", request.cluster),
+                });
+            }
             let view = EndpointView {
                 cluster: request.cluster.clone(),
                 address: request.address,
@@ -462,6 +553,7 @@ impl Provider for Life {
     fn reset(&self) -> ProviderFuture<'_, ()> {
         Box::pin(self.call(|state| {
             state.vms.clear();
+            state.kept.clear();
             state.disks.clear();
             state.endpoints.clear();
             Ok(())

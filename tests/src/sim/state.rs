@@ -4,6 +4,7 @@
 //! after every change [`super::invariants`] looks at it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -148,10 +149,14 @@ pub struct Vm {
     pub minor: u32,
     /// As the provider shows it.
     pub view: windlass_director::provider::MachineView,
+    /// The stemcell that the provider has made it from, and the size that it was given.
+    pub made_as: Option<(PathBuf, windlass_director::provider::MachineSize)>,
     /// It stands still until then.
     pub frozen_until: u64,
     /// When its node was last Ready.
     pub ready_at: Option<u64>,
+    /// Since when the kubelet ran that has registered its node last.
+    pub registered: Option<u64>,
     /// It was written down that its node is Ready: from then on it is one of those that serve.
     pub served: bool,
     /// When it went down by itself.
@@ -406,8 +411,10 @@ impl Vm {
             pool,
             minor,
             view,
+            made_as: None,
             frozen_until: 0,
             ready_at: None,
+            registered: None,
             served: false,
             down_since: None,
             by_us: true,

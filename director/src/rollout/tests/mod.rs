@@ -1,6 +1,7 @@
 //! Rollouts that die at every point there is, and end the same.
 
 mod again;
+mod contract;
 mod drains;
 mod legs;
 mod pause;
@@ -121,6 +122,8 @@ impl Rig {
             .put_secret(&mut commit, &name, pki.to_bytes().expose())
             .unwrap();
         commit.put(&cluster).unwrap();
+        let endpoint = cluster.endpoint.address.to_string();
+        commit.value(Kind::Address, &endpoint, Expect::Absent, &cluster.spec.name);
         for machine in &machines {
             let address = machine.address.to_string();
             commit.value(Kind::Address, &address, Expect::Absent, &machine.name);

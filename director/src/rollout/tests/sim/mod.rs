@@ -9,6 +9,7 @@ mod kube;
 mod provider;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{broadcast, watch};
@@ -20,7 +21,7 @@ use windlass_common::step::{Step, StepRequest, StepResult};
 
 use crate::drain::Hazard;
 use crate::model::{Revision, StepRecord, StepState};
-use crate::provider::{DiskView, EndpointView, KeptView, MachineView, Power};
+use crate::provider::{DiskView, EndpointView, KeptView, MachineSize, MachineView, Power};
 use crate::store::memory::Memory;
 use crate::store::{Change, Entry, Kind, Store, StoreFuture, Write};
 
@@ -35,6 +36,8 @@ pub(crate) struct Sim {
 pub(crate) struct State {
     pub(crate) machines: BTreeMap<MachineName, Vm>,
     pub(crate) zones: Vec<ZoneName>,
+    /// Whether its provider may be asked for what it refuses; a rollout never does.
+    pub(crate) refuses: bool,
     /// Machines that were set aside.
     pub(crate) kept: BTreeMap<MachineName, KeptView>,
     pub(crate) disks: BTreeMap<DiskName, DiskView>,
@@ -69,6 +72,10 @@ pub(crate) struct State {
 #[derive(Debug, Clone)]
 pub(crate) struct Vm {
     pub(crate) view: MachineView,
+    /// The stemcell that it was made from, and the size that it was given.
+    pub(crate) made_as: (PathBuf, MachineSize),
+    /// It has lost its power for good.
+    pub(crate) broken: bool,
     pub(crate) settings: Settings,
     keys: BTreeMap<String, Vec<u8>>,
     /// What was asked under which id, and what came of it: the agent's journal.
@@ -105,6 +112,17 @@ impl State {
     pub(crate) fn cut(&mut self, machine: &MachineName) {
         let vm = self.machines.get_mut(machine).unwrap();
         vm.view.power = Power::Stopped;
+        vm.broken = true;
+    }
+}
+
+impl Vm {
+    /// It is powered on, if it can be and is not.
+    fn starts(&mut self) {
+        if self.view.power == Power::Stopped && !self.broken {
+            self.view.power = Power::Running;
+            self.view.boots += 1;
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The world as its provider shows it: machines, disks and endpoints.
+//! The world as its provider shows it: machines, disks and endpoints. It refuses what real ones refuse; a rollout that
+//! is refused anything fails its test there ([`State::refuses`]).
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -7,12 +8,93 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use windlass_common::id::{ClusterName, DiskName, Incarnation, MachineName, ZoneName};
 
-use super::{Life, Vm};
+use super::{Life, State, Vm};
 use crate::provider::{
     AttachedDisk, DiskView, EndpointRequest, EndpointView, KeptView, MachineRequest, MachineView,
     NetworkView, Power, PowerView, PreflightFault, Provider, ProviderError, ProviderFuture,
     SetAside,
 };
+
+type Answer<T> = Result<T, ProviderError>;
+
+fn network() -> NetworkView {
+    NetworkView {
+        cidr: "10.0.0.0/20".parse().unwrap(),
+        gateway: Ipv4Addr::new(10, 0, 0, 1),
+        reserved: vec![
+            Ipv4Addr::new(10, 0, 0, 0),
+            Ipv4Addr::new(10, 0, 0, 1),
+            Ipv4Addr::new(10, 0, 15, 255),
+        ],
+    }
+}
+
+impl State {
+    /// Refuses; only a contract asks for what is refused.
+    fn refuse<T>(&self, error: ProviderError) -> Answer<T> {
+        assert!(self.refuses, "{error}");
+        Err(error)
+    }
+
+    fn invalid<T>(&self, what: &'static str, value: impl ToString) -> Answer<T> {
+        self.refuse(ProviderError::Invalid {
+            what,
+            value: value.to_string(),
+            allowed: "another".to_owned(),
+        })
+    }
+
+    fn conflict<T>(
+        &self,
+        kind: &'static str,
+        name: impl ToString,
+        found: impl ToString,
+    ) -> Answer<T> {
+        self.refuse(ProviderError::Conflict {
+            kind,
+            name: name.to_string(),
+            found: found.to_string(),
+            wanted: "another".to_owned(),
+        })
+    }
+
+    fn not_found<T>(&self, kind: &'static str, name: impl ToString) -> Answer<T> {
+        self.refuse(ProviderError::NotFound {
+            kind,
+            name: name.to_string(),
+        })
+    }
+
+    /// A machine that was made to its end.
+    fn whole(&mut self, name: &MachineName) -> Answer<&mut Vm> {
+        if self.machines.get(name).is_none_or(|vm| !vm.view.complete) {
+            return self.not_found("machine", name);
+        }
+        Ok(self.machines.get_mut(name).unwrap())
+    }
+
+    fn check_address(&self, what: &'static str, address: Ipv4Addr) -> Answer<()> {
+        let network = network();
+        if network.cidr.contains(&address) && !network.reserved.contains(&address) {
+            return Ok(());
+        }
+        self.invalid(what, address)
+    }
+
+    fn check_size(&self, bytes: u64) -> Answer<()> {
+        if bytes > 0 && bytes.is_multiple_of(4096) {
+            return Ok(());
+        }
+        self.invalid("disk size", bytes)
+    }
+
+    fn take_out(&mut self, machine: &MachineName) {
+        self.machines.remove(machine);
+        for disk in self.disks.values_mut() {
+            disk.attached_to.take_if(|holder| holder == machine);
+        }
+    }
+}
 
 impl Provider for Life {
     fn preflight(&self) -> BoxFuture<'_, Vec<PreflightFault>> {
@@ -20,11 +102,7 @@ impl Provider for Life {
     }
 
     fn network(&self) -> NetworkView {
-        NetworkView {
-            cidr: "10.0.0.0/20".parse().unwrap(),
-            gateway: Ipv4Addr::new(10, 0, 0, 1),
-            reserved: Vec::new(),
-        }
+        network()
     }
 
     fn zones(&self) -> Vec<ZoneName> {
@@ -33,9 +111,27 @@ impl Provider for Life {
 
     fn create_machine(&self, request: MachineRequest) -> ProviderFuture<'_, MachineView> {
         Box::pin(self.effect(move |state| {
-            if let Some(vm) = state.machines.get(&request.name) {
-                assert_eq!(vm.view.incarnation, request.incarnation);
+            state.check_address("machine address", request.address)?;
+            if let Some(zone) = request.zone.as_ref().filter(|of| !state.zones.contains(of)) {
+                return state.invalid("machine zone", zone);
+            }
+            let made_as = (request.stemcell.clone(), request.size);
+            let found = state.machines.get(&request.name);
+            if let Some(vm) = found.filter(|vm| vm.view.complete) {
+                let of = (vm.view.incarnation, vm.view.address);
+                if of != (request.incarnation, request.address) || vm.made_as != made_as {
+                    return state.conflict("machine", &request.name, of.0);
+                }
                 return Ok(vm.view.clone());
+            }
+            // What was half made is made anew.
+            state.take_out(&request.name);
+            let mut vms = state.machines.values();
+            let mut endpoints = state.endpoints.values();
+            let address = request.address;
+            if vms.any(|vm| vm.view.address == address) || endpoints.any(|at| at.address == address)
+            {
+                return state.conflict("address", address, "held");
             }
             if let Some(why) = state.create_faults.pop_front() {
                 return Err(ProviderError::Invalid {
@@ -58,6 +154,8 @@ impl Provider for Life {
             };
             let vm = Vm {
                 view: view.clone(),
+                made_as,
+                broken: false,
                 settings: serde_json::from_slice(&request.settings).unwrap(),
                 keys: BTreeMap::new(),
                 journal: BTreeMap::new(),
@@ -85,10 +183,7 @@ impl Provider for Life {
 
     fn delete_machine<'a>(&'a self, name: &'a MachineName) -> ProviderFuture<'a, ()> {
         Box::pin(self.effect(move |state| {
-            state.machines.remove(name);
-            for disk in state.disks.values_mut() {
-                disk.attached_to.take_if(|holder| holder == name);
-            }
+            state.take_out(name);
             Ok(())
         }))
     }
@@ -132,8 +227,11 @@ impl Provider for Life {
         settings: Vec<u8>,
     ) -> ProviderFuture<'a, bool> {
         Box::pin(self.effect(move |state| {
-            let vm = state.machines.get_mut(name).unwrap();
-            assert_eq!(vm.view.incarnation, incarnation);
+            let view = state.whole(name)?.view.clone();
+            if view.incarnation != incarnation || view.power == Power::Stopped {
+                return state.conflict("machine", name, view.incarnation);
+            }
+            let vm = state.whole(name)?;
             vm.settings = serde_json::from_slice(&settings).unwrap();
             Ok(true)
         }))
@@ -144,22 +242,26 @@ impl Provider for Life {
         name: &'a MachineName,
         _grace: Duration,
     ) -> ProviderFuture<'a, MachineView> {
-        Box::pin(
-            self.effect(move |state| match state.machines.get_mut(name) {
-                Some(vm) => {
-                    vm.view.power = Power::Stopped;
-                    Ok(vm.view.clone())
-                }
-                None => Err(ProviderError::NotFound {
+        Box::pin(self.effect(move |state| {
+            if !state.machines.contains_key(name) {
+                // Rollouts ask for the end of what may be gone.
+                return Err(ProviderError::NotFound {
                     kind: "machine",
                     name: name.to_string(),
-                }),
-            }),
-        )
+                });
+            }
+            let vm = state.whole(name)?;
+            vm.view.power = Power::Stopped;
+            Ok(vm.view.clone())
+        }))
     }
 
-    fn start_machine<'a>(&'a self, _name: &'a MachineName) -> ProviderFuture<'a, MachineView> {
-        unreachable!("no step starts machines")
+    fn start_machine<'a>(&'a self, name: &'a MachineName) -> ProviderFuture<'a, MachineView> {
+        Box::pin(self.effect(move |state| {
+            let vm = state.whole(name)?;
+            vm.starts();
+            Ok(vm.view.clone())
+        }))
     }
 
     fn reboot_machine<'a>(
@@ -168,11 +270,9 @@ impl Provider for Life {
         _grace: Duration,
     ) -> ProviderFuture<'a, MachineView> {
         Box::pin(self.effect(move |state| {
-            let vm = state.machines.get_mut(name).unwrap();
-            // One that has lost its power has lost it for good.
-            if vm.view.power == Power::Running {
-                vm.view.boots += 1;
-            }
+            let vm = state.whole(name)?;
+            vm.view.power = Power::Stopped;
+            vm.starts();
             Ok(vm.view.clone())
         }))
     }
@@ -180,30 +280,32 @@ impl Provider for Life {
     fn set_aside(&self, request: SetAside) -> ProviderFuture<'_, Option<KeptView>> {
         Box::pin(self.effect(move |state| {
             if let Some(kept) = state.kept.get(&request.kept) {
-                return Ok(Some(kept.clone()));
+                if (&kept.machine, kept.incarnation) == (&request.machine, request.incarnation) {
+                    return Ok(Some(kept.clone()));
+                }
+                return state.conflict("machine", &request.machine, &kept.machine);
             }
-            let Some(vm) = state.machines.get(&request.machine) else {
+            if !state.machines.contains_key(&request.machine) {
+                // It may be gone.
                 return Err(ProviderError::NotFound {
                     kind: "machine",
                     name: request.machine.to_string(),
                 });
-            };
-            assert_eq!(vm.view.incarnation, request.incarnation);
-            assert_eq!(vm.view.power, Power::Stopped, "what is set aside is off");
+            }
+            let found = state.whole(&request.machine)?.view.clone();
+            if found.incarnation != request.incarnation || found.power == Power::Running {
+                return state.conflict("machine", &request.machine, found.incarnation);
+            }
             let view = KeptView {
                 name: request.kept.clone(),
                 machine: request.machine.clone(),
                 incarnation: request.incarnation,
-                created_at: vm.view.created_at,
+                created_at: found.created_at,
                 kept_at: u64::try_from(jiff::Timestamp::now().as_second()).unwrap(),
                 notes: request.notes,
                 place: format!("kept/{}", request.kept),
             };
-            state.machines.remove(&request.machine);
-            for disk in state.disks.values_mut() {
-                disk.attached_to
-                    .take_if(|holder| *holder == request.machine);
-            }
+            state.take_out(&request.machine);
             state.kept.insert(request.kept, view.clone());
             Ok(Some(view))
         }))
@@ -224,19 +326,30 @@ impl Provider for Life {
 
     fn create_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
         Box::pin(self.effect(move |state| {
+            state.check_size(bytes)?;
             let disk = DiskView {
                 name: name.clone(),
                 bytes,
                 attached_to: None,
             };
-            Ok(state.disks.entry(name.clone()).or_insert(disk).clone())
+            let disk = state.disks.entry(name.clone()).or_insert(disk).clone();
+            if disk.bytes != bytes {
+                return state.conflict("disk", name, disk.bytes);
+            }
+            Ok(disk)
         }))
     }
 
     fn grow_disk<'a>(&'a self, name: &'a DiskName, bytes: u64) -> ProviderFuture<'a, DiskView> {
         Box::pin(self.effect(move |state| {
+            state.check_size(bytes)?;
+            let Some(found) = state.disks.get(name) else {
+                return state.not_found("disk", name);
+            };
+            if bytes < found.bytes {
+                return state.invalid("disk size", bytes);
+            }
             let disk = state.disks.get_mut(name).unwrap();
-            assert!(bytes >= disk.bytes, "a disk does not shrink");
             disk.bytes = bytes;
             Ok(disk.clone())
         }))
@@ -244,8 +357,15 @@ impl Provider for Life {
 
     fn delete_disk<'a>(&'a self, name: &'a DiskName) -> ProviderFuture<'a, ()> {
         Box::pin(self.effect(move |state| {
-            let gone = state.disks.remove(name);
-            assert_eq!(gone.and_then(|disk| disk.attached_to), None);
+            let held = state
+                .disks
+                .get(name)
+                .and_then(|disk| disk.attached_to.clone());
+            if let Some(holder) = held {
+                let disk = name.clone();
+                return state.refuse(ProviderError::DiskHeld { disk, holder });
+            }
+            state.disks.remove(name);
             Ok(())
         }))
     }
@@ -256,26 +376,41 @@ impl Provider for Life {
         disk: &'a DiskName,
     ) -> ProviderFuture<'a, AttachedDisk> {
         Box::pin(self.effect(move |state| {
-            assert!(state.machines.contains_key(machine));
-            let view = state.disks.get_mut(disk).unwrap();
-            assert!(
-                view.attached_to
-                    .as_ref()
-                    .is_none_or(|holder| holder == machine)
-            );
-            view.attached_to = Some(machine.clone());
+            state.whole(machine)?;
+            let Some(found) = state.disks.get(disk) else {
+                return state.not_found("disk", disk);
+            };
+            if let Some(holder) = found.attached_to.clone().filter(|holder| holder != machine) {
+                let disk = disk.clone();
+                return state.refuse(ProviderError::DiskHeld { disk, holder });
+            }
+            state.disks.get_mut(disk).unwrap().attached_to = Some(machine.clone());
             Ok(AttachedDisk {
-                device: "/dev/disk".into(),
+                device: format!("/dev/windlass/{disk}").into(),
             })
         }))
     }
 
     fn detach_disk<'a>(
         &'a self,
-        _machine: &'a MachineName,
-        _disk: &'a DiskName,
+        machine: &'a MachineName,
+        disk: &'a DiskName,
     ) -> ProviderFuture<'a, ()> {
-        unreachable!("no step detaches disks of machines that stay")
+        Box::pin(self.effect(move |state| {
+            let found = state.disks.get(disk);
+            if found.is_none_or(|found| found.attached_to.as_ref() != Some(machine)) {
+                return Ok(());
+            }
+            // What is off has nothing mounted.
+            let uses = |vm: &Vm| vm.mounted && vm.view.power == Power::Running;
+            if state.machines.get(machine).is_some_and(uses) {
+                let (disk, machine) = (disk.clone(), machine.clone());
+                return state.refuse(ProviderError::DiskBusy { disk, machine });
+            }
+            state.disks.get_mut(disk).unwrap().attached_to = None;
+            state.machines.get_mut(machine).unwrap().mounted = false;
+            Ok(())
+        }))
     }
 
     fn disks(&self) -> ProviderFuture<'_, Vec<DiskView>> {
@@ -293,6 +428,15 @@ impl Provider for Life {
 
     fn ensure_endpoint(&self, request: EndpointRequest) -> ProviderFuture<'_, EndpointView> {
         Box::pin(self.effect(move |state| {
+            let address = request.address;
+            state.check_address("endpoint address", address)?;
+            let mut vms = state.machines.values();
+            let mut others = state.endpoints.values();
+            if vms.any(|vm| vm.view.address == address)
+                || others.any(|at| at.address == address && at.cluster != request.cluster)
+            {
+                return state.conflict("address", address, "held");
+            }
             let view = EndpointView {
                 cluster: request.cluster.clone(),
                 address: request.address,
