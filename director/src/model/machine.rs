@@ -129,10 +129,14 @@ pub struct Machine {
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     pub proven: Option<KubeletSettings>,
-    /// Whether it keeps to its proven kubelet settings and components, since a change of them was rolled back. The
-    /// next change of its cluster tries them again.
+    /// Whether it keeps to its proven kubelet settings and components, and to what it was made as, since a change of
+    /// them was rolled back. The next change of its cluster tries them again.
     #[serde(default)]
     pub pinned: bool,
+    /// What it was when it was through its gates last, from when it is made anew as something else until that is
+    /// through them too. Absent when an older director made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Former>,
     /// What it is to become; absent while it is as it should be.
     #[serde(default)]
     pub wanted: Option<Wanted>,
@@ -180,6 +184,19 @@ pub struct Joined {
     /// Whether its member runs and nothing else of its control plane does: it has just joined, or is about to leave.
     #[serde(default)]
     pub alone: bool,
+}
+
+/// What a machine was before it was made anew as something else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Former {
+    /// The stemcell whose components it ran.
+    pub stemcell: String,
+    /// Its Kubernetes version.
+    pub kubernetes_version: String,
+    /// Its shape.
+    #[schema(value_type = crate::spec::RawMachineSize)]
+    pub size: MachineSize,
 }
 
 /// How a machine is kept that another incarnation follows: off, without disks and network, for people to look into.
@@ -316,6 +333,7 @@ impl Machine {
             grows_from_mib: None,
             proven: None,
             pinned: false,
+            former: None,
             fitted: None,
             staged: Vec::new(),
             components: BTreeMap::new(),
@@ -380,6 +398,49 @@ impl Machine {
             size: self.size,
             because: None,
         }
+    }
+
+    /// The next incarnation of it, as it was once; its data disk stays as large as it is.
+    pub fn as_it_was(&self, former: &Former) -> Wanted {
+        let disk_mib = self.size.disk_mib.max(former.size.disk_mib);
+        Wanted::Reborn {
+            incarnation: Incarnation(self.incarnation.0.saturating_add(1)),
+            stemcell: former.stemcell.clone(),
+            kubernetes_version: former.kubernetes_version.clone(),
+            size: MachineSize {
+                disk_mib,
+                ..former.size
+            },
+            because: None,
+        }
+    }
+
+    /// Keeps in mind what it is before it becomes what is wanted, if that is something else. What it was before that
+    /// stays in mind where it is not through its gates; nothing does of one that was never in service, or that becomes
+    /// what it was.
+    pub fn remember(&mut self) {
+        let Some(Wanted::Reborn {
+            stemcell,
+            kubernetes_version,
+            size,
+            ..
+        }) = &self.wanted
+        else {
+            return;
+        };
+        let becomes = Former {
+            stemcell: stemcell.clone(),
+            kubernetes_version: kubernetes_version.clone(),
+            size: *size,
+        };
+        let served = self.proven.is_some() || self.phase == MachinePhase::Ready;
+        let is = || Former {
+            stemcell: self.runs().to_owned(),
+            kubernetes_version: self.kubernetes_version.clone(),
+            size: self.size,
+        };
+        let former = self.former.clone().or_else(|| served.then(is));
+        self.former = former.filter(|former| *former != becomes);
     }
 
     /// The stemcell whose components it runs.

@@ -37,8 +37,8 @@ pub use campaign::{
 pub use cluster::{Cluster, ClusterPhase, Endpoint, FieldFault, MadeFrom};
 pub use freeze::Freeze;
 pub use machine::{
-    AgentView, Joined, Keep, Machine, MachineDraft, MachineFilter, MachineHealth, MachinePhase,
-    MachineRole, MachineView, Reboot, Wanted,
+    AgentView, Former, Joined, Keep, Machine, MachineDraft, MachineFilter, MachineHealth,
+    MachinePhase, MachineRole, MachineView, Reboot, Wanted,
 };
 pub use operator::{Caller, Operator, Role};
 pub use overview::{ClusterOverview, TaskOverview};

@@ -167,8 +167,14 @@ fn next(machines: &[MachineView], task: Option<&Task>) -> Option<String> {
         Some(Wanted::Gone) => Some((&view.machine.name, "is to go")),
         None => None,
     });
-    let (machine, what) = wanted?;
-    Some(format!("{machine} {what} once it is ordered again"))
+    if let Some((machine, what)) = wanted {
+        return Some(format!("{machine} {what} once it is ordered again"));
+    }
+    let pinned = machines.iter().find(|view| view.machine.pinned)?;
+    Some(format!(
+        "{} keeps to what it was before a change failed, until the next order",
+        pinned.machine.name
+    ))
 }
 
 fn fault(cluster: &Cluster, machines: &[MachineView], task: Option<&Task>) -> Option<String> {

@@ -216,6 +216,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
             if !record.fenced {
                 depart(record);
             }
+            record.remember();
             reset(record);
             record.take_over();
             record.phase = MachinePhase::Planned;
@@ -253,6 +254,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         }
         RecordChange::Proven(_, settings) => {
             record.proven = Some(settings.clone());
+            record.former = None;
             if record.is_refitted() {
                 record.take_over();
             }

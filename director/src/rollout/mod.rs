@@ -8,7 +8,8 @@
 //! * Tasks of different clusters never wait for one another: each has its own driver.
 //! * While the store cannot be written nothing new begins.
 //! * An update that fails first gives the machines that do not come back with their new configuration the one
-//!   that they had, and has failed then. That too is written down before it begins.
+//!   that they had, makes those anew as they were that it has made anew and that are not through their gates, and has
+//!   failed then. That too is written down before it begins.
 //! * A task whose plan does not fit any more, since a machine died or came back, has the steps that run end, and
 //!   goes on with a plan that does, inside what was approved. That is in the store before any of it begins.
 //! * A task that pauses finishes the machines that it has begun with, and then nothing of it runs until it is
@@ -83,12 +84,18 @@ pub trait Effects: Send + Sync + fmt::Debug {
     /// written down for it is. Repeating it is safe.
     fn plan_next<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Option<Plan>, EffectError>>;
 
-    /// The plan that gives machines what they had before a change that has failed, as far as they do not come
-    /// back with the new; `None` when there are none. Repeating it is safe.
-    fn plan_rollback<'a>(
-        &'a self,
-        task: &'a Task,
-    ) -> BoxFuture<'a, Result<Option<Plan>, EffectError>>;
+    /// The way back of machines to what they had, and were, before a change that has failed, as far as they do not come
+    /// back with the new. Repeating it is safe.
+    fn plan_rollback<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Rollback, EffectError>>;
+}
+
+/// What is taken back of a change that has failed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rollback {
+    /// How; `None` where nothing is.
+    pub plan: Option<Plan>,
+    /// Machines that would have to go back and stay as they are: why, and what to do, for people.
+    pub left: Vec<String>,
 }
 
 /// One step to carry out.

@@ -207,8 +207,9 @@ impl Target {
         for (pool, of) in self.pools.iter().filter(|_| workers) {
             self.resize(pool, of, machines, observed)?;
         }
-        // As in the director: what stays as it is, is not condemned.
+        // As in the director: what stays as it is, is not condemned, and what went back is tried again.
         for machine in machines.iter_mut() {
+            machine.pinned = false;
             machine.condemned &= machine.wanted.is_some();
         }
         machines.sort_by(|a, b| a.name.cmp(&b.name));

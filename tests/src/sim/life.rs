@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, watch};
 use windlass_director::model::{Action, Plan, Task, TaskKind};
 use windlass_director::rollout::world::{Registry, World};
-use windlass_director::rollout::{Done, EffectError, Effects, StepOrder};
+use windlass_director::rollout::{Done, EffectError, Effects, Rollback, StepOrder};
 use windlass_director::store::Change;
 
 use super::coverage::{Fault, Point};
@@ -240,10 +240,7 @@ impl Effects for Watched {
         })
     }
 
-    fn plan_rollback<'a>(
-        &'a self,
-        task: &'a Task,
-    ) -> BoxFuture<'a, Result<Option<Plan>, EffectError>> {
+    fn plan_rollback<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Rollback, EffectError>> {
         self.life.site.lock().keeps_to(None);
         self.world.plan_rollback(task)
     }

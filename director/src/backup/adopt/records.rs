@@ -162,6 +162,7 @@ fn replaced(record: &Machine, view: &MachineView) -> Option<Machine> {
     machine.incarnation = view.incarnation;
     (machine.fitted, machine.components) = Default::default();
     machine.staged.clear();
+    machine.former = None;
     if let Some(of) = described(view) {
         machine.stemcell = of.stemcell;
         machine.kubernetes_version = of.kubernetes_version;

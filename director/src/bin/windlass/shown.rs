@@ -195,6 +195,11 @@ fn next(machine: &Machine, task: Option<&Task>, doing: Option<&StepKey>) -> Opti
         Some(Wanted::Refitted { changes, .. }) => format!("gets {changes} in place"),
         Some(Wanted::Gone) => "drained and deleted".to_owned(),
         None if machine.phase == MachinePhase::Planned && task.is_none() => "made".to_owned(),
+        None if machine.pinned && task.is_none() => {
+            return Some(
+                "keeps to what it was before a change failed, until the next order".to_owned(),
+            );
+        }
         None => {
             let planned = task.and_then(|task| waiting(task, machine));
             return planned.map(|key| format!("then: {key}"));

@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 
 use windlass_common::error::ErrorClass;
-use windlass_common::id::MachineName;
 
-use super::super::Stop;
+use super::super::{Rollback, Stop};
 use super::{Driver, Outcome, STORE_PAUSE};
-use crate::model::{Fault, Task, TaskKind, TaskState};
+use crate::model::{Action, Fault, PlanStep, Task, TaskKind, TaskState};
 
 impl Driver {
     pub(super) async fn give_up(&self, task: &mut Task, fault: Fault) {
@@ -29,37 +28,45 @@ impl Driver {
     pub(super) async fn roll_back(&self, task: &mut Task) {
         if task.cleanup.is_none() {
             match self.effects.plan_rollback(task).await {
-                Ok(Some(plan)) => {
-                    task.cleanup = Some(plan);
-                    let fault = task.error.clone();
+                Ok(Rollback { plan, left }) => {
+                    let before = task.error.clone();
+                    let fault = left
+                        .iter()
+                        .fold(before, |fault, left| Some(with(fault, left)));
+                    if plan.is_none() {
+                        return self.set_state(task, TaskState::Failed, fault).await;
+                    }
+                    task.cleanup = plan;
                     self.set_state(task, TaskState::RollingBack, fault).await;
-                }
-                Ok(None) => {
-                    let fault = task.error.clone();
-                    return self.set_state(task, TaskState::Failed, fault).await;
                 }
                 Err(error) if error.class == ErrorClass::Retry => {
                     tracing::warn!(task = %task.id, %error, "cannot plan the way back yet");
                     tokio::time::sleep(STORE_PAUSE).await;
                     return;
                 }
-                Err(error) => return self.fail(task, &format!("no way back: {error}")).await,
+                Err(error) => {
+                    let mut fault = with(task.error.clone(), &format!("no way back: {error}"));
+                    if error.class == ErrorClass::Bug {
+                        fault.class = error.class;
+                    }
+                    return self.set_state(task, TaskState::Failed, Some(fault)).await;
+                }
             }
         }
         let Some(plan) = task.cleanup.clone() else {
             return;
         };
-        let names: BTreeSet<&str> = plan
-            .steps
-            .iter()
-            .filter_map(|step| step.action.machine())
-            .map(MachineName::as_str)
-            .collect();
+        let comes_back = |step: &PlanStep| match &step.action {
+            Action::AwaitNode { machine, .. } => Some(machine.to_string()),
+            _ => None,
+        };
+        let names: BTreeSet<String> = plan.steps.iter().filter_map(comes_back).collect();
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
         let note = match self.run_plan(task, &plan, true).await {
             Outcome::Succeeded => format!(
-                "rolled back: {names} serves with its former kubelet settings and components, and no machine takes \
-                 the wanted ones before the next `windlass cluster apply`"
+                "rolled back: {names} serves as before this change, with the former stemcell, Kubernetes version, size, \
+                 components and kubelet settings, and no machine takes the wanted ones before the next `windlass \
+                 cluster apply`"
             ),
             Outcome::Stopped | Outcome::Unfit => format!("the way back of {names} was stopped"),
             Outcome::Failed(fault) => format!("the way back of {names} failed: {}", fault.message),
@@ -69,16 +76,7 @@ impl Driver {
 
     /// Fails a task as it has failed before, with what came of it since.
     async fn fail(&self, task: &mut Task, note: &str) {
-        let before = task.error.clone();
-        let fault = Fault {
-            class: before
-                .as_ref()
-                .map_or(ErrorClass::Operator, |fault| fault.class),
-            message: before.map_or_else(
-                || note.to_owned(),
-                |fault| format!("{}; {note}", fault.message),
-            ),
-        };
+        let fault = with(task.error.clone(), note);
         self.set_state(task, TaskState::Failed, Some(fault)).await;
     }
 
@@ -138,5 +136,19 @@ impl Driver {
         if clean && runs {
             self.set_state(task, TaskState::Cancelling, None).await;
         }
+    }
+}
+
+/// Why a task has failed, with what there is to say about it besides.
+fn with(fault: Option<Fault>, note: &str) -> Fault {
+    match fault {
+        Some(Fault { class, message }) => Fault {
+            class,
+            message: format!("{message}; {note}"),
+        },
+        None => Fault {
+            class: ErrorClass::Operator,
+            message: note.to_owned(),
+        },
     }
 }

@@ -25,8 +25,8 @@ use super::step::{End, Runner, stopped};
 use super::{Effects, ProgressSink, STEPS_IN_FLIGHT, StepOrder, Stop, limit};
 use crate::maintenance::{self, Outlook, WindowView};
 use crate::model::{
-    Cluster, Fault, Plan, PlanStep, StepKey, StepRecord, StepState, Task, TaskEvent, TaskId,
-    TaskState, Timestamp,
+    Cluster, Fault, Machine, MachinePhase, Plan, PlanStep, StepKey, StepRecord, StepState, Task,
+    TaskEvent, TaskId, TaskKind, TaskState, Timestamp,
 };
 use crate::store::{Commit, Records, StoreError};
 
@@ -377,6 +377,16 @@ impl Driver {
         if let Some(mut cluster) = self.records.get::<Cluster>(task.cluster.as_str()).await? {
             settle(&mut cluster, task);
             commit.put(&cluster)?;
+        }
+        let ended = matches!(task.state, TaskState::Succeeded | TaskState::Cancelled);
+        if ended && task.kind == TaskKind::UpdateCluster {
+            let mut machines = self.records.machines_of(task.cluster.as_str()).await?;
+            // Nothing goes back any more.
+            let through = |m: &&mut Machine| m.former.is_some() && m.phase == MachinePhase::Ready;
+            for machine in machines.iter_mut().filter(through) {
+                machine.former = None;
+                commit.put(machine)?;
+            }
         }
         if task.state.is_over() {
             let subject = format!("cluster/{}", task.cluster);

@@ -1,6 +1,7 @@
 //! Rollouts that die at every point there is, and end the same.
 
 mod again;
+mod anew;
 mod contract;
 mod drains;
 mod legs;

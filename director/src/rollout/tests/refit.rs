@@ -106,7 +106,7 @@ async fn components_that_do_not_run_are_rolled_back_and_the_rest_is_untouched() 
 
 impl Rig {
     /// Has the cluster wait for a Job after each machine that changes.
-    async fn gate(&self) {
+    pub(super) async fn gate(&self) {
         let director = self.immortal().await;
         let mut cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
         let gate = json!({

@@ -5,6 +5,10 @@
 //! only about to join are given up. API servers that were to stop emulating an older minor go on with it when none
 //! of them was begun with, and all stop otherwise. Kubelet settings and components that are not proven are given up in
 //! both cases: machines keep to those with which they were in service, or get them again, until somebody orders a change.
+//! A machine that a failed update has made anew, and that is not through its gates, is made anew once more as it was, and
+//! keeps to that in the same way. One of the control plane is only where others hold quorum and its data can go back: the
+//! minors of Kubernetes and etcd are the same. What it was is in its record ([`Machine::former`]) from when its
+//! former incarnation is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,9 +16,15 @@ use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, Incarnation, MachineName};
 
 use super::{World, check};
-use crate::model::{Cluster, Machine, MachinePhase, Plan, StepKey, Task, Wanted};
-use crate::planner::{self, DesiredState, Observed, ObservedMachine, Verb, inputs, machine_key};
-use crate::rollout::EffectError;
+use crate::kubernetes::facts::minor_of;
+use crate::model::{
+    Action, Cluster, Former, Machine, MachinePhase, Plan, PlanStep, StepKey, StepState, Task,
+    Wanted,
+};
+use crate::planner::{
+    self, DesiredState, Observed, ObservedMachine, Verb, inputs, legs, machine_key,
+};
+use crate::rollout::{EffectError, Rollback};
 use crate::store::Commit;
 
 /// Begins the keys of a plan that ends a cancelled task, so that none is taken for a step of the first plan.
@@ -87,14 +97,32 @@ impl World {
         Ok(renamed(plan, CANCEL))
     }
 
-    /// Has machines keep to the kubelet settings and components that are proven, and plans their way back to them.
-    pub(super) async fn plan_way_back(&self, task: &Task) -> Result<Option<Plan>, EffectError> {
+    /// Has machines keep to what is proven, and plans their way back to it: to kubelet settings and components in
+    /// place, and to what they were by being made anew once more.
+    pub(super) async fn plan_way_back(&self, task: &Task) -> Result<Rollback, EffectError> {
         let name = &task.cluster;
         let cluster = self.changing(name).await?;
+        let found = self.observe(name).await?.machines;
         let mut machines = self.records.machines_of(name.as_str()).await?;
+        let voters = machines.iter().filter(|m| m.votes() && !m.is_surplus());
+        let voters = voters.count();
         let mut commit = Commit::default();
+        let (mut anew, mut left) = (BTreeSet::new(), Vec::new());
         for machine in &mut machines {
             let before = machine.clone();
+            if let Some(former) = on_trial(machine, task) {
+                match self.keeps(machine, &former, voters) {
+                    Some(why) => left.push(format!(
+                        "{} is not rolled back, since {why}; it is left as it is, and once that is mended `windlass \
+                         task retry {}` goes on with it",
+                        machine.name, task.id
+                    )),
+                    None => {
+                        go_back(machine, &former, found.contains_key(&machine.name));
+                        anew.insert(machine.name.clone());
+                    }
+                }
+            }
             pin(&cluster, machine, task);
             if *machine != before {
                 commit.put(machine)?;
@@ -102,13 +130,14 @@ impl World {
         }
         self.records.commit(commit).await?;
         let machines = self.records.machines_of(name.as_str()).await?;
-        let lost: BTreeSet<MachineName> = machines
+        // Of one that is gone already and has become what it was, nothing else tells.
+        let lost = machines
             .iter()
             .filter(|machine| machine.pinned && machine.started.is_none())
-            .map(|machine| machine.name.clone())
-            .collect();
-        if lost.is_empty() {
-            return Ok(None);
+            .map(|machine| machine.name.clone());
+        anew.extend(lost);
+        if anew.is_empty() {
+            return Ok(Rollback { plan: None, left });
         }
         let (mut desired, mut observed) = (
             self.desired(&cluster, &machines)?,
@@ -117,11 +146,34 @@ impl World {
         if let DesiredState::Present { gates, .. } = &mut desired.state {
             gates.clear();
         }
-        planner::narrow(&mut desired, &mut observed, &lost, &BTreeSet::new());
+        planner::narrow(&mut desired, &mut observed, &anew, &BTreeSet::new());
         let plan = planner::plan(&desired, &observed)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;
-        Ok(Some(renamed(plan, ROLLBACK)))
+        let plan = Some(renamed(plan, ROLLBACK));
+        Ok(Rollback { plan, left })
+    }
+
+    /// Why a machine does not go back to what it was; `None` when it does. `voters` are the members of etcd.
+    fn keeps(&self, machine: &Machine, former: &Former, voters: usize) -> Option<String> {
+        let gone = |stemcell: &str| format!("stemcell {stemcell} is not in the catalogue any more");
+        let Ok(to) = self.stemcells.get(&former.stemcell) else {
+            return Some(gone(&former.stemcell));
+        };
+        if !machine.role.is_control_plane() {
+            return None;
+        }
+        if voters < 2 {
+            return Some("it is the only machine of its control plane".to_owned());
+        }
+        let (was, is) = (&former.kubernetes_version, &machine.kubernetes_version);
+        if minor_of(was).is_none() || minor_of(was) != minor_of(is) {
+            return Some(format!("control planes do not go back from {is} to {was}"));
+        }
+        match self.stemcells.get(machine.runs()) {
+            Ok(from) => legs::etcd_refuses(&from, &to),
+            Err(_) => Some(gone(machine.runs())),
+        }
     }
 
     pub(super) async fn changing(&self, name: &ClusterName) -> Result<Cluster, EffectError> {
@@ -131,6 +183,41 @@ impl World {
                 format!("cluster {name} is not in the store although it is being changed"),
             )
         })
+    }
+}
+
+/// What a machine was before a task made it anew as something else that is not through its gates; `None` where the task
+/// has not, or where it is.
+fn on_trial(machine: &Machine, task: &Task) -> Option<Former> {
+    let begun = |verb| {
+        let key = machine_key(&machine.name, verb);
+        task.steps.keys().any(|begun| begun.0.ends_with(&*key.0))
+    };
+    let awaited = |step: &&PlanStep| match &step.action {
+        Action::AwaitNode { machine: of, .. } | Action::AwaitGates { machine: of } => {
+            *of == machine.name
+        }
+        _ => false,
+    };
+    let done = |step: &PlanStep| {
+        let record = task.steps.get(&step.key);
+        record.is_some_and(|record| record.state == StepState::Succeeded)
+    };
+    let through = task.current().steps.iter().filter(awaited).all(done);
+    let anew = begun(Verb::Delete) || begun(Verb::Create);
+    let former = machine.former.clone()?;
+    (anew && !through && !machine.is_surplus()).then_some(former)
+}
+
+/// Wants a machine made anew as it was. `exists` says whether there is anything of it.
+fn go_back(machine: &mut Machine, former: &Former, exists: bool) {
+    machine.wanted = Some(machine.as_it_was(former));
+    machine.reboot = None;
+    machine.pinned = true;
+    if machine.phase == MachinePhase::Planned && !exists {
+        // Nothing has to be deleted first.
+        machine.take_over();
+        machine.former = None;
     }
 }
 

@@ -108,6 +108,8 @@ impl World {
         for machine in &mut draft.machines {
             let condemned = machine.condemned || down.contains(&machine.name);
             machine.condemned = machine.wanted.is_some() && condemned;
+            // The leg before it was carried out.
+            machine.former = None;
             if before.contains(machine) {
                 continue;
             }

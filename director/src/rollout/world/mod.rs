@@ -46,7 +46,7 @@ use futures_util::future::BoxFuture;
 use windlass_common::error::ErrorClass;
 use windlass_common::id::{ClusterName, DirectorId, MachineName};
 
-use super::{Done, EffectError, Effects, RecordChange, StepOrder};
+use super::{Done, EffectError, Effects, RecordChange, Rollback, StepOrder};
 use crate::artifacts::Artifacts;
 use crate::epoch::CurrentEpoch;
 use crate::kubernetes::facts::HostTraits;
@@ -216,10 +216,7 @@ impl Effects for World {
         })
     }
 
-    fn plan_rollback<'a>(
-        &'a self,
-        task: &'a Task,
-    ) -> BoxFuture<'a, Result<Option<Plan>, EffectError>> {
+    fn plan_rollback<'a>(&'a self, task: &'a Task) -> BoxFuture<'a, Result<Rollback, EffectError>> {
         Box::pin(self.plan_way_back(task))
     }
 }
@@ -322,9 +319,11 @@ impl World {
                 let kubernetes = &self.kubernetes;
                 let mut done = kubernetes.await_node(context, machine, order.limit).await?;
                 self.await_balancers(context, machine, order).await?;
-                // Where gates stand, these have to be open too before there is no way back.
+                // Where gates stand, these have to be open too before there is no way back. What has gone back waits for
+                // none.
                 let gated = !context.cluster.spec.gates.is_empty();
-                if !gated || context.machine(machine)?.proven.is_none() {
+                let record = context.machine(machine)?;
+                if !gated || record.pinned || record.proven.is_none() {
                     done.records.extend(context.proven(machine)?);
                 }
                 Ok(done)

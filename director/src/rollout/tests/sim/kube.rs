@@ -38,11 +38,18 @@ impl KubeApi for Life {
     ) -> BoxFuture<'a, Result<Done, EffectError>> {
         Box::pin(async move {
             let node = context.machine_facts(machine)?.node_name.clone();
-            self.effect(|state| {
+            let ready = self.effect(|state| {
                 assert!(state.machines[machine].started && state.addons);
-                state.ready.insert(node);
-            })
-            .await;
+                let never = state.never_ready.contains(node.as_str());
+                if !never {
+                    state.ready.insert(node);
+                }
+                !never
+            });
+            if !ready.await {
+                let message = "it is not Ready: container runtime network not ready";
+                return Err(EffectError::new(ErrorClass::Operator, message));
+            }
             Ok(Done {
                 changes: Vec::new(),
                 records: vec![RecordChange::NodeReady(

@@ -54,6 +54,8 @@ pub(crate) struct State {
     pub(crate) stored_elsewhere: bool,
     /// What a change would meet.
     pub(crate) hazards: Vec<Hazard>,
+    /// Nodes that never are Ready.
+    pub(crate) never_ready: BTreeSet<&'static str>,
     /// Whether Jobs of gates fail.
     pub(crate) jobs_fail: bool,
     /// Steps that fail for good once, by the end of their id.
