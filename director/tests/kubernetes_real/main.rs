@@ -1,8 +1,8 @@
 //! What this director renders, on the real binaries: etcd, API server, controllers, kube-proxy,
 //! kubelet and containerd of the release under test.
 //!
-//! `WINDLASS_TEST_COMPONENTS` names the folder with the binaries, and [`kubelet`] needs a stemcell. Needs root (namespaces), `nft`,
-//! `ip`, `nsenter`, `setpriv`, `haproxy`.
+//! `WINDLASS_TEST_COMPONENTS` names the folder with the binaries; `kubelet` needs a stemcell besides
+//! (`WINDLASS_TEST_ROOTFS`). Needs root (namespaces), `nft`, `ip`, `nsenter`, `setpriv`, `haproxy`.
 
 #![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
