@@ -332,9 +332,11 @@ impl KubeApi for Life {
                 if state.mutation == Some(Mutation::BudgetIgnored) {
                     return BTreeSet::new(); // who is not in service is not missed
                 }
-                let nodes = state.cluster.nodes.iter();
-                let serving = nodes.filter(|(_, node)| node.ready && !node.cordoned);
-                serving.map(|(name, _)| name.clone()).collect()
+                // As they are: what the Node of a machine that died says is stale for up to `GRACE_MS`, and a director
+                // that goes by it draws too much from a budget (docs/plan.md).
+                let machines = state.vms.iter();
+                let serving = machines.filter(|(name, _)| state.available(name));
+                serving.map(|(_, vm)| vm.node.clone()).collect()
             })
             .await
         })
