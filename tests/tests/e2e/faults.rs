@@ -281,11 +281,18 @@ pub(crate) fn end_agent(world: &World, machine: &str) -> Result<()> {
     })
 }
 
-/// Pods of the workload that are on a node.
+/// Pods of the workload that are on a node, but for those that have ended: a drain waits for no more, and their objects
+/// go when their kubelet says so.
 fn pods_on(kubectl: &Kubectl, node: &str) -> Result<Vec<String>> {
     let field = format!("spec.nodeName={node}");
     let found = kubectl.get(&["pods", "-l", "app=web", "--field-selector", &field])?;
-    let names = items(&found)?.iter();
+    let over = |pod: &&Value| {
+        matches!(
+            pod["status"]["phase"].as_str(),
+            Some("Succeeded" | "Failed")
+        )
+    };
+    let names = items(&found)?.iter().filter(|pod| !over(pod));
     Ok(names
         .filter_map(|pod| Some(pod["metadata"]["name"].as_str()?.to_owned()))
         .collect())
