@@ -209,6 +209,7 @@ impl Site {
             }
             vm.view.power = Power::Running;
             vm.view.boots += 1;
+            vm.booted = now;
             let booted = |(name, configuration): (&String, &Option<Digest>)| {
                 let unit = super::state::Unit {
                     since: now,

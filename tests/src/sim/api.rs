@@ -1,6 +1,6 @@
 //! The cluster's API as a director reaches it: through the machines of its control plane.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use futures_util::future::BoxFuture;
 use tokio::time::{Duration, Instant, sleep};
@@ -12,7 +12,7 @@ use windlass_director::drain::{
     Answer, Course, DrainPolicy, Engine, Escalation, How, NodeRehearsal, Order, OwnNode, Rehearsal,
     Turn,
 };
-use windlass_director::model::Stage;
+use windlass_director::model::{Stage, Timestamp};
 use windlass_director::planner::inputs;
 use windlass_director::provider::Power;
 use windlass_director::rollout::world::{ClusterContext, JobOrder, KubeApi, LeaseMark};
@@ -146,6 +146,11 @@ fn tell(state: &mut State, order: &Order) -> Answer {
     }
 }
 
+/// When a kubelet has spoken, as its Node tells it.
+fn words(said: u64) -> String {
+    Timestamp::from_unix_ms(said).to_string()
+}
+
 fn retry(message: &str) -> EffectError {
     EffectError::new(ErrorClass::Retry, message)
 }
@@ -187,7 +192,7 @@ impl KubeApi for Life {
             loop {
                 let ready = self.look(|state| {
                     // What the kubelet that was there before has said does not count.
-                    let anew = |said: u64| before.as_ref().is_none_or(|it| *it != said.to_string());
+                    let anew = |said: u64| before.as_ref().is_none_or(|it| *it != words(said));
                     let ready = state
                         .says_ready(machine)
                         .is_some_and(|node| anew(node.said));
@@ -238,7 +243,7 @@ impl KubeApi for Life {
             self.ask(|state| {
                 let node = &state.vms.get(machine)?.node;
                 let found = state.cluster.nodes.get(node)?;
-                Some(found.said.to_string())
+                Some(words(found.said))
             })
             .await
         })
@@ -326,17 +331,20 @@ impl KubeApi for Life {
     fn serving<'a>(
         &'a self,
         _context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>> {
+    ) -> BoxFuture<'a, Result<BTreeMap<NodeName, String>, EffectError>> {
         Box::pin(async move {
             self.ask(|state| {
                 if state.mutation == Some(Mutation::BudgetIgnored) {
-                    return BTreeSet::new(); // who is not in service is not missed
+                    return BTreeMap::new(); // who is not in service is not missed
                 }
-                // As they are: what the Node of a machine that died says is stale for up to `GRACE_MS`, and a director
-                // that goes by it draws too much from a budget (docs/plan.md).
-                let machines = state.vms.iter();
-                let serving = machines.filter(|(name, _)| state.available(name));
-                serving.map(|(_, vm)| vm.node.clone()).collect()
+                let nodes = state.cluster.nodes.iter();
+                // Where nobody takes back what Nodes say, they say it for ever.
+                let trusted = state.mutation == Some(Mutation::NodesTakenOnTrust);
+                let ready = |node: &super::cluster::Node| node.ready || trusted;
+                let serving = nodes.filter(|(_, node)| ready(node) && !node.cordoned);
+                serving
+                    .map(|(name, node)| (name.clone(), words(node.said)))
+                    .collect()
             })
             .await
         })

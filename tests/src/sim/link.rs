@@ -10,6 +10,7 @@ use windlass_common::pki::MachineIdentity;
 use windlass_common::step::{OutputStream, Progress, Step, StepRequest, StepResult};
 use windlass_director::gateway::{DeliveryError, IncarnationRegistry};
 use windlass_director::kubernetes::client::ByteStream;
+use windlass_director::model::Timestamp;
 use windlass_director::rollout::world::{AgentFuture, Agents};
 
 use super::coverage::{Fault, Point};
@@ -334,6 +335,15 @@ impl Agents for Life {
     fn is_heard(&self, machine: &MachineName, incarnation: Incarnation) -> bool {
         let blind = self.site.lock().mutation == Some(Mutation::CameBackUnseen);
         !blind && self.connected(machine, incarnation)
+    }
+
+    fn booted(&self, machine: &MachineName, incarnation: Incarnation) -> Option<Timestamp> {
+        let trusted = self.site.lock().mutation == Some(Mutation::NodesTakenOnTrust);
+        let heard = trusted || self.connected(machine, incarnation);
+        let state = self.site.lock();
+        let booted = state.vms.get(machine).filter(|_| heard)?.booted;
+        // Of all that was said since the world began it is known then, at whichever boot.
+        Some(Timestamp::from_unix_ms(if trusted { 0 } else { booted }))
     }
 
     fn revoke(&self, identity: &MachineIdentity) {

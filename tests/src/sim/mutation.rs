@@ -37,6 +37,8 @@ pub enum Mutation {
     JournalForgotten,
     /// A node is said to be Ready by what was heard of it at any time.
     ReportsTakenOnTrust,
+    /// A machine serves by what its node has ever said, whatever else is known of it.
+    NodesTakenOnTrust,
     /// A director that takes over deletes machines that nothing in its records tells it to.
     TidiesUp,
     /// Machines are begun with outside of the windows of their cluster.
@@ -54,7 +56,7 @@ impl Mutation {
             | Self::EpochsIgnored
             | Self::WindowsIgnored
             | Self::JournalForgotten => 6,
-            Self::BudgetIgnored => 3,
+            Self::BudgetIgnored | Self::NodesTakenOnTrust => 3,
             Self::DrainSkipped | Self::PodBudgetsIgnored | Self::CameBackUnseen => 4,
             Self::KubeletsFirst => 5,
             Self::DiskUnnamed => 7,
@@ -116,6 +118,7 @@ impl Mutation {
             | Self::EpochsIgnored
             | Self::JournalForgotten
             | Self::ReportsTakenOnTrust
+            | Self::NodesTakenOnTrust
             | Self::WindowsIgnored
             | Self::TidiesUp => {}
         }

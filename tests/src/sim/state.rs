@@ -151,6 +151,8 @@ pub struct Vm {
     pub view: windlass_director::provider::MachineView,
     /// The stemcell that the provider has made it from, and the size that it was given.
     pub made_as: Option<(PathBuf, windlass_director::provider::MachineSize)>,
+    /// When it booted.
+    pub booted: u64,
     /// It stands still until then.
     pub frozen_until: u64,
     /// When its node was last Ready.
@@ -412,6 +414,7 @@ impl Vm {
             minor,
             view,
             made_as: None,
+            booted: 0,
             frozen_until: 0,
             ready_at: None,
             registered: None,

@@ -69,6 +69,46 @@ async fn of_drains_that_begin_together_as_many_go_as_may_whoever_dies() {
     .await;
 }
 
+/// The Node of a machine that died says that it is Ready for as long as a minute, and that of one that is back until its
+/// kubelet runs: neither serves.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_says_what_was_is_not_counted_on() {
+    let last = MachineName::new("demo-w-2").unwrap();
+    for dies in [true, false] {
+        let rig = Rig::new();
+        let task = rig.order_workers_anew().await;
+        {
+            let mut state = rig.sim.state.lock().unwrap();
+            match dies {
+                true => state.cut(&last),
+                false => {
+                    let now = "1970-01-01T02:00:00Z".parse().unwrap();
+                    state.booted.insert(last.clone(), now);
+                }
+            }
+            // It would drain forever: the others go on as far as they may without it.
+            state.stuck.insert("demo-w-0".to_owned());
+        }
+        let life = Life::new(rig.sim.clone(), usize::MAX);
+        let director = rig.live(&life).await;
+        director.rollouts.resume().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let closed = rig.sim.state.lock().unwrap().cordoned.clone();
+        assert_eq!(closed.len(), 1, "dies: {dies}: {closed:?}");
+        // It is heard of, and its kubelet has spoken.
+        let mut state = rig.sim.state.lock().unwrap();
+        state.stuck.clear();
+        state.booted.clear();
+        drop(state);
+        if !dies {
+            director.rollouts.wait(&task).await;
+            let task = director.records.task(&task).await.unwrap().unwrap();
+            assert_eq!(task.state, TaskState::Succeeded, "{:?}", task.error);
+        }
+        director.rollouts.abandon();
+    }
+}
+
 /// A worker of which nothing is wanted any more, and that nobody saw in service: whether it serves by now, the API says.
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_serves_unseen_is_drained_before_it_goes() {

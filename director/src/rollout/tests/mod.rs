@@ -312,6 +312,15 @@ fn draft(stemcells: &Catalogue) -> (Cluster, Vec<Machine>) {
     (cluster, machines)
 }
 
+/// A worker in service.
+pub(crate) fn machine_in_service() -> Machine {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut machines) = draft(&stemcell::tests::catalogue(dir.path(), VERSION));
+    let mut machine = machines.pop().unwrap();
+    machine.phase = MachinePhase::Ready;
+    machine
+}
+
 async fn order(
     director: &Director,
     kind: TaskKind,

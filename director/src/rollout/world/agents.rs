@@ -12,7 +12,7 @@ use windlass_common::wire::message::TunnelTarget;
 
 use crate::gateway::{DeliveryError, Gateway};
 use crate::kubernetes::client::ByteStream;
-use crate::model::Machine;
+use crate::model::{Machine, Timestamp};
 
 /// What a call to an agent returns.
 pub type AgentFuture<'a, T> = BoxFuture<'a, Result<T, DeliveryError>>;
@@ -45,6 +45,10 @@ pub trait Agents: Send + Sync + fmt::Debug {
 
     /// Whether signs of life of this incarnation arrive now.
     fn is_heard(&self, machine: &MachineName, incarnation: Incarnation) -> bool;
+
+    /// When the machine of this incarnation booted, by its own clock, as its agent says on connecting; `None` while
+    /// that has said nothing, or no signs of life arrive.
+    fn booted(&self, machine: &MachineName, incarnation: Incarnation) -> Option<Timestamp>;
 
     /// Closes the session of an incarnation that is not current any more.
     fn revoke(&self, identity: &MachineIdentity);
@@ -122,6 +126,15 @@ impl Agents for Gateway {
 
     fn is_heard(&self, machine: &MachineName, incarnation: Incarnation) -> bool {
         self.link(machine, incarnation).beating
+    }
+
+    fn booted(&self, machine: &MachineName, incarnation: Incarnation) -> Option<Timestamp> {
+        let session = self.session(machine, incarnation)?;
+        let (_, report) = session.report.filter(|_| !session.suspect)?;
+        let up_ms = report.uptime_s.saturating_mul(1000);
+        Some(Timestamp::from_unix_ms(
+            report.at_unix_ms.saturating_sub(up_ms),
+        ))
     }
 
     fn revoke(&self, identity: &MachineIdentity) {

@@ -1,6 +1,6 @@
 //! What steps ask of a cluster's API: the border between rollouts and Kubernetes, simulated in tests.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -83,11 +83,13 @@ pub trait KubeApi: Send + Sync + fmt::Debug {
         course: &'a Course,
     ) -> BoxFuture<'a, Result<Rehearsal, EffectError>>;
 
-    /// Which nodes of the cluster's machines are Ready and take pods.
+    /// Which nodes of the cluster's machines say that they are Ready and take pods, with when the kubelet of each has
+    /// said so last, as [`KubeApi::heartbeat`] tells it. What one says that is not heard any more is stale for up to
+    /// a minute.
     fn serving<'a>(
         &'a self,
         context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>>;
+    ) -> BoxFuture<'a, Result<BTreeMap<NodeName, String>, EffectError>>;
 
     /// Cordons a node and has its pods leave it, told by the node itself where that is possible.
     fn drain<'a>(

@@ -1,6 +1,6 @@
 //! Steps that ask a cluster's API, tunnelled through the agent of one of its control-plane machines.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -316,22 +316,22 @@ impl KubeApi for KubeClient {
     fn serving<'a>(
         &'a self,
         context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>> {
+    ) -> BoxFuture<'a, Result<BTreeMap<NodeName, String>, EffectError>> {
         Box::pin(async move {
             let client = self.client(context)?;
             let nodes: Vec<Node> = client
                 .list(&Resource::NODE, None, None)
                 .await
                 .map_err(of_api)?;
-            let open = |node: &Node| node.is_ready() && !node.unschedulable;
-            let serving: BTreeSet<String> = nodes
-                .into_iter()
+            let open = |node: &&Node| node.is_ready() && !node.unschedulable;
+            let said: BTreeMap<&str, &str> = nodes
+                .iter()
                 .filter(open)
-                .map(|node| node.name)
+                .map(|node| (node.name.as_str(), node.heartbeat().unwrap_or_default()))
                 .collect();
-            let machines = context.machines.iter().map(|m| m.node_name.clone());
+            let machines = context.machines.iter().map(|m| &m.node_name);
             let serving = machines
-                .filter(|node| serving.contains(node.as_str()))
+                .filter_map(|node| Some((node.clone(), (*said.get(node.as_str())?).to_owned())))
                 .collect();
             Ok(serving)
         })

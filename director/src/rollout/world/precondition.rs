@@ -9,6 +9,9 @@
 //! * Whether a node may be closed is looked at by one drain of a cluster at a time, which claims it in the same turn
 //!   ([`Closings`]): of several that begin together so many go as may, and the others wait for them.
 //! * That a node is being closed is written down before it is, and not before it may be.
+//! * A machine counts as one that serves others by what its Node says and what is known of it besides: a Node says for
+//!   up to a minute that a machine is Ready that has died, or that is back and whose kubelet does not run yet. What is
+//!   not known does not serve; the machine that is to be closed itself does where its Node says so.
 //!
 //! # After a crash
 //! Claims are gone. A node that was claimed and is open still counts as one that serves: its drain claims it anew.
@@ -27,7 +30,7 @@ use super::etcd::Turns;
 use super::{Done, EffectError, RecordChange, StepOrder, World};
 use crate::kubernetes::render;
 use crate::ledger::{Account, Owner, Standing};
-use crate::model::{Machine, MachinePhase, Task, TaskKind};
+use crate::model::{Machine, MachinePhase, Task, TaskKind, Timestamp};
 use crate::planner::inputs::zones;
 use crate::rollout::limit;
 
@@ -35,6 +38,10 @@ use crate::rollout::limit;
 const SERVES_LIMIT: Duration = Duration::from_secs(15);
 /// How long a drain waits for machines of its pool that went down by themselves: they reboot, or are repaired.
 const SPARE_LIMIT: Duration = Duration::from_secs(600);
+
+/// What rounding makes of the time between a boot and what a kubelet has said since: an agent says in whole seconds how
+/// long its machine is up, a Node by whole seconds when its kubelet spoke.
+const ROUNDED_MS: u64 = 2_000;
 
 /// The nodes that drains of this director have claimed and not yet given up.
 #[derive(Debug, Default)]
@@ -151,7 +158,7 @@ impl World {
             return Ok(true);
         };
         let serving = self.kubernetes.serving(context).await?;
-        if !serving.contains(&machine.node_name) {
+        if !serving.contains_key(&machine.node_name) {
             // It is missed already.
             return Ok(machine.phase == MachinePhase::Ready || machine.cordoned);
         }
@@ -163,15 +170,15 @@ impl World {
         let machines = self.records.machines_of(cluster.as_str()).await?;
         let claimed = self.closings.claimed();
         let standing = |other: &Machine| {
-            if other.name != *name && claimed.contains(&other.name) {
-                Standing::Taken
-            } else if serving.contains(&other.node_name) {
-                Standing::Serves
-            } else if other.cordoned || other.phase < MachinePhase::Ready || other.fenced {
-                Standing::Taken
-            } else {
-                Standing::Down
+            if other.name == *name {
+                return Standing::Serves;
             }
+            let seen = Seen {
+                claimed: claimed.contains(&other.name),
+                said: serving.get(&other.node_name).map(String::as_str),
+                booted: self.agents.booted(&other.name, other.incarnation),
+            };
+            seen.standing(other)
         };
         let task = self.records.get_shared::<Task>(order.task.as_str()).await?;
         let repair = task.is_some_and(|task| task.kind == TaskKind::RepairCluster);
@@ -241,6 +248,43 @@ impl World {
     }
 }
 
+/// What is seen of a machine that others count on.
+#[derive(Debug, Clone, Copy)]
+struct Seen<'a> {
+    /// Another drain has claimed it.
+    claimed: bool,
+    /// When its kubelet has said last that its node is Ready, if that says so and takes pods.
+    said: Option<&'a str>,
+    /// When it booted, if signs of life arrive from it.
+    booted: Option<Timestamp>,
+}
+
+impl Seen<'_> {
+    fn standing(self, machine: &Machine) -> Standing {
+        if self.claimed {
+            Standing::Taken
+        } else if self.serves(machine) {
+            Standing::Serves
+        } else if machine.cordoned || machine.phase < MachinePhase::Ready || machine.fenced {
+            Standing::Taken
+        } else {
+            Standing::Down
+        }
+    }
+
+    /// Whether its node is Ready by what its kubelet has said since it booted, and since we last started that.
+    fn serves(self, machine: &Machine) -> bool {
+        let (Some(said), Some(booted)) = (self.said, self.booted) else {
+            return false;
+        };
+        let Ok(at) = said.parse::<Timestamp>() else {
+            return false;
+        };
+        let anew = machine.heartbeat.as_deref() != Some(said);
+        anew && at.unix_ms().saturating_add(ROUNDED_MS) > booted.unix_ms()
+    }
+}
+
 /// The least number of machines of a pool in service; a repair has one to spare, as it was planned
 /// ([`crate::planner::narrow`]).
 fn floor(context: &ClusterContext, pool: &PoolName, repair: bool) -> usize {
@@ -250,4 +294,54 @@ fn floor(context: &ClusterContext, pool: &PoolName, repair: bool) -> usize {
     let missing = of.update.max_unavailable.at_most(of.count);
     let least = of.count.saturating_sub(missing.max(u32::from(repair)));
     usize::try_from(least).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::tests::machine_in_service;
+
+    /// When its kubelet has spoken last.
+    const SAID: &str = "2030-01-31T12:00:00Z";
+
+    #[test]
+    fn who_serves_is_told_by_its_node_its_link_and_its_boot() {
+        let said: Timestamp = SAID.parse().unwrap();
+        let later = |ms: u64| Some(Timestamp::from_unix_ms(said.unix_ms() + ms));
+        let nothing: fn(&mut Machine) = |_| {};
+        type Case = (
+            &'static str,
+            Option<&'static str>,
+            Option<Timestamp>,
+            fn(&mut Machine),
+            Standing,
+        );
+        let long_ago = Some(Timestamp::from_unix_ms(0));
+        // What its node says, when it booted, and what its record says besides.
+        #[rustfmt::skip]
+        let cases: &[Case] = &[
+            ("all is well",                       Some(SAID), long_ago,    nothing, Standing::Serves),
+            ("its node is not Ready, or closed",  None,       long_ago,    nothing, Standing::Down),
+            ("its node was closed by us",          None,       long_ago,    |m| m.cordoned = true, Standing::Taken),
+            ("it is not heard",                   Some(SAID), None,        nothing, Standing::Down),
+            ("it is shut out",                    Some(SAID), None,        |m| m.fenced = true, Standing::Taken),
+            ("it is made, and not in service",    Some(SAID), None,        |m| m.phase = MachinePhase::Creating, Standing::Taken),
+            ("its kubelet spoke before it booted", Some(SAID), later(2_000), nothing, Standing::Down),
+            ("both are rounded",                  Some(SAID), later(1_999), nothing, Standing::Serves),
+            ("its kubelet was started since",     Some(SAID), long_ago,    |m| m.heartbeat = Some(SAID.to_owned()), Standing::Down),
+            ("and has spoken anew",               Some(SAID), long_ago,    |m| m.heartbeat = Some("2030-01-31T11:55:00Z".to_owned()), Standing::Serves),
+            ("nobody knows when its kubelet spoke", Some(""), long_ago,    nothing, Standing::Down),
+        ];
+        for (what, said, booted, change, wanted) in cases {
+            let mut machine = machine_in_service();
+            change(&mut machine);
+            let seen = |claimed| Seen {
+                claimed,
+                said: *said,
+                booted: *booted,
+            };
+            assert_eq!(seen(false).standing(&machine), *wanted, "{what}");
+            assert_eq!(seen(true).standing(&machine), Standing::Taken, "{what}");
+        }
+    }
 }

@@ -15,6 +15,7 @@ use super::{BROKEN, BROKEN_VERSION, Life, Vm};
 use crate::gateway::DeliveryError;
 use crate::kubernetes::client::ByteStream;
 use crate::kubernetes::render::{AUTHORIZATION_PATH, ETCD_CRL_PATH};
+use crate::model::Timestamp;
 use crate::provider::Power;
 use crate::rollout::world::{AgentFuture, Agents};
 use crate::stemcell::tests::OWN_VERSION;
@@ -365,6 +366,14 @@ impl Agents for Life {
             let runs = vm.view.power == Power::Running;
             vm.settings.incarnation == incarnation && vm.connected && runs
         })
+    }
+
+    fn booted(&self, machine: &MachineName, incarnation: Incarnation) -> Option<Timestamp> {
+        let state = self.sim.state.lock().unwrap();
+        let booted = state.booted.get(machine).copied();
+        drop(state);
+        self.is_heard(machine, incarnation)
+            .then(|| booted.unwrap_or(Timestamp::from_unix_ms(0)))
     }
 
     fn revoke(&self, _identity: &MachineIdentity) {}

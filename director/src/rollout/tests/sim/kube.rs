@@ -1,6 +1,6 @@
 //! The world as its Kubernetes API shows it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -15,6 +15,9 @@ use crate::model::Stage;
 use crate::planner::inputs;
 use crate::rollout::world::{ClusterContext, JobOrder, KubeApi, LeaseMark};
 use crate::rollout::{Done, EffectError, ProgressSink, RecordChange};
+
+/// When every kubelet here has said last that its node is Ready.
+const SAID: &str = "1970-01-01T01:00:00Z";
 
 impl KubeApi for Life {
     fn apply_addons<'a>(
@@ -150,9 +153,10 @@ impl KubeApi for Life {
     fn serving<'a>(
         &'a self,
         _context: &'a ClusterContext,
-    ) -> BoxFuture<'a, Result<BTreeSet<NodeName>, EffectError>> {
+    ) -> BoxFuture<'a, Result<BTreeMap<NodeName, String>, EffectError>> {
         let state = self.sim.state.lock().unwrap();
-        let serving = state.ready.difference(&state.cordoned).cloned().collect();
+        let open = state.ready.difference(&state.cordoned);
+        let serving = open.map(|node| (node.clone(), SAID.to_owned())).collect();
         Box::pin(async { Ok(serving) })
     }
 

@@ -20,7 +20,7 @@ use windlass_common::settings::Settings;
 use windlass_common::step::{Step, StepRequest, StepResult};
 
 use crate::drain::Hazard;
-use crate::model::{Revision, StepRecord, StepState};
+use crate::model::{Revision, StepRecord, StepState, Timestamp};
 use crate::provider::{DiskView, EndpointView, KeptView, MachineSize, MachineView, Power};
 use crate::store::memory::Memory;
 use crate::store::{Change, Entry, Kind, Store, StoreFuture, Write};
@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) endpoints: BTreeMap<ClusterName, EndpointView>,
     pub(crate) addons: bool,
     pub(crate) ready: BTreeSet<NodeName>,
+    /// When machines booted that have since their kubelets spoke last.
+    pub(crate) booted: BTreeMap<MachineName, Timestamp>,
     /// Nodes closed to new pods.
     pub(crate) cordoned: BTreeSet<NodeName>,
     /// Machines ever made, with how often each incarnation was.
