@@ -145,15 +145,23 @@ impl Gates {
 
 /// The URL of a server that answers 503 twice, and 200 from then on.
 fn reluctant() -> Result<String> {
+    let mut asked = 0;
+    served(move || {
+        asked += 1;
+        asked > 2
+    })
+}
+
+/// The URL of a server that answers 200 to those who come while it is `well`, and 503 to others.
+pub(crate) fn served(mut well: impl FnMut() -> bool + Send + 'static) -> Result<String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let url = format!("http://{}/", listener.local_addr()?);
     std::thread::spawn(move || {
-        let mut asked = 0;
         while let Ok((mut stream, _)) = listener.accept() {
-            asked += 1;
-            let status = match asked {
-                1 | 2 => "503 Service Unavailable",
-                _ => "200 OK",
+            let status = if well() {
+                "200 OK"
+            } else {
+                "503 Service Unavailable"
             };
             let mut request = [0; 1024];
             let text = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");

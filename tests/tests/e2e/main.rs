@@ -6,6 +6,7 @@
 //! `cargo xtask test end-to-end` runs them.
 
 mod agents;
+mod anew;
 mod apart;
 mod backup;
 mod catalogue;
@@ -235,6 +236,10 @@ fn with_directors_of_their_own() -> Vec<Trial> {
             agents::in_place,
         ),
         trial("components_are_changed_in_place", refit::of_one),
+        trial(
+            "a_worker_made_anew_that_fails_a_gate_goes_back",
+            anew::goes_back,
+        ),
         // Three control-plane machines.
         long(
             "a_control_plane_of_three_is_patched_in_place",

@@ -18,7 +18,7 @@ const CLUSTER: &str = "refit";
 /// Of the same length as [`NEWER`], which programs say.
 const PATCH: &str = "1.37.3";
 /// Versions that the given stemcells have, and what becomes of them.
-const CONTAINERD: (&str, &str) = ("2.2.9", "2.3.9");
+pub(crate) const CONTAINERD: (&str, &str) = ("2.2.9", "2.3.9");
 const ETCD: (&str, &str) = ("3.6.16", "3.6.17");
 
 /// Another containerd, one that ends at once, and a patch of Kubernetes and etcd.
@@ -173,7 +173,7 @@ fn created(world: &World, control_plane: u32, workers: u32) -> Result<Kubectl> {
     Ok(kubectl)
 }
 
-fn containerd(version: &'static str) -> Part {
+pub(crate) fn containerd(version: &'static str) -> Part {
     Part {
         name: "containerd",
         version,

@@ -66,7 +66,8 @@ impl Driver {
             Outcome::Succeeded => format!(
                 "rolled back: {names} serves as before this change, with the former stemcell, Kubernetes version, size, \
                  components and kubelet settings, and no machine takes the wanted ones before the next `windlass \
-                 cluster apply`"
+                 cluster apply` or `windlass task retry {}`",
+                task.id
             ),
             Outcome::Stopped | Outcome::Unfit => format!("the way back of {names} was stopped"),
             Outcome::Failed(fault) => format!("the way back of {names} failed: {}", fault.message),
