@@ -42,6 +42,11 @@ const NODE_INTERVAL: Duration = Duration::from_millis(100);
 /// host tens of them.
 const RESTART_LIMIT: Duration = Duration::from_secs(90);
 
+/// What a Node is dated by: two reports of a kubelet within one second look alike.
+const SECOND: Duration = Duration::from_secs(1);
+/// How far the clock of a machine may be from the director's, for what is asked of both.
+const CLOCKS_APART: Duration = Duration::from_secs(60);
+
 /// How long pods of the system may take to be Ready on a node that is: images of the stemcell are there, others have to
 /// be fetched.
 const SYSTEM_PODS_LIMIT: Duration = Duration::from_secs(180);
@@ -387,7 +392,11 @@ impl KubeApi for KubeClient {
             let node = &context.machine_facts(machine)?.node_name;
             let client = self.client(context)?;
             let found = Self::look(&client, node).await.map_err(of_api)?;
-            Ok(found.and_then(|node| node.heartbeat().map(str::to_owned)))
+            let said = found.and_then(|node| node.heartbeat().map(str::to_owned));
+            if let Some(said) = &said {
+                tokio::time::sleep(until_told_apart(said, jiff::Timestamp::now())).await;
+            }
+            Ok(said)
         })
     }
 
@@ -646,6 +655,16 @@ fn not_ready(name: &NodeName, found: Option<&Node>, before: Option<&str>) -> Eff
     EffectError::new(ErrorClass::Operator, format!("node {name} {state}"))
 }
 
+/// How long to wait until what a kubelet says next is dated otherwise than what it `said` last. A kubelet that is
+/// started again reports at once, and then for minutes no more: a first report within the second of the last one of its
+/// forerunner would not be seen.
+fn until_told_apart(said: &str, now: jiff::Timestamp) -> Duration {
+    let long_ago = said
+        .parse::<jiff::Timestamp>()
+        .is_ok_and(|at| now.duration_since(at).unsigned_abs() > CLOCKS_APART);
+    if long_ago { Duration::ZERO } else { SECOND }
+}
+
 /// One line for each pod that left, was pushed out, or is held, with the user who told it.
 fn told(node: &NodeName, drained: &Drained) -> Vec<String> {
     let line = |what: &'static str| {
@@ -725,5 +744,29 @@ impl Connector for Tunnels {
             }
             Err(last)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kubelet_that_has_just_reported_is_given_the_second() {
+        let now = "2030-01-01T00:10:00.3Z".parse().expect("a time");
+        #[rustfmt::skip] // one case per line, so that a missing one shows
+        let cases = [
+            // what it said last, how long to wait
+            ("2030-01-01T00:10:00Z", SECOND),
+            ("2030-01-01T00:09:59Z", SECOND),
+            ("2030-01-01T00:09:05Z", SECOND), // the machine's clock may be behind
+            ("2030-01-01T00:10:50Z", SECOND), // or ahead
+            ("2030-01-01T00:05:00Z", Duration::ZERO),
+            ("2030-01-01T01:00:00Z", Duration::ZERO),
+            ("not a time", SECOND),
+        ];
+        for (said, wait) in cases {
+            assert_eq!(until_told_apart(said, now), wait, "{said}");
+        }
     }
 }
