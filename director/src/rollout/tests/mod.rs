@@ -10,6 +10,7 @@ mod reboot;
 mod refit;
 mod renewal;
 mod restore;
+mod shut_out;
 pub(crate) mod sim;
 mod update;
 mod window;

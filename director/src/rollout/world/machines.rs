@@ -386,7 +386,7 @@ impl World {
     }
 
     /// Lets no incarnation of a machine connect, and closes its connection.
-    fn expel(&self, machine: &MachineName) {
+    pub(super) fn expel(&self, machine: &MachineName) {
         if let Some(identity) = self.registry.expel(machine) {
             self.agents.revoke(&identity);
         }

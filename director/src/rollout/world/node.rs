@@ -40,7 +40,7 @@ impl World {
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
         let deadline = Instant::now() + limit;
-        self.let_in(machine);
+        self.let_in(machine).await;
         self.keep_token(machine, limit).await?;
         tokio::select! {
             biased;
@@ -79,9 +79,16 @@ impl World {
 
     /// One that was to go may have been shut out already, and its removal have failed: what is to be told anything is
     /// let in again, unless it is fenced.
-    fn let_in(&self, machine: &Machine) {
-        if !machine.fenced {
-            self.registry.admit(machine);
+    async fn let_in(&self, machine: &Machine) {
+        if machine.fenced {
+            return;
+        }
+        self.registry.admit(machine);
+        // What is known of it may be old. Who fences it writes that down before shutting it out: one of both sees the
+        // other.
+        match self.records.get::<Machine>(machine.name.as_str()).await {
+            Ok(Some(now)) if !now.fenced => self.registry.admit(&now),
+            _ => self.expel(&machine.name),
         }
     }
 
@@ -304,7 +311,7 @@ impl World {
     ) -> Result<Done, EffectError> {
         let machine = context.machine(name)?;
         let connects = Instant::now() + order.limit;
-        self.let_in(machine);
+        self.let_in(machine).await;
         self.agents
             .wait_connected(name, machine.incarnation, connects)
             .await?;
@@ -380,6 +387,9 @@ impl World {
         step: Step,
     ) -> Result<StepResult, DeliveryError> {
         let deadline = Instant::now() + order.limit;
+        if order.action.machine() == Some(&machine.name) {
+            self.let_in(machine).await;
+        }
         self.agents
             .wait_connected(&machine.name, machine.incarnation, deadline)
             .await?;
