@@ -45,6 +45,32 @@ impl Kubectl {
         command
     }
 
+    /// Runs a line of `kubectl` commands as somebody types it who has this program and these credentials; each has to
+    /// succeed.
+    pub fn typed(&self, line: &str) -> Result<String> {
+        let place = self.program.parent().context("kubectl is nowhere")?;
+        if self.program.file_name() != Some("kubectl".as_ref()) {
+            bail!("{} is not what people type", self.program.display());
+        }
+        let mut path = place.as_os_str().to_owned();
+        path.push(":/usr/bin:/bin");
+        let output = Command::new("/bin/sh")
+            .args(["-ec", line])
+            .env("PATH", path)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot start a shell")?;
+        if !output.status.success() {
+            bail!(
+                "{line:?}: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Standard output of a command that has to succeed.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         let output = self

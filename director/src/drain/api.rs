@@ -15,6 +15,8 @@ use crate::kubernetes::client::{ApiError, Client, Node, Resource};
 /// Pause between two looks at the pods of a node. A look costs the API server about a millisecond, and a
 /// rollout waits for the last pod to go.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// After so long the same is said again: somebody may have come since, who has not heard it.
+const SAID_AGAIN: Duration = Duration::from_secs(3);
 /// Says that it was us who cordoned a node.
 const CORDONED: &str = "windlass.internal/cordoned";
 /// kube-proxy's `/healthz` answers 503 on a node with this taint (Kubernetes enhancement 3836).
@@ -65,7 +67,7 @@ pub(super) fn uncordon_patch(node: &Node) -> Option<Value> {
 
 /// Cordons a node and has its pods leave, then waits until its volumes are detached. A node that does not
 /// exist is empty. Pods are told by `own`, the node itself, and by `client` where that is not possible. `progress` hears
-/// who is waited for and who tells them, when that changes.
+/// who is waited for and who tells them, when that changes and every few seconds.
 ///
 /// Dropping the future stops asking; pods that were told to end do so, and the node stays cordoned.
 ///
@@ -94,7 +96,7 @@ pub async fn drain(
     let began = Instant::now();
     let mut engine = Engine::new(*policy);
     let mut tellers = Tellers::default();
-    let mut told = String::new();
+    let mut told = (String::new(), began);
     loop {
         let pods = pods_of(client, node).await?;
         let blocked = engine.is_blocked();
@@ -150,8 +152,9 @@ pub async fn drain(
             budgets = budgets_of(client, node).await?;
         }
         let line = engine.waits_for(&pods, &budgets, &tellers.last);
-        if line != told {
-            told.clone_from(&line);
+        let now = Instant::now();
+        if line != told.0 || now >= told.1 + SAID_AGAIN {
+            told = (line.clone(), now);
             progress(line);
         }
         sleep(LOOK_INTERVAL).await;

@@ -8,7 +8,7 @@ use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
-use crate::drains::{lost_agent, strict, told_by_nodes};
+use crate::drains::{let_go, lost_agent, strict, told_by_nodes};
 use crate::gates::{Gates, gates_are_gone, smoke};
 use crate::lifecycle::{healthy, items, with_world};
 use crate::load::{Traffic, control, finished};
@@ -42,6 +42,7 @@ pub(crate) fn scale() -> Result<()> {
         healthy(&kubectl, 2)?;
         kubectl.pods_ready("app=web", 3)?;
         reconfigured(world, &kubectl)?;
+        let_go(world, &kubectl)?;
         healthy(&kubectl, 2)?;
         kubectl.pods_ready("app=web", 3)?;
         lost_agent(world, &kubectl)?;
@@ -59,7 +60,7 @@ pub(crate) fn scale() -> Result<()> {
 }
 
 /// Kubelet settings are taken over in place; those that keep a node from being Ready are rolled back, the rest
-/// of the pool is not touched, and pods run all the while. Wants a cluster `size` of one worker, leaves it so.
+/// of the pool is not touched, and pods run all the while. Wants a cluster `size` of one worker, leaves it with two.
 fn reconfigured(world: &World, kubectl: &Kubectl) -> Result<()> {
     world.run(&["cluster", "scale", "size", "--pool", "workers=2", "--wait"])?;
     healthy(kubectl, 3)?;
@@ -133,9 +134,7 @@ fn reconfigured(world: &World, kubectl: &Kubectl) -> Result<()> {
         "pods were touched: {:#}",
         pods()?
     );
-    done(world, "size")?;
-    world.run(&["cluster", "scale", "size", "--pool", "workers=1", "--wait"])?;
-    Ok(())
+    done(world, "size")
 }
 
 /// A budget that lets nobody go is named before anything is touched, and what a policy does about it is

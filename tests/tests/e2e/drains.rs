@@ -11,6 +11,7 @@ use windlass_tests::kubectl::Kubectl;
 use windlass_tests::wait::until;
 use windlass_tests::world::World;
 
+use crate::changes::IMAGE;
 use crate::lifecycle::items;
 use crate::rotation::systemctl;
 
@@ -99,8 +100,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn start(world: &World, task: &str) -> Result<Watch> {
-        let said = world.dir().join("watch");
+    fn start(world: &World, task: &str, name: &str) -> Result<Watch> {
+        let said = world.dir().join(name);
         let child = world
             .command(&["task", "watch", task])
             .stdout(Stdio::null())
@@ -110,12 +111,13 @@ impl Watch {
         Ok(Watch { child, said })
     }
 
-    /// The last line with all of these words.
+    /// The last line with all of these words; without one, all that was said is the reason.
     fn line(&self, words: &[&str]) -> Result<Option<String>> {
         let said = std::fs::read_to_string(&self.said).context("cannot read what is said")?;
         let mut lines = said.lines().rev();
         let found = lines.find(|line| words.iter().all(|word| line.contains(word)));
-        Ok(found.map(str::to_owned))
+        let found = found.with_context(|| format!("no line of {words:?} in {said}"))?;
+        Ok(Some(found.to_owned()))
     }
 }
 
@@ -127,19 +129,142 @@ impl Drop for Watch {
     }
 }
 
-/// The agent of a node that is drained is lost in the middle: the director's role goes on. The command that progress
-/// shows lets the pods go. Wants a cluster `size` of one worker with three pods `web`, leaves it so.
-pub(crate) fn lost_agent(world: &World, kubectl: &Kubectl) -> Result<()> {
-    world.run(&["cluster", "scale", "size", "--pool", "workers=2", "--wait"])?;
+/// Nodes of a cluster of two workers: the one that stays when it shrinks, and the one that goes.
+fn workers(kubectl: &Kubectl) -> Result<(String, String)> {
     let workers = kubectl.get(&["nodes", "-l", "windlass.internal/pool=workers"])?;
     let names = items(&workers)?.iter();
     let names: Vec<&str> = names
         .filter_map(|n| n["metadata"]["name"].as_str())
         .collect();
+    ensure!(names.len() == 2, "workers: {names:?}");
+    let stays = names.iter().min().context("there are workers")?;
     let goes = names.iter().max().context("there are workers")?;
+    Ok(((*stays).to_owned(), (*goes).to_owned()))
+}
+
+/// What progress tells people to type.
+fn commands(line: &str) -> Result<&str> {
+    let (_, commands) = line
+        .split_once("; to let them go: ")
+        .with_context(|| format!("no command in {line:?}"))?;
+    Ok(commands)
+}
+
+/// Pods that nothing makes again, that are not Ready, or that two budgets cover, stay until somebody types what progress
+/// says. Wants a cluster `size` of two workers, leaves one.
+pub(crate) fn let_go(world: &World, kubectl: &Kubectl) -> Result<()> {
+    let (stays, goes) = &workers(kubectl)?;
+    kept(kubectl, stays, goes)?;
+    let mut spec = world.json(&["cluster", "show", "size"])?["spec"].clone();
+    spec["drain"] = json!({"timeoutSeconds": 600, "onTimeout": "delete", "evictUnmanaged": true});
+    spec["pools"]["workers"]["count"] = json!(1);
+    let file = world.dir().join("let-go.json");
+    std::fs::write(&file, spec.to_string())?;
+    let task = world.json(&["cluster", "apply", "-f", &file.to_string_lossy()])?;
+    let task = task["id"].as_str().context("a task has an id")?.to_owned();
+    let first = Watch::start(world, &task, "first")?;
+    let shown = [
+        "pods to leave",
+        "patch poddisruptionbudget bare ",
+        "patch poddisruptionbudget sick ",
+        "delete poddisruptionbudget twice-",
+    ];
+    let said = "progress says what to do";
+    until(said, PATIENCE, || first.line(&shown))?;
+    // Nothing changes any more, and somebody comes to see what it waits for.
+    let later = Watch::start(world, &task, "later")?;
+    let line = until(&format!("{said} to who comes later"), PATIENCE, || {
+        later.line(&shown)
+    })?;
+    let there = kubectl.get(&["pods", "-l", "kept"])?;
+    let ends = |pod: &Value| !pod["metadata"]["deletionTimestamp"].is_null();
+    let there = items(&there)?;
+    ensure!(
+        there.len() == 3 && !there.iter().any(ends),
+        "some left by themselves: {there:#?}"
+    );
+    kubectl.typed(commands(&line)?)?;
+    let ended = world.task_ended(&task, Duration::from_secs(180))?;
+    ensure!(ended["state"] == "Succeeded", "it ended so: {ended:#}");
+    let steps = ended["steps"].to_string();
+    for pod in ["bare", "sick-", "twice"] {
+        let left = format!("evicted default/{pod}");
+        ensure!(steps.contains(&left), "{left:?} is not there: {ended:#}");
+    }
+    ensure!(!steps.contains("past its budget"), "deleted: {ended:#}");
+    kubectl.run(&["delete", "deployment,poddisruptionbudget", "-l", "kept"])?;
+    Ok(())
+}
+
+/// Has three pods on a node, each kept by a budget in another way.
+fn kept(kubectl: &Kubectl, stays: &str, goes: &str) -> Result<()> {
+    let labels = |of: &str| json!({"kept": of});
+    let pod = |name: &str, probe: Value| {
+        let container = json!({"name": "kept", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+            "args": ["pause"], "readinessProbe": probe});
+        json!({"metadata": {"name": name, "labels": labels(name)},
+            "spec": {"terminationGracePeriodSeconds": 2, "containers": [container]}})
+    };
+    let bare = |name: &str| {
+        let mut pod = pod(name, Value::Null);
+        pod["apiVersion"] = json!("v1");
+        pod["kind"] = json!("Pod");
+        pod["spec"]["nodeName"] = json!(goes);
+        pod
+    };
+    let budget = |name: &str, of: &str, least: u32| {
+        json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+            "metadata": {"name": name, "labels": labels(of)},
+            "spec": {"minAvailable": least, "selector": {"matchLabels": labels(of)}}})
+    };
+    // Nobody listens there.
+    let never = json!({"tcpSocket": {"port": 9}, "periodSeconds": 1});
+    let sick = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "sick", "labels": labels("sick")},
+        "spec": {"replicas": 1, "selector": {"matchLabels": labels("sick")}, "template": pod("sick", never)}});
+    kubectl.run(&["cordon", stays])?;
+    let apply =
+        |items: Value| kubectl.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}));
+    apply(json!([bare("bare"), bare("twice"), sick]))?;
+    until("all three run", PATIENCE, || {
+        let pods = kubectl.get(&["pods", "-l", "kept"])?;
+        let runs = |pod: &&Value| {
+            pod["spec"]["nodeName"] == goes
+                && pod["status"]["containerStatuses"][0]["state"]["running"].is_object()
+        };
+        Ok((items(&pods)?.iter().filter(runs).count() == 3).then_some(()))
+    })?;
+    kubectl.run(&[
+        "wait",
+        "--for=condition=Ready",
+        "pods/bare",
+        "pods/twice",
+        "--timeout=60s",
+    ])?;
+    // Of two budgets that cover a pod only one is told when it becomes Ready.
+    apply(json!([
+        budget("bare", "bare", 1),
+        budget("sick", "sick", 1),
+        budget("twice-a", "twice", 0),
+        budget("twice-b", "twice", 0),
+    ]))?;
+    until("budgets count", PATIENCE, || {
+        let budgets = kubectl.get(&["poddisruptionbudgets", "-l", "kept"])?;
+        let healthy = |budget: &Value| budget["status"]["currentHealthy"].as_u64();
+        let healthy: Vec<u64> = items(&budgets)?.iter().filter_map(healthy).collect();
+        Ok((healthy == [1, 0, 1, 1]).then_some(()))
+    })?;
+    kubectl.run(&["uncordon", stays])?;
+    Ok(())
+}
+
+/// The agent of a node that is drained is lost in the middle: the director's role goes on. The command that progress
+/// shows lets the pods go. Wants a cluster `size` of one worker with three pods `web`, leaves it so.
+pub(crate) fn lost_agent(world: &World, kubectl: &Kubectl) -> Result<()> {
+    world.run(&["cluster", "scale", "size", "--pool", "workers=2", "--wait"])?;
+    let (stays, goes) = &workers(kubectl)?;
     let machine = goes.rsplit_once("-i").context("nodes have incarnations")?.0;
     // All there, so that somebody has to leave.
-    let stays = names.iter().min().context("there are workers")?;
     kubectl.run(&["cordon", stays])?;
     kubectl.run(&["delete", "pods", "-l", "app=web"])?;
     kubectl.pods_ready("app=web", 3)?;
@@ -154,7 +279,7 @@ pub(crate) fn lost_agent(world: &World, kubectl: &Kubectl) -> Result<()> {
     std::fs::write(&file, spec.to_string())?;
     let task = world.json(&["cluster", "apply", "-f", &file.to_string_lossy()])?;
     let task = task["id"].as_str().context("a task has an id")?.to_owned();
-    let watch = Watch::start(world, &task)?;
+    let watch = Watch::start(world, &task, "watch")?;
     let refused = |user: &str| {
         until(&format!("{user} is refused"), PATIENCE, || {
             let told = told(world, "size-cp-0")?;
@@ -170,16 +295,7 @@ pub(crate) fn lost_agent(world: &World, kubectl: &Kubectl) -> Result<()> {
     world.run(&["node", "hold", machine, "--reason", "its agent is off"])?;
     systemctl(machine, "stop")?;
     refused(DIRECTOR)?;
-    // What progress says is what an operator types.
-    let (_, command) = line
-        .split_once("; to let them go: kubectl ")
-        .with_context(|| format!("no command in {line:?}"))?;
-    let (words, patch) = command
-        .split_once(" -p '")
-        .with_context(|| format!("no patch in {command:?}"))?;
-    let patch = patch.trim_end_matches('\'');
-    let words: Vec<&str> = words.split_whitespace().collect();
-    kubectl.run(&[&words[..], &["-p", patch]].concat())?;
+    kubectl.typed(commands(&line)?)?;
     let ended = world.task_ended(&task, Duration::from_secs(180))?;
     ensure!(ended["state"] == "Succeeded", "it ended so: {ended:#}");
     let steps = ended["steps"].to_string();
