@@ -137,6 +137,10 @@ pub struct Machine {
     /// through them too. Absent when an older director made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former: Option<Former>,
+    /// Whether it came to a cluster that was there before it, and is not through its gates: it goes again where it fails at
+    /// them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub additional: bool,
     /// What it is to become; absent while it is as it should be.
     #[serde(default)]
     pub wanted: Option<Wanted>,
@@ -334,6 +338,7 @@ impl Machine {
             proven: None,
             pinned: false,
             former: None,
+            additional: false,
             fitted: None,
             staged: Vec::new(),
             components: BTreeMap::new(),

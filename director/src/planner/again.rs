@@ -163,6 +163,17 @@ pub fn replaced(task: &Task) -> BTreeSet<MachineName> {
         .collect()
 }
 
+/// Machines for which a task's plan has gates that were not open yet.
+pub fn unasked(task: &Task) -> BTreeSet<MachineName> {
+    let steps = task.current().steps.iter();
+    steps
+        .filter_map(|step| match &step.action {
+            Action::AwaitGates { machine } if !done(task, step) => Some(machine.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
 /// Machines that a task's plan was to shut out, and that have come back before that.
 pub fn spared(task: &Task, machines: &[Machine]) -> BTreeSet<MachineName> {
     let parts = parts(task);

@@ -429,6 +429,7 @@ pub fn observe(
             m.joined.as_ref().is_some_and(|joined| joined.alone)
         }),
         departed,
+        unasked: names(machines, |m| m.former.is_some() || m.additional),
         zones: zones(machines),
     }
 }

@@ -208,6 +208,7 @@ pub fn arrived(machines: &[Machine], desired: &Desired) -> Vec<Machine> {
         machine.serving = true;
         (machine.cordoned, machine.condemned, machine.fenced) = (false, false, false);
         machine.departed.clear();
+        (machine.former, machine.additional) = (None, false);
         if let Some(joined) = &mut machine.joined {
             (joined.voting, joined.alone) = (true, false);
         }

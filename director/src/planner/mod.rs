@@ -193,6 +193,8 @@ pub struct Observed {
     pub short_of_disk: BTreeSet<MachineName>,
     /// Nodes of earlier incarnations whose objects may still be there.
     pub departed: BTreeMap<MachineName, BTreeSet<NodeName>>,
+    /// Machines that have come or changed, and for which the spec's gates were not open since.
+    pub unasked: BTreeSet<MachineName>,
     /// Zones of the machines that are in one, also of those that are to be made.
     pub zones: BTreeMap<MachineName, ZoneName>,
 }
@@ -485,6 +487,7 @@ pub fn narrow(
         .out_of_endpoint
         .retain(|name| machines.contains(name));
     observed.departed.retain(|name, _| machines.contains(name));
+    observed.unasked.retain(|name| machines.contains(name));
     for (name, machine) in wanted {
         if machines.contains(name) {
             continue;

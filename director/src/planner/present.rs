@@ -160,6 +160,11 @@ impl<'a> Site<'a> {
         wanted.is_none() || wanted > self.servers
     }
 
+    /// Whether a machine that is made, or needs nothing more, has the spec's gates before it all the same.
+    pub(super) fn asks(&self, name: &MachineName) -> bool {
+        self.gated && self.observed.unasked.contains(name)
+    }
+
     /// How a machine that goes on is restarted, if it is.
     pub(super) fn reboot(&self, name: &MachineName) -> Option<Reboot> {
         let reboot = self.machines.get(name)?.reboot?;

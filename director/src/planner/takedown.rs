@@ -71,11 +71,23 @@ pub(super) fn control_plane(site: &Site<'_>, steps: &mut Steps) -> Result<Vec<Ke
             join(site, name, steps);
         }
     }
+    let waits = [Verb::AwaitNode, Verb::AwaitGates];
+    // What fails its gates may do so for want of those that are made.
+    let mut back = vec![api_shown_by(site)];
+    back.extend(made.iter().map(|name| Verb::AwaitNode.of(name)));
+    let asked = members(site, Need::Nothing);
+    let asked = made.iter().copied().chain(asked);
+    let asked: Vec<_> = asked.filter(|name| site.asks(name)).collect();
+    for name in &asked {
+        await_gates(site, name, &back, steps);
+    }
     steps.checkpoint(
         "control-plane-made",
         "no machine is taken from a control plane that lacks one",
         Invariant::EtcdQuorum,
-        made.iter().map(|name| Verb::AwaitNode.of(name)),
+        made.iter()
+            .chain(&asked)
+            .flat_map(|name| waits.map(|verb| verb.of(name))),
     );
     let mut gate = vec![
         Key::checkpoint("control-plane-made"),
@@ -124,6 +136,8 @@ fn quorum(site: &Site<'_>, name: &MachineName) -> Result<(), PlanError> {
 #[derive(Default)]
 struct Crew<'a> {
     make: Vec<&'a MachineName>,
+    /// Those that need nothing.
+    stay: Vec<&'a MachineName>,
     change: Vec<&'a MachineName>,
     /// Of them, those that are replaced or rebooted: their pods end.
     replace: usize,
@@ -152,12 +166,24 @@ pub(super) fn workers(
             bring_up(site, name, gate, steps)?;
             into_service(site, name, steps);
         }
+        let waits = [Verb::AwaitNode, Verb::AwaitGates];
+        let mut back = vec![api_shown_by(site)];
+        back.extend(crew.make.iter().map(|n| Verb::AwaitNode.of(n)));
+        back.extend(control_plane.iter().cloned());
+        let comes = crew.make.iter().chain(&crew.stay).copied();
+        let asked: Vec<_> = comes.filter(|name| site.asks(name)).collect();
+        for name in &asked {
+            await_gates(site, name, &back, steps);
+        }
         let made = format!("{pool}-made");
         steps.checkpoint(
             made.clone(),
             "machines that are missing come before any is taken down",
             Invariant::Budget,
-            crew.make.iter().map(|name| Verb::AwaitNode.of(name)),
+            crew.make
+                .iter()
+                .chain(&asked)
+                .flat_map(|name| waits.map(|verb| verb.of(name))),
         );
         gate.push(Key::checkpoint(made));
         for name in &site.surplus {
@@ -186,7 +212,7 @@ fn crews<'a>(site: &Site<'a>) -> BTreeMap<&'a PoolName, Crew<'a>> {
                 crew.replace += 1;
             }
             Need::Restart => crew.change.push(name),
-            Need::Nothing => {}
+            Need::Nothing => crew.stay.push(name),
         }
         if cordoned(site, name) && site.stays(name) && site.reboot(name).is_none() {
             crew.open.push(name);
@@ -381,12 +407,12 @@ fn change(
     }
     bring_up(site, name, &gate, steps)?;
     into_service(site, name, steps);
-    await_gates(site, name, steps);
+    await_gates(site, name, &[], steps);
     Ok(())
 }
 
 /// What users want to be so before the next machine is taken.
-fn await_gates(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
+fn await_gates(site: &Site<'_>, name: &MachineName, after: &[Key], steps: &mut Steps) {
     if !site.gated {
         return;
     }
@@ -398,7 +424,9 @@ fn await_gates(site: &Site<'_>, name: &MachineName, steps: &mut Steps) {
         "the spec's gates have to be open before another machine is taken",
         Invariant::StepEnds,
         Disruption::Nothing,
-        [Verb::AwaitNode.of(name), Verb::JoinEndpoint.of(name)],
+        [Verb::AwaitNode.of(name), Verb::JoinEndpoint.of(name)]
+            .into_iter()
+            .chain(after.iter().cloned()),
     );
 }
 

@@ -255,6 +255,7 @@ fn change_machine(record: &mut Machine, change: &RecordChange) {
         RecordChange::Proven(_, settings) => {
             record.proven = Some(settings.clone());
             record.former = None;
+            record.additional = false;
             if record.is_refitted() {
                 record.take_over();
             }

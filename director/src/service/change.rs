@@ -428,7 +428,9 @@ impl Drafter<'_> {
                 role: kind.role.clone(),
                 size: kind.size,
             };
-            joining.push(machine(spec, stemcell, slot, address, pod_cidr, now)?);
+            let mut machine = machine(spec, stemcell, slot, address, pod_cidr, now)?;
+            machine.additional = true;
+            joining.push(machine);
         }
         self.refuse_taken_names(spec, &joining).await?;
         Ok(joining)

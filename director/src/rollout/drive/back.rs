@@ -60,15 +60,32 @@ impl Driver {
             Action::AwaitNode { machine, .. } => Some(machine.to_string()),
             _ => None,
         };
-        let names: BTreeSet<String> = plan.steps.iter().filter_map(comes_back).collect();
-        let names = names.into_iter().collect::<Vec<_>>().join(", ");
-        let note = match self.run_plan(task, &plan, true).await {
-            Outcome::Succeeded => format!(
-                "rolled back: {names} serves as before this change, with the former stemcell, Kubernetes version, size, \
+        let goes = |step: &PlanStep| match &step.action {
+            Action::ForgetMachine { machine } => Some(machine.to_string()),
+            _ => None,
+        };
+        let listed = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(", ");
+        let back = listed(plan.steps.iter().filter_map(comes_back).collect());
+        let gone = listed(plan.steps.iter().filter_map(goes).collect());
+        let mut done = Vec::new();
+        if !gone.is_empty() {
+            done.push(format!(
+                "rolled back: {gone}, which was not there before this change, is removed again, and no machine goes \
+                 for it"
+            ));
+        }
+        if !back.is_empty() {
+            done.push(format!(
+                "rolled back: {back} serves as before this change, with the former stemcell, Kubernetes version, size, \
                  components and kubelet settings, and no machine takes the wanted ones before the next `windlass \
                  cluster apply` or `windlass task retry {}`",
                 task.id
-            ),
+            ));
+        }
+        let names = [back, gone].into_iter().filter(|names| !names.is_empty());
+        let names = names.collect::<Vec<_>>().join(", ");
+        let note = match self.run_plan(task, &plan, true).await {
+            Outcome::Succeeded => done.join("; "),
             Outcome::Stopped | Outcome::Unfit => format!("the way back of {names} was stopped"),
             Outcome::Failed(fault) => format!("the way back of {names} failed: {}", fault.message),
         };

@@ -231,6 +231,146 @@ async fn a_gate_that_stays_shut_has_a_worker_made_anew_as_it_was() {
     assert!(points > 60, "only {points} points");
 }
 
+impl Rig {
+    /// The order of a third worker; where it comes for another one, that goes.
+    async fn order_another(&self, surge: bool, number: u64) -> TaskId {
+        let director = self.immortal().await;
+        let mut cluster: Cluster = director.records.get("demo").await.unwrap().unwrap();
+        let mut machines = director.records.machines_of("demo").await.unwrap();
+        let (_, drafted) = large(&self.stemcells, 1);
+        let worker = drafted.into_iter().find(|m| m.data_disk.is_none()).unwrap();
+        let name = MachineName::new("demo-w-2").unwrap();
+        let worker = Machine {
+            node_name: name.node_name(Incarnation::FIRST).unwrap(),
+            name,
+            address: [10, 0, 0, 22].into(),
+            pod_cidr: "10.244.22.0/24".parse().unwrap(),
+            additional: true,
+            ..worker
+        };
+        let mut commit = Commit::default();
+        let address = worker.address.to_string();
+        commit.value(Kind::Address, &address, Expect::Absent, &worker.name);
+        commit.put(&worker).unwrap();
+        if surge {
+            let gone = machines.iter_mut().find(|m| m.name.as_str() == "demo-w-0");
+            let gone = gone.unwrap();
+            gone.wanted = Some(Wanted::Gone);
+            commit.put(gone).unwrap();
+        } else {
+            for pool in cluster.spec.pools.values_mut() {
+                pool.count = 3;
+            }
+            commit.put(&cluster).unwrap();
+        }
+        machines.push(worker);
+        // It is seen as it was drafted.
+        director.records.commit(commit).await.unwrap();
+        let desired = director.world.desired(&cluster, &machines).unwrap();
+        let none = Commit::default();
+        order(&director, TaskKind::UpdateCluster, &desired, none, number).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_additional_machine_that_fails_at_its_gates_is_removed_again() {
+    for (surge, ready) in [(true, true), (false, true), (true, false)] {
+        let points = at_points(2, async |dies_at| {
+            let never: &[_] = if ready { &[] } else { &["demo-w-2-i1"] };
+            let rig = Rig::serving(1, never).await;
+            rig.gate().await;
+            rig.sim.state.lock().unwrap().jobs_fail = true;
+            let task = rig.order_another(surge, 2).await;
+            let (through, task) = rig.through_death(&task, dies_at, Stop::No).await;
+            let said = task.error.unwrap().message;
+            assert_eq!(task.state, TaskState::Failed, "died at {dies_at}: {said}");
+            let why = match ready {
+                true => "gate smoke is not open",
+                false => "network not ready",
+            };
+            assert!(said.contains(why), "{said}");
+            let removed =
+                "rolled back: demo-w-2, which was not there before this change, is removed again";
+            assert!(said.contains(removed), "died at {dies_at}: {said}");
+            let went = rig.went_back().await;
+            let names: Vec<&str> = went.keys().map(String::as_str).collect();
+            assert_eq!(names, ["demo-cp-0", "demo-w-0", "demo-w-1"]);
+            assert!(went.values().all(|found| *found == is(1, VERSION)));
+            // Its address is free again, and whom it came for stays.
+            let left = rig.sim.store.entry(Kind::Address, "10.0.0.22");
+            assert!(left.is_none());
+            let director = rig.immortal().await;
+            for machine in director.records.machines_of("demo").await.unwrap() {
+                assert_eq!(machine.wanted, None, "{}", machine.name);
+            }
+            if through {
+                let mut state = rig.sim.state.lock().unwrap();
+                state.jobs_fail = false;
+                state.never_ready.clear();
+                drop(state);
+                let task = rig.order_another(surge, 3).await;
+                let task = rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+                assert_eq!(task.state, TaskState::Succeeded, "{:?}", task.error);
+                let asked = StepKey("machine/demo-w-2/await-gates".into());
+                assert!(task.steps.contains_key(&asked));
+                let machines = rig.immortal().await.records.machines_of("demo").await;
+                let machines = machines.unwrap();
+                assert_eq!(machines.len(), if surge { 3 } else { 4 });
+                assert!(machines.iter().all(|machine| !machine.additional));
+            }
+            through
+        })
+        .await;
+        assert!(points > 30, "only {points} points");
+    }
+}
+
+/// The worker was made anew; before its gates are asked another machine dies, and the task is planned anew.
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_was_planned_is_asked_whatever_is_planned_since() {
+    let mut asked = 0;
+    for head_start in 1..400 {
+        let rig = Rig::serving(1, &[]).await;
+        rig.gate().await;
+        let task = rig.order_workers(2).await;
+        if rig.run(&task, head_start, Stop::No).await.is_some() {
+            break;
+        }
+        let director = rig.immortal().await;
+        let found = director.records.task(&task).await.unwrap().unwrap();
+        let state = |verb: &str| {
+            let key = StepKey(format!("machine/demo-w-0/{verb}").as_str().into());
+            found.steps.get(&key).map(|step| step.state)
+        };
+        let made = state("await-node") == Some(StepState::Succeeded);
+        if !made || state("await-gates") == Some(StepState::Succeeded) {
+            continue;
+        }
+        let machines = director.records.machines_of("demo").await.unwrap();
+        let mut other = machines
+            .iter()
+            .find(|m| m.name.as_str() == "demo-w-1")
+            .unwrap()
+            .clone();
+        planner::again::condemn_within(&mut other, &machines);
+        let mut commit = Commit::default();
+        commit.put(&other).unwrap();
+        director.records.commit(commit).await.unwrap();
+        rig.sim.state.lock().unwrap().cut(&other.name);
+        let over = rig.run(&task, usize::MAX, Stop::No).await.unwrap();
+        assert_eq!(over.state, TaskState::Succeeded, "{:?}", over.error);
+        assert!(over.rounds > 0, "head start {head_start}");
+        let gate = |key: &StepKey| key.0.ends_with("machine/demo-w-0/await-gates");
+        let done = over.steps.iter().filter(|(key, _)| gate(key));
+        let done = done.filter(|(_, step)| step.state == StepState::Succeeded);
+        assert_eq!(done.count(), 1, "head start {head_start}");
+        let machines = director.records.machines_of("demo").await.unwrap();
+        assert!(machines.iter().all(|machine| machine.former.is_none()));
+        asked += 1;
+    }
+    assert!(asked > 0, "no gate was left");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_cannot_be_configured_goes_back_as_well() {
     at_points(5, async |dies_at| {

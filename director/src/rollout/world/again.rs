@@ -80,6 +80,8 @@ impl World {
             self.desired(&cluster, &machines)?,
             self.observe(name).await?,
         );
+        // Gates that were planned stay planned.
+        observed.unasked.extend(again::unasked(task));
         if task.kind == TaskKind::RepairCluster {
             let held = self.held().await?;
             let dead = machines

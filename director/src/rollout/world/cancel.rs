@@ -7,7 +7,8 @@
 //! both cases: machines keep to those with which they were in service, or get them again, until somebody orders a change.
 //! A machine that a failed update has made anew, and that is not through its gates, is made anew once more as it was, and
 //! keeps to that in the same way. One of the control plane is only where others hold quorum and its data can go back: the
-//! minors of Kubernetes and etcd are the same. What it was is in its record ([`Machine::former`]) from when its
+//! minors of Kubernetes and etcd are the same. A worker that a failed update has added, and that is not through its gates,
+//! goes again, and those that were to go for it stay. What a machine was is in its record ([`Machine::former`]) from when its
 //! former incarnation is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -123,20 +124,46 @@ impl World {
                     }
                 }
             }
+            if added(machine, task) {
+                if machine.role.is_control_plane() {
+                    left.push(format!(
+                        "{} stays, since a control plane grows as a whole; once what is in its way is mended `windlass \
+                         task retry {}` goes on with it",
+                        machine.name, task.id
+                    ));
+                } else {
+                    (machine.wanted, machine.reboot) = (Some(Wanted::Gone), None);
+                }
+            }
             pin(&cluster, machine, task);
             if *machine != before {
                 commit.put(machine)?;
             }
         }
+        let pools = machines.iter().filter(|m| goes_again(m));
+        let pools: BTreeSet<_> = pools.filter_map(|m| m.role.pool()).cloned().collect();
+        for machine in &mut machines {
+            // It was to go for one that goes itself now.
+            let of = machine.role.pool().is_some_and(|pool| pools.contains(pool));
+            let there = found.get(&machine.name).is_some_and(|found| {
+                found.available() && !found.cordoned && found.incarnation == machine.incarnation
+            });
+            if of && there && machine.is_surplus() && !machine.additional {
+                machine.stay();
+                commit.put(machine)?;
+            }
+        }
         self.records.commit(commit).await?;
         let machines = self.records.machines_of(name.as_str()).await?;
+        let going = machines.iter().filter(|machine| goes_again(machine));
+        let going: BTreeSet<MachineName> = going.map(|machine| machine.name.clone()).collect();
         // Of one that is gone already and has become what it was, nothing else tells.
         let lost = machines
             .iter()
             .filter(|machine| machine.pinned && machine.started.is_none())
             .map(|machine| machine.name.clone());
         anew.extend(lost);
-        if anew.is_empty() {
+        if anew.is_empty() && going.is_empty() {
             return Ok(Rollback { plan: None, left });
         }
         let (mut desired, mut observed) = (
@@ -146,7 +173,12 @@ impl World {
         if let DesiredState::Present { gates, .. } = &mut desired.state {
             gates.clear();
         }
-        planner::narrow(&mut desired, &mut observed, &anew, &BTreeSet::new());
+        let there = observed.machines.clone();
+        let names = anew.union(&going).cloned().collect();
+        planner::narrow(&mut desired, &mut observed, &names, &BTreeSet::new());
+        let there = there.into_iter().filter(|(name, _)| going.contains(name));
+        observed.machines.extend(there);
+        observed.surplus = going;
         let plan = planner::plan(&desired, &observed)
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;
@@ -184,6 +216,18 @@ impl World {
             )
         })
     }
+}
+
+/// Whether a task has begun to make a machine that was not there before, and that is not through its gates.
+fn added(machine: &Machine, task: &Task) -> bool {
+    let key = machine_key(&machine.name, Verb::Create);
+    let begun = task.steps.keys().any(|begun| begun.0.ends_with(&*key.0));
+    machine.additional && begun && !machine.is_surplus()
+}
+
+/// Whether a worker that was not there before its change goes again.
+fn goes_again(machine: &Machine) -> bool {
+    machine.additional && machine.is_surplus() && !machine.role.is_control_plane()
 }
 
 /// What a machine was before a task made it anew as something else that is not through its gates; `None` where the task

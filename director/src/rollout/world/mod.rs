@@ -320,10 +320,11 @@ impl World {
                 let mut done = kubernetes.await_node(context, machine, order.limit).await?;
                 self.await_balancers(context, machine, order).await?;
                 // Where gates stand, these have to be open too before there is no way back. What has gone back waits for
-                // none.
+                // none, and nor does what its cluster was made with.
                 let gated = !context.cluster.spec.gates.is_empty();
                 let record = context.machine(machine)?;
-                if !gated || record.pinned || record.proven.is_none() {
+                let first = record.proven.is_none() && !record.additional;
+                if !gated || record.pinned || first {
                     done.records.extend(context.proven(machine)?);
                 }
                 Ok(done)
