@@ -342,6 +342,10 @@ impl Handler for Agent {
         Box::pin(self.runner.step(request, Reporter::new(progress), cancel))
     }
 
+    fn asked_again(&self, id: &StepId, epoch: Epoch) {
+        self.runner.asked_again(id, epoch);
+    }
+
     fn hello(&self) -> HelloFacts {
         let unfinished: Vec<StepId> = lock(&self.runner.context().history).unfinished();
         HelloFacts {

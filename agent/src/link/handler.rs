@@ -26,6 +26,11 @@ pub trait Handler: Send + Sync + 'static {
         cancel: CancelToken,
     ) -> StepFuture<'_>;
 
+    /// A director of this epoch asks for a step that runs, or waits for its turn, already: it may begin in that.
+    fn asked_again(&self, id: &StepId, epoch: Epoch) {
+        let _ = (id, epoch);
+    }
+
     /// What to say on connecting.
     fn hello(&self) -> HelloFacts;
 

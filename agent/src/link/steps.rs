@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quinn::{RecvStream, SendStream};
@@ -14,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use windlass_common::error::{ErrorChain, ErrorClass};
-use windlass_common::id::Digest;
+use windlass_common::id::{Digest, Epoch};
 use windlass_common::limits::{
     FRAME_BYTES_MAX, HELLO_TIMEOUT, PROGRESS_QUEUE, STEPS_IN_FLIGHT_MAX, TUNNEL_BUFFER_BYTES,
     TUNNEL_OPEN_TIMEOUT,
@@ -43,6 +44,8 @@ pub(super) struct Steps {
 struct Running {
     /// Of the step's body: the same id with another content is another step.
     content: Digest,
+    /// The highest epoch in which it was asked for.
+    epoch: AtomicU64,
     listener: Mutex<Option<mpsc::Sender<Progress>>>,
     result: watch::Sender<Option<StepResult>>,
     cancel: watch::Sender<bool>,
@@ -72,12 +75,15 @@ impl Steps {
                 return None;
             }
             *lock(&running.listener) = Some(listener);
+            running.epoch.fetch_max(request.epoch.0, Ordering::Relaxed);
+            self.handler.asked_again(&request.id, request.epoch);
             return Some(running.result.subscribe());
         }
         let (result, receiver) = watch::channel(None);
         let (cancel, token) = CancelToken::channel();
         let running = Arc::new(Running {
             content,
+            epoch: AtomicU64::new(request.epoch.0),
             listener: Mutex::new(Some(listener)),
             result,
             cancel,
@@ -112,7 +118,12 @@ impl Drop for Entry {
     }
 }
 
-async fn drive(entry: Entry, running: Arc<Running>, request: StepRequest, mut cancel: CancelToken) {
+async fn drive(
+    entry: Entry,
+    running: Arc<Running>,
+    mut request: StepRequest,
+    mut cancel: CancelToken,
+) {
     let place = tokio::select! {
         place = entry.steps.places.acquire() => place,
         () = cancel.cancelled() => {
@@ -124,6 +135,7 @@ async fn drive(entry: Entry, running: Arc<Running>, request: StepRequest, mut ca
     };
     // The semaphore is never closed.
     let Ok(_place) = place else { return };
+    request.epoch = Epoch(running.epoch.load(Ordering::Relaxed));
     let (sink, progress) = ProgressSink::channel(PROGRESS_QUEUE);
     let (over, is_over) = oneshot::channel();
     let step = async {

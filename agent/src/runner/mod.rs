@@ -1,8 +1,8 @@
 //! Admits steps, runs them, and remembers how they ended.
 //!
 //! # Invariants
-//! * A step of a lower epoch than the highest ever seen is refused; the highest is on disk before a
-//!   step begins.
+//! * A step of a lower epoch than the highest ever seen is refused, also one that has waited for its turn since, unless
+//!   the director in charge asks for it too; the highest is on disk before a step begins.
 //! * A step's begin is on disk before its effect, its end before its result is returned.
 //! * A step that cannot be repeated runs at most once, whatever is sent how often.
 //! * Two steps never touch the same thing at once (`locks`).
@@ -24,9 +24,10 @@ mod locks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -98,7 +99,7 @@ pub struct Runner<M = Context> {
     machine: M,
     locks: Locks,
     slots: Semaphore,
-    running: Mutex<BTreeSet<StepId>>,
+    running: Mutex<BTreeMap<StepId, Epoch>>,
     epoch: AtomicU64,
     changed: watch::Sender<u64>,
 }
@@ -169,6 +170,14 @@ impl<M: Machine> Runner<M> {
         self.epoch.fetch_max(epoch.0, Ordering::Relaxed);
     }
 
+    /// A director of this epoch asks for a step that is here already: it may begin, although who sent it is not in charge
+    /// any more.
+    pub fn asked_again(&self, id: &StepId, epoch: Epoch) {
+        if let Some(asked) = entries(&self.running).get_mut(id) {
+            *asked = epoch.max(*asked);
+        }
+    }
+
     /// Highest epoch seen.
     pub fn epoch(&self) -> Epoch {
         Epoch(self.epoch.load(Ordering::Relaxed))
@@ -189,7 +198,7 @@ impl<M: Machine> Runner<M> {
         let started = Instant::now();
         let deadline = started + Duration::from_millis(request.deadline_ms).min(STEP_DEADLINE_MAX);
         let run = Run::new(progress);
-        let Some(_running) = Running::enter(&self.running, &request.id) else {
+        let Some(running) = Running::enter(&self.running, &request) else {
             let message = "it is running already".to_owned();
             return result(
                 &request.id,
@@ -216,7 +225,9 @@ impl<M: Machine> Runner<M> {
             let number = request.labels.get(REQUEST);
             tracing::info!(step = %request.id, ?operator, request = ?number, "an operator asks");
         }
-        let (outcome, payload) = self.execute(&request, deadline, cancel, &run).await;
+        let (outcome, payload) = self
+            .execute(&request, &running, deadline, cancel, &run)
+            .await;
         let result = result(&request.id, started, outcome, payload, &run);
         tracing::info!(
             step = %result.id,
@@ -252,10 +263,7 @@ impl<M: Machine> Runner<M> {
         let admit = move || {
             let mut history = lock(&history);
             if epoch < highest {
-                return Ok(Admission::Refuse(format!(
-                    "epoch {epoch} is over, this machine has seen {highest}; the director that \
-                     sent this is not in charge any more"
-                )));
+                return Ok(Admission::Refuse(over(epoch, highest)));
             }
             history.see_epoch(highest)?;
             let known = history.step(&id);
@@ -276,6 +284,7 @@ impl<M: Machine> Runner<M> {
     async fn execute(
         &self,
         request: &StepRequest,
+        running: &Running<'_>,
         deadline: Instant,
         mut cancel: CancelToken,
         run: &Run,
@@ -287,6 +296,17 @@ impl<M: Machine> Runner<M> {
             let held = self.locks.acquire(locks::of(&request.step)).await;
             if cancel_pending.is_cancelled() {
                 return std::future::pending().await;
+            }
+            let (asked, highest) = (running.asked(), self.epoch());
+            if asked < highest {
+                let message = format!(
+                    "it waited for its turn, and nothing was changed: {}",
+                    over(asked, highest)
+                );
+                return Err(Failure {
+                    outcome: Outcome::Refused { message },
+                    payload: Payload::None,
+                });
             }
             begun.store(true, Ordering::Relaxed);
             let run = run.holding(held);
@@ -455,25 +475,46 @@ fn result(
     }
 }
 
-/// Marks a step as running while it lives.
+fn over(epoch: Epoch, highest: Epoch) -> String {
+    format!(
+        "epoch {epoch} is over, this machine has seen {highest}; the director that sent this is not in charge any more"
+    )
+}
+
+/// Marks a step as running while it lives, with the highest epoch in which it was asked for.
 struct Running<'a> {
-    running: &'a Mutex<BTreeSet<StepId>>,
+    running: &'a Mutex<BTreeMap<StepId, Epoch>>,
     id: StepId,
 }
 
+fn entries(running: &Mutex<BTreeMap<StepId, Epoch>>) -> MutexGuard<'_, BTreeMap<StepId, Epoch>> {
+    running.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl<'a> Running<'a> {
-    fn enter(running: &'a Mutex<BTreeSet<StepId>>, id: &StepId) -> Option<Self> {
-        let mut ids = running.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.insert(id.clone()).then(|| Self {
+    fn enter(running: &'a Mutex<BTreeMap<StepId, Epoch>>, request: &StepRequest) -> Option<Self> {
+        let mut ids = entries(running);
+        let Entry::Vacant(place) = ids.entry(request.id.clone()) else {
+            return None;
+        };
+        place.insert(request.epoch);
+        drop(ids);
+        Some(Self {
             running,
-            id: id.clone(),
+            id: request.id.clone(),
         })
+    }
+
+    fn asked(&self) -> Epoch {
+        entries(self.running)
+            .get(&self.id)
+            .copied()
+            .unwrap_or_default()
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let mut ids = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.remove(&self.id);
+        entries(self.running).remove(&self.id);
     }
 }

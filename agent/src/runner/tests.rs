@@ -443,3 +443,50 @@ async fn one_id_runs_once_at_a_time() {
     assert!(matches!(first.outcome, Outcome::Unknown { .. }));
     assert!(matches!(second.outcome, Outcome::Refused { .. }));
 }
+
+/// Seed 6502 of the simulation: it waits behind another step while a director takes over.
+#[tokio::test]
+async fn a_step_that_waited_is_begun_for_the_director_in_charge_alone() {
+    for asked_again in [false, true] {
+        let (root, disk) = (tempfile::tempdir().unwrap(), SimDisk::default());
+        let runner = runner(root.path(), &disk);
+        let order = request("x", 1, file("/etc/a", "1"));
+        let held = runner.locks.acquire(locks::of(&order.step)).await;
+        let mut step =
+            Box::pin(runner.step(order.clone(), Reporter::quiet(), CancelToken::never()));
+        // It is admitted, and waits.
+        while runner
+            .context()
+            .history
+            .lock()
+            .unwrap()
+            .unfinished()
+            .is_empty()
+        {
+            tokio::select! {
+                biased;
+                over = &mut step => panic!("it did not wait: {over:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        runner.see_epoch(Epoch(2));
+        if asked_again {
+            runner.asked_again(&order.id, Epoch(2));
+        }
+        drop(held);
+        let over = step.await.outcome;
+        let expected = match asked_again {
+            true => matches!(over, Outcome::Changed),
+            false => matches!(over, Outcome::Refused { .. }),
+        };
+        assert!(expected, "asked again: {asked_again}, {over:?}");
+        // Who is in charge asks for it.
+        let order = request("x", 2, file("/etc/a", "1"));
+        let then = runner.step(order, Reporter::quiet(), CancelToken::never());
+        let then = then.await.outcome;
+        assert!(
+            matches!(then, Outcome::Changed | Outcome::Converged),
+            "{then:?}"
+        );
+    }
+}

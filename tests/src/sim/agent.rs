@@ -1,6 +1,7 @@
 //! Agents: the real runner and its journal, on a simulated machine, disk and network.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
@@ -37,6 +38,7 @@ pub struct Agent {
 #[derive(Debug)]
 struct Running {
     content: Digest,
+    epoch: Arc<AtomicU64>,
     result: watch::Receiver<Option<StepResult>>,
     cancel: watch::Sender<bool>,
 }
@@ -58,7 +60,14 @@ pub struct Delivery {
     pub action: &'static str,
     id: String,
     content: Digest,
-    epoch: u64,
+    /// The highest in which it was asked for.
+    epoch: Arc<AtomicU64>,
+}
+
+impl Delivery {
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
 }
 
 tokio::task_local! {
@@ -260,7 +269,7 @@ impl Site {
             action,
             id: request.id.0.clone(),
             content,
-            epoch: request.epoch.0,
+            epoch: Arc::new(AtomicU64::new(request.epoch.0)),
         };
         let ignores = state.mutation == Some(Mutation::EpochsIgnored);
         let vm = state.vms.get_mut(name).filter(|vm| vm.incarnation == of)?;
@@ -272,21 +281,27 @@ impl Site {
             request.epoch = request.epoch.max(runner.epoch());
         }
         let seen = vm.epoch;
-        let (epoch, looks) = (delivery.epoch, looks(&request.step));
+        let (epoch, looks) = (delivery.epoch(), looks(&request.step));
         if let Some(running) = vm.agent.running.get(&delivery.id) {
-            return (running.content == content).then(|| running.result.clone());
+            let same = running.content == content;
+            if same {
+                running.epoch.fetch_max(epoch, Ordering::Relaxed);
+                runner.asked_again(&request.id, request.epoch);
+            }
+            return same.then(|| running.result.clone());
         }
         let (sender, result) = watch::channel(None);
         let (cancel, token) = CancelToken::channel();
         let running = Running {
             content,
+            epoch: Arc::clone(&delivery.epoch),
             result: result.clone(),
             cancel,
         };
         vm.agent.running.insert(delivery.id.clone(), running);
         state.tell(format!(
             "{name} is asked for {} in epoch {}",
-            delivery.id, delivery.epoch
+            delivery.id, epoch
         ));
         let (site, at, fixtures) = (self.clone(), name.clone(), Arc::clone(fixtures));
         let carry = async move {
@@ -472,14 +487,14 @@ impl State {
         let Some(vm) = self.vms.get_mut(name) else {
             return;
         };
-        let seen = vm.epoch;
-        vm.epoch = vm.epoch.max(delivery.epoch);
-        vm.begun_epoch = vm.begun_epoch.max(delivery.epoch);
+        let (seen, epoch) = (vm.epoch, delivery.epoch());
+        vm.epoch = vm.epoch.max(epoch);
+        vm.begun_epoch = vm.begun_epoch.max(epoch);
         let again = vm.done.get(&delivery.id) == Some(&delivery.content);
-        if delivery.epoch < seen {
+        if epoch < seen {
             let problem = format!(
                 "{name} carries out {} of epoch {}, and has seen {seen}",
-                delivery.id, delivery.epoch
+                delivery.id, epoch
             );
             self.violated(6, problem);
         }
