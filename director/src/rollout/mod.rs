@@ -60,8 +60,18 @@ const EVENT_QUEUE: usize = 512;
 /// drowning a provider.
 const STEPS_IN_FLIGHT: usize = 64;
 
-/// Begins the keys of a plan that a task goes on with; its number and a slash follow.
+/// Begins the keys of a plan that a task goes on with; its number and a slash follow. In a later leg of an upgrade it
+/// stands behind that of the leg.
 pub(crate) const AGAIN: &str = "again-";
+/// Begins the keys of the plan of a later leg; its number and a slash follow.
+pub(crate) const LEG: &str = "leg-";
+
+/// Splits the prefix of a later leg off a key; it is empty in the first one.
+pub(crate) fn split_leg(key: &str) -> (&str, &str) {
+    let is_leg = key.starts_with(LEG);
+    let end = key.find('/').filter(|_| is_leg);
+    key.split_at(end.map_or(0, |end| end + 1))
+}
 
 /// What steps do to the world.
 pub trait Effects: Send + Sync + fmt::Debug {

@@ -14,7 +14,7 @@ use crate::planner::again::{self, Aim};
 use crate::planner::{inputs, refit};
 use crate::provider::Power;
 use crate::resurrector::{ACTOR, CaseRecord};
-use crate::rollout::AGAIN;
+use crate::rollout::{AGAIN, split_leg};
 use crate::store::Commit;
 
 /// How often one task is planned anew: each time a machine has died, and the pauses between replacements grow.
@@ -100,7 +100,9 @@ impl World {
             .map_err(|error| EffectError::of(error.class(), &error))?;
         check(&plan, &desired, &observed)?;
         agreed(task, &plan)?;
-        Ok(renamed(plan, &format!("{AGAIN}{}/", task.rounds + 1)))
+        let first = task.plan.steps.first();
+        let leg = first.map_or("", |step| split_leg(&step.key.0).0);
+        Ok(renamed(plan, &format!("{leg}{AGAIN}{}/", task.rounds + 1)))
     }
 
     /// Brings what is wanted of a machine up to what has become of it.

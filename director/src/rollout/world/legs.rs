@@ -18,6 +18,7 @@ use super::cancel::renamed;
 use super::{EffectError, World, agreed, check};
 use crate::model::{LegsForecast, Machine, Plan, Revision, Task};
 use crate::planner::{self, Observed, legs};
+use crate::rollout::LEG;
 use crate::service::Drafter;
 use crate::store::{Commit, Expect, Kind};
 
@@ -66,7 +67,7 @@ impl World {
             (planned.seconds, planned.way_back) = (approved.seconds, approved.way_back);
             planned.api_down |= approved.api_down;
         }
-        let mut plan = renamed(plan, &format!("leg-{}/", upgrade.at + 1));
+        let mut plan = renamed(plan, &format!("{LEG}{}/", upgrade.at + 1));
         // What was approved is the way as a whole.
         plan.hash = task.plan.hash;
         plan.upgrade = Some(LegsForecast {
