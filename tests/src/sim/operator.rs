@@ -81,7 +81,7 @@ impl Operator {
     /// Gives all the orders of a seed, and looks at what is left.
     pub async fn work(&mut self) -> Result<()> {
         self.order(Want::Present).await?;
-        let mut changes = self.site.lock().dice.within(2..=3);
+        let mut changes = self.site.lock().dice.within(1..=2);
         while changes > 0 {
             self.site.pause(60_000..=900_000).await;
             self.throw_change();

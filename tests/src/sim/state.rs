@@ -369,7 +369,9 @@ impl State {
         let faults = &self.faults;
         // What happens seldom is struck as often as what happens all the time.
         let per_mille = faults.per_mille * if coverage::is_rare(step) { RARE } else { 1 };
-        if !faults.on || faults.count >= faults.allowed() || !self.dice.chance(per_mille) {
+        // Gates come when the faults of an order have struck already.
+        let most = faults.allowed() + u32::from(step == "await-gates");
+        if !faults.on || faults.count >= most || !self.dice.chance(per_mille) {
             return None;
         }
         let fault = self.dice.pick(of)?;

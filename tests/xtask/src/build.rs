@@ -99,20 +99,20 @@ pub(crate) fn for_tests() -> Result<()> {
 /// The unit tests of the agent, built with everything else.
 pub(crate) fn agent_tests() -> Result<PathBuf> {
     for_tests()?;
-    let said = capture(whole().args(["--message-format", "json"]))?;
+    executable(whole(), "windlass_agent")
+}
+
+/// The program or the test of this name that a build makes; nothing is left to be built by then.
+pub(crate) fn executable(mut build: Command, name: &str) -> Result<PathBuf> {
+    let said = capture(build.args(["--message-format", "json"]))?;
     let messages = said.lines().map(serde_json::from_str::<serde_json::Value>);
-    let mut programs = messages.flatten().filter_map(|message| {
-        let of = &message["target"];
-        let wanted = of["name"] == "windlass_agent"
-            && of["kind"][0] == "lib"
-            && message["profile"]["test"] == true;
+    let made = messages.flatten().find_map(|message| {
+        let wanted = message["target"]["name"] == name;
         Some(PathBuf::from(
             message["executable"].as_str().filter(|_| wanted)?,
         ))
     });
-    programs
-        .next()
-        .context("cargo does not say where the agent's unit tests are")
+    made.with_context(|| format!("cargo does not say where {name} is"))
 }
 
 fn whole() -> Command {

@@ -24,7 +24,11 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
         "libseccomp-dev",
         "system call filters of containers",
     ),
-    ("setpriv", "util-linux", "building the image store"),
+    (
+        "setpriv",
+        "util-linux",
+        "the image store, and work behind other work",
+    ),
     ("ip", "iproute2", "networks of machines"),
     ("nft", "nftables", "address translation for machines"),
     ("mkfs.ext4", "e2fsprogs", "persistent disks"),

@@ -1,13 +1,11 @@
 //! The S3 server that backups are tested against: `s3s-fs` of the registry, kept in `.windlass/tools`.
 
 use std::path::PathBuf;
-use std::process::{Child, Command};
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use crate::build;
-use crate::shell::{capture, cargo, command, line};
+use crate::shell::{Background, capture, cargo, command};
 
 const NAME: &str = "s3s-fs";
 const VERSION: &str = "0.14.1";
@@ -18,7 +16,7 @@ const OPTIMISED: [&str; 4] = ["block-buffer", "digest", "md-5", "sha2"];
 #[derive(Debug)]
 pub(crate) struct Server {
     program: PathBuf,
-    installing: Option<(Child, String, Instant)>,
+    installing: Option<Background>,
 }
 
 impl Server {
@@ -35,11 +33,8 @@ impl Server {
                 installing,
             });
         }
-        println!("==> installing {wanted} meanwhile");
-        let mut install = Command::new("nice");
+        let mut install = cargo();
         install
-            .current_dir(crate::shell::root())
-            .arg(cargo().get_program())
             .args(["install", "--quiet", "--locked", "--debug", "--force"])
             .args(["--features", "binary", "--config", "profile.dev.debug=0"]);
         for package in OPTIMISED {
@@ -52,42 +47,18 @@ impl Server {
             .arg("--root")
             .arg(&root)
             .arg(format!("{NAME}@{VERSION}"));
-        let text = line(&install);
-        let child = install
-            .spawn()
-            .with_context(|| format!("cannot start {text}"))?;
+        let installing = Background::begin(&format!("installing {wanted}"), &install)?;
         Ok(Server {
             program,
-            installing: Some((child, text, Instant::now())),
+            installing: Some(installing),
         })
     }
 
     /// The program, once it is there.
     pub(crate) fn program(&mut self) -> Result<PathBuf> {
-        if let Some((mut child, text, since)) = self.installing.take() {
-            let waited = Instant::now();
-            let status = child
-                .wait()
-                .with_context(|| format!("cannot wait for {text}"))?;
-            if !status.success() {
-                bail!("installing {NAME} failed ({status}): {text}");
-            }
-            println!(
-                "    installing {NAME}: {:.1} s, {:.1} s of them waited for",
-                since.elapsed().as_secs_f64(),
-                waited.elapsed().as_secs_f64()
-            );
+        if let Some(installing) = self.installing.take() {
+            installing.end()?;
         }
         Ok(self.program.clone())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some((mut child, ..)) = self.installing.take() {
-            // Nobody waits for it any more.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }

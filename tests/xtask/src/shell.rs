@@ -1,9 +1,10 @@
 //! Running commands, with a line that says what is being done and how long it took.
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -90,6 +91,96 @@ pub(crate) fn capture_shown(command: &mut Command) -> Result<String> {
         bail!("{} failed ({})", line(command), output.status);
     }
     String::from_utf8(output.stdout).context("output is not UTF-8")
+}
+
+/// A command that runs behind everything else: it gets what processors nobody wants, and ends with this program.
+#[derive(Debug)]
+pub(crate) struct Background {
+    what: String,
+    text: String,
+    child: Child,
+    said: File,
+    since: Instant,
+}
+
+/// Runs what follows it in a group of its own that the scheduler serves last, then as a task that it serves last.
+const BEHIND: &str = "echo 19 2>/dev/null >/proc/self/autogroup; exec chrt --idle 0 \"$@\"";
+
+impl Background {
+    /// Starts it. What it says is kept for [`Background::end`].
+    pub(crate) fn begin(what: &str, behind: &Command) -> Result<Background> {
+        let text = line(behind);
+        println!("==> {what} meanwhile");
+        flush();
+        let said = tempfile::tempfile().context("cannot make a temporary file")?;
+        let both = || said.try_clone().context("cannot share a temporary file");
+        let mut child = command("setpriv");
+        child
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "setsid",
+                "--wait",
+                "sh",
+                "-c",
+                BEHIND,
+                "sh",
+            ])
+            .arg(behind.get_program())
+            .args(behind.get_args())
+            .stdout(both()?)
+            .stderr(both()?);
+        for (name, value) in behind.get_envs() {
+            match value {
+                Some(value) => child.env(name, value),
+                None => child.env_remove(name),
+            };
+        }
+        let child = child
+            .spawn()
+            .with_context(|| format!("cannot start {text}"))?;
+        Ok(Background {
+            what: what.to_owned(),
+            text,
+            child,
+            said,
+            since: Instant::now(),
+        })
+    }
+
+    /// Waits until it has ended, and prints what it said.
+    pub(crate) fn end(mut self) -> Result<()> {
+        let waited = Instant::now();
+        let status = self
+            .child
+            .wait()
+            .with_context(|| format!("cannot wait for {}", self.text))?;
+        let mut said = String::new();
+        self.said.rewind().context("cannot read what was said")?;
+        self.said
+            .read_to_string(&mut said)
+            .context("cannot read what was said")?;
+        print!("{said}");
+        if !status.success() {
+            bail!("{} failed ({status}): {}", self.what, self.text);
+        }
+        println!(
+            "    {}: {:.1} s, {:.1} s of them waited for",
+            self.what,
+            self.since.elapsed().as_secs_f64(),
+            waited.elapsed().as_secs_f64()
+        );
+        flush();
+        Ok(())
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // One that has ended, or that nobody waits for any more.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Whether a program is on the PATH; an absolute path stands for itself.

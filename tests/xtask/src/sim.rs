@@ -1,24 +1,35 @@
 //! `cargo xtask sim`: seeds of the simulation (`tests/src/sim`), on all cores.
 //!
 //! A few seeds are built as the tests are. Where thousands are to be run, the project's own crates are optimised:
-//! that is a build of its own, and a seed takes a fraction of the time. Assertions and overflow checks stay on;
+//! that is a build of its own, and a seed takes a quarter of the time. Assertions and overflow checks stay on;
 //! dependencies are those of the tests.
+//!
+//! The suite runs ten thousand. They need a quarter of an hour of one core and wait for nothing, where scenarios on real
+//! clusters mostly wait: so they are run behind the other suites, and looked at when those have ended.
 //!
 //! `--verdicts` runs the other simulation (`director/tests/verdicts`): what is concluded about machines, and what is
 //! done about them.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::build;
-use crate::shell::{cargo, command, step};
+use crate::shell::{Background, cargo, command, step};
 
-/// Seeds of the suite, always the same: as many as three minutes on two cores have room for, built as the tests are.
-/// `--full` runs [`FULL`], of which no cell of the coverage may be empty.
-const SEEDS: &str = "500";
-/// Of the verdicts these run always: they take a minute and a half on two cores, built as the tests are.
-const FULL: &str = "10000";
+/// Seeds of the suite, always the same, of either simulation. No cell of the coverage may be empty of so many.
+const SEEDS: &str = "10000";
 /// From so many seeds on, building for speed pays.
 const OPTIMISED: u64 = 2_000;
+/// How far the project's own crates are optimised: those in which seeds spend their time.
+const SPEED: [(&str, u8); 5] = [
+    ("agent", 1),
+    ("common", 2),
+    ("director", 2),
+    ("stemcell", 0),
+    ("tests", 1),
+];
+const BUILDING: &str = "building the simulation for speed";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -52,29 +63,40 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     arguments.extend(options.trace.then_some("--trace"));
     arguments.extend(options.mutate.then_some("--mutate"));
     arguments.extend(options.more.iter().map(String::as_str));
-    if options.seeds >= OPTIMISED && !options.mutate {
-        build_optimised()?;
+    let program = if options.seeds >= OPTIMISED && !options.mutate {
+        let mut build = optimised();
+        step(BUILDING, &mut build)?;
+        build::executable(build, "windlass-sim")?
     } else {
         build::for_tests()?;
-    }
-    start("seeds of the simulation", &arguments)
+        build::target().join("debug/windlass-sim")
+    };
+    step("seeds of the simulation", command(program).args(&arguments))
 }
 
-/// The suite of `cargo xtask test`: broken guards are noticed, and seeds break nothing.
-pub(crate) fn suite(full: bool) -> Result<()> {
-    if full {
-        build_optimised()?;
-    } else {
-        build::for_tests()?;
-    }
-    start("broken guards", &["--mutate"])?;
-    let seeds = if full { FULL } else { SEEDS };
-    println!("    the first {seeds} seeds; {FULL} with --full");
-    start("seeds of the simulation", &["--seeds", seeds])?;
-    verdicts(FULL, "0", false)
+/// Begins to build the simulation for the suite, behind what goes on.
+pub(crate) fn begin() -> Result<Background> {
+    Background::begin(BUILDING, &optimised())
 }
 
-/// Broken guards are noticed, and seeds break nothing.
+/// The suite of `cargo xtask test`: broken guards are noticed, and verdicts break nothing. The seeds of the simulation
+/// are begun, and fail where one has broken an invariant.
+pub(crate) fn suite(building: Option<Background>) -> Result<Background> {
+    match building {
+        Some(building) => building.end()?,
+        None => step(BUILDING, &mut optimised())?,
+    }
+    let program = build::executable(optimised(), "windlass-sim")?;
+    step("broken guards", command(&program).arg("--mutate"))?;
+    let seeds = Background::begin(
+        "seeds of the simulation",
+        command(&program).args(["--seeds", SEEDS]),
+    )?;
+    verdicts(SEEDS, "0", false)?;
+    Ok(seeds)
+}
+
+/// Seeds of the verdicts break nothing.
 fn verdicts(seeds: &str, from: &str, trace: bool) -> Result<()> {
     let mut test = cargo();
     test.args(["test", "--quiet", "--locked", "--workspace"])
@@ -89,22 +111,19 @@ fn verdicts(seeds: &str, from: &str, trace: bool) -> Result<()> {
     step("seeds of the verdicts", &mut test)
 }
 
-fn build_optimised() -> Result<()> {
-    step(
-        "building the simulation",
-        cargo()
-            .args(["build", "--quiet", "--locked", "--bin", "windlass-sim"])
-            .args(["-p", "windlass-director", "-p", "windlass-tests"])
-            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
-            .env("CARGO_PROFILE_DEV_DEBUG", "0")
-            // Fewer units of code: what is generic is translated less often.
-            .env("CARGO_PROFILE_DEV_INCREMENTAL", "false"),
-    )
-}
-
-fn start(what: &str, arguments: &[&str]) -> Result<()> {
-    step(
-        what,
-        command(build::target().join("debug/windlass-sim")).args(arguments),
-    )
+/// Builds the simulation for speed: with the features of what is built with the tests, so that nothing else is compiled
+/// again, and beside it.
+fn optimised() -> Command {
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--locked", "--workspace"]);
+    build.args(["--bin", "windlass-sim"]);
+    for (package, level) in SPEED {
+        // Fewer units of code: what is generic is translated less often.
+        let level = format!("opt-level={level}");
+        for setting in [level.as_str(), "codegen-units=8", "debug=false"] {
+            let setting = format!("profile.dev.package.windlass-{package}.{setting}");
+            build.args(["--config", &setting]);
+        }
+    }
+    build
 }

@@ -12,7 +12,7 @@ use crate::build::{self, KUBERNETES, Profile};
 use crate::compat;
 use crate::prerequisites;
 use crate::s3;
-use crate::shell::{capture, cargo, command, has, step};
+use crate::shell::{Background, capture, cargo, command, has, step};
 
 /// All suites together, from cold.
 const TOTAL_BUDGET: Duration = Duration::from_secs(60 * 60);
@@ -34,12 +34,12 @@ pub(crate) enum Suite {
     Checks,
     /// Stemcells of both Kubernetes minors, built for real.
     Stemcells,
+    /// Broken guards, 10 000 seeds of the verdicts, and behind the suites that follow 10 000 of the simulation.
+    Sim,
     /// Unit, property and integration tests of every crate, on real components.
     Crates,
     /// This release beside the one before it, each with the other's agent.
     Compat,
-    /// Broken guards, 10 000 seeds of the verdicts, and 500 of the simulation, 10 000 with `--full`.
-    Sim,
     /// Every fuzz target for 20 s, from the kept corpus; needs a nightly toolchain.
     Fuzz,
     /// Scenarios on real clusters.
@@ -54,9 +54,9 @@ impl Suite {
     const ALL: [Suite; 9] = [
         Suite::Checks,
         Suite::Stemcells,
+        Suite::Sim,
         Suite::Crates,
         Suite::Compat,
-        Suite::Sim,
         Suite::Fuzz,
         Suite::EndToEnd,
         Suite::Demo,
@@ -71,23 +71,26 @@ impl Suite {
             Suite::Stemcells => 480,
             Suite::Crates => 620,
             Suite::Compat => 150,
-            Suite::Sim => 340,
-            Suite::Fuzz => 300,
+            Suite::Sim => 540,
+            Suite::Fuzz => 260,
             Suite::EndToEnd => 960,
-            Suite::Demo => 180,
+            Suite::Demo => 120,
             Suite::Vm => 120,
         })
     }
 
-    fn run(self, options: &Options, xtask: &Path, server: &mut Option<s3::Server>) -> Result<()> {
+    fn run(self, options: &Options, xtask: &Path, behind: &mut Behind) -> Result<()> {
         match self {
             Suite::Checks => check(),
-            Suite::Stemcells => stemcells(),
-            Suite::Crates => crates(options.full, server),
+            Suite::Stemcells => stemcells(behind),
+            Suite::Crates => crates(options.full, behind),
             Suite::Compat => compat::run(),
-            Suite::Sim => crate::sim::suite(options.full),
+            Suite::Sim => {
+                behind.seeds = Some(crate::sim::suite(behind.simulation.take())?);
+                Ok(())
+            }
             Suite::Fuzz => crate::fuzz::run(options.full),
-            Suite::EndToEnd => end_to_end(options.full, server),
+            Suite::EndToEnd => end_to_end(options.full, behind),
             Suite::Demo => demo(xtask),
             Suite::Vm => crate::vm::watchdog(),
         }
@@ -104,30 +107,51 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         true => options.full || *suite != Suite::Vm,
         false => options.only.contains(suite),
     };
-    let mut server = None;
+    let mut behind = Behind {
+        simulates: chosen(&Suite::Sim),
+        ..Behind::default()
+    };
     for suite in Suite::ALL.into_iter().filter(chosen) {
         println!("\n######## suite {suite:?}");
         let suite_started = Instant::now();
+        let worked_before = worked();
         // Stemcells wait for downloads and disks: what the crates are tested against is built behind them.
         let needed = chosen(&Suite::Crates) || (options.full && chosen(&Suite::EndToEnd));
-        if server.is_none() && suite != Suite::Checks && needed {
+        if behind.server.is_none() && suite != Suite::Checks && needed {
             match s3::Server::begin() {
-                Ok(begun) => server = Some(begun),
+                Ok(begun) => behind.server = Some(begun),
                 // The suite that needs it tries again, and fails.
                 Err(error) => println!("    {error:#}"),
             }
         }
-        let outcome = suite.run(options, &xtask, &mut server);
+        let outcome = suite.run(options, &xtask, &mut behind);
         if let Err(error) = &outcome {
             println!("suite {suite:?} failed: {error:#}");
         }
-        rows.push((suite, suite_started.elapsed(), outcome.is_ok()));
+        rows.push(Row {
+            suite,
+            elapsed: suite_started.elapsed(),
+            worked: worked().saturating_sub(worked_before),
+            ok: outcome.is_ok(),
+        });
+    }
+    if let Some(seeds) = behind.seeds.take() {
+        println!("\n######## what is left of suite Sim");
+        let waited = Instant::now();
+        let outcome = seeds.end();
+        if let Err(error) = &outcome {
+            println!("suite Sim failed: {error:#}");
+        }
+        for row in rows.iter_mut().filter(|row| row.suite == Suite::Sim) {
+            row.elapsed += waited.elapsed();
+            row.ok &= outcome.is_ok();
+        }
     }
     report(&rows, started.elapsed());
     let failed: Vec<_> = rows
         .iter()
-        .filter(|(.., ok)| !ok)
-        .map(|(suite, ..)| suite)
+        .filter(|row| !row.ok)
+        .map(|row| row.suite)
         .collect();
     if failed.is_empty() {
         Ok(())
@@ -178,8 +202,11 @@ pub(crate) fn check() -> Result<()> {
     )
 }
 
-fn stemcells() -> Result<()> {
+fn stemcells(behind: &mut Behind) -> Result<()> {
     let binaries = build::binaries(Profile::Dev)?;
+    if behind.simulates {
+        behind.simulation = Some(crate::sim::begin()?);
+    }
     for version in KUBERNETES {
         build::stemcell(&binaries, version)?;
     }
@@ -192,20 +219,30 @@ fn stemcells() -> Result<()> {
     Ok(())
 }
 
+/// What runs behind the suites.
+#[derive(Debug, Default)]
+struct Behind {
+    server: Option<s3::Server>,
+    /// Whether the simulation is needed, and its build.
+    simulates: bool,
+    simulation: Option<Background>,
+    seeds: Option<Background>,
+}
+
 /// The program of the object store, waited for if it is being installed.
-fn object_store(server: &mut Option<s3::Server>) -> Result<PathBuf> {
-    match server {
+fn object_store(behind: &mut Behind) -> Result<PathBuf> {
+    match &mut behind.server {
         Some(server) => server.program(),
         None => s3::Server::begin()?.program(),
     }
 }
 
-fn crates(full: bool, server: &mut Option<s3::Server>) -> Result<()> {
+fn crates(full: bool, behind: &mut Behind) -> Result<()> {
     let binaries = build::binaries(Profile::Dev)?;
     build::stemcell(&binaries, KUBERNETES[0])?;
     let stemcell = build::newest_stemcell(KUBERNETES[0])?;
     let tests = build::tests()?;
-    let server = object_store(server)?;
+    let server = object_store(behind)?;
     step(
         "tests of the crates",
         cargo()
@@ -240,7 +277,7 @@ fn crates(full: bool, server: &mut Option<s3::Server>) -> Result<()> {
     bench::fleet(Profile::Dev, false, &small.map(str::to_owned))
 }
 
-fn end_to_end(full: bool, server: &mut Option<s3::Server>) -> Result<()> {
+fn end_to_end(full: bool, behind: &mut Behind) -> Result<()> {
     let binaries = build::binaries(Profile::Dev)?;
     let stemcells = build::stemcell(&binaries, KUBERNETES[1])?;
     build::stemcell(&binaries, KUBERNETES[0])?;
@@ -259,7 +296,7 @@ fn end_to_end(full: bool, server: &mut Option<s3::Server>) -> Result<()> {
     .env("WINDLASS_TEST_KUBECTL", build::kubectl(&stemcell));
     if full {
         test.env("WINDLASS_TEST_FULL", "1")
-            .env("WINDLASS_TEST_S3", object_store(server)?)
+            .env("WINDLASS_TEST_S3", object_store(behind)?)
             .env("WINDLASS_TEST_NEXT_AGENT", build::next_agent()?);
     }
     step("scenarios on real clusters", &mut test)
@@ -324,11 +361,47 @@ fn has_subcommand(name: &str) -> bool {
     has(&format!("cargo-{name}")) || capture(cargo().args([name, "--version"])).is_ok()
 }
 
-fn report(rows: &[(Suite, Duration, bool)], total: Duration) {
-    println!("\n{:<12} {:>9} {:>9}  outcome", "suite", "time", "budget");
-    for (suite, elapsed, ok) in rows {
-        let outcome = if *ok { "passed" } else { "FAILED" };
-        print_row(&format!("{suite:?}"), *elapsed, suite.budget(), outcome);
+/// What became of a suite.
+#[derive(Debug)]
+struct Row {
+    suite: Suite,
+    elapsed: Duration,
+    /// What all processors did meanwhile, also for what runs behind it.
+    worked: Duration,
+    ok: bool,
+}
+
+/// How long the processors of this machine have worked since it started, all together (`/proc/stat`, proc(5), in units
+/// of 10 ms); zero where that cannot be read, since it is only printed.
+fn worked() -> Duration {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let first = stat.lines().next().unwrap_or_default();
+    let times = first.split_whitespace().skip(1);
+    // user nice system idle iowait irq softirq steal; guests are counted with users
+    let worked = times
+        .take(8)
+        .enumerate()
+        .filter(|(at, _)| ![3, 4, 7].contains(at));
+    let ticks = worked
+        .filter_map(|(_, time)| time.parse::<u64>().ok())
+        .sum::<u64>();
+    Duration::from_millis(ticks.saturating_mul(10))
+}
+
+fn report(rows: &[Row], total: Duration) {
+    println!(
+        "\n{:<12} {:>9} {:>9} {:>6}  outcome",
+        "suite", "time", "budget", "cores"
+    );
+    for row in rows {
+        let cores = row.worked.as_secs_f64() / row.elapsed.as_secs_f64().max(0.001);
+        let outcome = if row.ok { "passed" } else { "FAILED" };
+        print_row(
+            &format!("{:?}", row.suite),
+            row.elapsed,
+            row.suite.budget(),
+            &format!("{cores:>6.1}  {outcome}"),
+        );
     }
     print_row("all", total, TOTAL_BUDGET, "");
 }
@@ -340,7 +413,7 @@ fn print_row(name: &str, elapsed: Duration, budget: Duration, outcome: &str) {
         ""
     };
     println!(
-        "{name:<12} {:>7.0} s {:>7.0} s  {outcome}{over}",
+        "{name:<12} {:>7.0} s {:>7.0} s {outcome}{over}",
         elapsed.as_secs_f64(),
         budget.as_secs_f64()
     );
