@@ -304,10 +304,11 @@ async fn an_additional_machine_that_fails_at_its_gates_is_removed_again() {
                 assert_eq!(machine.wanted, None, "{}", machine.name);
             }
             if through {
-                let mut state = rig.sim.state.lock().unwrap();
-                state.jobs_fail = false;
-                state.never_ready.clear();
-                drop(state);
+                {
+                    let mut state = rig.sim.state.lock().unwrap();
+                    state.jobs_fail = false;
+                    state.never_ready.clear();
+                }
                 let task = rig.order_another(surge, 3).await;
                 let task = rig.run(&task, usize::MAX, Stop::No).await.unwrap();
                 assert_eq!(task.state, TaskState::Succeeded, "{:?}", task.error);

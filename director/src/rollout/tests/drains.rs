@@ -96,10 +96,11 @@ async fn a_node_that_says_what_was_is_not_counted_on() {
         let closed = rig.sim.state.lock().unwrap().cordoned.clone();
         assert_eq!(closed.len(), 1, "dies: {dies}: {closed:?}");
         // It is heard of, and its kubelet has spoken.
-        let mut state = rig.sim.state.lock().unwrap();
-        state.stuck.clear();
-        state.booted.clear();
-        drop(state);
+        {
+            let mut state = rig.sim.state.lock().unwrap();
+            state.stuck.clear();
+            state.booted.clear();
+        }
         if !dies {
             director.rollouts.wait(&task).await;
             let task = director.records.task(&task).await.unwrap().unwrap();
