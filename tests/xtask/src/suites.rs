@@ -34,7 +34,8 @@ pub(crate) enum Suite {
     Checks,
     /// Stemcells of both Kubernetes minors, built for real.
     Stemcells,
-    /// Broken guards, 10 000 seeds of the verdicts, and behind the suites that follow 10 000 of the simulation.
+    /// Broken guards, 10 000 seeds of the verdicts, and behind the suites that follow 4 000 of the simulation, 10 000
+    /// with `--full`.
     Sim,
     /// Unit, property and integration tests of every crate, on real components.
     Crates,
@@ -86,7 +87,7 @@ impl Suite {
             Suite::Crates => crates(options.full, behind),
             Suite::Compat => compat::run(),
             Suite::Sim => {
-                behind.seeds = Some(crate::sim::suite(behind.simulation.take())?);
+                behind.seeds = Some(crate::sim::suite(options.full, behind.simulation.take())?);
                 Ok(())
             }
             Suite::Fuzz => crate::fuzz::run(options.full),
